@@ -1,0 +1,147 @@
+"""Drops the residual branches that a rank does not own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from sdp_compile.errors import LoweringError
+from sdp_compile.passes.base import Lowering, Pass, copy_program
+from sdp_compile.program import Program
+from sdp_compile.structure.blocks import Branch
+from sdp_compile.structure.effects import Effects, operator_name, shape_text, tensor_value
+from sdp_compile.structure.residual import ADDS
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class DropBlocks(Pass):
+    """``x + f(x)`` becomes ``x`` where the rank does not own ``f``.
+
+    Sliced: readers of the add read the skip path, and the branch is left without a reader. Masked: the add takes
+    zeros in place of the branch's output, which is still computed and gets the gradient 0.
+    """
+
+    name: ClassVar[str] = "drop_blocks"
+
+    def run(self, program: Program, context: Lowering) -> Program:
+        dropped = context.plan.dropped_blocks(context.rank)
+        if not dropped or context.plan.block_family is None:
+            return program
+        units = context.blocks.units(context.plan.block_family)
+        numbers = [number for unit in sorted(dropped) for number in units[unit]]
+        branches = [branch for number in numbers for branch in context.blocks.blocks[number].branches[program.mode]]
+        program = copy_program(program)
+        if context.lowering == "masked":
+            _mask(program.graph, branches)
+        else:
+            _bypass(program.graph, branches)
+        program.graph.lint()
+        return program
+
+
+def _nodes(graph: fx.Graph, branches: list[Branch]) -> list[tuple[fx.Node, fx.Node]]:
+    """The add and the branch's output of each branch."""
+    nodes = {node.name: node for node in graph.nodes}
+    for name in (name for branch in branches for name in (branch.add, branch.operand)):
+        if name not in nodes:
+            raise LoweringError(
+                f"drop_blocks: the graph has no node {name!r}, which block analysis found in it; "
+                f"run drop_blocks before the passes that remove or rename nodes"
+            )
+    return [(nodes[branch.add], nodes[branch.operand]) for branch in branches]
+
+
+def _mask(graph: fx.Graph, branches: list[Branch]) -> None:
+    for add, operand in _nodes(graph, branches):
+        with graph.inserting_before(add):
+            # `where` rather than `* 0`: inf * 0 is NaN. A tensor made from the operand follows it to its device.
+            never = _call(operand, aten.new_zeros.default, (operand, []), {"dtype": torch.bool})
+            zeros = _call(operand, aten.where.ScalarOther, (never, operand, 0))
+        add.replace_input_with(operand, zeros)
+
+
+def _bypass(graph: fx.Graph, branches: list[Branch]) -> None:
+    """Zeros run from the dropped branches down to the first add with a side that is kept; that side replaces it."""
+    effects = Effects(graph)
+    zeros = {operand for _, operand in _nodes(graph, branches)}
+    for node in effects.nodes:
+        if zeros.isdisjoint(node.all_input_nodes):
+            continue
+        kept = [side for side in node.args[:2] if isinstance(side, fx.Node) and side not in zeros]
+        if node.target not in ADDS or not kept:
+            zeros.add(node)  # nothing but adds, and what passes a term on to one, reads a term
+        else:
+            _replace(node, kept[0], effects)
+
+
+def _replace(add: fx.Node, skip: fx.Node, effects: Effects) -> None:
+    """Makes all readers of ``add`` read ``skip``, in the same dtype and memory layout."""
+    total, value = tensor_value(add), tensor_value(skip)
+    if total is None or value is None or shape_text(total) != shape_text(value):
+        raise LoweringError(f"drop_blocks: the skip path {skip.name!r} does not have the shape of the sum {add.name!r}")
+    own_storage = effects.storage[add] is not effects.storage[skip]
+    stays = skip
+    with add.graph.inserting_before(add):
+        if value.dtype != total.dtype:
+            stays = _call(stays, aten.to.dtype, (stays, total.dtype))
+        if own_storage and str(value.stride()) != str(total.stride()):
+            stays = _call(stays, aten.clone.default, (stays,), {"memory_format": _memory_format(total)})
+        if stays is skip and own_storage and _is_overwritten(add, skip, effects):
+            stays = _call(stays, aten.clone.default, (stays,))
+    if stays is not skip:  # it stands for the sum when a later add asks
+        effects.storage[stays], effects.position[stays] = effects.storage[add], effects.position[add]
+    add.replace_all_uses_with(stays)
+    add.graph.erase_node(add)  # now, as an add in place would still add to the skip path
+
+
+def _is_overwritten(add: fx.Node, skip: fx.Node, effects: Effects) -> bool:
+    """Whether the sum or the skip path is overwritten while they must differ.
+
+    An activation in place that is all that reads the sum is made out of place instead.
+    """
+    writers = effects.written_after(add)
+    if writers and set(add.users) == {writers[0]} and writers[0].args[0] is add and _make_out_of_place(writers[0]):
+        writers = []  # what it makes is a tensor of its own, so later writes do not matter
+    position = effects.position[add]
+    skip_writers = effects.writers.get(effects.storage[skip], ())
+    return bool(writers) or any(effects.position[writer] > position for writer in skip_writers)
+
+
+def _make_out_of_place(node: fx.Node) -> bool:
+    """Turns ``relu_`` into ``relu``; False where ATen has no such operator."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return False
+    name = operator_name(node)
+    packet = getattr(aten, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
+    overload = getattr(packet, target._overloadname, None)
+    if overload is None:
+        return False
+    node.target = overload
+    return True
+
+
+def _memory_format(value: torch.Tensor) -> torch.memory_format:
+    for memory_format in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d):
+        fits = value.dim() == {torch.channels_last: 4, torch.channels_last_3d: 5}.get(memory_format, value.dim())
+        if fits and value.is_contiguous(memory_format=memory_format):
+            return memory_format
+    return torch.preserve_format
+
+
+def _call(
+    like: fx.Node, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> fx.Node:
+    """A new node at the graph's insertion point, described like the activation that it stands for."""
+    node = like.graph.create_node("call_function", target, args, kwargs or {}, name=target._opname)
+    node.meta = {key: value for key, value in like.meta.items() if key != "rewrites"}
+    values = fx.node.map_arg((args, kwargs or {}), lambda source: source.meta["val"])
+    node.meta["val"] = target(*values[0], **values[1])
+    if node.meta["val"].ndim != like.meta["val"].ndim:
+        node.meta.pop("layouts", None)  # they are the activation's
+    return node

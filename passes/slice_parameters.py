@@ -1,0 +1,114 @@
+"""Make the graph compute with the slices that a worker keeps of its parameters."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from sdp_compile.passes.base import Lowering, Pass, copy_program
+from sdp_compile.program import Program
+from sdp_compile.structure.analysis import NodeRewrites
+from sdp_compile.structure.layout import Layout, kept_size
+
+
+@dataclass(frozen=True)
+class SliceParameters(Pass):
+    """Rewrites every size, group count and slice bound that depends on a cut axis, and pins implied constants.
+
+    Parameters themselves keep their names; the module is built with the worker's slices of them. Symbolic sizes in
+    the graph always mean the full model's: they are converted where a tensor of the slice gives or takes one.
+    """
+
+    name: ClassVar[str] = "slice_parameters"
+
+    def run(self, program: Program, context: Lowering) -> Program:
+        kept = context.plan.kept_units(context.rank)
+        program = copy_program(program)
+        for node in list(program.graph.nodes):
+            if node.target is torch.ops.aten.sym_size.int:
+                _restore_full_size(node, kept)
+            rewrites = node.meta.get("rewrites")
+            if rewrites is not None:
+                _rewrite(node, rewrites, kept)
+        program.graph.lint()
+        return program
+
+
+def _scale(dims: tuple[Layout, ...], kept: Mapping[str, int]) -> tuple[int, int]:
+    """What a worker keeps of the summed ``dims``, and their full size."""
+    return sum(kept_size(dim, kept) for dim in dims), sum(dim.size for dim in dims)
+
+
+def _rewrite(node: fx.Node, rewrites: NodeRewrites, kept: Mapping[str, int]) -> None:
+    scales = [(argument, index, *_scale(dims, kept)) for argument, index, dims in rewrites.resizes]
+    changed = [scale for scale in scales if scale[2] != scale[3]]
+    pinned = {name: value for name, value in rewrites.pins.items() if rewrites.operator is None}
+    for name, value in pinned.items():
+        _set(node, name, value)
+    if not changed:
+        return
+    if rewrites.operator is not None:  # every argument but the tensor is given by resizes and pins
+        arguments: dict[str, Any] = dict(rewrites.pins)
+        for argument, _, mine, _full in scales:
+            arguments.setdefault(argument, []).append(mine)
+        node.target, node.args, node.kwargs = rewrites.operator, (node.args[0],), arguments
+        return
+    for argument, index, mine, full in changed:
+        value = _get(node, argument)
+        if index is None:
+            _set(node, argument, _resized(node, value, mine, full))
+        else:
+            items = list(value)
+            items[index] = _resized(node, items[index], mine, full)
+            _set(node, argument, items)
+
+
+def _resized(node: fx.Node, value: Any, mine: int, full: int) -> Any:
+    if isinstance(value, fx.Node):
+        ratio = Fraction(mine, full)
+        with node.graph.inserting_before(node):
+            scaled = node.graph.call_function(operator.mul, (value, ratio.numerator))
+            return node.graph.call_function(operator.floordiv, (scaled, ratio.denominator))
+    return value if value == -1 else mine
+
+
+def _restore_full_size(node: fx.Node, kept: Mapping[str, int]) -> None:
+    tensor, dim = node.args
+    layouts = tensor.meta.get("layouts")  # type: ignore[union-attr]
+    if not layouts:
+        return
+    mine, full = _scale((layouts[dim],), kept)
+    if mine == full:
+        return
+    ratio = Fraction(full, mine)
+    users = list(node.users)
+    with node.graph.inserting_after(node):
+        scaled = node.graph.call_function(operator.mul, (node, ratio.numerator))
+    with node.graph.inserting_after(scaled):
+        restored = node.graph.call_function(operator.floordiv, (scaled, ratio.denominator))
+    for user in users:
+        user.replace_input_with(node, restored)
+
+
+def _position(node: fx.Node, argument: str) -> int:
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    return names.index(argument)
+
+
+def _get(node: fx.Node, argument: str) -> Any:
+    position = _position(node, argument)
+    return node.args[position] if position < len(node.args) else node.kwargs[argument]
+
+
+def _set(node: fx.Node, argument: str, value: Any) -> None:
+    position = _position(node, argument)
+    if position < len(node.args):
+        node.args = (*node.args[:position], value, *node.args[position + 1 :])
+    else:
+        node.kwargs = {**node.kwargs, argument: value}

@@ -1,0 +1,113 @@
+"""The last pass: what the others promised holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sdp_compile.errors import LoweringError
+from sdp_compile.passes.base import Lowering, Pass, copy_program
+from sdp_compile.program import Program
+from sdp_compile.source import module_path, source_line
+from sdp_compile.structure.layout import Layout, kept_size
+from sdp_compile.structure.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Verify(Pass):
+    """Runs the graph on fake tensors of the worker's shapes and compares every result with what analysis predicts.
+
+    Leaves ``meta["val"]`` a fake tensor of the worker's shape at the example's input size; the symbolic value of the
+    full model moves to ``meta["full_val"]``. Allocates no memory for tensors.
+    """
+
+    name: ClassVar[str] = "verify"
+
+    def run(self, program: Program, context: Lowering) -> Program:
+        program = copy_program(program)
+        program.graph.lint()
+        kept = context.plan.kept_units(context.rank) if context.lowering == "sliced" else {}
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            _Checker(program.graph, context, kept, mode).check()
+        return program
+
+
+class _Checker(fx.Interpreter):
+    def __init__(self, graph: fx.Graph, context: Lowering, kept: Mapping[str, int], mode: FakeTensorMode) -> None:
+        super().__init__(torch.nn.Module(), graph=graph)
+        self.context = context
+        self.kept = kept
+        self.sizes = Sizes()
+        self.mode = mode
+        self.fakes: dict[str, torch.Tensor] = {}
+
+    def check(self) -> None:
+        with torch.no_grad():
+            self.run(*[self._example(node) for node in self.graph.nodes if node.op == "placeholder"])
+
+    def _example(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            return value
+        return self._fake(self.sizes.example(value), value)
+
+    def _fake(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+    def fetch_attr(self, target: str) -> torch.Tensor:
+        if target not in self.fakes:
+            tensor = self.context.capture.state[target]
+            shape: tuple[int, ...] | None = tensor.shape
+            if self.context.lowering == "sliced" and tensor.kind != "constant":
+                shape = self.context.plan.local_shape(target, self.context.rank)
+            elif self.context.lowering == "sliced":
+                shape = tuple(len(index) for index in self.context.plan.kept(target, self.context.rank) or ())
+            if shape is None:
+                raise LoweringError(
+                    f"The graph still reads {target!r}, of which worker {self.context.rank} owns nothing."
+                )
+            device = next(
+                (n.meta["val"].device for n in self.graph.nodes if n.target == target and "val" in n.meta), "cpu"
+            )
+            self.fakes[target] = torch.empty(shape, dtype=tensor.dtype, device=device)
+        return self.fakes[target]
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            result = super().run_node(n)
+        except LoweringError:
+            raise
+        except Exception as error:
+            raise LoweringError(
+                f"Worker {self.context.rank}'s graph cannot run {n.format_node()} "
+                f"(module {module_path(n) or 'of the model'!r}, {source_line(n)}): {error}"
+            ) from error
+        if isinstance(result, torch.Tensor):
+            self._compare(n, result)
+            full = n.meta.get("val")
+            n.meta = {**n.meta, "val": result, **({} if full is None else {"full_val": full})}
+        return result
+
+    def _compare(self, node: fx.Node, result: torch.Tensor) -> None:
+        layouts, full = node.meta.get("layouts"), node.meta.get("val")
+        if not layouts or not isinstance(full, torch.Tensor):
+            return
+        expected = tuple(
+            _kept(length, layout, self.kept) for length, layout in zip(self.sizes.example(full), layouts, strict=True)
+        )
+        if tuple(result.shape) != expected:
+            raise LoweringError(
+                f"{node.format_node()} (module {module_path(node) or 'of the model'!r}, {source_line(node)}) yields "
+                f"the shape {tuple(result.shape)} on worker {self.context.rank}, the analysis says {expected}. "
+                "A rule of one of its operators is wrong; please report the model."
+            )
+
+
+def _kept(length: int, layout: Layout, kept: Mapping[str, int]) -> int:
+    """What a worker keeps of a dimension that has ``length`` indices in the example."""
+    return length * kept_size(layout, kept) // layout.size

@@ -1,0 +1,89 @@
+"""The default policy: neuron or block level, whichever suits the model at hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sdp_compile.cost import flops_per_worker, size
+from sdp_compile.errors import NothingToPartition, PolicyError
+from sdp_compile.partition import Partition
+from sdp_compile.policies.base import Policy
+from sdp_compile.policies.block import BlockPolicy
+from sdp_compile.policies.neuron import NeuronPolicy
+from sdp_compile.policies.registry import register_policy
+from sdp_compile.structure.model import Structure
+
+CLOSE = 0.05
+"""Levels whose savings differ by less than this share of the larger are told apart by the balance of their FLOPs."""
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What a level would give: bytes of parameters saved on the most loaded worker, FLOPs of the most loaded / mean."""
+
+    level: str
+    partition: Partition
+    saved: float
+    imbalance: float
+
+    def __str__(self) -> str:
+        return (f"{self.level} level saves {size(self.saved)} of parameters on the most loaded worker, whose FLOPs are "
+                f"{self.imbalance:.2f} of the mean")  # fmt: skip
+
+
+@register_policy("auto")
+class AutoPolicy(Policy):
+    """Partitions at the level that saves the most loaded worker more memory; if they are close, the better balanced.
+
+    ``design`` None takes each level's own default.
+    """
+
+    level: Literal["auto"] = "auto"
+
+    def partition(self, structure: Structure, workers: int) -> Partition:
+        """The better level's partition, with a note that says why; NothingToPartition where neither level works."""
+        fields = {name: getattr(self, name) for name in Policy.model_fields if name != "level"}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        prospects: list[Prospect] = []
+        refusals: list[PolicyError] = []
+        for policy in (NeuronPolicy(**fields), BlockPolicy(**fields)):
+            try:
+                partition = policy.partition(structure, workers)
+            except PolicyError as error:
+                refusals.append(error)
+                continue
+            if not partition:
+                return partition
+            prospects.append(_prospect(policy.level, structure, partition, workers))
+        if not prospects:
+            for refusal in refusals:
+                if not isinstance(refusal, NothingToPartition):
+                    raise refusal
+            raise NothingToPartition(f"Nothing to partition at neuron or block level. {' '.join(map(str, refusals))}")
+        return _with_reason(prospects, refusals)
+
+
+def _with_reason(prospects: list[Prospect], refusals: list[PolicyError]) -> Partition:
+    if len(prospects) == 1:
+        (best,) = prospects
+        reason = f"{best}. The other level does not work ({refusals[0]})"
+    else:
+        by_saving = sorted(prospects, key=lambda prospect: -prospect.saved)
+        close = by_saving[1].saved >= (1 - CLOSE) * by_saving[0].saved
+        best, other = sorted(by_saving, key=lambda prospect: round(prospect.imbalance, 3)) if close else by_saving
+        why = "as the savings are close, by balance" if close else "by memory"
+        reason = f"{best}; {other} (chosen {why})"
+    return Partition(best.partition, [f"Auto chose the {best.level} level: {reason}.", *best.partition.notes])
+
+
+def _prospect(level: str, structure: Structure, partition: Partition, workers: int) -> Prospect:
+    owned, total = np.zeros(workers), 0
+    for name, owners in partition.items():
+        owned += owners.loads(structure.by_name[name].unit_bytes, workers)
+        total += structure.by_name[name].nbytes
+    flops = flops_per_worker(structure.flops, structure.families, partition, workers)
+    mean = float(flops.mean())
+    return Prospect(level, partition, total - float(owned.max()), float(flops.max()) / mean if mean > 0 else 1.0)

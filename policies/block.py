@@ -1,0 +1,111 @@
+"""Block-level partitioning: whole residual branches are dropped, every worker keeps some of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from sdp_compile.errors import NothingToPartition, PolicyError
+from sdp_compile.partition import Partition
+from sdp_compile.policies.base import Policy
+from sdp_compile.policies.designs import designs
+from sdp_compile.policies.placement import (
+    MOST_DEFAULT_SLOTS,
+    Grid,
+    Placement,
+    divisors,
+    grid,
+    replicas_for,
+    rounding_note,
+    weights_of,
+)
+from sdp_compile.policies.registry import register_policy
+from sdp_compile.policies.rules import check_rules, decide
+from sdp_compile.structure.layout import Indices
+from sdp_compile.structure.model import Family, Structure
+
+FAMILIES = {"branch": "blocks", "layer": "layers"}
+
+
+@register_policy("block")
+class BlockPolicy(Policy):
+    """Gives each residual block P owners; the other workers run the skip path only.
+
+    ``granularity="branch"`` takes each residual branch as a block, ``"layer"`` all branches of one module together.
+    """
+
+    level: Literal["block"] = "block"
+    design: str = "balanced"
+
+    def partition(self, structure: Structure, workers: int) -> Partition:
+        """The owners of each block; NothingToPartition where the model has none."""
+        check_rules(self.rules, structure.layouts)
+        asked = grid(workers, self.coverage, self.replicas, self.slots)
+        if workers == 1 or (asked.replicas == workers and not self.rules):
+            return Partition(notes=["Every worker owns the whole model: this is data parallelism."])
+        family = self._family(structure)
+        asked, raised = self._feasible(family, asked)
+        replicas = self._replicas(structure, family, asked)
+        if (replicas == workers).all():
+            raise NothingToPartition(
+                f"All {family.units} blocks of the model would be owned by all {workers} workers. "
+                f"{' '.join(raised) or 'The rules share them.'} Use fewer workers, or NeuronPolicy."
+            )
+        slots = self._slots(replicas, asked)
+        placement = Placement(family.name, family.kind, workers, slots, replicas * slots // workers, weights_of(family),
+                              seed=self.seed)  # fmt: skip
+        (owners,) = designs()[self.design]([placement])
+        return Partition({family.name: owners}, [*rounding_note(self.coverage, asked), *raised])
+
+    def _family(self, structure: Structure) -> Family:
+        family = structure.by_name.get(FAMILIES[self.granularity])
+        if family is None or not family.units:
+            raise NothingToPartition(
+                "The model has no residual blocks: no branch x + f(x) that can be dropped without changing what it is "
+                "added to. Use NeuronPolicy, or coverage=1.0 for data parallelism."
+            )
+        return family
+
+    def _feasible(self, family: Family, asked: Grid) -> tuple[Grid, list[str]]:
+        """With more workers than owners of blocks, each block gets so many owners that no worker is left without."""
+        share = max(asked.share, asked.needed_share(family.units))
+        if share == asked.share:
+            return asked, []
+        feasible = Grid(asked.workers, asked.slots, share)
+        text = (f"{family.units} blocks are too few for {asked.replicas} owners each of {asked.workers} workers: a "
+                "worker would own none.")  # fmt: skip
+        if self.strict:
+            raise PolicyError(f"{text} The smallest feasible value is replicas={feasible.replicas} (strict=True).")
+        return feasible, [f"{text} Each has {feasible.replicas} owners instead."]
+
+    def _replicas(self, structure: Structure, family: Family, asked: Grid) -> Indices:
+        """P of each block, after the rules."""
+        replicas = np.full(family.units, asked.replicas, dtype=np.int64)
+        tensors: dict[int, list[str]] = {}
+        for tensor, unit in structure.members.get(family.name, {}).items():
+            tensors.setdefault(unit, []).append(tensor)
+        for unit in range(family.units):
+            decision = decide(self.rules, tensors.get(unit, ()))
+            if decision is None:
+                continue
+            override = decision.override
+            if override is None:
+                replicas[unit] = asked.workers
+                continue
+            if override.slots is not None or override.design is not None or override.align is not None:
+                raise PolicyError(f"The rule {decision.pattern!r} names a block; for blocks a rule changes coverage or "
+                                  "replicas only, since all blocks are placed together.")  # fmt: skip
+            replicas[unit] = replicas_for(asked.workers, override.coverage, override.replicas)
+        return replicas
+
+    def _slots(self, replicas: Indices, asked: Grid) -> int:
+        """As many cells of workers as asked for, if each block's P is a whole number of them."""
+        workers = asked.workers
+        fitting = [count for count in divisors(workers) if not (replicas * count % workers).any()]
+        if asked.slots in fitting:
+            return asked.slots
+        if self.slots is not None:
+            raise PolicyError(f"slots={self.slots} does not fit the replicas that the rules give to single blocks. "
+                              f"Possible: {', '.join(map(str, fitting))}.")  # fmt: skip
+        return max((count for count in fitting if count <= MOST_DEFAULT_SLOTS and count > 1), default=workers)

@@ -1,0 +1,171 @@
+"""Designs: which workers own which units. A new design is one function with the ``design`` decorator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from hashlib import sha256
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+from scipy.optimize import brentq
+
+from sdp_compile.errors import PolicyError
+from sdp_compile.ownership import Ownership, runs_of
+from sdp_compile.policies.balancing import balanced_cells
+from sdp_compile.policies.placement import Placement, workers_of
+from sdp_compile.structure.layout import Indices
+
+Design: TypeAlias = Callable[[Sequence[Placement]], list[Ownership]]
+"""Places several families at once, so that a design can even out over families what one alone leaves uneven."""
+
+_DESIGNS: dict[str, Design] = {}
+
+
+def design(name: str) -> Callable[[Design], Design]:
+    """Registers a design under ``name``, a value of the policies' ``design`` field."""
+
+    def register(function: Design) -> Design:
+        if name in _DESIGNS:
+            raise PolicyError(f"There is already a design {name!r}.")
+        _DESIGNS[name] = function
+        return function
+
+    return register
+
+
+def designs() -> dict[str, Design]:
+    """All designs by name."""
+    return dict(_DESIGNS)
+
+
+@design("cyclic")
+def cyclic(placements: Sequence[Placement]) -> list[Ownership]:
+    """Slot s is owned by the p cells s .. s + p - 1: equal loads, contiguous slices, few groups, connected."""
+    return [_rotated(placement, 0) for placement in placements]
+
+
+@design("balanced")
+def balanced(placements: Sequence[Placement]) -> list[Ownership]:
+    """Equal memory and FLOPs per worker, exactly P owners each, for units that are unequal or few.
+
+    Blocks are dealt out singly. An axis keeps the cyclic slots, rotated so as to even out what the axes before it left
+    uneven (3 heads over 4 workers load one worker more in every layer).
+    """
+    rotated = iter(_rotated_evenly([placement for placement in placements if placement.kind == "axis"]))
+    return [_dealt(placement) if placement.kind == "block" else next(rotated) for placement in placements]
+
+
+@design("random")
+def random(placements: Sequence[Placement]) -> list[Ownership]:
+    """Units are dealt to slots at random, slots to random cells, all cells owning equally many slots.
+
+    The owner sets of the slots are drawn once for all families, so that there are few groups; which units form a slot
+    is drawn for each family. Everything follows from ``seed``.
+    """
+    return [_drawn(placement) for placement in placements]
+
+
+@design("nested")
+def nested(placements: Sequence[Placement]) -> list[Ownership]:
+    """Each cell owns a prefix of the units; the widths fall geometrically from 1 and their mean is the coverage.
+
+    For unequal workers, as in HeteroFL (arXiv 2010.01264): the first units are owned by all, the last ones by cell 0
+    only, which owns the full model. Any set of units has a common owner.
+    """
+    return [_prefixes(placement) for placement in placements]
+
+
+def _rotated(placement: Placement, rotation: int) -> Ownership:
+    """Unit by unit: the ``share`` cells from its slot onwards."""
+    labels = placement.slot_of_units() * (placement.slots + 1) + placement.shares
+    return _from_cell(placement.workers, placement.slots, tuple(runs_of(labels)), rotation)
+
+
+@lru_cache(maxsize=256)
+def _from_cell(workers: int, slots: int, labels: tuple[tuple[int, int], ...], rotation: int) -> Ownership:
+    """From (units, first cell x (slots + 1) + share); layers that are alike get the same object."""
+    result = []
+    for units, label in labels:
+        first, share = divmod(label, slots + 1)
+        cells = frozenset((first + rotation + step) % slots for step in range(share))
+        result.append((units, workers_of(cells, slots, workers)))
+    return Ownership.from_runs(result)
+
+
+def _rotated_evenly(axes: Sequence[Placement]) -> list[Ownership]:
+    """Each axis with the rotation that keeps the most loaded worker lowest, after the axes before it."""
+    if not axes:
+        return []
+    scale = 1 / np.maximum(sum(placement.weights.sum(axis=0) for placement in axes), 1e-300)
+    load = np.zeros((axes[0].workers, 2))
+    result = []
+    for placement in axes:
+        unrotated = _rotated(placement, 0)
+        columns = [unrotated.loads(column, placement.workers) for column in (placement.weights * scale).T]
+        own = np.stack(columns, axis=1)
+        # Rotating the cells by one rotates the loads of the workers by one, since K divides N.
+        candidates = [np.roll(own, rotation, axis=0) for rotation in range(placement.slots)]
+        peaks = [round(float((load + candidate).max()), 12) for candidate in candidates]
+        best = peaks.index(min(peaks))
+        load = load + candidates[best]
+        result.append(_rotated(placement, best))
+    return result
+
+
+def _dealt(placement: Placement) -> Ownership:
+    cells = balanced_cells(placement.weights, placement.shares, placement.slots)
+    return Ownership.from_runs((1, placement.owners(np.flatnonzero(row).tolist())) for row in cells)
+
+
+def _drawn(placement: Placement) -> Ownership:
+    count = min(placement.units, placement.slots)
+    if placement.kind == "block":  # few and with shares of their own: every block is a slot
+        sets = _draw_sets(placement, placement.shares)
+        return Ownership.from_runs((1, placement.owners(np.flatnonzero(row).tolist())) for row in sets)
+    sets = _draw_sets(placement, np.full(count, placement.shares[0], dtype=np.int64))
+    groups = -(-placement.units // placement.align)
+    align, groups = (placement.align, groups) if groups >= count else (1, placement.units)
+    slots = np.arange(groups, dtype=np.int64) * count // groups
+    shuffled = _generator(placement.seed, placement.family).permutation(slots)
+    owners = [placement.owners(np.flatnonzero(row).tolist()) for row in sets]
+    labels = np.repeat(shuffled, align)[: placement.units]
+    return Ownership.from_runs((1, owners[slot]) for slot in labels.tolist())
+
+
+def _draw_sets(placement: Placement, shares: Indices) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """For each slot ``share`` cells at random among those that own fewest slots so far."""
+    generator = _generator(placement.seed, f"{placement.slots} cells")
+    load = np.zeros(placement.slots, dtype=np.int64)
+    result = np.zeros((len(shares), placement.slots), dtype=np.bool_)
+    for slot, share in enumerate(shares.tolist()):
+        shuffled = generator.permutation(placement.slots)
+        chosen = shuffled[np.argsort(load[shuffled], kind="stable")[:share]]
+        result[slot, chosen] = True
+        load[chosen] += 1
+    return result
+
+
+def _generator(seed: int, purpose: str) -> np.random.Generator:
+    """A stream of its own for each purpose; not hash(), which differs between processes."""
+    digest = sha256(f"{seed} {purpose}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
+
+
+def _prefixes(placement: Placement) -> Ownership:
+    mean = float(placement.shares.mean())
+    widths = np.maximum(1, np.floor(_geometric(placement.slots, mean) * placement.units + 0.5)).astype(np.int64)
+    bounds = [0, *sorted(set(widths.tolist()))]
+    return Ownership.from_runs(
+        (stop - start, placement.owners(np.flatnonzero(widths >= stop).tolist())) for start, stop in pairwise(bounds)
+    )
+
+
+def _geometric(count: int, total: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """``count`` widths 1, x, x^2, ... with the given sum, between 1 and ``count``."""
+    powers = np.arange(count, dtype=np.float64)
+    if total >= count:
+        return np.ones(count)
+    ratio = brentq(lambda x: float((x**powers).sum()) - total, 0.0, 1.0) if total > 1 else 0.0
+    return np.asarray(ratio**powers)

@@ -1,0 +1,164 @@
+"""Neuron-level partitioning: axes of the network are cut, every worker keeps some units of each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from sdp_compile.errors import NothingToPartition, PolicyError
+from sdp_compile.ownership import Ownership
+from sdp_compile.partition import Partition
+from sdp_compile.policies.base import Policy
+from sdp_compile.policies.crossing import check_crossings
+from sdp_compile.policies.designs import designs
+from sdp_compile.policies.placement import Grid, Placement, grid, rounding_note, weights_of
+from sdp_compile.policies.registry import register_policy
+from sdp_compile.policies.rules import Decision, check_rules, decide
+from sdp_compile.policies.selection import Candidate, choose_disjoint
+from sdp_compile.structure.model import Family, Structure
+
+MEAN_COUNTS = 1e-3
+"""What a byte saved on average counts beside one saved on the most loaded worker: it decides where that saves nothing
+(3 heads over 4 slots of which each worker owns 3)."""
+
+
+@register_policy("neuron")
+class NeuronPolicy(Policy):
+    """Cuts axes (hidden neurons, heads, channels) so that each unit has P owners.
+
+    With ``axes="disjoint"`` those axes are cut that save most bytes while no two meet in one parameter, so that every
+    element of a cut parameter has exactly P owners. Axes along the residual stream need ``scope="all"``.
+    """
+
+    level: Literal["neuron"] = "neuron"
+    design: str = "cyclic"
+
+    def partition(self, structure: Structure, workers: int) -> Partition:
+        """The owners of each unit of the axes that are cut; NothingToPartition where none can be."""
+        check_rules(self.rules, structure.layouts)
+        asked = grid(workers, self.coverage, self.replicas, self.slots)
+        if workers == 1 or (asked.replicas == workers and not self.rules):
+            return Partition(notes=["Every worker owns the whole model: this is data parallelism."])
+        placements, notes = self._placements(structure, workers, asked)
+        chosen = placements if self.axes == "all" else self._disjoint(structure, placements, notes)
+        if not chosen:
+            raise NothingToPartition(_why_nothing(structure, self, notes))
+        if self.axes == "all":
+            self._check_crossings(structure, chosen, workers)
+        return Partition(_place(chosen), [*rounding_note(self.coverage, asked), *notes])
+
+    def _placements(
+        self, structure: Structure, workers: int, asked: Grid
+    ) -> tuple[dict[str, tuple[str, Placement]], list[str]]:
+        """For each axis that may be cut its design and its task."""
+        result: dict[str, tuple[str, Placement]] = {}
+        raised: dict[tuple[int, int], list[str]] = defaultdict(list)
+        unaligned, residual = [], []
+        for family in structure.axes:
+            decision = decide(self.rules, family.parameters)
+            if decision is not None and decision.override is None:
+                continue
+            if family.name in structure.residual and self.scope != "all":
+                residual.append(family.name)
+                continue
+            override = decision.override if decision is not None else None
+            local = self.placing(override)
+            cells = grid(workers, local.coverage, local.replicas, local.slots) if override is not None else asked
+            share = max(cells.share, cells.needed_share(family.units))
+            if share > cells.share:
+                self._refuse_raising(family, cells, share, decision)
+                raised[family.units, share * workers // cells.slots].append(family.name)
+            if share == cells.slots:
+                continue
+            align = local.align or 1
+            if align > 1 and -(-family.units // align) < cells.slots:
+                unaligned.append(family.name)
+            placement = Placement(family.name, family.kind, workers, cells.slots, np.full(family.units, share),
+                                  weights_of(family), align, self.seed)  # fmt: skip
+            result[family.name] = (local.design or "cyclic", placement)
+        notes = [f"{_listed(names)}: {units} units are too few for the asked coverage; each has {owners} owners of "
+                 f"{workers} workers." for (units, owners), names in raised.items()]  # fmt: skip
+        if unaligned:
+            notes.append(f"{_listed(unaligned)}: too few units for slots that are multiples of align={self.align}.")
+        if residual:
+            notes.append(f"{_listed(residual)}: along the residual stream, cut only with scope='all'.")
+        return result, notes
+
+    def _refuse_raising(self, family: Family, cells: Grid, share: int, decision: Decision | None) -> None:
+        """Too few units is an error where the user asked for exactly this coverage."""
+        override = decision.override if decision is not None else None
+        by_rule = override is not None and (override.coverage or override.replicas or override.slots)
+        if not (self.strict or by_rule):
+            return
+        because = f"the rule {decision.pattern!r} names it" if by_rule and decision is not None else "strict=True"
+        raise PolicyError(
+            f"The axis {family.name!r} in {family.module_path or 'the model'} has {family.units} units, too few for "
+            f"{cells.replicas} owners each of {cells.workers} workers, and {because}. The smallest feasible value is "
+            f"replicas={share * cells.workers // cells.slots}."
+        )
+
+    def _disjoint(
+        self, structure: Structure, placements: dict[str, tuple[str, Placement]], notes: list[str]
+    ) -> dict[str, tuple[str, Placement]]:
+        savings: dict[object, float] = {}
+        candidates = []
+        for name, (design, placement) in placements.items():
+            family = structure.by_name[name]
+            # Layers that are alike save alike; only a random design looks at the name.
+            key = (
+                design,
+                name if design == "random" else "",
+                family.unit_bytes,
+                placement.slots,
+                int(placement.shares[0]),
+            )
+            if key not in savings:
+                (owners,) = designs()[design]([placement])
+                loads = owners.loads(family.unit_bytes, placement.workers)
+                savings[key] = family.nbytes - float(loads.max()) + MEAN_COUNTS * (family.nbytes - float(loads.mean()))
+            candidates.append(Candidate(name, savings[key], family.outer))
+        chosen = choose_disjoint(candidates, structure.conflicts)
+        whole = [name for name in placements if name not in chosen]
+        if whole:
+            notes.append(f"{_listed(whole)}: left whole, since an axis that is cut (or the same one) meets them in a "
+                         "parameter.")  # fmt: skip
+        return {name: task for name, task in placements.items() if name in chosen}
+
+    def _check_crossings(self, structure: Structure, chosen: dict[str, tuple[str, Placement]], workers: int) -> None:
+        """Nested sets always have a worker in common; of all others only their sizes are known."""
+        shares = {name: float(placement.shares[0]) / placement.slots for name, (design, placement) in chosen.items()
+                  if design != "nested"}  # fmt: skip
+        parameters = dict.fromkeys(parameter for name in chosen for parameter in structure.by_name[name].parameters)
+        check_crossings(structure, parameters, shares, workers)
+
+
+def _place(chosen: dict[str, tuple[str, Placement]]) -> dict[str, Ownership]:
+    by_design: dict[str, list[Placement]] = defaultdict(list)
+    for design, placement in chosen.values():
+        by_design[design].append(placement)
+    placed: dict[str, Ownership] = {}
+    for design, placements in by_design.items():
+        owners = designs()[design](placements)
+        placed |= {placement.family: owned for placement, owned in zip(placements, owners, strict=True)}
+    return {name: placed[name] for name in chosen}
+
+
+def _why_nothing(structure: Structure, policy: Policy, notes: Sequence[str]) -> str:
+    if not structure.axes:
+        text = "The model has no axis that can be cut"
+        if structure.frozen:
+            first = structure.frozen[0]
+            text += f": {len(structure.frozen)} parameter dimensions are frozen, such as "
+            text += f"dimension {first.dim} of {first.parameter!r} ({first.reason})"
+        return f"{text}. Use BlockPolicy, or coverage=1.0 for data parallelism."
+    reasons = " ".join(notes) or f"The rules share all of its {len(structure.axes)} axes."
+    return f"None of the model's axes can be cut. {reasons} Change the coverage, scope or rules, or use BlockPolicy."
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,56 @@
+"""Policies as TOML: what tomllib reads back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdp_compile.errors import PolicyError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """A TOML document of plain values, lists and (nested) tables."""
+    return "".join(f"{line}\n" for line in _lines(values, ()))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file; PolicyError naming the file, and the line where it is broken."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PolicyError(f"There is no policy file {str(path)!r}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"The policy file {str(path)!r} cannot be read: {error}.") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError(f"The policy file {str(path)!r} is no valid TOML: {error}.") from None
+
+
+def _lines(values: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in values.items()
+             if value is not None and not isinstance(value, Mapping)]  # fmt: skip
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            name = (*path, key)
+            content = _lines(value, name)
+            lines += ["", f"[{'.'.join(map(_key, name))}]", *content]
+    return lines
+
+
+def _key(key: str) -> str:
+    plain = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+    return key if plain else _value(key)
+
+
+def _value(value: Any) -> str:
+    # A TOML basic string, integer, float, boolean or array of these reads as JSON does.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,80 @@
+"""Subnetwork data parallelism for any PyTorch model: ``sdp_compile(model, policy)``.
+
+The public names are loaded on first use, so that importing the package (and the command line's help) does not import
+torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sdp_compile._version import __version__
+from sdp_compile.errors import (
+    CaptureError,
+    DistributedError,
+    LoweringError,
+    NothingToPartition,
+    PlanError,
+    PolicyError,
+    SDPError,
+    StructureError,
+)
+
+if TYPE_CHECKING:
+    from sdp_compile.compiler import sdp_compile
+    from sdp_compile.plan import Plan
+    from sdp_compile.policies import AutoPolicy, BlockPolicy, NeuronPolicy, Policy, register_policy
+    from sdp_compile.runtime.module import SDPModule
+    from sdp_compile.runtime.norm import clip_grad_norm_
+    from sdp_compile.runtime.statistics import calibrate
+    from sdp_compile.structure.rules import rule
+
+_HOMES = {
+    "sdp_compile": "sdp_compile.compiler",
+    "Plan": "sdp_compile.plan",
+    "AutoPolicy": "sdp_compile.policies",
+    "BlockPolicy": "sdp_compile.policies",
+    "NeuronPolicy": "sdp_compile.policies",
+    "Policy": "sdp_compile.policies",
+    "register_policy": "sdp_compile.policies",
+    "SDPModule": "sdp_compile.runtime.module",
+    "clip_grad_norm_": "sdp_compile.runtime.norm",
+    "calibrate": "sdp_compile.runtime.statistics",
+    "rule": "sdp_compile.structure.rules",
+}
+
+__all__ = [
+    "AutoPolicy",
+    "BlockPolicy",
+    "CaptureError",
+    "DistributedError",
+    "LoweringError",
+    "NeuronPolicy",
+    "NothingToPartition",
+    "Plan",
+    "PlanError",
+    "Policy",
+    "PolicyError",
+    "SDPError",
+    "SDPModule",
+    "StructureError",
+    "__version__",
+    "calibrate",
+    "clip_grad_norm_",
+    "register_policy",
+    "rule",
+    "sdp_compile",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

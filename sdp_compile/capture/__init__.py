@@ -1,0 +1,93 @@
+"""Capture: the user's model as one ATen graph per mode over one set of parameters and buffers.
+
+    capture(model, example_inputs) -> Capture
+
+``inputs`` and ``clone`` prepare copies, ``export`` runs torch.export, ``graph`` turns its result into a `Program`,
+``regions`` and ``clean`` simplify it, ``refuse`` finds what a graph would silently lose, ``devices`` moves graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdp_compile.capture.clone import canonical_names, is_persistent, named_state, skeleton
+from sdp_compile.capture.devices import retarget_devices
+from sdp_compile.capture.export import captured_device, export_mode, preserved_rng
+from sdp_compile.capture.graph import Constants, program_of
+from sdp_compile.capture.inputs import Call, example_call, with_batch
+from sdp_compile.capture.refuse import refuse
+from sdp_compile.errors import CaptureError
+from sdp_compile.program import Capture, Mode, Program, StateTensor
+
+__all__ = ["capture", "retarget_devices"]
+
+_MODES: tuple[Mode, Mode] = ("train", "eval")
+
+
+def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
+    """Captures ``model`` in training and evaluation mode.
+
+    ``example_inputs``: a tuple (positional), a mapping (keywords) or one tensor. Sizes are free where the model allows.
+    The model, its weights, its mode and the random state stay as they are. Raises `CaptureError`.
+    """
+    refuse(model)
+    call = example_call(model, example_inputs)
+    canonical = canonical_names(model)
+    constants = Constants(model)
+    programs: dict[Mode, Program] = {}
+    notes: list[str] = []
+    with preserved_rng():
+        for mode in _MODES:
+            exported, remarks = _export(model, call, mode)
+            programs[mode] = program_of(exported, mode, canonical, constants)
+            notes += remarks
+    return Capture(
+        programs=programs,
+        state=_state(model, constants),
+        aliases=_aliases(model, canonical),
+        constants=constants.values,
+        skeleton=skeleton(model),
+        training=model.training,
+        notes=tuple(dict.fromkeys(notes)),
+        device=captured_device(model, call),
+    )
+
+
+def _export(model: nn.Module, call: Call, mode: Mode) -> Any:
+    batched = with_batch(call)
+    if batched is None:
+        return export_mode(model, call, mode)
+    try:
+        return export_mode(model, batched, mode)
+    except CaptureError:
+        exported, notes = export_mode(model, call, mode)
+        remark = (
+            f"{mode} graph captured for a leading dimension of size 1 only: it failed with the inputs repeated to 2"
+        )
+        return exported, (*notes, remark)
+
+
+def _state(model: nn.Module, constants: Constants) -> dict[str, StateTensor]:
+    state: dict[str, StateTensor] = {}
+    for name, parameter in model.named_parameters():
+        state[name] = StateTensor(tuple(parameter.shape), parameter.dtype, "parameter", parameter.requires_grad)
+    for name, buffer in model.named_buffers():
+        persistent = is_persistent(model, name)
+        state[name] = StateTensor(tuple(buffer.shape), buffer.dtype, "buffer", persistent=persistent)
+    for name, value in constants.values.items():
+        state[name] = StateTensor(tuple(value.shape), value.dtype, "constant", persistent=False)
+    return state
+
+
+def _aliases(model: nn.Module, canonical: Mapping[str, str]) -> dict[str, str]:
+    by_tensor = {id(tensor): canonical[name] for name, tensor in named_state(model)}
+    state: Mapping[str, Any] = model.state_dict(keep_vars=True)
+    return {
+        key: by_tensor[id(value)]
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor) and id(value) in by_tensor
+    }

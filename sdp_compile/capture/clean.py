@@ -1,0 +1,96 @@
+"""Cleanup before any analysis: leftovers of capture that would hide structure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from sdp_compile.capture.regions import enter_autocast, exit_autocast
+
+aten = torch.ops.aten
+
+_ASSERTS = frozenset(
+    {
+        aten._assert_tensor_metadata.default,
+        aten._assert_scalar.default,
+        aten._assert_async.default,
+        aten._assert_async.msg,
+        aten._functional_assert_async.msg,
+        aten.sym_constrain_range.default,
+        aten.sym_constrain_range_for_size.default,
+    }
+)
+_MODES = frozenset({enter_autocast, exit_autocast})
+
+
+def clean(graph: fx.Graph) -> None:
+    """Removes assertions, copies that export inserted, identities and dead code, in place."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _ASSERTS:
+            graph.erase_node(node)
+        elif is_identity(node) or is_self_copy(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    remove_dead_code(graph)
+
+
+def is_identity(node: fx.Node) -> bool:
+    """Whether the node returns its input, same values, gradient and storage.
+
+    ``detach_`` and ``lift_fresh_copy`` count where their input is a constant that nothing writes to.
+    """
+    if node.target in (aten.alias.default, aten.lift_fresh.default):
+        return True
+    if node.target in (aten.lift_fresh_copy.default, aten.detach_.default, aten.detach.default):
+        source = node.args[0]
+        constant = isinstance(source, fx.Node) and source.op == "get_attr" and not _requires_grad(source)
+        return constant and not any(is_mutation(user) for user in node.users if user.target is not aten.detach_.default)
+    return False
+
+
+def is_self_copy(node: fx.Node) -> bool:
+    """Whether the node copies a tensor onto itself, as export does after an in-place operator on a buffer."""
+    if node.target is not aten.copy_.default:
+        return False
+    target, source = node.args[0], node.args[1]
+    while isinstance(source, fx.Node) and source is not target and is_mutation(source) and source.args:
+        source = source.args[0]
+    return source is target
+
+
+def is_mutation(node: fx.Node) -> bool:
+    """Whether the node writes to one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether the node does something besides its result: writes in place or sets a mode."""
+    if node.op in ("placeholder", "output"):
+        return True
+    return node.target in _MODES or is_mutation(node) or writes_statistics(node)
+
+
+def writes_statistics(node: fx.Node) -> bool:
+    """Whether the node is a normalisation in training mode; its schema does not say that it writes its statistics."""
+    if node.target not in (aten.batch_norm.default, aten.instance_norm.default):
+        return False
+    return node.args[3] is not None and bool(node.args[5])
+
+
+def remove_dead_code(graph: fx.Graph) -> None:
+    """Removes nodes without uses or side effects. Placeholders and writes in place stay."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and not is_impure(node):
+            graph.erase_node(node)
+
+
+def _requires_grad(node: fx.Node) -> bool:
+    value: Any = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.requires_grad
+
+
+__all__ = ["clean", "is_impure", "is_mutation", "remove_dead_code"]

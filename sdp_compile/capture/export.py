@@ -1,0 +1,135 @@
+"""Running torch.export on one mode of the model, with every fallback written down."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+
+from sdp_compile.capture.clone import clone
+from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
+from sdp_compile.capture.inputs import Call
+from sdp_compile.capture.observe import Observer
+from sdp_compile.errors import CaptureError
+from sdp_compile.program import Mode
+
+Sizes = Literal["all", "leading", "none"]
+
+# Tried in turn. Non-strict export runs the model's own Python code; strict export reads its bytecode, which helps where
+# the former meets a branch on tensor values that a graph can hold after all.
+_ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (("all", False), ("leading", False), ("none", False), ("leading", True))
+_SIZES = {"all": "all input sizes free", "leading": "leading input size free", "none": "all input sizes fixed"}
+
+
+def export_mode(model: nn.Module, call: Call, mode: Mode) -> tuple[ExportedProgram, tuple[str, ...]]:
+    """``model`` in ``mode`` as an exported program, and notes on what had to be given up to get it.
+
+    Works on a copy that shares the weights; no weight is read or changed. Raises `CaptureError`.
+    """
+    failures: list[Exception] = []
+    for sizes, strict in _ATTEMPTS:
+        if sizes != "all" and not strict and failures and is_data_dependent(failures[-1]):
+            continue
+        subject, inputs = prepared(model, call, mode)
+        observer = Observer()
+        with contextlib.nullcontext() if strict else observer:
+            try:
+                program = torch.export.export(
+                    subject,
+                    inputs.args,
+                    inputs.kwargs,
+                    dynamic_shapes=_dynamic_shapes(subject, inputs, sizes),
+                    strict=strict,
+                )
+            except Exception as error:
+                failures.append(error)
+                continue
+        notes = list(observer.verdict(model))
+        if failures:
+            how = f"{'strict' if strict else 'non-strict'} export with {_SIZES[sizes]}"
+            notes.append(f"{mode} graph captured by {how}, because: {first_line(failures[0])}")
+        return program, tuple(notes)
+    # The attempt with fixed sizes is the one whose error speaks of the user's model alone.
+    told = next((error for error in failures if is_data_dependent(error)), failures[-2])
+    raise CaptureError(explain(model, told)) from told
+
+
+def prepared(model: nn.Module, call: Call, mode: Mode) -> tuple[nn.Module, Call]:
+    """A copy of the model in ``mode`` and arguments on the model's device, fit for export.
+
+    Parameters and buffers on the meta device become fake CPU tensors, so that the graph is one that runs: on the meta
+    device itself a factory without a device would clash with them.
+    """
+    fake_mode = FakeTensorMode(shape_env=ShapeEnv(tracked_fakes=[]), allow_non_fake_inputs=True, export=True)
+
+    def on_real_device(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type != "meta":
+            return tensor
+        with fake_mode:
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+            return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+    subject = clone(model, on_real_device)
+    for module in subject.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            # A key-value cache serves generation; in a training program it is a mutable output without use.
+            config.use_cache = False
+    device = captured_device(model, call)
+
+    def on_model_device(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device == device:
+            return tensor.detach()
+        with fake_mode:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+    return subject.train(mode == "train"), call.map_tensors(on_model_device)
+
+
+def captured_device(model: nn.Module, call: Call) -> torch.device:
+    """The device that the graph is captured for: that of the first parameter, else buffer, else input."""
+    tensors = [*model.parameters(), *model.buffers(), *call.tensors]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+@contextlib.contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Leaves the random states of torch (CPU), numpy and Python as they were; fake CUDA tensors draw nothing."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def _dynamic_shapes(model: nn.Module, call: Call, sizes: Sizes) -> dict[str, Any] | None:
+    """The dimensions that may vary, by parameter of ``forward``; each only where the model allows."""
+    if sizes == "none":
+        return None
+    bound = inspect.signature(model.forward).bind(*call.args, **call.kwargs)
+    return {name: _free(value, sizes) for name, value in bound.arguments.items()}
+
+
+def _free(value: Any, sizes: Sizes) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {dim: Dim.AUTO for dim in range(value.ndim) if sizes == "all" or dim == 0}
+    kind = pytree._get_node_type(value)
+    if kind not in pytree.SUPPORTED_NODES:
+        return None
+    if kind in pytree.BUILTIN_TYPES:
+        return pytree.tree_map(lambda item: _free(item, sizes), value, is_leaf=lambda item: item is not value)
+    # torch.export describes a registered class by the list of its parts.
+    return [_free(item, sizes) for item in pytree.SUPPORTED_NODES[kind].flatten_fn(value)[0]]

@@ -1,0 +1,178 @@
+"""From an exported program to this project's own: state by canonical name, user inputs in call order, no wrappers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, SymIntArgument
+
+from sdp_compile.capture.clean import clean
+from sdp_compile.capture.clone import named_state
+from sdp_compile.capture.refuse import refuse_collectives
+from sdp_compile.capture.regions import inline_regions
+from sdp_compile.errors import CaptureError
+from sdp_compile.program import InputSpec, Mode, Program
+
+
+class Constants:
+    """The tensors that capture lifted out of the model's code, named once for both modes.
+
+    A parameter or buffer that the code reaches otherwise than through its module (a closure, a list) is lifted too; it
+    is recognised by its memory and keeps its name, since as a constant it would never be trained.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.values: dict[str, torch.Tensor] = {}
+        self._state = {_memory(tensor): name for name, tensor in named_state(model) if _memory(tensor) is not None}
+
+    def name(self, value: torch.Tensor) -> str:
+        """The name of the same parameter or buffer, of an equal constant met before, or a new one."""
+        memory = _memory(value)
+        if memory in self._state:
+            return self._state[memory]
+        for name, known in self.values.items():
+            if known is value or _equal(known, value):
+                return name
+        name = f"_constant_{len(self.values)}"
+        self.values[name] = value.detach()
+        return name
+
+
+def program_of(exported: ExportedProgram, mode: Mode, canonical: Mapping[str, str], constants: Constants) -> Program:
+    """The program of ``mode``.
+
+    ``canonical`` maps every name of a parameter or buffer to the first name of the same tensor, so that tied ones
+    become one node.
+    """
+    graph = fx.Graph()
+    env: dict[fx.Node, Any] = {}
+    inputs: list[Any] = []
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    values: dict[int, Any] = {}
+    state: dict[str, fx.Node] = {}
+    for node in exported.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        spec = specs[node.name]
+        if spec.kind is InputKind.USER_INPUT:
+            # A placeholder's name is a Python parameter of the generated code; its target may be any string.
+            env[node] = copy = graph.node_copy(node)
+            if isinstance(spec.arg, ConstantArgument):
+                values[len(inputs)] = spec.arg.value
+            elif isinstance(spec.arg, SymIntArgument):
+                raise CaptureError(f"input {node.name!r} is a number that varies; only tensors may vary between calls.")
+            inputs.append(copy)
+    for node in exported.graph.nodes:
+        if node.op != "placeholder" or specs[node.name].kind is InputKind.USER_INPUT:
+            continue
+        spec = specs[node.name]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            name = canonical[spec.target]
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            name = constants.name(exported.constants[spec.target])
+            name = canonical.get(name, name)
+        else:
+            raise CaptureError(
+                f"the model holds an object that a graph cannot take as an input ({spec.target!r}, {spec.kind.name}). "
+                "Keep the model's state in parameters and buffers."
+            )
+        if name not in state:
+            state[name] = graph.create_node("get_attr", name)
+            state[name].meta = dict(node.meta)
+        env[node] = state[name]
+    _copy_body(exported, graph, env)
+    clean(graph)
+    refuse_collectives(graph)
+    graph.lint()
+    spec = exported.call_spec
+    letters: dict[str, str] = {}
+    tensors = {
+        index: _input_spec(node.name, node.meta["val"], letters)
+        for index, node in enumerate(inputs)
+        if isinstance(node.meta.get("val"), torch.Tensor)
+    }
+    guards = tuple(dict.fromkeys(guard for guard in exported._guards_code or () if _matters(guard)))
+    return Program(mode, graph, spec.in_spec, spec.out_spec, values, tensors, guards)
+
+
+def _input_spec(name: str, value: torch.Tensor, letters: dict[str, str]) -> InputSpec:
+    """Free sizes are named n0, n1, ... in the order of appearance; a size that is a formula has a guard and no name."""
+    dims: list[int | str | None] = []
+    example: list[int] = []
+    sizes: list[Any] = list(value.shape)
+    for size in sizes:
+        if isinstance(size, int):
+            dims.append(size)
+        elif size.node.expr.is_number:
+            dims.append(int(size.node.expr))
+        else:
+            dims.append(letters.setdefault(str(size), f"n{len(letters)}") if size.node.expr.is_symbol else None)
+        example.append(size if isinstance(size, int) else int(size.node.hint))
+    return InputSpec(name, tuple(dims), tuple(example))
+
+
+def _matters(guard: str) -> bool:
+    """Whether a condition of export decides between paths of the model.
+
+    Not those that fix a size, which inputs are checked for anyway, and not those by which symbolic sizes are told from
+    0 and 1: the operators of the graph handle these sizes like the model's.
+    """
+    return re.fullmatch(r"L(\[[^\]]+\])+\.size\(\)\[\d+\] == \d+", guard) is None and "!=" not in guard
+
+
+def _copy_body(exported: ExportedProgram, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
+    regions: dict[fx.Node, fx.GraphModule] = {}
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "output":
+            _output(exported, graph, env, node)
+        elif node.op == "get_attr":
+            value = getattr(exported.graph_module, node.target)
+            if not isinstance(value, fx.GraphModule):
+                raise CaptureError(f"unexpected attribute {node.target!r} of type {type(value).__name__} in the graph.")
+            regions[node] = value
+        elif not inline_regions(graph, env, node, regions):
+            env[node] = graph.node_copy(node, lambda old: env[old])
+
+
+def _output(exported: ExportedProgram, graph: fx.Graph, env: dict[fx.Node, Any], node: fx.Node) -> None:
+    """User outputs as one flat list; mutations that export returns instead of doing become copies in place."""
+    outputs: list[Any] = []
+    results = node.args[0]
+    assert isinstance(results, (tuple, list))
+    placeholders = {old.name: old for old in exported.graph.nodes if old.op == "placeholder"}
+    targets = {spec.target: spec.arg.name for spec in exported.graph_signature.input_specs if spec.target is not None}
+    for spec, value in zip(exported.graph_signature.output_specs, results, strict=True):
+        result = fx.node.map_arg(value, lambda old: env[old])
+        if spec.kind is OutputKind.USER_OUTPUT:
+            outputs.append(result)
+        elif spec.kind is OutputKind.BUFFER_MUTATION:
+            graph.call_function(torch.ops.aten.copy_.default, (env[placeholders[targets[spec.target]]], result))
+        elif spec.kind is OutputKind.USER_INPUT_MUTATION:
+            graph.call_function(torch.ops.aten.copy_.default, (env[placeholders[str(spec.target)]], result))
+        else:
+            raise CaptureError(f"the model has an output of a kind that is not supported: {spec.kind.name}.")
+    graph.output(outputs)
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """What tells one tensor's memory from another's; None where it has none."""
+    if tensor.device.type == "meta" or isinstance(tensor, FakeTensor) or tensor.numel() == 0:
+        return None
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device or one.device.type == "meta":
+        return False
+    try:
+        return bool(torch.equal(one, other))
+    except RuntimeError:
+        return False

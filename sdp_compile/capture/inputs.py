@@ -1,0 +1,111 @@
+"""Example inputs: from what the user passes to positional and keyword arguments that capture can use."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from sdp_compile.errors import CaptureError
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of the model."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def map_tensors(self, function: Callable[[torch.Tensor], Any]) -> Call:
+        """The same call with ``function`` applied to every tensor, also inside of containers."""
+        args, kwargs = pytree.tree_map_only(torch.Tensor, function, (self.args, self.kwargs))
+        return Call(args, kwargs)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
+
+
+def example_call(model: nn.Module, example_inputs: Any) -> Call:
+    """The call that ``example_inputs`` stand for: a tuple is positional, a mapping keywords, a tensor the one input.
+
+    Raises `CaptureError`, naming the parameter of ``forward``, where they do not fit its signature.
+    """
+    signature = inspect.signature(model.forward)
+    name = type(model).__name__
+    if example_inputs is None:
+        example_inputs = ()
+        if _required(signature):
+            raise CaptureError(
+                f"{name} cannot be captured without example inputs: forward{signature} needs "
+                f"{', '.join(map(repr, _required(signature)))}. Pass example_inputs=(tensor, ...) for positional or "
+                "example_inputs={'name': tensor} for keyword arguments, with the shapes and dtypes of training."
+            )
+    if isinstance(example_inputs, torch.Tensor):
+        call = Call((example_inputs,), {})
+    elif isinstance(example_inputs, Mapping):
+        # Not only dict: tokenizers return other mappings.
+        call = Call((), dict(example_inputs))
+    elif isinstance(example_inputs, (tuple, list)):
+        call = Call(tuple(example_inputs), {})
+    else:
+        raise CaptureError(
+            f"example_inputs for {name} must be a tuple of positional arguments, a mapping of keyword arguments or one "
+            f"tensor, not {type(example_inputs).__name__}."
+        )
+    if any(not isinstance(key, str) for key in call.kwargs):
+        raise CaptureError(f"example_inputs for {name}: keyword names must be strings, got {list(call.kwargs)}.")
+    try:
+        signature.bind(*call.args, **call.kwargs)
+    except TypeError as error:
+        raise CaptureError(
+            f"example_inputs do not fit {name}.forward{signature}: {error}. "
+            f"{_given(call)}. Pass exactly the arguments of one training call."
+        ) from None
+    return call
+
+
+def with_batch(call: Call) -> Call | None:
+    """``call`` with a leading dimension of size 1 repeated to 2, or None where there is nothing to repeat.
+
+    Capture specialises a dimension of size 1, so that the graph would run for that size only. The first tensor says
+    whether the batch is of size 1; a leading 1 beside a larger batch is a broadcast dimension and stays.
+    """
+    batched = [tensor for tensor in call.tensors if tensor.ndim > 0]
+    if not batched or batched[0].shape[0] != 1:
+        return None
+    return call.map_tensors(
+        lambda tensor: tensor.repeat(2, *([1] * (tensor.ndim - 1))) if tensor.ndim and tensor.shape[0] == 1 else tensor
+    )
+
+
+def describe(value: Any) -> str:
+    """Short text for one argument: shape and dtype of tensors, the structure of containers, else the value."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(map(describe, value)) + ")"
+    text = repr(value)
+    return text if len(text) <= 60 else f"<{type(value).__name__}>"
+
+
+def _given(call: Call) -> str:
+    parts = [describe(value) for value in call.args]
+    parts += [f"{key}={describe(value)}" for key, value in call.kwargs.items()]
+    return f"Given: ({', '.join(parts)})"
+
+
+def _required(signature: inspect.Signature) -> list[str]:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
+    ]

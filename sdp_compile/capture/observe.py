@@ -1,0 +1,146 @@
+"""Watching the model run during capture: what a graph would silently lose, and sizes that grow out of hand."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._sympy.functions import Mod, PythonMod
+
+from sdp_compile.capture.diagnosis import calling_line
+from sdp_compile.errors import CaptureError
+
+# Operators in one symbolic size; convolutions and attention stay below 10. Padding to multiples of a window (Swin)
+# makes every later size a formula of remainders and every view a proof: measured, minutes instead of seconds.
+_SIZE_LIMIT = 12
+_REMAINDERS = (Mod, PythonMod)
+
+
+class SizesTooComplex(Exception):
+    """A symbolic size became a formula too long to reason about."""
+
+
+class Observer:
+    """Context manager around one capture run that records what would be lost.
+
+    Non-strict export keeps only the forward of a `torch.autograd.Function`, drops tensor hooks and inlines
+    `torch.utils.checkpoint`. The functions behind them are replaced while the context is open, which
+    is the only place where every use passes.
+    """
+
+    def __init__(self) -> None:
+        self._lost: dict[str, str] = {}
+        self._notes: dict[str, None] = {}
+        self._undo: list[Callable[[], None]] = []
+        self._sizes: Any = _SizeLimit()
+
+    def __enter__(self) -> Observer:
+        self._watch_functions()
+        self._watch_hooks()
+        self._watch_checkpoints()
+        self._sizes.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sizes.__exit__(kind, error, trace)
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+
+    def verdict(self, model: nn.Module) -> tuple[str, ...]:
+        """Remarks on what was seen; raises `CaptureError` where the graph would train differently from the model."""
+        if self._lost:
+            found = "; ".join(f"{what} ({where})" for what, where in self._lost.items())
+            raise CaptureError(
+                f"{type(model).__name__} has gradients of its own that a captured graph would lose: {found}. "
+                "Write this part with differentiable tensor operators, or register it as a custom operator with "
+                "torch.library.custom_op and register_autograd."
+            )
+        return tuple(self._notes)
+
+    def _watch_functions(self) -> None:
+        """At the metaclass: models keep ``apply``, a C function, under other names, but each call of it reads
+        ``_backward_cls``.
+        """
+        metaclass: Any = torch.autograd.function.FunctionMeta
+        lost = self._lost
+
+        def read(cls: Any, name: str) -> Any:
+            if name == "_backward_cls" and not cls.__module__.startswith("torch."):
+                what = f"the custom backward of autograd.Function {cls.__module__}.{cls.__qualname__}"
+                lost.setdefault(what, calling_line() or "unknown line")
+            return type.__getattribute__(cls, name)
+
+        metaclass.__getattribute__ = read
+        self._undo.append(lambda: delattr(metaclass, "__getattribute__"))
+
+    def _watch_hooks(self) -> None:
+        original: Any = torch.Tensor.register_hook
+        lost = self._lost
+
+        @functools.wraps(original)
+        def register_hook(tensor: torch.Tensor, hook: Any) -> Any:
+            lost.setdefault("a hook registered on a tensor in forward", calling_line() or "unknown line")
+            return original(tensor, hook)
+
+        self._replace(torch.Tensor, "register_hook", register_hook, original)
+
+    def _watch_checkpoints(self) -> None:
+        """Both kinds of checkpoint call their function directly; the reentrant one would hide it behind no_grad."""
+        notes = self._notes
+        module = torch.utils.checkpoint
+
+        def note() -> None:
+            notes.setdefault(
+                f"torch.utils.checkpoint is inlined, without its saving of memory: {calling_line()}. torch.compile "
+                "chooses by itself what to recompute."
+            )
+
+        def without_reentrant(*args: Any, **kwargs: Any) -> Iterator[None]:
+            note()
+            yield
+
+        class Reentrant:
+            @staticmethod
+            def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+                note()
+                return function(*args)
+
+        # The second name came with torch 2.14, which calls it in the place of the first.
+        for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"):
+            if hasattr(module, name):
+                self._replace(module, name, without_reentrant, getattr(module, name))
+        self._replace(module, "CheckpointFunction", Reentrant, module.CheckpointFunction)
+
+    def _replace(self, owner: Any, name: str, value: Any, original: Any) -> None:
+        setattr(owner, name, value)
+        self._undo.append(lambda: setattr(owner, name, original))
+
+
+class _SizeLimit(TorchFunctionMode):
+    """Stops capture, at the same operator on every machine, when a symbolic size becomes too complex."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and not all(map(_is_simple, leaf.shape)):
+                raise SizesTooComplex(
+                    f"sizes in the model are too long formulas of the input sizes at {calling_line()}"
+                )
+        return result
+
+
+def _is_simple(size: Any) -> bool:
+    if isinstance(size, int):
+        return True
+    formula = size.node.expr
+    return not formula.has(*_REMAINDERS) and int(formula.count_ops()) <= _SIZE_LIMIT

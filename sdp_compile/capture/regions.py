@@ -1,0 +1,96 @@
+"""Regions with their own gradient or autocast mode, inlined into the one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+
+from sdp_compile.errors import CaptureError
+
+enter_autocast = torch.amp.autocast_mode._enter_autocast
+exit_autocast = torch.amp.autocast_mode._exit_autocast
+_set_grad = torch.ops.higher_order.wrap_with_set_grad_enabled
+_autocast = torch.ops.higher_order.wrap_with_autocast
+
+
+def inline_regions(
+    graph: fx.Graph,
+    env: dict[fx.Node, Any],
+    node: fx.Node,
+    regions: Mapping[fx.Node, fx.GraphModule],
+    grad: bool = True,
+) -> bool:
+    """Inlines ``node`` into ``graph`` if it is a region with its own gradient or autocast mode; else returns False.
+
+    ``env`` maps nodes of the old graph to the new one's. A region without gradients becomes its operators on detached
+    inputs; an autocast region stands between two nodes that enter and leave its mode. `CaptureError` for any other
+    operator that takes a graph, such as ``torch.cond``.
+    """
+    if node.target is _set_grad:
+        enabled, region, *operands = node.args
+        if enabled and not grad:
+            raise CaptureError(f"torch.enable_grad() inside of torch.no_grad() cannot be captured{_source(node)}.")
+        arguments = [env[old] if isinstance(old, fx.Node) else old for old in operands]
+        if not enabled:
+            arguments = [_detached(graph, argument) for argument in arguments]
+        env[node] = _inline(graph, regions[region], arguments, bool(enabled) and grad)  # type: ignore[index]
+        return True
+    if node.target is _autocast:
+        settings, region, operands = node.args[:4], node.args[4], node.args[5:]  # type: ignore[assignment]
+        arguments = [env[old] if isinstance(old, fx.Node) else old for old in operands]
+        entered = graph.call_function(enter_autocast, settings)
+        env[node] = _inline(graph, regions[region], arguments, grad)  # type: ignore[index]
+        graph.call_function(exit_autocast, (entered,))
+        return True
+    if node.target is getitem and isinstance(env.get(node.args[0]), (list, tuple)):  # type: ignore[arg-type]
+        env[node] = env[node.args[0]][node.args[1]]  # type: ignore[index]
+        return True
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        raise CaptureError(
+            f"the model uses {node.target.name()}, an operator over graphs that cannot be partitioned{_source(node)}. "
+            "Write this part with ordinary tensor operators."
+        )
+    return False
+
+
+def _inline(graph: fx.Graph, region: fx.GraphModule, arguments: list[Any], grad: bool) -> list[Any]:
+    env: dict[fx.Node, Any] = {}
+    nested: dict[fx.Node, fx.GraphModule] = {}
+    operands = iter(arguments)
+    for node in region.graph.nodes:
+        if node.op == "placeholder":
+            env[node] = next(operands)
+        elif node.op == "get_attr":
+            nested[node] = getattr(region, node.target)
+        elif node.op == "output":
+            results = node.args[0]
+            results = results if isinstance(results, (tuple, list)) else [results]
+            return [fx.node.map_arg(value, lambda old: env[old]) for value in results]
+        elif not inline_regions(graph, env, node, nested, grad):
+            env[node] = graph.node_copy(node, lambda old: env[old])
+    raise AssertionError("a region without an output node")
+
+
+def _detached(graph: fx.Graph, value: Any) -> Any:
+    """``value`` without its gradient; as it is where it never has one."""
+    if not isinstance(value, fx.Node):
+        return value
+    fake = value.meta.get("val")
+    if not isinstance(fake, torch.Tensor) or not (fake.is_floating_point() or fake.is_complex()):
+        return value
+    if value.op == "get_attr" and not fake.requires_grad:
+        return value
+    node = graph.call_function(torch.ops.aten.detach.default, (value,))
+    node.meta = {key: item for key, item in value.meta.items() if key in ("nn_module_stack", "stack_trace")}
+    node.meta["val"] = fake.detach()
+    return node
+
+
+def _source(node: fx.Node) -> str:
+    trace = str(node.meta.get("stack_trace") or "").strip().splitlines()
+    lines = [line.strip() for line in trace if line.strip().startswith("File")]
+    return f" ({lines[-1]})" if lines else ""

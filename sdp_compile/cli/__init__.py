@@ -1,0 +1,1 @@
+"""The command line: ``sdp-compile train``. Nothing here imports torch before a worker needs it."""

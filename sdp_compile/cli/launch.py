@@ -1,0 +1,154 @@
+"""Local workers as child processes: started together, watched, and ended together.
+
+The parent needs no torch. It opens the listening socket of the workers' store itself and hands it to rank 0, so that no
+port can be lost to another process in between; and it holds one end of a pipe whose other end every worker watches, so
+that workers end even if the parent is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from sdp_compile.errors import DistributedError
+
+STORE_PORT = "SDP_COMPILE_STORE_PORT"
+STORE_FD = "SDP_COMPILE_STORE_FD"
+LEASH_FD = "SDP_COMPILE_LEASH_FD"
+FAILURES = "SDP_COMPILE_FAILURES"
+
+_GRACE = 3.0  # seconds: for workers that fail together to say why, and again between SIGTERM and SIGKILL
+
+
+class WorkerFailure(DistributedError):
+    """A worker failed; ``expected`` tells whether with an error of this package, ``details`` is its traceback."""
+
+    def __init__(self, message: str, details: str = "", expected: bool = False) -> None:
+        super().__init__(message)
+        self.details = details
+        self.expected = expected
+
+
+def launch(command: Sequence[str], workers: int) -> None:
+    """Run ``command`` once per rank and return when all have ended well; raise the first failure otherwise."""
+    with tempfile.TemporaryDirectory(prefix="sdp-compile-") as failures, _store_socket() as store, _leash() as leash:
+        processes: list[subprocess.Popen[bytes]] = []
+        with _interruptible():
+            try:
+                for rank in range(workers):
+                    environment = _environment(rank, workers, store, leash, failures)
+                    passed = (leash, store.fileno()) if rank == 0 else (leash,)
+                    # A session of its own keeps the terminal's Ctrl-C from the workers: the parent ends them.
+                    process = subprocess.Popen(command, env=environment, pass_fds=passed, start_new_session=True)
+                    processes.append(process)
+                codes = _wait(processes)
+            finally:
+                _end(processes)
+        if any(codes):
+            raise _first_failure(Path(failures), codes)
+
+
+def _environment(rank: int, workers: int, store: socket.socket, leash: int, failures: str) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all workers are here: no need to resolve the host's name
+    environment.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(workers),
+        LOCAL_WORLD_SIZE=str(workers),
+        **{STORE_PORT: str(store.getsockname()[1]), LEASH_FD: str(leash), FAILURES: failures},
+    )
+    if rank == 0:
+        environment[STORE_FD] = str(store.fileno())
+    return environment
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Wait until all have ended or one has failed, and then a moment for the others' own words; their exit codes."""
+    deadline = float("inf")
+    while True:
+        codes = [process.poll() for process in processes]
+        if any(codes):
+            deadline = min(deadline, time.monotonic() + _GRACE)
+        if None not in codes or time.monotonic() > deadline:
+            return codes
+        time.sleep(0.05)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE
+    for process in running:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _first_failure(folder: Path, codes: Sequence[int | None]) -> WorkerFailure:
+    """What went wrong first: later reports are often its consequences (a lost connection).
+
+    A worker that a signal has ended could not report, and the others' reports are of that; else the earliest counts.
+    """
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            hint = " (out of memory? fewer --workers need less)" if -code == signal.SIGKILL else ""
+            return WorkerFailure(f"worker {rank} was ended by {signal.Signals(-code).name}{hint}")
+    reports = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    if reports:
+        first = min(reports, key=lambda report: float(report["time"]))
+        return WorkerFailure(first["message"], first["details"], first["expected"])
+    rank = next(rank for rank, code in enumerate(codes) if code)
+    return WorkerFailure(f"worker {rank} ended with exit code {codes[rank]} and no message")
+
+
+@contextmanager
+def _store_socket() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as server:
+        yield server
+
+
+@contextmanager
+def _leash() -> Iterator[int]:
+    """The end of a pipe that reads as closed once this process is gone."""
+    held_by_workers, held_here = os.pipe()
+    try:
+        yield held_by_workers
+    finally:
+        os.close(held_by_workers)
+        os.close(held_here)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the workers as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def worker_command(module: str, *arguments: str) -> list[str]:
+    """The command line of a worker: a module of this package, by the same Python."""
+    return [sys.executable, "-m", module, *arguments]

@@ -1,0 +1,53 @@
+"""Memory of a model in training, measured on its real tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What one worker holds: numbers of elements, and bytes of storage."""
+
+    parameters: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def state_bytes(self) -> int:
+        return self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
+
+
+def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Measure after a step, while gradients and optimizer state are there."""
+    parameters = list(model.parameters())
+    return TrainingState(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        parameter_bytes=_storage_bytes(parameters),
+        gradient_bytes=_storage_bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
+        optimizer_bytes=_storage_bytes(
+            value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+        ),
+    )
+
+
+def measure_dense(model: nn.Module, optimizer_type: type[torch.optim.AdamW]) -> TrainingState:
+    """Measure what the whole model would hold: one step of a copy of it, with gradients of zero."""
+    model = copy.deepcopy(model)
+    optimizer = optimizer_type(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return measure(model, optimizer)
+
+
+def _storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind ``tensors``, each counted once: a view holds all that it is a view of."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

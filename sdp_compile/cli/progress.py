@@ -1,0 +1,55 @@
+"""Progress for a person at a terminal; silent otherwise."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from torch import Tensor
+
+
+class Progress:
+    """One line per stage, on standard error; ``shown`` on one rank only."""
+
+    def __init__(self, shown: bool) -> None:
+        console = Console(stderr=True)
+        self._bars = RichProgress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (shown and console.is_terminal),
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._finish()
+        self._bars.stop()
+
+    def stage(self, description: str, steps: int | None = None) -> None:
+        """Begin the next stage, of ``steps`` steps where that is known."""
+        self._finish()
+        self._task = self._bars.add_task(description, total=steps, note="")
+
+    def step(self, done: int, loss: Tensor) -> None:
+        """``done`` steps of this stage are done; the loss is this worker's own."""
+        if self._task is not None and not self._bars.disable:
+            self._bars.update(self._task, completed=done, note=f"loss {loss.item():.3f}")
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            total = self._bars.tasks[self._task].total or 1
+            self._bars.update(self._task, total=total, completed=total)
+            self._bars.stop_task(self._task)

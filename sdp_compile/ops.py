@@ -1,0 +1,40 @@
+"""The functions that passes insert into graphs, besides ATen operators.
+
+They are ordinary Python functions on tensors: readable in ``model.code``, inlined by TorchDynamo, without state.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def all_reduce_mean(*parameters: torch.Tensor, bucket: int, owners: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """The identity; marks that these parameters' gradients are averaged over ``owners`` as bucket ``bucket``.
+
+    The module's gradient engine issues the buckets of its graphs at the end of a backward pass, in ascending number,
+    which is the same order on all workers. (It works on ``.grad`` rather than on the gradient that flows through this
+    node, because several backward passes may accumulate there before one reduction.)
+    """
+    return parameters
+
+
+def mask_parameter(parameter: torch.Tensor, *masks: torch.Tensor) -> torch.Tensor:
+    """``parameter`` where all ``masks`` (broadcastable, bool) hold, else 0; its gradient likewise.
+
+    ``where`` rather than a product: an infinite or NaN element that a worker does not own must not leak (inf * 0).
+    """
+    for mask in masks:
+        parameter = torch.where(mask, parameter, 0)
+    return parameter
+
+
+def rescale(activation: torch.Tensor, factor: float | tuple[float, ...], dim: int) -> torch.Tensor:
+    """``activation`` times N / owners, so that its sum over the units kept has the full model's expectation.
+
+    One factor, or one per index of ``dim`` where the units have different numbers of owners.
+    """
+    if isinstance(factor, float):
+        return activation * factor
+    shape = [1] * activation.ndim
+    shape[dim] = -1
+    return activation * torch.tensor(factor, dtype=activation.dtype, device=activation.device).view(shape)

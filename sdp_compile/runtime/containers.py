@@ -1,0 +1,91 @@
+"""Plain modules that hold a worker's tensors under the original model's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from sdp_compile.capture.clone import canonical_names, is_persistent
+from sdp_compile.errors import SDPError
+from sdp_compile.program import Capture
+
+
+def register_tensors(root: nn.Module, capture: Capture, tensors: Mapping[str, Tensor]) -> None:
+    """Registers ``tensors`` (by canonical name) in ``root`` where the original model holds them.
+
+    The order is the original's, tied tensors stand in every place, a module that is used twice is one container, and
+    modules without tensors are left out. What the original does not have, such as constants and masks, becomes a
+    buffer of ``root`` outside of ``state_dict()``.
+    """
+    canonical = canonical_names(capture.skeleton)
+    _mirror(capture.skeleton, "", root, canonical, tensors, {})
+    for name in tensors.keys() - set(canonical.values()):
+        _check_name(root, name)
+        root.register_buffer(name, tensors[name], persistent=False)
+
+
+def _mirror(
+    source: nn.Module,
+    prefix: str,
+    target: nn.Module,
+    canonical: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    made: dict[int, nn.Module],
+) -> None:
+    made[id(source)] = target
+    for key in source._parameters:
+        name = canonical.get(prefix + key, "")
+        if name in tensors:
+            _check_name(target, key)
+            target.register_parameter(key, tensors[name])  # type: ignore[arg-type]
+    for key in source._buffers:
+        name = canonical.get(prefix + key, "")
+        if name in tensors:
+            _check_name(target, key)
+            target.register_buffer(key, tensors[name], persistent=is_persistent(source, key))
+    for key, child in source._modules.items():
+        if child is None:
+            continue
+        container = made.get(id(child))
+        if container is None:
+            container = nn.Module()
+            _mirror(child, f"{prefix}{key}.", container, canonical, tensors, made)
+        if container._parameters or container._buffers or container._modules:
+            _check_name(target, key)
+            target.add_module(key, container)
+
+
+def _check_name(target: nn.Module, key: str) -> None:
+    if hasattr(target, key):
+        raise SDPError(
+            f"The model calls one of its parts {key!r}, which is an attribute of the compiled module itself. "
+            "Rename it, or wrap the model in another module."
+        )
+
+
+def retie(places: Mapping[int, list[tuple[nn.Module, str]]]) -> bool:
+    """Makes the tensors in each list of places one again, the first; whether any had been replaced."""
+    changed = False
+    for identity, (first, *others) in places.items():
+        tensor = _get(*first)
+        changed |= id(tensor) != identity
+        for module, key in others:
+            registry = module._parameters if key in module._parameters else module._buffers
+            registry[key] = tensor  # type: ignore[assignment]
+    return changed
+
+
+def tensor_places(root: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Where each parameter and buffer is registered, by identity of the tensor."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in root.modules():
+        for key in (*module._parameters, *module._buffers):
+            tensor = _get(module, key)
+            if tensor is not None:
+                places.setdefault(id(tensor), []).append((module, key))
+    return places
+
+
+def _get(module: nn.Module, key: str) -> Tensor | None:
+    return module._parameters[key] if key in module._parameters else module._buffers[key]

@@ -1,0 +1,29 @@
+"""Where in the user's model a graph node comes from."""
+
+from __future__ import annotations
+
+import re
+
+from torch import fx
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)(?:\n\s*(?P<code>[^\n]*))?')
+
+
+def source_line(node: fx.Node | None) -> str:
+    """``file:line: code`` of the innermost user frame that made a node; empty if capture kept none."""
+    trace = None if node is None else node.meta.get("stack_trace")
+    frames = list(_FRAME.finditer(trace)) if trace else []
+    if not frames:
+        return ""
+    frame = frames[-1]
+    code = (frame["code"] or "").strip()
+    return f"{frame['file']}:{frame['line']}" + (f": {code}" if code else "")
+
+
+def module_path(node: fx.Node | None) -> str:
+    """The path of the innermost module whose forward made a node; empty for the model itself."""
+    stack = None if node is None else node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = list(stack.values())[-1][0]
+    return str(path).removeprefix("L['self']").removeprefix(".")

@@ -1,0 +1,68 @@
+"""The anatomy of a captured model: axes and blocks together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from sdp_compile.program import Capture
+from sdp_compile.structure.analysis import AxisAnalysis, axis_families, conflicts
+from sdp_compile.structure.block_families import block_families
+from sdp_compile.structure.blocks import Blocks, find_blocks
+from sdp_compile.structure.flops import flop_terms
+from sdp_compile.structure.model import FlopTerm, Structure
+
+
+def analyse(capture: Capture) -> tuple[Structure, Blocks]:
+    """Find the axes and blocks of a model; annotates the capture's nodes with ``layouts`` and ``rewrites``.
+
+    Looks at shapes only, never at weights.
+    """
+    blocks = find_blocks(capture)
+    analysis = AxisAnalysis(capture)
+    analysis.annotate()
+    layouts = {name: tuple(map(analysis.layout, value.dims)) for name, value in analysis.state.items()}
+    order = _first_use(capture)
+    main = capture.programs["train"]
+    terms: list[FlopTerm] = []
+    node_flops: dict[str, float] = {}
+    for node in main.graph.nodes:
+        if node.op == "call_function":
+            found = flop_terms(node, analysis.sizes.example, lambda n: n.meta["layouts"])
+            terms += found
+            node_flops[node.name] = sum(term.flops for term in found)
+    axis_flops: dict[str, float] = defaultdict(float)
+    for term in terms:
+        for axis in term.axes:
+            axis_flops[axis] += term.flops
+    residual = {
+        axis
+        for mode, program in capture.programs.items()
+        for node in program.graph.nodes
+        if node.name in blocks.residual_adds[mode]
+        for axis in analysis.axes_of(mode, node)
+    }
+    found_blocks, members = block_families(blocks, capture, node_flops)
+    structure = Structure(
+        families=(*axis_families(layouts, capture.state, axis_flops, order), *found_blocks),
+        layouts=layouts,
+        conflicts=conflicts(layouts, capture.state),
+        residual=frozenset(residual),
+        members=members,
+        frozen=analysis.frozen(),
+        flops=tuple(terms),
+        order=order,
+        notes=capture.notes,
+    )
+    return structure, blocks
+
+
+def _first_use(capture: Capture) -> tuple[str, ...]:
+    """The state tensors by their first use in the training graph; those it never uses come last."""
+    used = [
+        str(user_input.target)
+        for node in capture.programs["train"].graph.nodes
+        if node.op == "call_function"
+        for user_input in node.all_input_nodes
+        if user_input.op == "get_attr"
+    ]
+    return tuple(dict.fromkeys([*used, *capture.state]))

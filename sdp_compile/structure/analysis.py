@@ -1,0 +1,295 @@
+"""Walk the captured programs with the rules, and read off which parameter dimensions are cut together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from sdp_compile.program import Capture, Mode, StateTensor
+from sdp_compile.source import module_path, source_line
+from sdp_compile.structure import axes
+from sdp_compile.structure.axes import Axis, Dim, Reason
+from sdp_compile.structure.layout import Layout, Leaf, Product, Sum
+from sdp_compile.structure.model import Family, Frozen
+from sdp_compile.structure.rules import Context, Rewrites, Value, bind, find_rule, mutated_argument
+from sdp_compile.structure.rules.elementwise import elementwise, is_pointwise
+from sdp_compile.structure.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class NodeRewrites:
+    """`Rewrites` of one node with its dimensions resolved: what lowering must change there."""
+
+    resizes: tuple[tuple[str, int | None, tuple[Layout, ...]], ...]
+    pins: Mapping[str, Any]
+    operator: Any
+
+
+class AxisAnalysis:
+    """Axes of all tensors of a capture; both modes share the axes of the parameters and buffers."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture = capture
+        self.sizes = Sizes()
+        self.state = {name: _state_value(tensor) for name, tensor in capture.state.items()}
+        self.values: dict[Mode, dict[fx.Node, Any]] = {}
+        self._rewrites: dict[fx.Node, Rewrites] = {}
+        for mode, program in capture.programs.items():
+            self.values[mode] = self._walk(program.graph)
+        self.names = _name_axes(self.state, capture.state)
+        self._resolved: dict[Axis, Layout] = {}
+
+    def _walk(self, graph: fx.Graph) -> dict[fx.Node, Any]:
+        values: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                values[node] = self.state.get(str(node.target))
+            elif node.op == "placeholder":
+                values[node] = self._whole(node, Reason("it is an input of the model", node))
+            elif node.op == "call_function":
+                values[node] = self._call(node, values)
+            elif node.op == "output":
+                reason = Reason("it is an output of the model", node)
+                for value in _tensors([values[a] for a in node.all_input_nodes]):
+                    for dim in value.dims:
+                        axes.freeze(dim, reason)
+        return values
+
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        if getattr(node.target, "__name__", "") == "getitem":
+            source, position = cast(tuple[fx.Node, int], node.args)
+            container = values[source]
+            return container[position] if isinstance(container, list) else None
+        inputs = list(_tensors([values[a] for a in node.all_input_nodes]))
+        rule = find_rule(node.target)
+        if rule is None and is_pointwise(node.target):
+            rule = elementwise
+        if rule is None:
+            return self._opaque(node, inputs)
+        context = Context(node, self.sizes.distinct)
+        arguments = bind(node, lambda arg: fx.map_arg(arg, lambda n: values[n]))
+        result = rule(context, **arguments)
+        self._rewrites[node] = context.rewrites
+        return result
+
+    def _opaque(self, node: fx.Node, inputs: list[Value]) -> Any:
+        """An operator without a rule: nothing that touches it is cut."""
+        if not isinstance(node.meta.get("val"), (torch.Tensor, list, tuple)):
+            return None  # arithmetic on sizes, which stay those of the full model
+        operator = str(node.target).removeprefix("aten.")
+        reason = Reason(f"{operator} has no rule", node)
+        for value in inputs:
+            value.storage.nonzero = value.storage.nonzero or mutated_argument(node.target) is not None
+            for dim in value.dims:
+                axes.freeze(dim, reason)
+        return self._whole(node, reason)
+
+    def _whole(self, node: fx.Node, reason: Reason) -> Any:
+        def whole(tensor: Any) -> Any:
+            if isinstance(tensor, (list, tuple)):
+                return [whole(item) for item in tensor]
+            if not isinstance(tensor, torch.Tensor):
+                return None
+            lengths = self.sizes.distinct(tensor)
+            return Value(tuple(axes.fresh(n, reason) for n in lengths), (False,) * len(lengths))
+
+        return whole(node.meta.get("val"))
+
+    def layout(self, dim: Dim) -> Layout:
+        """A dimension as a tree over the named axes."""
+        factors = tuple(self._resolve(axis) for axis in axes.expand(dim))
+        if not factors:
+            return Leaf(1)
+        return factors[0] if len(factors) == 1 else Product(factors)
+
+    def _resolve(self, root: Axis) -> Layout:
+        if root not in self._resolved:
+            if root.parts is not None and root.frozen is None:
+                self._resolved[root] = Sum(tuple(self.layout(part) for part in root.parts))
+            else:
+                self._resolved[root] = Leaf(root.size, self.names.get(root))
+        return self._resolved[root]
+
+    def annotate(self) -> None:
+        """Write each node's layouts and rewrites into its ``meta``, for the passes."""
+        for values in self.values.values():
+            for node, value in values.items():
+                node.meta["layouts"] = self._layouts(value)
+                if node in self._rewrites:
+                    rewrites = self._rewrites[node]
+                    node.meta["rewrites"] = NodeRewrites(
+                        tuple((r.argument, r.index, tuple(map(self.layout, r.dims))) for r in rewrites.resizes),
+                        rewrites.pins,
+                        rewrites.operator,
+                    )
+
+    def _layouts(self, value: Any) -> Any:
+        if isinstance(value, Value):
+            return tuple(self.layout(dim) for dim in value.dims)
+        return [self._layouts(item) for item in value] if isinstance(value, list) else ()
+
+    def axes_of(self, mode: Mode, node: fx.Node) -> set[str]:
+        """The named axes that a node's value runs along."""
+        return {
+            self.names[leaf]
+            for value in _tensors([self.values[mode].get(node)])
+            for dim in value.dims
+            for leaf in _leaves(dim)
+            if leaf in self.names
+        }
+
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Every parameter dimension that stays whole, and why."""
+        found = []
+        for name, value in self.state.items():
+            if self.capture.state[name].kind != "parameter":
+                continue
+            for number, dim in enumerate(value.dims):
+                leaf = next((leaf for leaf in _leaves(dim) if leaf.frozen is not None), None)
+                if leaf is not None and leaf.frozen is not None:
+                    found.append(_frozen(name, number, axes.size(dim), leaf.frozen))
+        return tuple(found)
+
+
+def _frozen(name: str, number: int, length: int, reason: Reason) -> Frozen:
+    node = reason.node
+    operator = "" if node is None else str(node.target).removeprefix("aten.")
+    return Frozen(name, number, length, reason.text, operator, source_line(node), module_path(node))
+
+
+def _state_value(tensor: StateTensor) -> Value:
+    dims = tuple(axes.fresh(length) for length in tensor.shape)
+    return Value(dims, (tensor.kind == "parameter",) * len(dims))
+
+
+def _tensors(values: Any) -> Iterator[Value]:
+    if isinstance(values, Value):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _leaves(dim: Dim) -> Iterator[Axis]:
+    for root in axes.expand(dim):
+        if root.parts is None or root.frozen is not None:
+            yield root
+        else:
+            for part in root.parts:
+                yield from _leaves(part)
+
+
+def _name_axes(values: Mapping[str, Value], state: Mapping[str, StateTensor]) -> dict[Axis, str]:
+    """A name for each axis that a policy may cut, after the first parameter dimension where it lies."""
+    names: dict[Axis, str] = {}
+    for name, value in values.items():
+        if state[name].kind != "parameter":
+            continue
+        for number, dim in enumerate(value.dims):
+            leaves = list(dict.fromkeys(_leaves(dim)))
+            for position, leaf in enumerate(leaves):
+                if leaf.frozen is None and leaf not in names:
+                    suffix = f".{position}" if len(leaves) > 1 else ""
+                    names[leaf] = f"{name}[{number}]{suffix}"
+    return names
+
+
+def axis_families(
+    layouts: Mapping[str, tuple[Layout, ...]],
+    state: Mapping[str, StateTensor],
+    flops: Mapping[str, float],
+    order: tuple[str, ...],
+) -> list[Family]:
+    """One `Family` per named axis, in the order of the parameters; ``flops`` are per axis over all units."""
+    units: dict[str, int] = {}
+    nbytes: Counter[str] = Counter()
+    parameters: dict[str, dict[str, None]] = {}
+    depths: dict[str, int] = {}
+    for name, dims in layouts.items():
+        if state[name].kind != "parameter":
+            continue
+        for dim in dims:
+            for leaf, depth in _with_depth(dim):
+                if leaf.family is None:
+                    continue
+                units[leaf.family] = leaf.size
+                parameters.setdefault(leaf.family, {})[name] = None
+                depths[leaf.family] = max(depths.get(leaf.family, 0), depth)
+        for family, share in _shares(dims).items():
+            nbytes[family] += round(share * state[name].nbytes)
+    position = {name: number for number, name in enumerate(order)}
+    return [
+        Family(
+            name=family,
+            kind="axis",
+            units=count,
+            unit_bytes=(nbytes[family] // count,) * count,
+            unit_flops=(flops.get(family, 0.0) / count,) * count,
+            module_path=next(iter(parameters[family])).rpartition(".")[0],
+            depth=min(position.get(name, 0) for name in parameters[family]),
+            parameters=tuple(parameters[family]),
+            outer=depths[family],
+        )
+        for family, count in units.items()
+    ]
+
+
+def _with_depth(layout: Layout, depth: int = 0) -> Iterator[tuple[Leaf, int]]:
+    if isinstance(layout, Leaf):
+        yield layout, depth
+    elif isinstance(layout, Sum):
+        for part in layout.parts:
+            yield from _with_depth(part, depth)
+    else:
+        for number, factor in enumerate(layout.factors):
+            yield from _with_depth(factor, depth + number)
+
+
+def _shares(dims: tuple[Layout, ...]) -> dict[str, float]:
+    """For each family, the share of a tensor's elements that run through it."""
+    outside: dict[str, float] = {}
+    for dim in dims:
+        for family in {leaf.family for leaf, _ in _with_depth(dim) if leaf.family is not None}:
+            outside[family] = outside.get(family, 1.0) * (1.0 - _share(dim, family))
+    return {family: 1.0 - rest for family, rest in outside.items()}
+
+
+def _share(layout: Layout, family: str) -> float:
+    if isinstance(layout, Leaf):
+        return 1.0 if layout.family == family else 0.0
+    if isinstance(layout, Sum):
+        return sum(_share(part, family) * part.size for part in layout.parts) / layout.size
+    outside = 1.0
+    for factor in layout.factors:
+        outside *= 1.0 - _share(factor, family)
+    return 1.0 - outside
+
+
+def conflicts(layouts: Mapping[str, tuple[Layout, ...]], state: Mapping[str, StateTensor]) -> frozenset[frozenset[str]]:
+    """Pairs of axes that meet in one parameter element; an axis that meets itself stands alone in its set."""
+    found: set[frozenset[str]] = set()
+    for name, dims in layouts.items():
+        if state[name].kind != "parameter":
+            continue
+        _meet([_collect(dim, found) for dim in dims], found)
+    return frozenset(found)
+
+
+def _collect(layout: Layout, found: set[frozenset[str]]) -> set[str]:
+    if isinstance(layout, Leaf):
+        return set() if layout.family is None else {layout.family}
+    if isinstance(layout, Sum):
+        return set().union(*(_collect(part, found) for part in layout.parts))
+    return _meet([_collect(factor, found) for factor in layout.factors], found)
+
+
+def _meet(groups: list[set[str]], found: set[frozenset[str]]) -> set[str]:
+    for i, left in enumerate(groups):
+        for right in groups[i + 1 :]:
+            found.update(frozenset((a, b)) for a in left for b in right)
+    return set().union(*groups)

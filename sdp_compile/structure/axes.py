@@ -1,0 +1,258 @@
+"""Axes: the independent index spaces of a network, as a union-find that can be refined.
+
+A dimension (`Dim`) is a row-major product of axes. Two dimensions that must be cut together are unified. An axis is
+refined at most once, globally: into a product (a ``view`` splits it) or into a sum (``split``, ``slice`` and ``cat``
+cut it into parts). Refinements are looked through lazily, so that a rule that ran before a refinement stays valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import TypeAlias
+
+from torch import fx
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an axis must stay whole: a sentence, and the graph node that needs it (None for the model's border)."""
+
+    text: str
+    node: fx.Node | None = None
+
+
+class Axis:
+    """One index space of ``size`` units; use it through its `AxisSpace`."""
+
+    __slots__ = ("factors", "frozen", "parent", "parts", "size")
+
+    def __init__(self, size: int, frozen: Reason | None = None) -> None:
+        self.size = size
+        self.frozen = frozen
+        self.parent: Axis | None = None
+        self.factors: Dim | None = None
+        self.parts: tuple[Dim, ...] | None = None
+
+    def find(self) -> Axis:
+        root = self
+        while root.parent is not None:
+            root = root.parent
+        axis = self
+        while axis.parent is not None:  # path compression
+            axis.parent, axis = root, axis.parent
+        return root
+
+
+Dim: TypeAlias = tuple[Axis, ...]
+
+
+def expand(dim: Iterable[Axis]) -> Iterator[Axis]:
+    """The roots that a dimension is the product of, looked through product refinements."""
+    for axis in dim:
+        root = axis.find()
+        if root.factors is None:
+            yield root
+        else:
+            yield from expand(root.factors)
+
+
+def size(dim: Dim) -> int:
+    return prod(axis.size for axis in dim)
+
+
+def fresh(length: int, frozen: Reason | None = None) -> Dim:
+    """A new dimension; one of length 1 has no axis, since there is nothing to cut."""
+    return () if length == 1 else (Axis(length, frozen),)
+
+
+def freeze(dim: Iterable[Axis], reason: Reason) -> None:
+    """Forbid any cut of a dimension, and of everything that it is refined into."""
+    for axis in dim:
+        root = axis.find()
+        if root.frozen is not None:
+            continue
+        root.frozen = reason
+        for child in (root.factors,) if root.factors is not None else root.parts or ():
+            freeze(child, reason)
+
+
+def unify(a: Dim, b: Dim, reason: Reason) -> None:
+    """Declare that two dimensions of equal size are cut together; where their factors do not match, both freeze."""
+    if size(a) != size(b):
+        freeze(a, reason)
+        freeze(b, reason)
+        return
+    left, right = list(expand(a))[::-1], list(expand(b))[::-1]
+    while left and right:
+        x, y = left.pop().find(), right.pop().find()
+        if x.factors is not None or y.factors is not None:  # refined by an earlier step of this very loop
+            left.extend([*expand((x,))][::-1])
+            right.extend([*expand((y,))][::-1])
+        elif x.size == y.size:
+            _union(x, y, reason)
+        else:
+            larger, smaller, stack = (x, y, left) if x.size > y.size else (y, x, right)
+            if larger.size % smaller.size:
+                for axis in (x, y, *left, *right):
+                    freeze((axis,), reason)
+                return
+            _refine_product(larger, smaller.size, reason)
+            stack.extend([*expand((larger,))][::-1])
+            (right if stack is left else left).append(smaller)
+
+
+def _union(x: Axis, y: Axis, reason: Reason) -> None:
+    if x is y:
+        return
+    if x.frozen is not None or y.frozen is not None:
+        freeze((x, y), x.frozen or y.frozen or reason)
+    if x.parts is not None and y.parts is not None:
+        x_parts, y_parts = x.parts, y.parts
+        x.parent = y
+        boundaries = _boundaries(map(size, x_parts)) | _boundaries(map(size, y_parts))
+        fine_x, fine_y = _subdivide(x_parts, boundaries, reason), _subdivide(y_parts, boundaries, reason)
+        y.parts = tuple(part for group in fine_y for part in group)
+        for part_x, part_y in zip((p for group in fine_x for p in group), y.parts, strict=True):
+            unify(part_x, part_y, reason)
+    elif x.parts is not None:
+        y.parent = x
+    else:
+        x.parent = y
+
+
+def _boundaries(sizes: Iterable[int]) -> set[int]:
+    total, found = 0, set()
+    for length in sizes:
+        total += length
+        found.add(total)
+    return found
+
+
+def _subdivide(parts: Sequence[Dim], boundaries: set[int], reason: Reason) -> list[list[Dim]]:
+    """Cut each part of a sum at those of ``boundaries`` (offsets in the whole sum) that fall inside of it."""
+    result, start = [], 0
+    for part in parts:
+        stop = start + size(part)
+        inner = sorted(b for b in boundaries if start < b < stop)
+        cuts = [start, *inner, stop]
+        lengths = [b - a for a, b in pairwise(cuts)]
+        result.append(split(part, lengths, reason) if inner else [part])
+        start = stop
+    return result
+
+
+def _refine_product(axis: Axis, outer: int, reason: Reason) -> None:
+    """Refine a root into ``outer`` x the rest; a sum becomes a product where every part holds whole inner ranges."""
+    inner = axis.size // outer
+    if axis.parts is None:
+        axis.factors = (Axis(outer, axis.frozen), Axis(inner, axis.frozen))
+        return
+    parts, axis.parts = axis.parts, None
+    if any(size(part) % inner for part in parts):
+        for part in parts:
+            freeze(part, reason)
+        axis.frozen = axis.frozen or reason
+        axis.factors = (Axis(outer, axis.frozen), Axis(inner, axis.frozen))
+        return
+    inner_axis, outer_axis = Axis(inner, axis.frozen), Axis(outer, axis.frozen)
+    outer_parts = [fresh(size(part) // inner, axis.frozen) for part in parts]
+    outer_axis.parts = tuple(outer_parts)
+    axis.factors = (outer_axis, inner_axis)
+    for part, outer_part in zip(parts, outer_parts, strict=True):
+        unify(part, (*outer_part, inner_axis), reason)
+
+
+def split(dim: Dim, lengths: Sequence[int], reason: Reason) -> list[Dim]:
+    """Cut a dimension into consecutive parts; where a part would break an inner factor, everything freezes."""
+    axes = list(expand(dim))
+    if len(lengths) == 1:
+        return [dim]
+    if not axes:
+        return [fresh(length, reason) for length in lengths]
+    head, rest = axes[0], tuple(axes[1:])
+    if rest:
+        inner = size(rest)
+        if any(length % inner for length in lengths):
+            freeze(axes, reason)
+            return [fresh(length, reason) for length in lengths]
+        return [(*part, *rest) for part in split((head,), [length // inner for length in lengths], reason)]
+    if head.parts is None:
+        head.parts = tuple(fresh(length, head.frozen) for length in lengths)
+        return list(head.parts)
+    boundaries = _boundaries(lengths)
+    parts = [part for group in _subdivide(head.parts, boundaries, reason) for part in group]
+    head = head.find()
+    if head.factors is None:
+        head.parts = tuple(parts)
+    result: list[Dim] = []
+    remaining = parts[::-1]
+    for length in lengths:
+        group: list[Dim] = []
+        while sum(map(size, group)) < length:
+            group.append(remaining.pop())
+        result.append(concatenate(group))
+    return result
+
+
+def concatenate(parts: Sequence[Dim]) -> Dim:
+    """The dimension that holds ``parts`` one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    axis = Axis(sum(map(size, parts)))
+    axis.parts = tuple(parts)
+    return (axis,)
+
+
+def regroup(dims: Sequence[Dim], sizes: Sequence[int], reason: Reason) -> tuple[list[Dim], list[list[int]]]:
+    """What a ``view`` does: the dimensions of ``sizes`` over the same elements.
+
+    Also returns, for each new dimension, the numbers of the old ones that it draws from.
+    """
+    result: list[Dim] = []
+    sources: list[list[int]] = []
+    old = 0
+    new = 0
+    while new < len(sizes) or old < len(dims):
+        # The smallest next group of old and of new dimensions over the same elements.
+        old_start, new_start = old, new
+        old_size = new_size = 1
+        if old < len(dims):
+            old_size, old = size(dims[old]), old + 1
+        if new < len(sizes) and old_size != 1:
+            new_size, new = sizes[new], new + 1
+        elif new < len(sizes) and sizes[new] == 1:
+            new += 1
+        while old_size != new_size:
+            if old_size < new_size:
+                old_size, old = old_size * size(dims[old]), old + 1
+            else:
+                new_size, new = new_size * sizes[new], new + 1
+        group = [axis for dim in dims[old_start:old] for axis in dim]
+        result += _take(group, sizes[new_start:new], reason)
+        sources += [list(range(old_start, old))] * (new - new_start)
+    return result, sources
+
+
+def _take(axes: Iterable[Axis], sizes: Sequence[int], reason: Reason) -> list[Dim]:
+    remaining = list(expand(axes))[::-1]
+    result: list[Dim] = []
+    for length in sizes:
+        taken: list[Axis] = []
+        while length > 1:
+            axis = remaining.pop().find()
+            if axis.factors is not None:
+                remaining.extend([*expand((axis,))][::-1])
+            elif length % axis.size == 0:
+                taken.append(axis)
+                length //= axis.size
+            elif axis.size % length == 0:
+                _refine_product(axis, length, reason)
+                remaining.extend([*expand((axis,))][::-1])
+            else:
+                freeze([*axes], reason)
+                return [fresh(length, reason) for length in sizes]
+        result.append(tuple(taken))
+    return result

@@ -1,0 +1,54 @@
+"""Concrete sizes for symbolic shapes.
+
+Analysis compares sizes to see which dimensions a view splits and merges. With the example's sizes, a batch of 12 could
+be taken for 12 heads; so every symbol stands for its example value times a prime of its own: divisible by what the
+example is divisible by, and equal to nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+
+_FIRST_PRIME = 10007
+
+
+class Sizes:
+    """Valuates the symbolic sizes of one capture; ``distinct`` for analysis, ``example`` for cost."""
+
+    def __init__(self) -> None:
+        self._distinct: dict[sympy.Symbol, int] = {}
+        self._example: dict[sympy.Symbol, int] = {}
+        self._cache: dict[tuple[Any, bool], int] = {}
+        self._prime = _FIRST_PRIME
+
+    def distinct(self, tensor: Any) -> tuple[int, ...]:
+        return tuple(self._value(length, distinct=True) for length in tensor.shape)
+
+    def example(self, tensor: Any) -> tuple[int, ...]:
+        return tuple(self._value(length, distinct=False) for length in tensor.shape)
+
+    def _value(self, length: int | torch.SymInt, distinct: bool) -> int:
+        if isinstance(length, int):
+            return length
+        expression = length.node.expr
+        key = (expression, distinct)
+        if key not in self._cache:
+            for symbol in sorted(expression.free_symbols, key=str):
+                self._add(symbol, length)
+            values = self._distinct if distinct else self._example
+            self._cache[key] = int(expression.xreplace(values))
+        return self._cache[key]
+
+    def _add(self, symbol: sympy.Symbol, length: torch.SymInt) -> None:
+        if symbol in self._example:
+            return
+        environment: Any = length.node.shape_env
+        # torch < 2.12 has the second name only.
+        known = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+        example = int(known.get(symbol, 2))  # a size that depends on data has no example
+        self._example[symbol] = sympy.Integer(example)
+        self._distinct[symbol] = sympy.Integer(example * self._prime)
+        self._prime = int(sympy.nextprime(self._prime))

@@ -1,0 +1,72 @@
+"""The loop's parts that do not need a process group."""
+
+import torch
+from torch import nn
+
+from sdp_compile.cli.gpt import GPT, GPTConfig
+from sdp_compile.cli.loop import Windows, cross_entropy, schedule
+from sdp_compile.cli.measure import measure, measure_dense
+
+
+def test_windows_are_text_and_its_continuation() -> None:
+    text = bytes(range(256)) * 4
+    windows = Windows(text, sequence=16, device="cpu", seed=1)
+    tokens, targets = windows.draw(5)
+    assert tokens.shape == targets.shape == (5, 16)
+    assert torch.equal((tokens + 1) % 256, targets)
+    assert torch.equal(tokens[:, 1:], targets[:, :-1])
+    again, _ = Windows(text, sequence=16, device="cpu", seed=1).draw(5)
+    other, _ = Windows(text, sequence=16, device="cpu", seed=2).draw(5)
+    assert torch.equal(tokens, again)
+    assert not torch.equal(tokens, other)
+
+
+def test_spread_windows_reach_both_ends() -> None:
+    windows = Windows(bytes(range(100)), sequence=9, device="cpu", seed=0)
+    starts = windows.spread(4)
+    tokens, targets = windows.at(starts)
+    assert tokens[0, 0] == 0
+    assert targets[-1, -1] == 99
+
+
+def test_schedule_warms_up_and_decays_to_a_tenth() -> None:
+    shares = [schedule(step, 100) for step in range(100)]
+    assert shares[0] == 0.1
+    assert shares.index(max(shares)) in (9, 10)
+    assert max(shares) == 1.0
+    assert abs(schedule(100, 100) - 0.1) < 1e-9
+    assert schedule(0, 1) == 1.0
+
+
+def test_the_default_gpt() -> None:
+    """6 layers, width 256, 8 heads, hidden 1024, 256 bytes, 128 positions: counted by hand."""
+    model = GPT(GPTConfig())
+    layer = 2 * 2 * 256 + (256 * 768 + 768) + (256 * 256 + 256) + (256 * 1024 + 1024) + (1024 * 256 + 256)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 6 * layer + (256 + 128 + 256) * 256 + 2 * 256
+    tokens = torch.randint(256, (3, 128))
+    logits = model(tokens)
+    assert logits.shape == (3, 128, 256)
+    assert abs(cross_entropy(logits, tokens).item() - torch.tensor(256.0).log().item()) < 0.3
+
+
+def test_the_gpt_is_causal() -> None:
+    model = GPT(GPTConfig(layers=2))
+    tokens = torch.randint(256, (1, 20))
+    changed = tokens.clone()
+    changed[0, 12:] = (changed[0, 12:] + 1) % 256
+    before, after = model(tokens), model(changed)
+    assert torch.allclose(before[:, :12], after[:, :12], atol=1e-5)
+    assert not torch.allclose(before[:, 12], after[:, 12], atol=1e-5)
+
+
+def test_measure_counts_real_storage() -> None:
+    model = nn.Linear(10, 20, bias=False)
+    dense = measure_dense(model, torch.optim.AdamW)
+    assert (dense.parameters, dense.parameter_bytes, dense.gradient_bytes) == (200, 800, 800)
+    assert dense.optimizer_bytes == 2 * 800 + 4  # two moments and the step counter
+    assert model.weight.grad is None
+
+    # A slice that is a view of the full weight saves nothing, and is counted so.
+    view = nn.Module()
+    view.weight = nn.Parameter(torch.zeros(20, 10)[:10])
+    assert measure(view, torch.optim.AdamW(view.parameters())).parameter_bytes == 800

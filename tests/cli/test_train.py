@@ -1,0 +1,166 @@
+"""The main job, end to end with real processes, short."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from sdp_compile.cli.corpus import load_corpus
+from sdp_compile.cli.gpt import GPT, GPTConfig
+
+pytestmark = pytest.mark.timeout(300)
+
+ROOT = Path(__file__).parents[2]
+TRAIN = [sys.executable, "-m", "sdp_compile.cli.main", "train"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[str, Any]]:
+    """A default run with the baseline, of 12 steps: what it printed, where it wrote, what it reported."""
+    folder = tmp_path_factory.mktemp("train")
+    result = run(*TRAIN, "--steps", "12", "--baseline", "--output", str(folder), "--json", str(folder / "run.json"))
+    assert result.returncode == 0, result.stderr
+    assert "training" not in result.stderr, "no progress where there is no terminal"
+    assert "Traceback" not in result.stderr
+    return result.stdout, folder, json.loads((folder / "run.json").read_text())
+
+
+def test_report_has_the_promised_form(trained: tuple[str, Path, dict[str, Any]]) -> None:
+    report = trained[2]
+    assert {"validation_loss", "train_loss", "baseline", "workers", "tokens_per_second", "policy", "plan_digest"} <= {
+        *report
+    }
+    assert len(report["train_loss"]) == len(report["baseline"]["train_loss"]) == 12
+    assert [worker["rank"] for worker in report["workers"]] == [0, 1, 2, 3]
+    assert report["policy"]["coverage"] == 0.5
+    assert report["tokens_per_second"] > 0
+    assert report["plan_digest"]
+
+
+def test_training_helps_the_assembled_model(trained: tuple[str, Path, dict[str, Any]]) -> None:
+    report = trained[2]
+    loss, dense = report["validation_loss"], report["baseline"]["validation_loss"]
+    assert loss["before"] == pytest.approx(dense["before"], abs=1e-5)  # the same initial model
+    assert loss["after"] < loss["before"] - 1
+    assert dense["after"] < dense["before"] - 1
+    assert report["train_loss"][-1] < report["train_loss"][0] - 1
+
+
+def test_a_worker_holds_half(trained: tuple[str, Path, dict[str, Any]]) -> None:
+    """Bytes of the dense state are counted by hand: AdamW in float32, and a step counter per parameter."""
+    parameters = list(GPT(GPTConfig()).parameters())
+    dense = sum(parameter.numel() for parameter in parameters)
+    for worker in trained[2]["workers"]:
+        assert worker["dense_state_bytes"] == 16 * dense + 4 * len(parameters)
+        assert worker["parameters"] < 0.54 * dense
+        assert worker["state_bytes"] <= 0.56 * worker["dense_state_bytes"]
+
+
+def test_the_written_model_is_the_one_that_was_validated(trained: tuple[str, Path, dict[str, Any]]) -> None:
+    _, folder, report = trained
+    model = GPT(GPTConfig())
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    text = torch.frombuffer(bytearray(load_corpus().validation), dtype=torch.uint8).long()
+    starts = torch.linspace(0, len(text) - 129, 128).long()
+    with torch.no_grad():
+        losses = [
+            F.cross_entropy(model(text[None, start : start + 128])[0], text[start + 1 : start + 129])
+            for start in starts
+        ]
+    assert torch.stack(losses).mean().item() == pytest.approx(report["validation_loss"]["after"], abs=1e-4)
+
+
+def test_tables_show_the_report(trained: tuple[str, Path, dict[str, Any]]) -> None:
+    printed, _, report = trained
+    assert all(f"{worker['parameters']:,}" in printed for worker in report["workers"])
+    for result in (report, report["baseline"]):
+        assert f"{result['validation_loss']['after']:.3f}" in printed
+        assert f"{result['tokens_per_second']:,.0f}" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_under_torchrun_it_joins(tmp_path: Path) -> None:
+    options = ["--steps", "2", "--level", "block", "--output", str(tmp_path)]
+    result = run(*TORCHRUN, "2", "-m", "sdp_compile.cli.main", "train", *options)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["workers"]) == 2
+    assert report["baseline"] is None
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_terminal_sees_progress(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [*TRAIN, "--workers", "1", "--steps", "3", "--output", str(tmp_path)]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+    assert process.wait() == 0
+    assert b"training subnetworks" in seen
+    assert b"3/3" in seen
+
+
+@pytest.mark.parametrize(
+    ("options", "file", "words"),
+    [
+        (["--policy", "newron"], None, ["newron", "neuron", "block", "auto"]),
+        (["--policy", "{file}"], "level = ", ["policy.toml"]),
+        (["--policy", "{file}"], 'policy = "neuron"\nfoo = 1', ["foo"]),
+        (["--policy", "{file}", "--workers", "2"], 'policy = "neuron"\nreplicas = 3', ["replicas", "3", "2"]),
+    ],
+)
+def test_a_policy_that_cannot_be_is_one_clean_message(
+    options: list[str], file: str | None, words: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(file or "")
+    options = [option.format(file=path) for option in options]
+    result = run(*TRAIN, *options, "--steps", "1", "--output", str(tmp_path / "out"))
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("Error:") == 1, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_ends_all_workers(tmp_path: Path) -> None:
+    """As a terminal does it: the signal goes to the whole foreground process group."""
+    command = [*TRAIN, "--workers", "2", "--steps", "100000", "--output", str(tmp_path)]
+    parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    workers: list[int] = []
+    while len(workers) < 2:
+        time.sleep(0.1)
+        listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text()
+        workers = [int(number) for number in listed.split()]
+    time.sleep(10)  # into the middle of it
+    os.killpg(parent.pid, signal.SIGINT)
+    started = time.monotonic()
+    _, printed = parent.communicate(timeout=20)
+    assert time.monotonic() - started < 10
+    assert parent.returncode == 130
+    assert re.search("Stopped", printed)
+    assert "Traceback" not in printed
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)

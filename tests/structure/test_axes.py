@@ -1,0 +1,165 @@
+"""Axes against a brute-force oracle: which elements of a flat index range are cut together."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdp_compile.structure import axes
+from sdp_compile.structure.axes import Axis, Dim, Reason
+
+WHY = Reason("test")
+
+
+def atom(size: int) -> Dim:
+    return axes.fresh(size)
+
+
+def roots(dim: Dim) -> list[Axis]:
+    return list(axes.expand(dim))
+
+
+def labels(dim: Dim) -> list[tuple[object, ...]]:
+    """For each index of a dimension, the units of unfrozen axes that it runs through."""
+    factors = []
+    for root in roots(dim):
+        if root.parts is not None and root.frozen is None:
+            factors.append([label for part in root.parts for label in labels(part)])
+        else:
+            factors.append([() if root.frozen else ((id(root), unit),) for unit in range(root.size)])
+    result: list[tuple[object, ...]] = [()]
+    for factor in factors:
+        result = [(*outer, *inner) for outer in result for inner in factor]
+    return result
+
+
+def test_a_size_of_one_has_no_axis() -> None:
+    assert atom(1) == ()
+
+
+def test_a_view_splits_a_dimension_into_a_product() -> None:
+    qkv = atom(24)
+    (three, heads, inner), _ = axes.regroup([qkv], [3, 4, 2], WHY)
+    assert [axes.size(d) for d in (three, heads, inner)] == [3, 4, 2]
+    assert roots(qkv) == [*roots(three), *roots(heads), *roots(inner)]
+
+
+def test_unify_looks_through_a_later_refinement() -> None:
+    a, b = atom(12), atom(12)
+    axes.unify(a, b, WHY)
+    axes.regroup([a], [3, 4], WHY)
+    (outer, _), _ = axes.regroup([b], [3, 4], WHY)
+    assert roots(outer)[0].size == 3
+    assert roots(a) == roots(b)
+
+
+def test_sums_are_cut_at_each_others_boundaries() -> None:
+    a, b = atom(10), atom(10)
+    first, _ = axes.split(a, [4, 6], WHY)
+    axes.split(b, [6, 4], WHY)
+    axes.unify(a, b, WHY)
+    assert labels(a) == labels(b)
+    assert len(set(labels(a))) == 10
+    assert labels(first) == labels(b)[:4]
+
+
+def test_rotating_halves_makes_them_one_axis() -> None:
+    """cat(-x[half:], x[:half]) + x, as rotary embeddings do."""
+    x = atom(8)
+    low, high = axes.split(x, [4, 4], WHY)
+    axes.unify(axes.concatenate([high, low]), x, WHY)
+    assert labels(x)[:4] == labels(x)[4:]
+
+
+def test_freezing_reaches_the_parts_and_no_further() -> None:
+    x = atom(8)
+    low, high = axes.split(x, [4, 4], WHY)
+    axes.freeze(low, WHY)
+    assert roots(low)[0].frozen and not roots(high)[0].frozen
+    axes.freeze(x, WHY)
+    assert roots(high)[0].frozen
+
+
+def test_a_refinement_of_a_frozen_axis_is_frozen() -> None:
+    x = atom(8)
+    axes.freeze(x, WHY)
+    (outer, inner), _ = axes.regroup([x], [2, 4], WHY)
+    assert roots(outer)[0].frozen and roots(inner)[0].frozen
+
+
+def test_factors_that_do_not_match_freeze() -> None:
+    a, b = atom(12), atom(12)
+    axes.regroup([a], [4, 3], WHY)
+    axes.regroup([b], [6, 2], WHY)
+    axes.unify(a, b, WHY)
+    assert all(root.frozen for root in (*roots(a), *roots(b))) or roots(a) == roots(b)
+
+
+def test_a_split_inside_of_an_inner_factor_freezes() -> None:
+    x = (*atom(4), *atom(3))
+    axes.split(x, [5, 7], WHY)
+    assert all(root.frozen for root in roots(x))
+
+
+def test_channel_shuffle_ends_in_consistent_axes() -> None:
+    """view(g, c) -> transpose -> chunk(2), unified with itself as in ShuffleNet."""
+    x = atom(12)
+    (groups, channels), _ = axes.regroup([x], [2, 6], WHY)
+    shuffled = (*channels, *groups)
+    low, high = axes.split(shuffled, [6, 6], WHY)
+    assert axes.size(low) == axes.size(high) == 6
+    assert set(map(frozenset, labels(shuffled))) == set(map(frozenset, labels(x)))
+
+
+@given(st.data())
+def test_regrouping_preserves_every_element(data: st.DataObject) -> None:
+    factors = data.draw(st.lists(st.sampled_from([2, 3, 4, 6]), min_size=1, max_size=4))
+    sizes: list[int] = []
+    for factor in factors:  # merge neighbours at random
+        if sizes and data.draw(st.booleans()):
+            sizes[-1] *= factor
+        else:
+            sizes.append(factor)
+    source = atom(prod(factors)) if data.draw(st.booleans()) else tuple(a for f in factors for a in atom(f))
+    dims, _ = axes.regroup([source], sizes, WHY)
+    assert [axes.size(dim) for dim in dims] == sizes
+    whole = tuple(axis for dim in dims for axis in dim)
+    if not any(root.frozen for root in roots(source)):
+        assert labels(whole) == labels(source)
+
+
+@given(st.data())
+def test_unified_dimensions_have_equal_labels(data: st.DataObject) -> None:
+    """Whatever refinements came before, two unified dimensions are cut alike at every index, or not at all."""
+    size = data.draw(st.sampled_from([12, 24]))
+    dims = [atom(size), atom(size)]
+    for dim in dims:
+        for _ in range(data.draw(st.integers(0, 2))):
+            if data.draw(st.booleans()):
+                outer = data.draw(st.sampled_from([d for d in range(2, size) if size % d == 0]))
+                axes.regroup([dim], [outer, size // outer], WHY)
+            else:
+                cut = data.draw(st.integers(1, size - 1))
+                axes.split(dim, [cut, size - cut], WHY)
+    axes.unify(dims[0], dims[1], WHY)
+    left, right = labels(dims[0]), labels(dims[1])
+    assert left == right
+    if data.draw(st.booleans()):  # a refinement after the fact must keep them equal
+        axes.split(dims[0], [size // 2, size - size // 2], WHY)
+        assert labels(dims[0]) == labels(dims[1])
+
+
+def test_views_that_do_not_divide_freeze_only_their_group() -> None:
+    a, b = atom(6), atom(5)
+    axes.regroup([a, atom(4), b], [4, 6, 5], WHY)
+    assert all(root.frozen for root in roots(a))
+    assert not roots(b)[0].frozen
+
+
+@pytest.mark.parametrize("lengths", [[3, 3], [2, 4], [1, 5], [1, 1, 4]])
+def test_parts_of_one_index_are_never_cut(lengths: list[int]) -> None:
+    parts = axes.split(atom(6), lengths, WHY)
+    assert [part == () for part in parts] == [length == 1 for length in lengths]

@@ -1,0 +1,54 @@
+"""Each example runs as its first line says, under torchrun."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(500)
+
+ROOT = Path(__file__).parent.parent
+
+
+def torchrun(example: str, *arguments: str, workers: int = 4) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    result = subprocess.run(
+        [*command, str(ROOT / "examples" / example), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def figure(printed: str) -> float:
+    """The last number that an example prints: its result."""
+    return float(re.findall(r"\d+\.\d+", printed)[-1])
+
+
+def test_digits_resnet_is_as_good_as_data_parallel() -> None:
+    subnetworks = figure(torchrun("digits_resnet.py", "0.5"))
+    dense = figure(torchrun("digits_resnet.py", "1.0"))
+    assert dense > 0.9
+    assert subnetworks > dense - 0.02
+
+
+def test_llama() -> None:
+    """The assembled model must have learnt more than that the text is ASCII."""
+    assert figure(torchrun("llama.py", "40")) < 3.3
+
+
+def test_custom_policy() -> None:
+    """A quarter of the 256 hidden units is everyone's, the rest is dealt out: 64 + 192 / 4 each."""
+    printed = torchrun("custom_policy.py")
+    assert "trains 112 of 256 hidden units" in printed
+    assert figure(printed) > 0.9
+
+
+def test_every_example_is_tested() -> None:
+    tested = Path(__file__).read_text()
+    assert all(f'torchrun("{path.name}"' in tested for path in (ROOT / "examples").glob("*.py"))
