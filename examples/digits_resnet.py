@@ -10,22 +10,24 @@ from torchvision.models import resnet18
 
 from sdp_compile import NeuronPolicy, calibrate, sdp_compile
 
-coverage, steps = float((sys.argv[1:2] or [0.5])[0]), int((sys.argv[2:3] or [60])[0])
+coverage, steps = float((sys.argv[1:2] or [0.5])[0]), int((sys.argv[2:3] or [100])[0])
 dist.init_process_group()
 digits = load_digits()
-images = F.interpolate(torch.tensor(digits.images / 16).float()[:, None].expand(-1, 3, -1, -1), scale_factor=4)
+images = F.interpolate(torch.tensor(digits.images / 16).float()[:, None].expand(-1, 3, -1, -1), scale_factor=2)
 labels = torch.tensor(digits.target)
-train, test = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).split([1500, 297])
+train, test = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).split([1297, 500])
 
 torch.manual_seed(0)
 model = sdp_compile(resnet18(num_classes=10), NeuronPolicy(coverage=coverage), example_inputs=(images[:8],))
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+optimizer = torch.optim.AdamW(model.parameters())
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
 torch.manual_seed(dist.get_rank())  # from here on every worker draws its own batches
 for _ in range(steps):
     batch = train[torch.randint(len(train), (32,))]
     optimizer.zero_grad()
     F.cross_entropy(model(images[batch]), labels[batch]).backward()
     optimizer.step()
+    schedule.step()
 
 full_model = model.full_model()  # the whole ResNet, assembled from all workers
 calibrate(full_model, [images[batch] for batch in train.split(250)])  # its own BatchNorm statistics

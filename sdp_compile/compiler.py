@@ -12,7 +12,7 @@ from torch import nn
 
 from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.capture import capture
-from sdp_compile.errors import PlanError
+from sdp_compile.errors import DistributedError, PlanError
 from sdp_compile.passes import Lowering, LoweringKind, lower, pipeline
 from sdp_compile.passes.mask_parameters import clear_unowned, mask_tensors, with_masks
 from sdp_compile.plan import Plan, make_plan
@@ -56,9 +56,9 @@ def sdp_compile(
     Raises an `SDPError` that names the part of the model or policy and what to do; with a process group all ranks
     raise together. Source: "Model Parallelism With Subnetwork Data Parallelism", arXiv 2507.09029, sections 3 and 4.
     """
-    _check(model, lowering, bucket_bytes, comm_dtype)
-    base = group if group is not None else _world()
+    base = _base_group(group)
     with Handshake(base) as handshake:
+        _check(model, lowering, bucket_bytes, comm_dtype)
         workers, rank = _seat(base, workers, rank)
         chosen = resolve_policy(policy)
         captured = capture(model, example_inputs)
@@ -95,8 +95,17 @@ def compile_rank(
     return SDPModule(captured, plan, rank, programs, tensors, lowering)
 
 
-def _world() -> dist.ProcessGroup | None:
-    return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+def _base_group(group: Any) -> dist.ProcessGroup | None:
+    """The workers' process group; None where there is none."""
+    world = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+    if group is None or world is None:
+        return world
+    if not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0:
+        raise DistributedError(
+            f"This process (rank {dist.get_rank(world)}) is not a member of the process group passed to sdp_compile(); "
+            "call sdp_compile() on its members only."
+        )
+    return group
 
 
 def _seat(base: dist.ProcessGroup | None, workers: int | None, rank: int | None) -> tuple[int, int]:

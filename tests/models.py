@@ -56,11 +56,11 @@ def _bert() -> Example:
 
 
 MODELS: Mapping[str, Callable[[], Example]] = {
-    "resnet18": lambda: _vision("resnet18"),
-    "resnet50": lambda: _vision("resnet50"),
+    "resnet18": lambda: _vision("resnet18", 32),
+    "resnet50": lambda: _vision("resnet50", 32),
     "vgg11_bn": lambda: _vision("vgg11_bn", 32),
     "densenet121": lambda: _vision("densenet121", 32),
-    "mobilenet_v3_small": lambda: _vision("mobilenet_v3_small"),
+    "mobilenet_v3_small": lambda: _vision("mobilenet_v3_small", 32),
     "convnext_tiny": lambda: _vision("convnext_tiny", 32),
     "vit_b_16": lambda: _vision("vit_b_16", 32, image_size=32),
     "swin_t": lambda: _vision("swin_t", 32),

@@ -45,17 +45,20 @@ class Residual(nn.Module):
         self.inner = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
         self.outer = nn.Linear(6, 6)
         self.outer.weight = self.inner[0].weight
-        self.register_buffer("seen", torch.zeros(6))
+        self.register_buffer("seen", torch.ones(6))
+        self.register_buffer("count", torch.zeros(()))
         self.register_buffer("scale", torch.arange(1.0, 7.0), persistent=False)
 
     def forward(self, x: torch.Tensor, *, extra: dict[str, torch.Tensor] | None = None, bias: float = 0.0) -> Any:
         with torch.no_grad():
-            self.seen = self.seen + x.mean(0)
+            old = self.seen
+            self.seen = self.seen + x.mean(0)  # in place it would clash with what autograd saved of the old one
+            self.count += 1
             target = self.outer(x)
         y = x + self.inner(x) * self.scale + torch.tensor([1.0, 2, 3, 4, 5, 6]) + bias
         if extra is not None:
             y = y + extra["a"]["b"]
-        return {"y": self.outer(y), "loss": ((y - target) ** 2).mean(), "none": None}
+        return {"y": self.outer(y * old), "loss": ((y - target) ** 2).mean(), "none": None, "old": old}
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -65,7 +68,8 @@ def test_graph_computes_what_the_model_computes(mode: Mode) -> None:
     expected, x = copy.deepcopy(model).train(mode == "train"), torch.randn(5, 6)
     wanted, got = expected(x), run(model, captured, mode, x)
     assert got.keys() == wanted.keys() and got["none"] is None
-    assert torch.equal(got["y"], wanted["y"]) and torch.equal(got["loss"], wanted["loss"])
+    for key in ("y", "loss", "old"):
+        assert torch.equal(got[key], wanted[key]), key
     (wanted["loss"] + wanted["y"].sum()).backward()
     (got["loss"] + got["y"].sum()).backward()
     for name, parameter in model.named_parameters():
@@ -153,6 +157,13 @@ def test_swin_keeps_its_batch_size_free_and_says_that_its_image_size_is_not() ->
     captured = capture(model, torch.empty(1, 3, 64, 64))
     assert captured.programs["train"].inputs[0].dims == ("n0", 3, 64, 64)
     assert any("leading input size" in note for note in captured.notes)
+
+
+def test_frozen_parts_are_told() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
+    model[1].eval()
+    with pytest.warns(UserWarning, match="'1' is in evaluation mode"):
+        assert any("'1'" in note for note in capture(model, torch.randn(4, 6)).notes)
 
 
 # Modes

@@ -2,82 +2,65 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from sdp_compile import BlockPolicy, NeuronPolicy, NothingToPartition, sdp_compile
-from sdp_compile.capture import capture
-from sdp_compile.compiler import compile_rank
-from sdp_compile.plan import Plan, make_plan
-from sdp_compile.policies import Policy
-from sdp_compile.runtime.module import SDPModule
-from sdp_compile.structure.analyse import analyse
+from sdp_compile import AutoPolicy, BlockPolicy, NeuronPolicy, NothingToPartition, sdp_compile
+from tests.exactness import Example, assert_every_element_owned, example
 from tests.models import MODELS, WITH_BLOCKS, doubled
-from tests.oracle import assert_exact, randomise, relative_error, run_compiled, without_randomness
+from tests.oracle import assert_exact, randomise, relative_error, run_compiled
 
 NEURON = NeuronPolicy(coverage=0.5)
 BLOCK = BlockPolicy(coverage=0.5)
 
 
-@lru_cache(maxsize=1)
-def prepared(name: str) -> Any:
-    """A model in float64 with random weights, its inputs, its capture and its structure; kept for the next test."""
-    model, args, kwargs = doubled(MODELS[name]())
-    without_randomness(randomise(model))
-    captured = capture(model, args or kwargs)
-    return model, args, kwargs, captured, analyse(captured)
+@pytest.fixture(scope="module", params=list(MODELS))
+def named(request: pytest.FixtureRequest) -> Iterator[tuple[str, Example]]:
+    yield request.param, example(request.param)
 
 
-def compiled(name: str, policy: Policy, workers: int, rank: int, lowering: Any = "sliced") -> tuple[SDPModule, Plan]:
-    model, _, _, captured, (structure, blocks) = prepared(name)
-    plan = make_plan(captured, structure, policy, workers)
-    return compile_rank(model, captured, structure, blocks, plan, rank, lowering=lowering), plan
+def check(subject: Example, policy: NeuronPolicy | BlockPolicy) -> None:
+    plan = subject.plan(policy, 4)
+    for rank in range(4):
+        module = subject.compiled(plan, rank)
+        module.graph.lint()
+        assert_exact(module, subject.model, plan, rank, subject.args, subject.kwargs)
+        sizes = sum(p.numel() * p.element_size() for p in module.parameters())
+        assert sizes == plan.memory(rank).parameters < plan.memory().parameters
+    assert_every_element_owned(plan, 2)
 
 
-def assert_every_element_owned(plan: Plan, replicas: int) -> None:
-    for name, tensor in plan.state.items():
-        if tensor.kind != "parameter":
-            continue
-        owners = sum(plan.mask(name, rank).int() for rank in range(plan.workers))
-        assert set(owners.unique().tolist()) <= {replicas, plan.workers}, name
-        assert sum(piece.numel for piece in plan.pieces(name)) == tensor.numel
+def test_neuron_level(named: tuple[str, Example]) -> None:
+    check(named[1], NEURON)
 
 
-def check(name: str, policy: Policy, workers: int, replicas: int) -> None:
-    model, args, kwargs, *_ = prepared(name)
-    for rank in range(workers):
-        module, plan = compiled(name, policy, workers, rank)
-        assert_exact(module, model, plan, rank, args, kwargs)
-    assert_every_element_owned(plan, replicas)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_neuron_level(name: str) -> None:
-    check(name, NEURON, workers=4, replicas=2)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_block_level(name: str) -> None:
+def test_block_level(named: tuple[str, Example]) -> None:
+    name, subject = named
     if name in WITH_BLOCKS:
-        check(name, BLOCK, workers=4, replicas=2)
+        check(subject, BLOCK)
         return
     with pytest.raises(NothingToPartition, match="residual"):
-        compiled(name, BLOCK, workers=4, rank=0)
+        subject.plan(BLOCK, 4)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_sliced_equals_masked(name: str) -> None:
-    _, args, kwargs, *_ = prepared(name)
-    policies = [NEURON, BLOCK] if name in WITH_BLOCKS else [NEURON]
-    for policy in policies:
-        sliced, plan = compiled(name, policy, 4, 1)
-        masked, _ = compiled(name, policy, 4, 1, lowering="masked")
-        for module in (sliced, masked):
-            module.train()
-        small, full = run_compiled(sliced, args, kwargs), run_compiled(masked, args, kwargs)
+def test_auto_takes_a_level_and_says_why(named: tuple[str, Example]) -> None:
+    name, subject = named
+    plan = subject.plan(AutoPolicy(coverage=0.5), 4)
+    kinds = {family.kind for family in plan.families}
+    assert len(kinds) == 1
+    if name not in WITH_BLOCKS:
+        assert kinds == {"axis"}
+    assert "neuron" in str(plan.report()) and "block" in str(plan.report())
+
+
+def test_sliced_equals_masked(named: tuple[str, Example]) -> None:
+    name, subject = named
+    for policy in [NEURON, BLOCK] if name in WITH_BLOCKS else [NEURON]:
+        plan = subject.plan(policy, 4)
+        modules = [subject.compiled(plan, 1, lowering).train() for lowering in ("sliced", "masked")]
+        small, full = (run_compiled(module, subject.args, subject.kwargs) for module in modules)
         for a, b in zip(small.outputs, full.outputs, strict=True):
             assert relative_error(a, b) < 1e-9
         floor = 1e-5 * max(float(g.abs().max()) for g in full.gradients.values())
@@ -86,32 +69,18 @@ def test_sliced_equals_masked(name: str) -> None:
             assert relative_error(gradient.reshape(-1), mine, floor) < 1e-9, fqn
         for fqn, gradient in full.gradients.items():
             assert not gradient[~plan.mask(fqn, 1)].any(), fqn
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3, 5, 6])
-@pytest.mark.parametrize("replicas", [1, 2, 3])
-@pytest.mark.parametrize("name", ["gpt2", "resnet18", "swin_t"])
-def test_numbers_of_workers_and_replicas(name: str, replicas: int, workers: int) -> None:
-    if replicas > workers:
-        with pytest.raises(ValueError, match="replicas"):
-            compiled(name, NeuronPolicy(replicas=replicas), workers, 0)
-        return
-    model, args, kwargs, *_ = prepared(name)
-    policy = NeuronPolicy(replicas=replicas)
-    rank = workers - 1
-    module, plan = compiled(name, policy, workers, rank)
-    assert_exact(module, model, plan, rank, args, kwargs)
-    raised = {family.replicas for family in plan.families}
-    owners = {len(o) for family in plan.families for _, o in plan.owners(family).runs}
-    assert owners == raised and min(raised, default=replicas) >= min(replicas, workers)
+        for fqn, buffer in small.buffers.items():
+            if fqn in plan.state and buffer.is_floating_point():
+                mine = full.buffers[fqn][plan.mask(fqn, 1)]
+                assert relative_error(buffer.reshape(-1), mine) < 1e-9, fqn
 
 
 def test_the_result_differs_from_the_dense_model() -> None:
     """Guards the oracle itself: with random weights a subnetwork must not equal the full model."""
-    model, args, kwargs, *_ = prepared("gpt2")
-    module, _ = compiled("gpt2", NEURON, 4, 0)
-    dense = model.train()(*args, **kwargs).logits
-    assert relative_error(module.train()(*args, **kwargs).logits, dense) > 1e-3
+    subject = example("gpt2")
+    module = subject.compiled(subject.plan(NEURON, 4), 0).train()
+    dense = subject.model.train()(**subject.kwargs).logits
+    assert relative_error(module(**subject.kwargs).logits, dense) > 1e-3
 
 
 def test_one_worker_is_the_dense_model() -> None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     canonical = canonical_names(model)
     constants = Constants(model)
     programs: dict[Mode, Program] = {}
-    notes: list[str] = []
+    notes = _mixed_modes(model)
     with preserved_rng():
         for mode in _MODES:
             exported, remarks = _export(model, call, mode)
@@ -69,6 +70,21 @@ def _export(model: nn.Module, call: Call, mode: Mode) -> Any:
             f"{mode} graph captured for a leading dimension of size 1 only: it failed with the inputs repeated to 2"
         )
         return exported, (*notes, remark)
+
+
+def _mixed_modes(model: nn.Module) -> list[str]:
+    """A remark, and a warning, on modules in another mode than the model: its two graphs are those of one mode each."""
+    name = {True: "training", False: "evaluation"}
+    other = [path for path, module in model.named_modules() if module.training != model.training]
+    if not other:
+        return []
+    remark = (
+        f"Module {other[0]!r} is in {name[not model.training]} mode while the model is in {name[model.training]} mode "
+        f"({len(other)} in all); the compiled model is in {name[model.training]} mode throughout, as after "
+        f"model.{'train' if model.training else 'eval'}(). To keep a part frozen, override its train() method."
+    )
+    warnings.warn(remark, stacklevel=3)
+    return [remark]
 
 
 def _state(model: nn.Module, constants: Constants) -> dict[str, StateTensor]:

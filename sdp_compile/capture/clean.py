@@ -36,6 +36,33 @@ def clean(graph: fx.Graph) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     remove_dead_code(graph)
+    separate_updates(graph)
+
+
+def separate_updates(graph: fx.Graph) -> None:
+    """Lets readers of a buffer that forward assigns anew work on a copy of the old value.
+
+    The graph ends with a copy into the buffer, in place, where the model bound a new tensor: what autograd saved of the
+    old one, or the model returns, must not change with it.
+    """
+    for node in reversed(graph.nodes):
+        if node.op == "output":
+            continue
+        if node.target is not aten.copy_.default:
+            break
+        buffer = node.args[0]
+        readers = [user for user in buffer.users if user is not node and user.target is not aten.sym_size.int]
+        if (
+            buffer.op != "get_attr"
+            or not readers
+            or any(is_mutation(reader) or writes_statistics(reader) for reader in readers)
+        ):
+            continue
+        with graph.inserting_after(buffer):
+            old = graph.call_function(aten.clone.default, (buffer,))
+        old.meta = {**buffer.meta, "stack_trace": node.meta.get("stack_trace")}
+        for reader in readers:
+            reader.replace_input_with(buffer, old)
 
 
 def is_identity(node: fx.Node) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from operator import getitem
 from typing import Any
 
@@ -15,6 +16,32 @@ enter_autocast = torch.amp.autocast_mode._enter_autocast
 exit_autocast = torch.amp.autocast_mode._exit_autocast
 _set_grad = torch.ops.higher_order.wrap_with_set_grad_enabled
 _autocast = torch.ops.higher_order.wrap_with_autocast
+
+
+def autocast_devices(graph: fx.Graph) -> tuple[str, ...]:
+    """The device types whose autocast mode the graph changes."""
+    return tuple({str(node.args[0]): None for node in graph.nodes if node.target is enter_autocast})
+
+
+@contextlib.contextmanager
+def restored_autocast(devices: tuple[str, ...]) -> Iterator[None]:
+    """Leaves autocast as it was when a graph fails between the nodes that enter and leave a region."""
+    nesting = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    state = [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
+    cache = torch.is_autocast_cache_enabled()
+    try:
+        yield
+    except BaseException:
+        for device, enabled, dtype in state:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(cache)
+        for _ in range(torch.autocast_increment_nesting() - nesting + 1):
+            torch.autocast_decrement_nesting()
+        if nesting == 1:
+            torch.clear_autocast_cache()
+        raise
 
 
 def inline_regions(

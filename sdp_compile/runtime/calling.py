@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sdp_compile.capture.inputs import describe
+from sdp_compile.capture.regions import autocast_devices
 from sdp_compile.errors import SDPError
 from sdp_compile.program import Program
 
@@ -41,6 +42,7 @@ class Caller:
         ]
         self.captured = self._describe(program)
         self.guards = program.guards
+        self.autocast_devices = autocast_devices(program.graph)
         self.violated = compiled_guards(program.guards)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.fx.graph_module import _forward_from_src
 
 from sdp_compile.capture.devices import has_dtype_constants, retarget_devices
+from sdp_compile.capture.regions import restored_autocast
 from sdp_compile.errors import SDPError
 from sdp_compile.passes.base import copy_program
 from sdp_compile.program import Capture, Mode, Program
@@ -180,7 +181,7 @@ class SDPModule(fx.GraphModule):
         return state.full_state_dict(self, rank0_only, cpu_offload)
 
     def load_full_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Any:
-        """Takes this worker's slices out of a ``state_dict()`` of the original model. Collective."""
+        """Takes this worker's slices out of a ``state_dict()`` of the original model; nothing is communicated."""
         from sdp_compile.runtime import state as functions
 
         return functions.load_full_state_dict(self, state, strict)
@@ -198,7 +199,7 @@ class SDPModule(fx.GraphModule):
         return functions.full_optimizer_state_dict(self, optimizer, rank0_only)
 
     def load_full_optimizer_state_dict(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-        """Takes this worker's slices out of a full optimizer state. Collective."""
+        """Takes this worker's slices out of a full optimizer state; nothing is communicated."""
         from sdp_compile.runtime import optimizer as functions
 
         functions.load_full_optimizer_state_dict(self, optimizer, state)
@@ -230,12 +231,14 @@ class SDPModule(fx.GraphModule):
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Runs the current mode's graph, called like the original model."""
     if self.training:
-        caller = self._callers["train"]
-        outputs = self._run_train(*caller.bind(args, kwargs))
+        caller, run = self._callers["train"], self._run_train
     else:
-        caller = self._callers["eval"]
-        outputs = self._run_eval(*caller.bind(args, kwargs))
-    return caller.result(outputs)
+        caller, run = self._callers["eval"], self._run_eval
+    inputs = caller.bind(args, kwargs)
+    if not caller.autocast_devices or torch.compiler.is_compiling():
+        return caller.result(run(*inputs))
+    with restored_autocast(caller.autocast_devices):
+        return caller.result(run(*inputs))
 
 
 def _own_code(function: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from sdp_compile.errors import SDPError
+from sdp_compile.passes.mask_parameters import clear_unowned
 from sdp_compile.runtime.handshake import Handshake
 from sdp_compile.runtime.pieces import Local, local_tensors, replace_tensors
 from sdp_compile.runtime.runtime import Runtime, require_runtime
@@ -87,6 +88,8 @@ def load_full_state_dict(module: SDPModule, state: Mapping[str, Any], strict: bo
         region = local.own(name)
         if name in tensors and region is not None:
             tensors[name].copy_(region.read(torch.as_tensor(state[key])))
+    if module.lowering == "masked":
+        clear_unowned(tensors, plan, module.rank)
     return _IncompatibleKeys(missing, unexpected)
 
 

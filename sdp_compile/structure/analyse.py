@@ -57,12 +57,12 @@ def analyse(capture: Capture) -> tuple[Structure, Blocks]:
 
 
 def _first_use(capture: Capture) -> tuple[str, ...]:
-    """The state tensors by their first use in the training graph; those it never uses come last."""
+    """The state tensors by first use, in the training graph before the evaluation graph; unused ones are left out."""
     used = [
-        str(user_input.target)
-        for node in capture.programs["train"].graph.nodes
-        if node.op == "call_function"
-        for user_input in node.all_input_nodes
-        if user_input.op == "get_attr"
+        str(operand.target)
+        for mode in sorted(capture.programs, reverse=True)
+        for node in capture.programs[mode].graph.nodes
+        for operand in node.all_input_nodes
+        if operand.op == "get_attr"
     ]
-    return tuple(dict.fromkeys([*used, *capture.state]))
+    return tuple(dict.fromkeys(used))

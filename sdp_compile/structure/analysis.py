@@ -17,6 +17,7 @@ from sdp_compile.structure.axes import Axis, Dim, Reason
 from sdp_compile.structure.layout import Layout, Leaf, Product, Sum
 from sdp_compile.structure.model import Family, Frozen
 from sdp_compile.structure.rules import Context, Rewrites, Value, bind, find_rule, mutated_argument
+from sdp_compile.structure.rules.convolution import KERNEL
 from sdp_compile.structure.rules.elementwise import elementwise, is_pointwise
 from sdp_compile.structure.sizes import Sizes
 
@@ -144,14 +145,14 @@ class AxisAnalysis:
         }
 
     def frozen(self) -> tuple[Frozen, ...]:
-        """Every parameter dimension that stays whole, and why."""
+        """Every parameter dimension that stays whole, and why; kernel positions, which nobody would cut, left out."""
         found = []
         for name, value in self.state.items():
             if self.capture.state[name].kind != "parameter":
                 continue
             for number, dim in enumerate(value.dims):
                 leaf = next((leaf for leaf in _leaves(dim) if leaf.frozen is not None), None)
-                if leaf is not None and leaf.frozen is not None:
+                if leaf is not None and leaf.frozen is not None and leaf.frozen.text != KERNEL:
                     found.append(_frozen(name, number, axes.size(dim), leaf.frozen))
         return tuple(found)
 

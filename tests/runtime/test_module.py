@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -289,7 +290,8 @@ def test_compiles_once_per_mode() -> None:
         assert not module.training
         wrapped(**kwargs)
     assert counter.frame_count == 2
-    wrapped(**pytree.tree_map(lambda tensor: tensor[:, :9].repeat(2, 1), kwargs))
+    tokens = kwargs["input_ids"][:, :9].repeat(2, 1)
+    wrapped(input_ids=tokens, labels=tokens)
     assert counter.frame_count == 2, "another batch size and length"
     assert type(output) is type(expected)
     torch.testing.assert_close(output.loss, expected.loss)
@@ -307,3 +309,21 @@ def test_compiled_training_equals_eager() -> None:
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(parameter.grad, dict(model.named_parameters())[name].grad)
     torch.testing.assert_close(dict(module.named_buffers())["first.1.running_mean"], model.first[1].running_mean)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_failed_call_leaves_autocast_as_it_was(fails: bool) -> None:
+    class Region(nn.Linear):
+        def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().forward(x)[index]
+
+    module = compiled(Region(6, 6), (torch.randn(4, 6), torch.tensor([0, 1])))
+    nesting = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    index = torch.tensor([0, 9 if fails else 1])
+    with pytest.raises(IndexError) if fails else contextlib.nullcontext():
+        assert module(torch.randn(4, 6), index).dtype == torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.autocast_increment_nesting() == nesting
+    torch.autocast_decrement_nesting()

@@ -12,6 +12,8 @@ from sdp_compile.structure.rules import Context, Value, rule
 
 aten = torch.ops.aten
 
+KERNEL = "the positions of a kernel are no units"
+
 
 def _spatial(ctx: Context, count: int) -> tuple[Dim, ...]:
     sizes = ctx.out_sizes()
@@ -38,7 +40,8 @@ def transposed(
     """The weight is (in channels, out channels / groups, ...): its first dimension carries the groups."""
     count = weight.ndim - 2
     channel = input.ndim - count - 1
-    ctx.freeze(*weight.dims[2:], *input.dims[channel + 1 :])
+    ctx.freeze(*weight.dims[2:], text=KERNEL)
+    ctx.freeze(*input.dims[channel + 1 :])
     inner_in, zero_out = weight.dims[0], weight.is_zero(1)
     if groups == 1:
         ctx.unify(input.dims[channel], inner_in)
@@ -66,7 +69,8 @@ def _convolve(
 ) -> Value:
     count = weight.ndim - 2
     channel = input.ndim - count - 1
-    ctx.freeze(*weight.dims[2:], *input.dims[channel + 1 :])
+    ctx.freeze(*weight.dims[2:], text=KERNEL)
+    ctx.freeze(*input.dims[channel + 1 :])
     if groups == 1:
         ctx.unify(input.dims[channel], columns)
     else:
