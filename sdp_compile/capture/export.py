@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import logging
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -44,13 +47,14 @@ def export_mode(model: nn.Module, call: Call, mode: Mode) -> tuple[ExportedProgr
         observer = Observer()
         with contextlib.nullcontext() if strict else observer:
             try:
-                program = torch.export.export(
-                    subject,
-                    inputs.args,
-                    inputs.kwargs,
-                    dynamic_shapes=_dynamic_shapes(subject, inputs, sizes),
-                    strict=strict,
-                )
+                with quiet():
+                    program = torch.export.export(
+                        subject,
+                        inputs.args,
+                        inputs.kwargs,
+                        dynamic_shapes=_dynamic_shapes(subject, inputs, sizes),
+                        strict=strict,
+                    )
             except Exception as error:
                 failures.append(error)
                 continue
@@ -101,6 +105,24 @@ def captured_device(model: nn.Module, call: Call) -> torch.device:
     tensors = [*model.parameters(), *model.buffers(), *call.tensors]
     device = tensors[0].device if tensors else torch.device("cpu")
     return torch.device("cpu") if device.type == "meta" else device
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Holds back what torch logs and prints about a failed attempt (whole graphs, tracebacks): our error tells it.
+
+    What an attempt that succeeds prints, the user's own ``print`` in a forward for one, appears afterwards.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
+    finally:
+        logging.disable(disabled)
+    print(out.getvalue(), end="")
+    print(err.getvalue(), end="", file=sys.stderr)
 
 
 @contextlib.contextmanager
