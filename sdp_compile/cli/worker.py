@@ -46,9 +46,16 @@ def process_group() -> Iterator[str]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device = torch.device("cpu")
-    if torch.accelerator.is_available() and torch.accelerator.device_count() >= local_workers:
+    accelerators = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if accelerators >= local_workers:
         device = torch.device(str(torch.accelerator.current_accelerator()).split(":")[0], local_rank)
         torch.accelerator.set_device_index(local_rank)
+    elif accelerators and local_rank == 0:
+        print(
+            f"{accelerators} accelerators are too few for {local_workers} workers here: training on the CPU; "
+            f"use --workers {accelerators} to train on them.",
+            file=sys.stderr,
+        )
     store = None
     if STORE_PORT in os.environ:
         store = dist.TCPStore(  # type: ignore[attr-defined]

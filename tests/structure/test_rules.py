@@ -67,6 +67,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "masked fill": (lambda h: h.masked_fill(h > 0.5, 1.0), True),
     "glu": (lambda h: torch.cat([F.glu(h), F.glu(h)], -1), True),
     "stack and unbind": (lambda h: torch.stack([h, -h]).unbind(0)[1], True),
+    "a mask over two dimensions": (lambda h: h + h[h > 0].sum(), False),
     "repeat and take half": (lambda h: h.repeat(1, 2)[..., :12], True),
 }
 

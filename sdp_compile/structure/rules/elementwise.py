@@ -18,8 +18,8 @@ aten = torch.ops.aten
 KEEPS_ZERO = frozenset(
     "abs asin asinh atan atanh ceil clone contiguous detach elu erf expm1 floor gelu hardshrink hardswish "
     "leaky_relu log1p mish neg negative positive prelu relu relu6 round selu sgn sign silu sin sinh softshrink square "
-    "tan tanh trunc celu rrelu _to_copy to alias lift_fresh lift_fresh_copy _conj type_as dropout native_dropout "
-    "alpha_dropout feature_dropout nan_to_num".split()
+    "tan tanh trunc celu rrelu _to_copy to alias lift_fresh lift_fresh_copy _conj type_as dropout "
+    "feature_dropout nan_to_num".split()
 )
 # f(0), or its gradient, is not finite: the masked oracle itself breaks down.
 INFINITE_AT_ZERO = frozenset("log log2 log10 rsqrt reciprocal sqrt logit digamma lgamma".split())
@@ -126,7 +126,6 @@ def _zero_of_power(ctx: Context, arguments: dict[str, Any], position: int) -> bo
     aten.feature_dropout.default,
     aten.feature_dropout_.default,
     aten.alpha_dropout.default,
-    aten.native_dropout.default,
     aten.contiguous.default,
     aten.clone.default,
     aten.detach.default,

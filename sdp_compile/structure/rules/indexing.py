@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
@@ -16,6 +17,11 @@ aten = torch.ops.aten
 
 @rule(aten.index.Tensor)
 def index(ctx: Context, self: Value, indices: Sequence[Value | None], **_: Any) -> Value:
+    tensors = [node for node in ctx.node.args[1] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
+    if any(node.meta["val"].dtype in (torch.bool, torch.uint8) for node in tensors):
+        # A mask takes the place of as many dimensions as it has.
+        ctx.freeze_values(self, *indices, text="index picks elements of it by a mask")
+        return ctx.frozen()
     indexed = [d for d, value in enumerate(indices) if value is not None]
     ctx.freeze(*(self.dims[d] for d in indexed), text="index looks it up by number")
     ctx.freeze_values(*(value for value in indices if value is not None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def view(ctx: Context, self: Value, **arguments: Any) -> Value:
 
 def reshaped(ctx: Context, value: Value, sizes: Sequence[int]) -> Value:
     """The same elements, row-major, in dimensions of ``sizes``."""
-    if torch.Size(sizes).numel() != torch.Size([axes.size(dim) for dim in value.dims]).numel():
+    if not prod(sizes) or prod(sizes) != prod(map(axes.size, value.dims)):
         ctx.freeze_values(value, text=f"{ctx.operator} to a shape that cannot be followed")
         return ctx.frozen(sizes)
     dims, sources = axes.regroup(value.dims, sizes, ctx.reason(f"{ctx.operator} to a shape that breaks it up"))

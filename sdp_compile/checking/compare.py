@@ -1,0 +1,92 @@
+"""How far a worker's run is from the oracle's, on what the worker owns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from sdp_compile.checking.oracle import Run
+from sdp_compile.plan import Plan
+
+TOLERANCE = 1e-9
+"""Relative, in float64."""
+
+Kind = Literal["output", "gradient", "statistic"]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One compared tensor: ``error`` is the largest deviation of an element, relative to the largest one expected."""
+
+    kind: Kind
+    name: str
+    error: float
+
+    @property
+    def is_exact(self) -> bool:
+        return self.error < TOLERANCE  # not for NaN
+
+    def __str__(self) -> str:
+        what = {"output": "output", "gradient": "the gradient of", "statistic": "the running statistic"}[self.kind]
+        return f"{what} {self.name} deviates by {self.error:.1e}"
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor, floor: float = 1e-12) -> float:
+    """The largest deviation, relative to the largest element expected, or to ``floor`` where that is larger.
+
+    Equal infinities do not deviate; NaN deviates by NaN from anything.
+    """
+    if found.shape != expected.shape:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    if torch.isinf(expected).any():
+        infinite = torch.isinf(expected)
+        if not torch.equal(found[infinite], expected[infinite]):
+            return float("inf")
+        found, expected = found.masked_fill(infinite, 0.0), expected.masked_fill(infinite, 0.0)
+    scale = expected.abs().max().clamp(min=floor)
+    return float((found - expected).abs().max() / scale)
+
+
+def owned(full: torch.Tensor, plan: Plan, name: str, rank: int) -> torch.Tensor:
+    """The elements of a full tensor that ``rank`` owns, in ascending order, as a flat tensor."""
+    return full[plan.mask(name, rank)]
+
+
+def gradient_floor(run: Run) -> float:
+    """The scale below which a gradient is 0 but for rounding (a key bias under softmax), against the model's scale."""
+    return 1e-5 * max((float(g.abs().max()) for g in run.gradients.values() if g.numel()), default=1.0)
+
+
+def deviations(
+    found: Run, expected: Run, plan: Plan, rank: int, held: Collection[str], persistent: Collection[str]
+) -> Iterator[Deviation]:
+    """Outputs, gradients on owned elements, running statistics on owned channels: found against the oracle's.
+
+    ``held`` are the parameters that the worker has, ``persistent`` the names of the original's ``state_dict()``.
+    """
+    if len(found.outputs) != len(expected.outputs):
+        yield Deviation("output", f"count ({len(found.outputs)} for {len(expected.outputs)})", float("inf"))
+        return
+    for number, (mine, theirs) in enumerate(zip(found.outputs, expected.outputs, strict=True)):
+        yield Deviation("output", str(number), relative_error(mine, theirs))
+    floor = gradient_floor(expected)
+    for name, gradient in expected.gradients.items():
+        wanted = owned(gradient, plan, name, rank)
+        if name not in held:
+            yield Deviation("gradient", name, float("inf") if wanted.numel() else 0.0)
+        elif name not in found.gradients:
+            yield Deviation("gradient", name, float("inf") if wanted.any() else 0.0)
+        else:
+            yield Deviation("gradient", name, relative_error(found.gradients[name].reshape(-1), wanted, floor))
+    for name in set(found.gradients) - set(expected.gradients):
+        if found.gradients[name].any():
+            yield Deviation("gradient", name, float("inf"))
+    for name, buffer in found.buffers.items():
+        if name in persistent and name in expected.buffers and buffer.is_floating_point():
+            wanted = owned(expected.buffers[name], plan, name, rank)
+            yield Deviation("statistic", name, relative_error(buffer.reshape(-1), wanted))

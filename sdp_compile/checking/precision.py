@@ -1,0 +1,48 @@
+"""Running a model in float64 whose code asks for lower precision in places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_WIDER = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+    torch.complex32: torch.complex128,
+}
+
+_REINTERPRETING = frozenset({torch.ops.aten.view.dtype})
+
+
+class InFloat64(TorchDispatchMode):
+    """Within, a cast to or a tensor of a lower floating-point precision is one of float64.
+
+    An RMSNorm that computes in float32 would limit every comparison to float32's rounding. The original and the
+    compiled model run alike in here, so nothing that they do differently is hidden.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _REINTERPRETING and (_narrow(args) or _narrow(kwargs.values())):
+            args, kwargs = pytree.tree_map_only(torch.dtype, lambda dtype: _WIDER.get(dtype, dtype), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _narrow(values: Any) -> bool:
+    return any(isinstance(value, torch.dtype) and value in _WIDER for value in values)
+
+
+def widened(value: Any) -> Any:
+    """The same arguments with floating-point tensors in float64, on the CPU."""
+
+    def wide(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to("cpu", _WIDER.get(tensor.dtype, tensor.dtype))
+
+    return pytree.tree_map_only(torch.Tensor, wide, value)
