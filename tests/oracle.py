@@ -102,7 +102,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor, floor: float = 1
     if not expected.numel():
         return 0.0
     scale = expected.abs().max().clamp(min=floor)
-    return float((found - expected).abs().max() / scale)
+    return float((found - expected).detach().abs().max() / scale)
 
 
 def owned(full: torch.Tensor, plan: Plan, name: str, rank: int) -> torch.Tensor:

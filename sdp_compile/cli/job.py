@@ -88,7 +88,9 @@ def run(settings: TrainSettings, device: str) -> None:
             },
         }
         _write(report, full_model, config, settings)
-        Console().print(render(report))
+        console = Console()
+        console.print(render(report))
+        console.print(f"Wrote {settings.model_path} and {settings.report_path}.", soft_wrap=True, markup=False)
     dist.barrier()
 
 
