@@ -1,5 +1,6 @@
 """The command line's own manners: quick answers without torch, clean refusals, exit codes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from sdp_compile.errors import DistributedError
 
 pytestmark = pytest.mark.timeout(120)
 
+ROOT = Path(__file__).parents[2]
+
 # Runs the command line, and fails if that has imported torch.
 WITHOUT_TORCH = """
 import sys
@@ -23,8 +26,11 @@ finally:
 """
 
 
-def command(*arguments: str, code: str = WITHOUT_TORCH) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+def command(*arguments: str, code: str = WITHOUT_TORCH, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd, env=environment
+    )
 
 
 def test_version_is_the_packages() -> None:
@@ -55,12 +61,12 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
         (["--unknown"], ["--unknown"]),
     ],
 )
-def test_bad_arguments_are_refused_at_once(arguments: list[str], words: list[str]) -> None:
-    result = command("train", *arguments)
+def test_bad_arguments_are_refused_at_once(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    result = command("train", *arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert all(word in result.stderr for word in words), result.stderr
     assert "Traceback" not in result.stderr
-    assert not Path(TrainSettings.output).exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_folder_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
