@@ -68,6 +68,11 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "glu": (lambda h: torch.cat([F.glu(h), F.glu(h)], -1), True),
     "stack and unbind": (lambda h: torch.stack([h, -h]).unbind(0)[1], True),
     "a mask over two dimensions": (lambda h: h + h[h > 0].sum(), False),
+    "variance over it": (lambda h: h * h.var(-1, keepdim=True), False),
+    "variance over the batch": (lambda h: h * h.std(0, keepdim=True), True),
+    "reshaped like another": (lambda h: h.view(-1, 3, 4).sin().reshape_as(h), True),
+    "hard swish": (F.hardswish, True),
+    "where with numbers": (lambda h: torch.where(h > 0, h, 0.0) + torch.where(h > 0, 0.0, h), True),
     "repeat and take half": (lambda h: h.repeat(1, 2)[..., :12], True),
 }
 

@@ -146,7 +146,19 @@ def _zero_of_power(ctx: Context, arguments: dict[str, Any], position: int) -> bo
     aten.relu6.default,
     aten.selu.default,
     aten.celu.default,
+    aten.hardswish.default,
     aten.hardswish_.default,
+    aten.log_sigmoid.default,
+    aten.masked_fill.Tensor,
+    aten.masked_fill_.Tensor,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
+    aten.where.Scalar,
+    aten.rsub.Tensor,
+    aten.floor_divide.default,
+    aten.__and__.Tensor,
+    aten.__or__.Tensor,
+    aten.to.other,
 )
 def same_shape(ctx: Context, **arguments: Any) -> Value:
     arguments = {

@@ -48,6 +48,14 @@ def exclusive(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False,
     return result
 
 
+@rule(aten.var.correction, aten.std.correction, aten.var.dim, aten.std.dim)
+@rule(aten.var_mean.correction, aten.std_mean.correction, aten.var_mean.dim, aten.std_mean.dim)
+def moments(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value | list[Value]:
+    # Of zeros they are 0, and so is their gradient.
+    result = reduce(ctx, self, dim, bool(keepdim), additive=False)
+    return [result, result] if "mean" in ctx.operator else result
+
+
 @rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
 def softmax(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
     ctx.freeze(self.dims[dim])

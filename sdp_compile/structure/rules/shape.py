@@ -35,6 +35,14 @@ def view(ctx: Context, self: Value, **arguments: Any) -> Value:
     return result
 
 
+@rule(aten.reshape_as.default, aten.view_as.default)
+def view_as(ctx: Context, self: Value, other: Value, **_: Any) -> Value:
+    result = reshaped(ctx, self, ctx.out_sizes())
+    for a, b in zip(result.dims, other.dims, strict=True):  # the shape is the other's, whatever that is cut to
+        ctx.unify(a, b)
+    return result
+
+
 def reshaped(ctx: Context, value: Value, sizes: Sequence[int]) -> Value:
     """The same elements, row-major, in dimensions of ``sizes``."""
     if not prod(sizes) or prod(sizes) != prod(map(axes.size, value.dims)):
