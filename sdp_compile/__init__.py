@@ -22,6 +22,8 @@ from sdp_compile.errors import (
 )
 
 if TYPE_CHECKING:
+    from sdp_compile.checking.check import check
+    from sdp_compile.checking.result import CheckResult
     from sdp_compile.compiler import sdp_compile
     from sdp_compile.plan import Plan
     from sdp_compile.policies import AutoPolicy, BlockPolicy, NeuronPolicy, Policy, register_policy
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "sdp_compile": "sdp_compile.compiler",
+    "check": "sdp_compile.checking.check",
+    "CheckResult": "sdp_compile.checking.result",
     "Plan": "sdp_compile.plan",
     "AutoPolicy": "sdp_compile.policies",
     "BlockPolicy": "sdp_compile.policies",
@@ -48,6 +52,7 @@ __all__ = [
     "AutoPolicy",
     "BlockPolicy",
     "CaptureError",
+    "CheckResult",
     "DistributedError",
     "LoweringError",
     "NeuronPolicy",
@@ -61,6 +66,7 @@ __all__ = [
     "StructureError",
     "__version__",
     "calibrate",
+    "check",
     "clip_grad_norm_",
     "register_policy",
     "rule",

@@ -49,7 +49,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor, floor: float = 1
             return float("inf")
         found, expected = found.masked_fill(infinite, 0.0), expected.masked_fill(infinite, 0.0)
     scale = expected.abs().max().clamp(min=floor)
-    return float((found - expected).abs().max() / scale)
+    return float((found.detach() - expected.detach()).abs().max() / scale)
 
 
 def owned(full: torch.Tensor, plan: Plan, name: str, rank: int) -> torch.Tensor:

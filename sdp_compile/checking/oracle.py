@@ -71,7 +71,7 @@ def _zeroed(holder: Any, names: Iterable[str]) -> list[str]:
     for name in names:
         value = getattr(holder, name, None)
         if (isinstance(value, float) and value > 0) or (value is True and name in _RANDOM_SWITCHES):
-            setattr(holder, name, type(value)(0))
+            setattr(holder, name, False if value is True else 0.0)
             changed.append(name)
     return changed
 
@@ -109,7 +109,7 @@ def run_original(
 ) -> Run:
     """The original model in its current mode with the parameters ``mask * theta``; leaves the model as it is."""
     parameters = {
-        name: (p.detach() * masks(name)).requires_grad_(p.is_floating_point()) for name, p in model.named_parameters()
+        name: (p.detach() * masks(name)).requires_grad_(p.requires_grad) for name, p in model.named_parameters()
     }
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     outputs = tensors_of(functional_call(model, {**parameters, **buffers}, args, dict(kwargs)))
@@ -119,7 +119,7 @@ def run_original(
 def run_compiled(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
     """The compiled module in its current mode; leaves its buffers as they were."""
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    parameters = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
+    parameters = dict(module.named_parameters())
     outputs = tensors_of(module(*args, **kwargs))
     found = _gradients(outputs, parameters)
     after = {name: buffer.clone() for name, buffer in module.named_buffers()}

@@ -26,6 +26,9 @@ class InFloat64(TorchDispatchMode):
     compiled model run alike in here, so nothing that they do differently is hidden.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Verdict = Literal["exact", "not exact", "refused", "unverified", "failed"]
@@ -109,9 +109,15 @@ class CheckResult:
     def from_dict(cls, data: Mapping[str, Any]) -> CheckResult:
         """The result that ``to_dict`` wrote."""
         nested: Mapping[str, Any] = {"families": CutFamily, "frozen": FrozenReason, "comparisons": Comparison}
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
         for key, kind in nested.items():
             values[key] = tuple(kind(**item) for item in values.get(key, ()))
+        errors = ("outputs", "gradients", "statistics")  # JSON has no infinity
+        values["comparisons"] = tuple(
+            replace(one, **{name: float(getattr(one, name)) for name in errors}) for one in values["comparisons"]
+        )
         return cls(**values)
 
     def __str__(self) -> str:

@@ -1,1 +1,1 @@
-"""The command line: ``sdp-compile train``. Nothing here imports torch before a worker needs it."""
+"""The command line: ``sdp-compile train`` and ``check``. Nothing here imports torch before it is needed."""

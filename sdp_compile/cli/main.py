@@ -100,6 +100,68 @@ def train(
             start(settings)
 
 
+@app.command()
+def check(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="torchvision:NAME, timm:NAME, transformers:TYPE, package.module:factory or path/to/file.py:factory. "
+            "A factory takes nothing and returns a model, or a model and its example inputs.",
+            show_default=False,
+        ),
+    ] = None,
+    zoo: Annotated[
+        str | None, typer.Option(metavar="LIBRARY", help="Check every model of torchvision, timm or transformers.")
+    ] = None,
+    policy: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="Who owns what.")] = "auto",
+    coverage: Annotated[
+        float | None, typer.Option(help="Share of the workers that own a unit. Default: 0.5, or the file's.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers to plan for.")] = DEFAULT_WORKERS,
+    rank: Annotated[list[int] | None, typer.Option(help="A worker to compare; repeatable. Default: all.")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="[NAME=]SHAPE[:DTYPE]",
+            help="An example input such as 2x3x64x64 or ids=2x16:int64; repeatable.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a transformers configuration; repeatable."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --zoo: only the first models.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random weights.")] = 0,
+    json: Annotated[str | None, typer.Option(metavar="PATH|-", help="Write everything found as JSON.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Capture, partition and verify a model on this machine: is each worker's subnetwork exactly the original's?
+
+    Exit codes: 0 exact; 1 not exact, or failed unexpectedly; 2 bad arguments, a refusal that says what to do, or a
+    model that could be planned but not compared (too large, or random by nature). With --zoo 0 means that every
+    model is exact or has nothing to partition.
+    """
+    from sdp_compile.cli.check import CheckSettings, run
+
+    with clean_errors(debug):
+        settings = CheckSettings(
+            model=model,
+            zoo=zoo,
+            policy=policy,
+            coverage=coverage,
+            workers=workers,
+            ranks=tuple(rank or ()),
+            inputs=tuple(inputs or ()),
+            overrides=tuple(overrides or ()),
+            limit=limit,
+            seed=seed,
+            json_path=json,
+        )
+        code = run(settings, debug)
+    raise typer.Exit(code)
+
+
 @contextmanager
 def clean_errors(debug: bool) -> Iterator[None]:
     """Turn errors into one message and an exit code: 2 for what the user can mend, 1 for the rest, 130 for Ctrl-C."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from sdp_compile.errors import CaptureError
 from sdp_compile.program import Capture, Mode, StateTensor
 from sdp_compile.source import module_path, source_line
 from sdp_compile.structure import axes
@@ -67,6 +68,7 @@ class AxisAnalysis:
             container = values[source]
             return container[position] if isinstance(container, list) else None
         inputs = list(_tensors([values[a] for a in node.all_input_nodes]))
+        self._refuse_writes_to_parameters(node, values)
         rule = find_rule(node.target)
         if rule is None and is_pointwise(node.target):
             rule = elementwise
@@ -77,6 +79,21 @@ class AxisAnalysis:
         result = rule(context, **arguments)
         self._rewrites[node] = context.rewrites
         return result
+
+    def _refuse_writes_to_parameters(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
+        """A forward that changes its parameters (RWKV rescales its own in eval mode) has no gradient that holds."""
+        written = mutated_argument(node.target)
+        if written is None:
+            return
+        target = bind(node, lambda arg: fx.map_arg(arg, lambda n: values[n]))[written]
+        for name, value in self.state.items():
+            shares = isinstance(target, Value) and target.storage is value.storage
+            if shares and self.capture.state[name].kind == "parameter":
+                raise CaptureError(
+                    f"The model's forward changes its parameter {name!r} in place, at {source_line(node)} "
+                    f"(module {module_path(node) or 'the model itself'}). Owners would no longer agree on its value: "
+                    "change parameters outside of forward."
+                )
 
     def _opaque(self, node: fx.Node, inputs: list[Value]) -> Any:
         """An operator without a rule: nothing that touches it is cut."""

@@ -168,6 +168,9 @@ def _refine_product(axis: Axis, outer: int, reason: Reason) -> None:
 def split(dim: Dim, lengths: Sequence[int], reason: Reason) -> list[Dim]:
     """Cut a dimension into consecutive parts; where a part would break an inner factor, everything freezes."""
     axes = list(expand(dim))
+    if sum(lengths) != size(dim) or min(lengths) < 1:  # sizes that depend on data, or empty parts
+        freeze(axes, reason)
+        return [fresh(length, reason) for length in lengths]
     if len(lengths) == 1:
         return [dim]
     if not axes:

@@ -163,3 +163,9 @@ def test_views_that_do_not_divide_freeze_only_their_group() -> None:
 def test_parts_of_one_index_are_never_cut(lengths: list[int]) -> None:
     parts = axes.split(atom(6), lengths, WHY)
     assert [part == () for part in parts] == [length == 1 for length in lengths]
+
+
+def test_parts_that_do_not_add_up_freeze() -> None:
+    x = atom(6)
+    assert [axes.size(part) for part in axes.split(x, [4, 4], WHY)] == [4, 4]
+    assert roots(x)[0].frozen

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sdp_compile import NeuronPolicy, NothingToPartition, sdp_compile
+from sdp_compile import CaptureError, NeuronPolicy, NothingToPartition, sdp_compile
 from sdp_compile.capture import capture
 from sdp_compile.structure.analyse import analyse
 from sdp_compile.structure.rules import Context, Value, rule
@@ -185,3 +185,22 @@ def test_tied_parameters_are_one() -> None:
     assert module.embedding.weight is module.head.weight
     assert torch.equal(module.plan.mask("head.weight", 0), module.plan.mask("embedding.weight", 0))
     assert_exact(module, model, module.plan, 0, (tokens,), {})
+
+
+class Rescaled(nn.Module):
+    """Divides its own weight in evaluation mode, as RWKV does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            with torch.no_grad():
+                self.layer.weight.view(-1).div_(2)
+        return self.layer(x)
+
+
+def test_a_forward_that_changes_its_parameters_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"'layer\.weight' in place.*test_rules\.py"):
+        sdp_compile(Rescaled(), NeuronPolicy(), (torch.randn(2, 4),), workers=2, rank=0)

@@ -1,0 +1,164 @@
+"""Exactness of one plan: each rank's subnetwork against the original model with the parameters ``mask * theta``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from sdp_compile.capture.clone import clone
+from sdp_compile.capture.diagnosis import first_line, user_line
+from sdp_compile.capture.inputs import Call, with_batch
+from sdp_compile.checking.compare import Deviation, deviations, gradient_floor, relative_error
+from sdp_compile.checking.oracle import Run, randomise, run_compiled, run_original
+from sdp_compile.checking.precision import InFloat64, widened
+from sdp_compile.checking.result import Comparison
+from sdp_compile.plan import Plan
+from sdp_compile.runtime.module import SDPModule
+
+_ROUNDING = 2.0**-52
+_MOST_ROUNDING = 1e-4
+"""Beyond this a model is too sensitive for a comparison to mean anything."""
+
+
+def reference(model: nn.Module, seed: int) -> nn.Module:
+    """A copy of the model on the CPU in float64 with random weights; meta parameters get storage."""
+
+    def copied(tensor: Tensor) -> Tensor:
+        if tensor.device.type == "meta":
+            value: Tensor = torch.zeros(tensor.shape, dtype=widened(torch.empty(0, dtype=tensor.dtype)).dtype)
+        else:
+            value = widened(tensor).clone()
+        return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+    return randomise(clone(model, copied), seed)
+
+
+def comparable_call(call: Call) -> Call:
+    """The call in float64, a leading dimension of size 1 repeated to 2 as in capture, with its samples made unlike."""
+    generator = torch.Generator().manual_seed(0)
+
+    def real(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return tensor
+        return _draw(tensor.shape, generator) if tensor.is_floating_point() else torch.zeros_like(tensor, device="cpu")
+
+    call = call.map_tensors(real)
+    batched = with_batch(call)
+    if batched is None:
+        return Call(*widened((call.args, call.kwargs)))
+
+    def unlike(tensor: Tensor) -> Tensor:
+        tensor = widened(tensor)
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor + 0.1 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+
+    return Call(*widened((batched.args, batched.kwargs))).map_tensors(unlike)
+
+
+class NotComparable(Exception):
+    """The original model itself does not run as the comparison needs it."""
+
+
+@dataclass
+class Verification:
+    """``model`` is the `reference`: what the oracle runs, and where the workers' weights come from."""
+
+    model: nn.Module
+    call: Call
+    plan: Plan
+    seed: int = 0
+
+    @cached_property
+    def persistent(self) -> frozenset[str]:
+        return frozenset(self.model.state_dict())
+
+    def compare(self, module: SDPModule, rank: int) -> Iterator[Comparison]:
+        """Both modes of one rank's subnetwork."""
+        for mode in ("train", "eval"):
+            self.model.train(mode == "train")
+            module.train(mode == "train")
+            expected, found = self._original(rank), self._run(module)
+            held = {name for name, _ in module.named_parameters()}
+            found_deviations = list(deviations(found, expected, self.plan, rank, held, self.persistent))
+            yield self._judged(found_deviations, expected, rank, mode)
+
+    def _run(self, module: nn.Module) -> Run:
+        torch.manual_seed(self.seed)
+        with InFloat64():
+            return run_compiled(module, self.call.args, self.call.kwargs)
+
+    def _original(self, rank: int | None, noise: float = 0.0, seed: int | None = None) -> Run:
+        """The oracle; the whole model for None. ``noise``: a relative change of its weights and inputs."""
+        generator = torch.Generator().manual_seed(0)
+
+        def mask(name: str) -> Tensor:
+            whole = self.plan.state[self.plan.canonical(name)].shape
+            kept = torch.ones(whole, dtype=torch.bool) if rank is None else self.plan.mask(name, rank)
+            return kept if not noise else kept * (1 + noise * _draw(torch.Size(whole), generator))
+
+        call = self.call
+        if noise:
+            call = call.map_tensors(
+                lambda t: t * (1 + noise * _draw(t.shape, generator)) if t.is_floating_point() else t
+            )
+        torch.manual_seed(self.seed if seed is None else seed)
+        try:
+            with InFloat64():
+                return run_original(self.model, call.args, call.kwargs, mask)
+        except Exception as error:
+            raise NotComparable(
+                f"the original model does not run in float64 on the CPU: {first_line(error)}"
+                f" (at {user_line(error.__traceback__)}). Captured and partitioned only."
+            ) from error
+
+    def _judged(self, found: list[Deviation], expected: Run, rank: int, mode: str) -> Comparison:
+        inexact = [one for one in found if not one.is_exact]
+        status = self._explained(inexact, expected, rank) if inexact else "exact"
+        worst = max(found, key=lambda one: math.inf if math.isnan(one.error) else one.error, default="")
+        outputs, gradients, statistics = (_largest(found, kind) for kind in ("output", "gradient", "statistic"))
+        return Comparison(rank, mode, status, outputs, gradients, statistics, str(worst))
+
+    def _explained(self, inexact: list[Deviation], expected: Run, rank: int) -> str:
+        """Why a comparison may deviate although the subnetwork is right; "not exact" where nothing explains it."""
+        whole = self._original(None)
+        if any(torch.isnan(tensor).any() for tensor in (*whole.outputs, *whole.gradients.values())):
+            return "not finite"
+        if any(error > 1e-9 for error in _distances(self._original(rank, seed=self.seed + 1), expected).values()):
+            return "random"
+        sensitivity = _distances(self._original(rank, noise=_ROUNDING), expected)
+        for one in inexact:
+            allowed = 30 * sensitivity.get((one.kind, one.name), 0.0)
+            if not one.error <= min(allowed, _MOST_ROUNDING):
+                return "not exact"
+        return "rounding"
+
+
+def _draw(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _distances(found: Run, expected: Run) -> dict[tuple[str, str], float]:
+    """The relative deviation of each output, gradient and statistic between two runs of the original model."""
+    floor = gradient_floor(expected)
+    result = {
+        ("output", str(number)): relative_error(a, b)
+        for number, (a, b) in enumerate(zip(found.outputs, expected.outputs, strict=False))
+    }
+    for name, gradient in expected.gradients.items():
+        result["gradient", name] = relative_error(found.gradients.get(name, gradient), gradient, floor)
+    for name, buffer in expected.buffers.items():
+        if buffer.is_floating_point():
+            result["statistic", name] = relative_error(found.buffers[name], buffer)
+    return result
+
+
+def _largest(found: list[Deviation], kind: str) -> float:
+    """The largest error of a kind; NaN wins."""
+    errors = [one.error for one in found if one.kind == kind]
+    return next(filter(math.isnan, errors), max(errors, default=0.0))

@@ -1,0 +1,122 @@
+"""``sdp-compile check``: one model, or every model of a library."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from sdp_compile.cli.models import LIBRARIES, check_words, load
+from sdp_compile.errors import PolicyError, SDPError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """What one run of ``sdp-compile check`` was asked to do; everything that words alone can be wrong in is checked."""
+
+    model: str | None = None
+    zoo: str | None = None
+    policy: str = "auto"
+    coverage: float | None = None
+    workers: int = 4
+    ranks: tuple[int, ...] = ()
+    inputs: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    limit: int | None = None
+    seed: int = 0
+    json_path: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.zoo is None):
+            raise SDPError("Name one MODEL to check, or a whole library with --zoo torchvision, timm or transformers.")
+        if self.coverage is not None and not 0 < self.coverage <= 1:
+            raise PolicyError(
+                f"coverage={self.coverage:g}: the share of the workers that own a unit lies in (0, 1]; "
+                "0.5 halves the partitioned parameters, 1.0 is data parallelism"
+            )
+        if self.policy.endswith(".toml") and not Path(self.policy).is_file():
+            raise PolicyError(f"policy file {self.policy}: there is no such file; give a TOML file or a policy's name")
+        for rank in self.ranks:
+            if not 0 <= rank < self.workers:
+                raise SDPError(f"--rank {rank}: there are workers 0 to {self.workers - 1}; see --workers.")
+        if self.json_path not in (None, "-") and not Path(str(self.json_path)).resolve().parent.is_dir():
+            raise SDPError(f"--json {self.json_path}: its folder does not exist.")
+        if self.zoo is not None and self.zoo not in LIBRARIES:
+            raise SDPError(f"--zoo {self.zoo}: the libraries are {', '.join(LIBRARIES)}.")
+        if self.zoo is not None and (self.inputs or self.overrides):
+            raise SDPError("--input and --set belong to one MODEL; --zoo brings small inputs and sizes of its own.")
+        if self.model is not None:
+            check_words(self.model, self.inputs, self.overrides)
+
+    def fields(self) -> dict[str, Any]:
+        """The policy's fields that were given beside its name."""
+        return {} if self.coverage is None else {"coverage": self.coverage}
+
+
+def run(settings: CheckSettings, debug: bool = False) -> int:
+    """Check, print what was found, write the JSON; the exit code."""
+    from sdp_compile.policies import resolve_policy
+
+    policy = resolve_policy(settings.policy, **settings.fields())
+    # With --json - the report goes to standard output, alone.
+    console = Console(stderr=settings.json_path == "-")
+    if settings.zoo is not None:
+        from sdp_compile.cli.zoo import sweep_zoo
+
+        rows, code = sweep_zoo(settings, policy, console)
+        _write(settings, {"zoo": settings.zoo, "models": rows})
+        return code
+    from sdp_compile.checking.check import check
+    from sdp_compile.cli.check_report import render
+
+    assert settings.model is not None
+    with console.status(f"building {settings.model}", spinner="dots"):
+        loaded = load(settings.model, settings.inputs, settings.overrides)
+    if loaded.example_inputs is None:
+        _check_inputs(settings.model, loaded.model)
+    with console.status(f"checking {settings.model}", spinner="dots"):
+        result = check(
+            loaded.model, policy, loaded.example_inputs, workers=settings.workers, ranks=settings.ranks or None,
+            seed=settings.seed,
+        )  # fmt: skip
+    if debug and result.details:
+        sys.stderr.write(result.details)
+    console.print(render(result, settings.model))
+    _write(settings, {"spec": settings.model, **result.to_dict()})
+    return result.exit_code
+
+
+def _check_inputs(spec: str, model: nn.Module) -> None:
+    """Raises `SDPError` where a model without example inputs needs some, in the command line's own words."""
+    import inspect
+
+    from sdp_compile.capture.inputs import example_call
+
+    try:
+        example_call(model, None)
+    except SDPError:
+        raise SDPError(
+            f"{spec} has no example inputs: forward{inspect.signature(model.forward)}. Return a pair of the model and "
+            "its inputs, or name them with --input SHAPE[:DTYPE], such as --input 2x3x64x64."
+        ) from None
+
+
+def _write(settings: CheckSettings, report: Mapping[str, Any]) -> None:
+    if settings.json_path is None:
+        return
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    if settings.json_path == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(settings.json_path).write_text(text)
+    except OSError as error:
+        raise SDPError(f"--json {settings.json_path}: cannot write there ({error.strerror}).") from None

@@ -1,0 +1,180 @@
+"""``check`` tells exact from wrong, refused and failed, and never raises for the model's sake."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from sdp_compile import CheckResult, NeuronPolicy, check
+from sdp_compile.checking import check as module
+from sdp_compile.checking.sweep import Row, sweep
+from sdp_compile.checking.verification import reference
+from sdp_compile.structure import rules
+from sdp_compile.structure.rules import Context, Value
+
+pytestmark = pytest.mark.timeout(120)
+Tensor = torch.Tensor
+
+
+class MLP(nn.Module):
+    """A residual MLP with dropout and running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 6)
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop(self.down(torch.tanh(self.norm(self.up(x)))))
+
+
+class Soft(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).softmax(-1))
+
+
+X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_an_exact_model() -> None:
+    model = MLP().eval()
+    before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    result = check(model, "neuron", (X,))
+    assert (result.verdict, result.exit_code, result.reason) == ("exact", 0, "")
+    assert {(one.rank, one.mode) for one in result.comparisons} == {(r, m) for r in range(4) for m in ("train", "eval")}
+    assert all(one.statistics < 1e-9 and one.gradients < 1e-9 for one in result.comparisons)
+    assert (result.axes, result.axes_cut, result.coverage) == (1, 1, 0.5)
+    cut = 16 * 6 + 16 + 16 + 16 + 6 * 16
+    assert result.share_cut == pytest.approx(cut / (cut + 6))
+    assert [(reason.times, reason.reason) for reason in result.frozen] == [(3, "it is an input of the model")]
+    # The model, its mode, its dropout and the random state are as they were.
+    assert model.drop.p == 0.3 and not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_the_result_is_plain_data() -> None:
+    result = check(nn.Sequential(MLP(), MLP()), "block", (X,), workers=2, ranks=[1])
+    assert result.ranks == (1,) and result.blocks_cut == 2
+    again = CheckResult.from_dict(json.loads(result.to_json()))
+    assert again == result
+
+
+@pytest.fixture
+def wrong_rule() -> Iterator[None]:
+    """A rule that claims that softmax works on each unit alone."""
+    operator = torch.ops.aten.softmax.int
+    before = rules.find_rule(operator)
+
+    @rules.rule(operator)
+    def softmax(ctx: Context, self: Value, dim: int, dtype: torch.dtype | None) -> Value:
+        return Value(self.dims, self.zero)
+
+    yield
+    rules._RULES.pop(operator)
+    if before is not None:
+        rules.rule(operator)(before)
+
+
+def test_a_wrong_rule_is_found(wrong_rule: None) -> None:
+    result = check(Soft(), "neuron", (X,))
+    assert (result.verdict, result.exit_code) == ("not exact", 1)
+    assert "do not train" in result.reason
+    assert max(one.gradients for one in result.comparisons) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("policy", "inputs", "options", "stage", "words"),
+    [
+        ("neuron", (X,), {}, "plan", ["axis"]),
+        ("newron", (X,), {}, "arguments", ["newron", "neuron"]),
+        ("neuron", None, {}, "arguments", ["example"]),
+        ("neuron", (X[:, :3],), {}, "capture", ["Soft"]),
+        ("neuron", (X,), {"ranks": [4]}, "arguments", ["rank=4"]),
+        ("neuron", (X,), {"workers": 0}, "arguments", ["workers=0"]),
+    ],
+)
+def test_a_refusal_says_where_and_why(
+    policy: str, inputs: tuple[Tensor, ...] | None, options: dict[str, object], stage: str, words: list[str]
+) -> None:
+    result = check(Soft(), policy, inputs, **options)  # type: ignore[arg-type]
+    assert (result.verdict, result.stage, result.exit_code) == ("refused", stage, 2)
+    assert all(word in result.reason for word in words)
+
+
+def test_an_unexpected_error_is_a_verdict_that_names_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(module, "make_plan", broken)
+    result = check(MLP(), "neuron", (X,))
+    assert (result.verdict, result.stage, result.exit_code) == ("failed", "plan", 1)
+    assert "plan: KeyError" in result.reason and "surprise" in result.details
+    assert result.captured and result.axes == 1
+
+
+def test_a_model_that_is_random_by_nature_is_not_called_exact() -> None:
+    result = check(nn.Sequential(nn.Linear(6, 16), nn.RReLU(), nn.Linear(16, 6)), "neuron", (X,))
+    assert (result.verdict, result.exit_code) == ("unverified", 2)
+    assert "random" in result.reason and "train" in result.reason
+    assert {one.mode for one in result.comparisons if one.status == "exact"} == {"eval"}
+
+
+def test_lower_precision_in_the_model_does_not_hide_behind_rounding() -> None:
+    class Half(MLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.up(x).float().bfloat16().to(x.dtype))
+
+    result = check(Half(), "neuron", (X,))
+    assert result.is_exact and max(one.gradients for one in result.comparisons) < 1e-12
+
+
+def test_models_on_the_meta_device_get_weights_and_large_ones_a_plan_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        model = MLP().bfloat16()
+    inputs = (torch.empty(5, 6, dtype=torch.bfloat16, device="meta"),)
+    assert check(model, "neuron", inputs).verdict == "exact"
+    monkeypatch.setattr(module, "MOST_PARAMETERS", 100)
+    result = check(model, "neuron", inputs)
+    assert (result.verdict, result.axes_cut) == ("unverified", 1)
+    assert "fewer layers" in result.reason
+
+
+def test_a_batch_of_one_is_checked_as_two_unlike_samples() -> None:
+    assert check(MLP(), "neuron", (X[:1],)).is_exact
+
+
+def test_parameters_that_are_not_trained_have_no_gradient_to_compare() -> None:
+    model = MLP()
+    model.up.weight.requires_grad_(False)
+    assert check(model, "neuron", (X,)).is_exact
+    assert check(MLP().requires_grad_(False), "neuron", (X,)).is_exact
+
+
+def test_the_reference_is_a_random_copy_in_float64() -> None:
+    model = MLP()
+    copied = reference(model, seed=3)
+    for name, parameter in copied.named_parameters():
+        assert parameter.dtype == torch.float64
+        assert not torch.equal(parameter.float(), model.get_parameter(name))
+    assert torch.equal(reference(model, 3).get_parameter("up.weight"), copied.get_parameter("up.weight"))
+
+
+def test_a_sweep_goes_on_after_failures() -> None:
+    rows: list[Row] = list(sweep(["transformers:no-such", "timm:nothing"], NeuronPolicy(), 4))
+    assert [row.name for row in rows] == ["transformers:no-such", "timm:nothing"]
+    assert all(row.is_failure and row.result.stage == "build" and "has no model" in row.result.reason for row in rows)
+
+
+def test_a_process_that_hangs_ends_its_row_only() -> None:
+    rows = list(sweep(["transformers:gpt2"], NeuronPolicy(), 4, timeout=0.01))
+    assert rows[0].result.verdict == "failed" and "no verdict within" in rows[0].result.reason
