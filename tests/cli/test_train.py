@@ -92,7 +92,9 @@ def test_tables_show_the_report(trained: tuple[str, Path, dict[str, Any]]) -> No
     for result in (report, report["baseline"]):
         assert f"{result['validation_loss']['after']:.3f}" in printed
         assert f"{result['tokens_per_second']:,.0f}" in printed
-    assert max(map(len, printed.splitlines())) <= 80
+    *tables, wrote = printed.splitlines()
+    assert max(map(len, tables)) <= 80
+    assert wrote.startswith("Wrote ") and "model.safetensors" in wrote  # paths are never broken over lines
 
 
 def test_under_torchrun_it_joins(tmp_path: Path) -> None:
