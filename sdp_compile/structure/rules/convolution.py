@@ -30,7 +30,19 @@ def _grouped(ctx: Context, dim: Dim, groups: int) -> tuple[Dim, Dim]:
 def convolution(
     ctx: Context, input: Value, weight: Value, bias: Value | None = None, groups: int = 1, **_: Any
 ) -> Value:
-    return _convolve(ctx, input, weight.dims[0], weight.dims[1], weight, bias, groups, (0, 1))
+    """The weight is (out channels, in channels / groups, ...): its first dimension carries the groups."""
+    channel = input.ndim - weight.ndim + 1
+    rows, columns = weight.dims[:2]
+    ctx.freeze(*weight.dims[2:], text=KERNEL)
+    ctx.freeze(*input.dims[channel + 1 :])
+    if groups == 1:
+        ctx.unify(input.dims[channel], columns)
+    else:
+        group, _per_group = _grouped(ctx, rows, groups)
+        ctx.unify(input.dims[channel], (*group, *columns))
+        ctx.resize("groups", None, group)
+    ctx.contract(columns, input.is_zero(channel), weight.is_zero(1))
+    return _result(ctx, input, channel, rows, weight.is_zero(0), bias)
 
 
 @rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
@@ -38,8 +50,7 @@ def transposed(
     ctx: Context, input: Value, weight: Value, bias: Value | None = None, groups: int = 1, **_: Any
 ) -> Value:
     """The weight is (in channels, out channels / groups, ...): its first dimension carries the groups."""
-    count = weight.ndim - 2
-    channel = input.ndim - count - 1
+    channel = input.ndim - weight.ndim + 1
     ctx.freeze(*weight.dims[2:], text=KERNEL)
     ctx.freeze(*input.dims[channel + 1 :])
     inner_in, zero_out = weight.dims[0], weight.is_zero(1)
@@ -55,30 +66,6 @@ def transposed(
         zero_out = zero_out and weight.is_zero(0)
         ctx.resize("groups", None, group)
     return _result(ctx, input, channel, out, zero_out, bias)
-
-
-def _convolve(
-    ctx: Context,
-    input: Value,
-    rows: Dim,
-    columns: Dim,
-    weight: Value,
-    bias: Value | None,
-    groups: int,
-    where: tuple[int, int],
-) -> Value:
-    count = weight.ndim - 2
-    channel = input.ndim - count - 1
-    ctx.freeze(*weight.dims[2:], text=KERNEL)
-    ctx.freeze(*input.dims[channel + 1 :])
-    if groups == 1:
-        ctx.unify(input.dims[channel], columns)
-    else:
-        group, _ = _grouped(ctx, rows, groups)
-        ctx.unify(input.dims[channel], (*group, *columns))
-        ctx.resize("groups", None, group)
-    ctx.contract(columns, input.is_zero(channel), weight.is_zero(where[1]))
-    return _result(ctx, input, channel, rows, weight.is_zero(where[0]), bias)
 
 
 def _result(ctx: Context, input: Value, channel: int, out: Dim, zero: bool, bias: Value | None) -> Value:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -198,6 +197,3 @@ def _functional_is_pointwise(target: torch._ops.OpOverload) -> bool:
     packet = getattr(aten, name[:-1], None)
     overload = getattr(packet, target._overloadname, None) if packet is not None else None
     return overload is not None and torch.Tag.pointwise in overload.tags
-
-
-PYTHON_OPERATORS = frozenset({operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod})
