@@ -110,4 +110,4 @@ class _Checker(fx.Interpreter):
 
 def _kept(length: int, layout: Layout, kept: Mapping[str, int]) -> int:
     """What a worker keeps of a dimension that has ``length`` indices in the example."""
-    return length * kept_size(layout, kept) // layout.size
+    return length * kept_size(layout, kept) // layout.size if length else 0

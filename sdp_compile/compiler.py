@@ -17,7 +17,7 @@ from sdp_compile.passes import Lowering, LoweringKind, lower, pipeline
 from sdp_compile.passes.mask_parameters import clear_unowned, mask_tensors, with_masks
 from sdp_compile.plan import Plan, make_plan
 from sdp_compile.policies import Policy, resolve_policy
-from sdp_compile.program import Capture
+from sdp_compile.program import Capture, Program
 from sdp_compile.runtime.groups import Groups
 from sdp_compile.runtime.handshake import Handshake, fingerprint
 from sdp_compile.runtime.initialisation import slice_tensors
@@ -91,8 +91,8 @@ def compile_rank(
         captured, tensors = with_masks(captured, masks), {**tensors, **masks}
     context = Lowering(captured, structure, plan, rank, lowering, blocks)
     passes = pipeline(lowering, bucket_bytes)
-    programs = {mode: lower(program, context, passes) for mode, program in captured.programs.items()}
-    return SDPModule(captured, plan, rank, programs, tensors, lowering)
+    programs: dict[str, Program] = {mode: lower(program, context, passes) for mode, program in captured.programs.items()}
+    return SDPModule(captured, plan, rank, programs, tensors, lowering, passes)
 
 
 def _base_group(group: Any) -> dist.ProcessGroup | None:

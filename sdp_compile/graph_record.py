@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-_KEPT_META = ("nn_module_stack", "stack_trace", "val", "full_val")
+_KEPT_META = ("nn_module_stack", "stack_trace", "val", "full_val", "checkpoint")
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,34 @@ class StateTensor:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """The dtypes that a graph was captured for: models read them, and a graph holds the casts that follow from them.
+
+    ``casts`` says what parameters and buffers were converted to after `sdp_compile`: from one dtype to another, and by
+    name where a tensor differs from the others of its dtype. ``inputs`` are the dtypes of the flat tensor inputs,
+    ``autocast`` is the dtype of `torch.autocast`, None where it is off.
+    """
+
+    inputs: tuple[torch.dtype, ...] = ()
+    autocast: torch.dtype | None = None
+    casts: tuple[tuple[torch.dtype | str, torch.dtype], ...] = ()
+
+    def cast(self, name: str, captured: torch.dtype) -> torch.dtype:
+        """The dtype of a parameter or buffer that was captured with another."""
+        casts = dict(self.casts)
+        return casts.get(name, casts.get(captured, captured))
+
+    def __str__(self) -> str:
+        parts = [f"{_text(old)} as {_text(new)}" for old, new in self.casts]
+        parts += [] if self.autocast is None else [f"autocast to {_text(self.autocast)}"]
+        return ", ".join([*parts, f"inputs of {', '.join(map(_text, self.inputs)) or 'no dtype'}"])
+
+
+def _text(value: torch.dtype | str) -> str:
+    return repr(value) if isinstance(value, str) else str(value).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """What capture knows of one flat tensor input: its name for messages, its example shape and which sizes are fixed.
 
@@ -64,6 +92,7 @@ class Program:
     ``in_spec`` describes ``(args, kwargs)``. ``constants`` maps the index of a flat input that is no tensor to the
     value that capture specialised it to. ``inputs`` describes each flat input that is a tensor. ``guards`` are Python
     conditions on the sizes of ``L[name]``, the argument called ``name``, under which the graph is the model's.
+    ``precision`` tells the dtypes that the graph is for.
     """
 
     mode: Mode
@@ -73,6 +102,7 @@ class Program:
     constants: Mapping[int, Any]
     inputs: Mapping[int, InputSpec] = field(default_factory=dict)
     guards: tuple[str, ...] = ()
+    precision: Precision = field(default_factory=Precision)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**{item.name: getattr(self, item.name) for item in fields(self)}, "graph": graph_record(self.graph)}
@@ -90,7 +120,8 @@ class Capture:
     description; ``aliases`` maps every name of the original ``state_dict()``, tied ones included, to the canonical.
     ``constants`` holds the values of lifted constants. ``skeleton`` is the user's model with its parameters and
     persistent buffers on the meta device. ``notes`` are remarks for the report: what capture had to give up.
-    ``device`` is the one that the graphs' device constants name.
+    ``device`` is the one that the graphs' device constants name. ``example`` holds the positional and keyword arguments
+    of capture, tensors on the meta device.
     """
 
     programs: Mapping[Mode, Program]
@@ -101,3 +132,4 @@ class Capture:
     training: bool
     notes: tuple[str, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    example: tuple[tuple[Any, ...], dict[str, Any]] = field(default_factory=lambda: ((), {}))

@@ -3,69 +3,118 @@
     capture(model, example_inputs) -> Capture
 
 ``inputs`` and ``clone`` prepare copies, ``export`` runs torch.export, ``graph`` turns its result into a `Program`,
-``regions`` and ``clean`` simplify it, ``refuse`` finds what a graph would silently lose, ``devices`` moves graphs.
+``regions`` and ``clean`` simplify it, ``observe`` and ``refuse`` find what a graph would silently lose, ``checkpoints``
+marks what is recomputed, ``devices`` moves graphs, ``precision`` is for capturing again in other dtypes.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
-from sdp_compile.capture.clone import canonical_names, is_persistent, named_state, skeleton
+from sdp_compile.capture.checkpoints import mark_regions
+from sdp_compile.capture.clone import canonical_names, is_persistent, named_state, skeleton, to_meta
 from sdp_compile.capture.devices import retarget_devices
-from sdp_compile.capture.export import captured_device, export_mode, preserved_rng
+from sdp_compile.capture.export import (
+    ATTEMPTS,
+    NON_STRICT,
+    Attempts,
+    captured_device,
+    export_mode,
+    preserved_rng,
+)
 from sdp_compile.capture.graph import Constants, program_of
 from sdp_compile.capture.inputs import Call, example_call, with_batch
+from sdp_compile.capture.precision import autocast_dtype, autocast_of, call_in, skeleton_in
 from sdp_compile.capture.refuse import refuse
 from sdp_compile.errors import CaptureError
-from sdp_compile.program import Capture, Mode, Program, StateTensor
+from sdp_compile.program import Capture, Mode, Precision, Program, StateTensor
 
-__all__ = ["capture", "retarget_devices"]
+__all__ = ["capture", "recapture", "retarget_devices"]
 
 _MODES: tuple[Mode, Mode] = ("train", "eval")
 
 
 def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
-    """Captures ``model`` in training and evaluation mode.
+    """Captures ``model`` in training and evaluation mode, in the autocast state of the caller.
 
     ``example_inputs``: a tuple (positional), a mapping (keywords) or one tensor. Sizes are free where the model allows.
     The model, its weights, its mode and the random state stay as they are. Raises `CaptureError`.
     """
     refuse(model)
     call = example_call(model, example_inputs)
-    canonical = canonical_names(model)
+    device = captured_device(model, call)
+    precision = Precision(call.dtypes, autocast_dtype(device.type))
     constants = Constants(model)
     programs: dict[Mode, Program] = {}
     notes = _mixed_modes(model)
-    with preserved_rng():
-        for mode in _MODES:
-            exported, remarks = _export(model, call, mode)
-            programs[mode] = program_of(exported, mode, canonical, constants)
-            notes += remarks
+    for mode in _MODES:
+        programs[mode], remarks = _program(model, call, mode, device, precision, constants)
+        notes += remarks
+    meta = call.map_tensors(to_meta)
     return Capture(
         programs=programs,
         state=_state(model, constants),
-        aliases=_aliases(model, canonical),
+        aliases=_aliases(model, canonical_names(model)),
         constants=constants.values,
         skeleton=skeleton(model),
         training=model.training,
         notes=tuple(dict.fromkeys(notes)),
-        device=captured_device(model, call),
+        device=device,
+        example=(meta.args, meta.kwargs),
     )
 
 
-def _export(model: nn.Module, call: Call, mode: Mode) -> Any:
+def recapture(captured: Capture, mode: Mode, precision: Precision, device: torch.device) -> Capture:
+    """``captured`` with the program of ``mode`` as the model has it in other dtypes, on ``device``.
+
+    The skeleton is all that it takes: no weight is needed. Export is never strict, since this may run while
+    TorchDynamo, which strict export needs, traces a call. Raises `CaptureError`.
+    """
+    model = skeleton_in(precision, captured, device)
+    constants = Constants(model, captured.constants)
+    with autocast_of(precision, device):
+        call = call_in(precision, captured)
+        program, _notes = _program(model, call, mode, device, precision, constants, NON_STRICT)
+    state = {
+        name: replace(tensor, dtype=precision.cast(name, tensor.dtype)) if tensor.kind != "constant" else tensor
+        for name, tensor in captured.state.items()
+    }
+    return replace(
+        captured,
+        programs={**captured.programs, mode: program},
+        state={**state, **_constant_state(constants)},
+        constants=constants.values,
+    )
+
+
+def _program(
+    model: nn.Module, call: Call, mode: Mode, device: torch.device, precision: Precision, constants: Constants,
+    attempts: Attempts = ATTEMPTS,
+) -> tuple[Program, tuple[str, ...]]:  # fmt: skip
+    with preserved_rng(), torch.inference_mode(False), torch.enable_grad():
+        exported, notes = _export(model, call, mode, device, attempts)
+    program = program_of(exported, mode, canonical_names(model), constants)
+    mark_regions(program.graph)
+    return replace(program, precision=precision), notes
+
+
+def _export(
+    model: nn.Module, call: Call, mode: Mode, device: torch.device, attempts: Attempts
+) -> tuple[ExportedProgram, tuple[str, ...]]:
     batched = with_batch(call)
     if batched is None:
-        return export_mode(model, call, mode)
+        return export_mode(model, call, mode, device, attempts)
     try:
-        return export_mode(model, batched, mode)
+        return export_mode(model, batched, mode, device, attempts)
     except CaptureError:
-        exported, notes = export_mode(model, call, mode)
+        exported, notes = export_mode(model, call, mode, device, attempts)
         remark = (
             f"{mode} graph captured for a leading dimension of size 1 only: it failed with the inputs repeated to 2"
         )
@@ -94,9 +143,14 @@ def _state(model: nn.Module, constants: Constants) -> dict[str, StateTensor]:
     for name, buffer in model.named_buffers():
         persistent = is_persistent(model, name)
         state[name] = StateTensor(tuple(buffer.shape), buffer.dtype, "buffer", persistent=persistent)
-    for name, value in constants.values.items():
-        state[name] = StateTensor(tuple(value.shape), value.dtype, "constant", persistent=False)
-    return state
+    return {**state, **_constant_state(constants)}
+
+
+def _constant_state(constants: Constants) -> dict[str, StateTensor]:
+    return {
+        name: StateTensor(tuple(value.shape), value.dtype, "constant", persistent=False)
+        for name, value in constants.values.items()
+    }
 
 
 def _aliases(model: nn.Module, canonical: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import logging
 import random
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -27,23 +27,28 @@ from sdp_compile.errors import CaptureError
 from sdp_compile.program import Mode
 
 Sizes = Literal["all", "leading", "none"]
+Attempts: TypeAlias = tuple[tuple[Sizes, bool], ...]
+"""Which sizes are free, and whether export is strict."""
 
 # Tried in turn. Non-strict export runs the model's own Python code; strict export reads its bytecode, which helps where
 # the former meets a branch on tensor values that a graph can hold after all.
-_ATTEMPTS: tuple[tuple[Sizes, bool], ...] = (("all", False), ("leading", False), ("none", False), ("leading", True))
+ATTEMPTS: Attempts = (("all", False), ("leading", False), ("none", False), ("leading", True))
+NON_STRICT: Attempts = tuple((sizes, strict) for sizes, strict in ATTEMPTS if not strict)
 _SIZES = {"all": "all input sizes free", "leading": "leading input size free", "none": "all input sizes fixed"}
 
 
-def export_mode(model: nn.Module, call: Call, mode: Mode) -> tuple[ExportedProgram, tuple[str, ...]]:
+def export_mode(
+    model: nn.Module, call: Call, mode: Mode, device: torch.device, attempts: Attempts = ATTEMPTS
+) -> tuple[ExportedProgram, tuple[str, ...]]:
     """``model`` in ``mode`` as an exported program, and notes on what had to be given up to get it.
 
     Works on a copy that shares the weights; no weight is read or changed. Raises `CaptureError`.
     """
-    failures: list[Exception] = []
-    for sizes, strict in _ATTEMPTS:
-        if sizes != "all" and not strict and failures and is_data_dependent(failures[-1]):
+    failures: dict[tuple[Sizes, bool], Exception] = {}
+    for sizes, strict in attempts:
+        if sizes != "all" and not strict and any(map(is_data_dependent, failures.values())):
             continue
-        subject, inputs = prepared(model, call, mode)
+        subject, inputs = prepared(model, call, mode, device)
         observer = Observer()
         with contextlib.nullcontext() if strict else observer:
             try:
@@ -56,23 +61,25 @@ def export_mode(model: nn.Module, call: Call, mode: Mode) -> tuple[ExportedProgr
                         strict=strict,
                     )
             except Exception as error:
-                failures.append(error)
+                failures[sizes, strict] = error
                 continue
-        notes = list(observer.verdict(model))
+        observer.check(model)
+        notes = []
         if failures:
             how = f"{'strict' if strict else 'non-strict'} export with {_SIZES[sizes]}"
-            notes.append(f"{mode} graph captured by {how}, because: {first_line(failures[0])}")
+            notes.append(f"{mode} graph captured by {how}, because: {first_line(next(iter(failures.values())))}")
         return program, tuple(notes)
-    # The attempt with fixed sizes is the one whose error speaks of the user's model alone.
-    told = next((error for error in failures if is_data_dependent(error)), failures[-2])
+    # Free sizes can fail by themselves; the error of fixed ones speaks of the user's model alone.
+    last = failures.get(("none", False)) or next(iter(failures.values()))
+    told = next((error for error in failures.values() if is_data_dependent(error)), last)
     raise CaptureError(explain(model, told)) from told
 
 
-def prepared(model: nn.Module, call: Call, mode: Mode) -> tuple[nn.Module, Call]:
-    """A copy of the model in ``mode`` and arguments on the model's device, fit for export.
+def prepared(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> tuple[nn.Module, Call]:
+    """A copy of the model in ``mode`` and arguments on ``device``, fit for export.
 
-    Parameters and buffers on the meta device become fake CPU tensors, so that the graph is one that runs: on the meta
-    device itself a factory without a device would clash with them.
+    Parameters and buffers on the meta device become fake tensors of ``device``, so that the graph is one that runs: on
+    the meta device itself a factory without a device would clash with them.
     """
     fake_mode = FakeTensorMode(shape_env=ShapeEnv(tracked_fakes=[]), allow_non_fake_inputs=True, export=True)
 
@@ -80,7 +87,7 @@ def prepared(model: nn.Module, call: Call, mode: Mode) -> tuple[nn.Module, Call]
         if tensor.device.type != "meta":
             return tensor
         with fake_mode:
-            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
             return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
     subject = clone(model, on_real_device)
@@ -89,7 +96,6 @@ def prepared(model: nn.Module, call: Call, mode: Mode) -> tuple[nn.Module, Call]
         if getattr(config, "use_cache", False):
             # A key-value cache serves generation; in a training program it is a mutable output without use.
             config.use_cache = False
-    device = captured_device(model, call)
 
     def on_model_device(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device == device:

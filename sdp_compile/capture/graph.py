@@ -27,8 +27,8 @@ class Constants:
     is recognised by its memory and keeps its name, since as a constant it would never be trained.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.values: dict[str, torch.Tensor] = {}
+    def __init__(self, model: nn.Module, known: Mapping[str, torch.Tensor] | None = None) -> None:
+        self.values: dict[str, torch.Tensor] = dict(known or {})
         self._state = {_memory(tensor): name for name, tensor in named_state(model) if _memory(tensor) is not None}
 
     def name(self, value: torch.Tensor) -> str:

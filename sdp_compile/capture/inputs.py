@@ -30,6 +30,11 @@ class Call:
     def tensors(self) -> list[torch.Tensor]:
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
 
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """The dtypes of the tensors."""
+        return tuple(tensor.dtype for tensor in self.tensors)
+
 
 def example_call(model: nn.Module, example_inputs: Any) -> Call:
     """The call that ``example_inputs`` stand for: a tuple is positional, a mapping keywords, a tensor the one input.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import Mod, PythonMod
@@ -22,6 +25,9 @@ from sdp_compile.errors import CaptureError
 _SIZE_LIMIT = 12
 _REMAINDERS = (Mod, PythonMod)
 
+CHECKPOINT = "sdp_checkpoint"
+"""Key of a node's ``meta["custom"]``, where torch.export keeps annotations, for the number of its checkpoint region."""
+
 
 class SizesTooComplex(Exception):
     """A symbolic size became a formula too long to reason about."""
@@ -31,33 +37,33 @@ class Observer:
     """Context manager around one capture run that records what would be lost.
 
     Non-strict export keeps only the forward of a `torch.autograd.Function`, drops tensor hooks and inlines
-    `torch.utils.checkpoint`. The functions behind them are replaced while the context is open, which
-    is the only place where every use passes.
+    `torch.utils.checkpoint`, whose regions are marked. The functions behind them are replaced while the context is
+    open, which is the only place where every use passes.
     """
 
     def __init__(self) -> None:
         self._lost: dict[str, str] = {}
-        self._notes: dict[str, None] = {}
         self._undo: list[Callable[[], None]] = []
-        self._sizes: Any = _SizeLimit()
+        self._modes = contextlib.ExitStack()
 
     def __enter__(self) -> Observer:
         self._watch_functions()
         self._watch_hooks()
         self._watch_checkpoints()
-        self._sizes.__enter__()
+        self._modes.enter_context(preserve_node_meta())
+        self._modes.enter_context(_SizeLimit())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sizes.__exit__(kind, error, trace)
+        self._modes.__exit__(kind, error, trace)
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
 
-    def verdict(self, model: nn.Module) -> tuple[str, ...]:
-        """Remarks on what was seen; raises `CaptureError` where the graph would train differently from the model."""
+    def check(self, model: nn.Module) -> None:
+        """Raises `CaptureError` where the graph would train differently from the model."""
         if self._lost:
             found = "; ".join(f"{what} ({where})" for what, where in self._lost.items())
             raise CaptureError(
@@ -65,7 +71,6 @@ class Observer:
                 "Write this part with differentiable tensor operators, or register it as a custom operator with "
                 "torch.library.custom_op and register_autograd."
             )
-        return tuple(self._notes)
 
     def _watch_functions(self) -> None:
         """At the metaclass: models keep ``apply``, a C function, under other names, but each call of it reads
@@ -95,25 +100,33 @@ class Observer:
         self._replace(torch.Tensor, "register_hook", register_hook, original)
 
     def _watch_checkpoints(self) -> None:
-        """Both kinds of checkpoint call their function directly; the reentrant one would hide it behind no_grad."""
-        notes = self._notes
-        module = torch.utils.checkpoint
+        """Both kinds of checkpoint call their function directly, and its nodes carry the number of the region.
 
-        def note() -> None:
-            notes.setdefault(
-                f"torch.utils.checkpoint is inlined, without its saving of memory: {calling_line()}. torch.compile "
-                "chooses by itself what to recompute."
-            )
+        Reentrant checkpointing would hide its function behind no_grad. Of nested regions the outermost counts.
+        """
+        module = torch.utils.checkpoint
+        open_regions: list[int] = []
+        numbers = itertools.count()
+
+        @contextlib.contextmanager
+        def region() -> Iterator[None]:
+            number = open_regions[0] if open_regions else next(numbers)
+            open_regions.append(number)
+            try:
+                with annotate({CHECKPOINT: number}):
+                    yield
+            finally:
+                open_regions.pop()
 
         def without_reentrant(*args: Any, **kwargs: Any) -> Iterator[None]:
-            note()
-            yield
+            with region():
+                yield
 
         class Reentrant:
             @staticmethod
             def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-                note()
-                return function(*args)
+                with region():
+                    return function(*args)
 
         # The second name came with torch 2.14, which calls it in the place of the first.
         for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"):

@@ -69,9 +69,13 @@ def inline_regions(
     if node.target is _autocast:
         settings, region, operands = node.args[:4], node.args[4], node.args[5:]  # type: ignore[assignment]
         arguments = [env[old] if isinstance(old, fx.Node) else old for old in operands]
+        body = regions[region]  # type: ignore[index]
         entered = graph.call_function(enter_autocast, settings)
-        env[node] = _inline(graph, regions[region], arguments, grad)  # type: ignore[index]
-        graph.call_function(exit_autocast, (entered,))
+        env[node] = _inline(graph, body, arguments, grad)
+        left = graph.call_function(exit_autocast, (entered,))
+        # The mode belongs to the same checkpoint region as what runs in it.
+        annotations = next((n.meta.get("custom") for n in body.graph.nodes if n.op == "call_function"), None)
+        entered.meta["custom"] = left.meta["custom"] = annotations
         return True
     if node.target is getitem and isinstance(env.get(node.args[0]), (list, tuple)):  # type: ignore[arg-type]
         env[node] = env[node.args[0]][node.args[1]]  # type: ignore[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,6 +55,10 @@ class Caller:
         if self.guards and not torch.compiler.is_compiling():
             self._check_guards(args, kwargs)
         return flat
+
+    def dtypes(self, flat: list[Any]) -> tuple[torch.dtype, ...]:
+        """The dtypes of the inputs that are tensors."""
+        return tuple([flat[index].dtype for index, _, _, _ in self.inputs])
 
     def result(self, outputs: list[Any]) -> Any:
         """What the model returns, from the flat outputs of the graph."""
@@ -167,7 +172,7 @@ def compiled_guards(guards: tuple[str, ...]) -> Callable[[Mapping[str, Any]], in
     for number, guard in enumerate(guards):
         lines.append(f"    if not ({guard}): return {number}")
     lines.append("    return -1")
-    scope: dict[str, Any] = {"torch": torch}
+    scope: dict[str, Any] = {"torch": torch, "math": math}
     exec("\n".join(lines), scope)
     function: Callable[[Mapping[str, Any]], int] = scope["violated"]
     return function

@@ -7,20 +7,18 @@ import itertools
 import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.graph_module import _forward_from_src
 
-from sdp_compile.capture.devices import has_dtype_constants, retarget_devices
+from sdp_compile.capture.devices import retarget_devices
+from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
-from sdp_compile.errors import SDPError
-from sdp_compile.passes.base import copy_program
+from sdp_compile.passes.base import LoweringKind, Pass, copy_program
 from sdp_compile.program import Capture, Mode, Program
-from sdp_compile.runtime.calling import Caller
 from sdp_compile.runtime.containers import register_tensors, retie, tensor_places
+from sdp_compile.runtime.variants import Variants, chosen_while_compiling
 
 if TYPE_CHECKING:
     from sdp_compile.plan import Plan
@@ -40,8 +38,8 @@ class SDPModule(fx.GraphModule):
 
     plan: Plan
     rank: int
-    programs: Mapping[Mode, Program]
-    lowering: str
+    lowering: LoweringKind
+    passes: tuple[Pass, ...]
     capture: Capture
     runtime: Runtime | None
 
@@ -50,21 +48,29 @@ class SDPModule(fx.GraphModule):
         capture: Capture,
         plan: Plan,
         rank: int,
-        programs: Mapping[Mode, Program],
+        programs: Mapping[str, Program],
         tensors: Mapping[str, Tensor],
-        lowering: str,
+        lowering: LoweringKind,
+        passes: tuple[Pass, ...] = (),
     ) -> None:
-        """``tensors``: this worker's values by canonical name; those it owns nothing of are left out."""
+        """``programs``: lowered, one for ``train``, one for ``eval``, and those for other dtypes under other names.
+
+        ``tensors`` are this worker's values by canonical name; those it owns nothing of are left out. ``passes`` are
+        those that made the programs, for when the module must capture again.
+        """
         super().__init__(nn.Module(), fx.Graph(), class_name="SDPModule")
-        # Own graphs: moving the module rewrites their device constants.
-        own = {mode: copy_program(program) for mode, program in programs.items()}
-        self.capture, self.plan, self.rank, self.programs, self.lowering = capture, plan, rank, own, lowering
+        self.capture, self.plan, self.rank, self.lowering, self.passes = capture, plan, rank, lowering, passes
         self.runtime = None
         register_tensors(self, capture, tensors)
         self._device = capture.device
+        # Own graphs: moving the module rewrites their device constants.
+        self._variants = Variants(self, {name: copy_program(program) for name, program in programs.items()})
+        self._number = self._variants.number
+        self._variants.follow_dtypes()
         self._follow_device()
         for module in self.modules():
             module.training = capture.training
+        self.register_load_state_dict_post_hook(_follow_dtypes)  # type: ignore[no-untyped-call]
         self.recompile()
 
     @property
@@ -77,78 +83,64 @@ class SDPModule(fx.GraphModule):
         """The current mode, which decides what ``graph``, ``code`` and a call are."""
         return "train" if self.training else "eval"
 
+    @property
+    def programs(self) -> Mapping[Mode, Program]:
+        """The lowered graph of each mode, as it is or was last run."""
+        return self._variants.current
+
     # GraphModule keeps one graph and its code in these two attributes; here they are the current mode's.
 
     @property
     def _graph(self) -> fx.Graph:
-        programs = self.__dict__.get("programs")
-        graph: fx.Graph = self.__dict__["_empty_graph"] if programs is None else programs[self.mode].graph
+        variants = self.__dict__.get("_variants")
+        graph: fx.Graph = self.__dict__["_empty_graph"] if variants is None else variants.current[self.mode].graph
         return graph
 
     @_graph.setter
     def _graph(self, graph: fx.Graph) -> None:
-        if "programs" not in self.__dict__:
+        if "_variants" not in self.__dict__:
             self.__dict__["_empty_graph"] = graph
         else:
-            self.programs = {**self.programs, self.mode: replace(self.programs[self.mode], graph=graph)}
+            self._variants.replace_graph(self.mode, graph)
 
     @property
     def _code(self) -> str:
-        code: str = self.__dict__["_codes"][self.mode]
-        return code
+        return self._variants.source(self.mode)
 
     @_code.setter
     def _code(self, code: str) -> None:
-        """Written by `recompile`, once per mode."""
+        """Written by `recompile`, once per graph."""
 
     def recompile(self) -> fx.graph.PythonCode:
-        """Generates the code of both graphs anew; to be called after a graph was edited in place."""
-        programs: Mapping[Mode, Program] | None = self.__dict__.get("programs")
-        if programs is None:
+        """Generates the code of the graphs anew; to be called after one was edited in place."""
+        if "_variants" not in self.__dict__:
             return self._graph.python_code(root_module="self")  # GraphModule's constructor: nothing to run yet
+        codes = self._variants.generate()
         cls: Any = type(self)
-        codes = {}
-        for mode, program in programs.items():
-            program.graph.owning_module = self
-            codes[mode] = program.graph.python_code(root_module="self")
-            # Every generated function has a file name, and so a code object, of its own.
-            setattr(cls, f"_run_{mode}", _forward_from_src(codes[mode].src, codes[mode].globals, {}))
-        self.__dict__["_codes"] = {mode: code.src for mode, code in codes.items()}
-        self.__dict__["_callers"] = {mode: Caller(self.capture.skeleton, program) for mode, program in programs.items()}
         cls.forward = _own_code(_forward)
-        return codes[self.mode]
+        return codes[self._variants.name(self.mode)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SDPModule:
-        self._check_dtype(fn)
         places = tensor_places(self)
+        constants = {name: self.get_buffer(name) for name in self.capture.constants if name in self._buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in constants.items():
+            # Constants stand in the model's code, where a cast of the model does not reach them.
+            self._buffers[name] = before.to(self.get_buffer(name).device)
         if retie(places) and self.runtime is not None:
             self.runtime.refresh()
         self._follow_device()
+        self._variants.follow_dtypes()
         return self
-
-    def _check_dtype(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Raises where the graphs hold casts to the captured dtype, which would undo the move to another one."""
-        first = next((p for p in self.parameters() if p.is_floating_point()), None)
-        if first is None or not any(has_dtype_constants(program.graph) for program in self.programs.values()):
-            return
-        moved = fn(torch.empty(0, dtype=first.dtype, device=first.device))
-        if moved.dtype != first.dtype:
-            raise SDPError(
-                f"The compiled {type(self.capture.skeleton).__name__} holds casts to the dtypes that it was captured "
-                f"with and cannot move from {first.dtype} to {moved.dtype}. Convert the original model first: "
-                f"sdp_compile(model.to({moved.dtype}), ...); or train under torch.autocast."
-            )
 
     def _follow_device(self) -> None:
         """Makes the graphs' device constants those of the module's tensors; the meta device has nothing to run."""
         device = next((t.device for t in itertools.chain(self.parameters(), self.buffers())), self._device)
         if device.type != "meta" and device != self._device:
-            for program in self.programs.values():
+            for program in self._variants:
                 retarget_devices(program.graph, self._device, device)
             self._device = device
-            if "_codes" in self.__dict__:
-                self.recompile()
+            self.recompile()
 
     def _tensors(self) -> dict[str, Tensor]:
         """Each parameter and buffer once, by canonical name."""
@@ -169,7 +161,8 @@ class SDPModule(fx.GraphModule):
         return _rebuild, self._arguments(self._tensors())
 
     def _arguments(self, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
-        return self.capture, self.plan, self.rank, self.programs, tensors, self.lowering, self.training
+        programs = self._variants.programs
+        return self.capture, self.plan, self.rank, programs, tensors, self.lowering, self.passes, self.training
 
     # What follows is one line each; the functions live beside their helpers in this package. They are imported late,
     # since they know this class.
@@ -229,16 +222,28 @@ class SDPModule(fx.GraphModule):
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Runs the current mode's graph, called like the original model."""
-    if self.training:
-        caller, run = self._callers["train"], self._run_train
-    else:
-        caller, run = self._callers["eval"], self._run_eval
+    """Runs the graph of the current mode and dtypes, called like the original model."""
+    name = mode = "train" if self.training else "eval"
+    caller = getattr(self, "_caller_" + mode)
     inputs = caller.bind(args, kwargs)
+    dtypes, autocast = caller.dtypes(inputs), autocast_dtype(self._device.type)
+    if torch.compiler.is_compiling():
+        name = chosen_while_compiling(self._number, mode, dtypes, autocast)
+    else:
+        name = self._variants.choose(mode, dtypes, autocast)
+    if name != mode:
+        caller = getattr(self, "_caller_" + name)
+        inputs = caller.bind(args, kwargs)
+    run = getattr(self, "_run_" + name)
     if not caller.autocast_devices or torch.compiler.is_compiling():
         return caller.result(run(*inputs))
     with restored_autocast(caller.autocast_devices):
         return caller.result(run(*inputs))
+
+
+def _follow_dtypes(module: SDPModule, _keys: Any) -> None:
+    """``load_state_dict(assign=True)`` puts tensors of other dtypes in place."""
+    module._variants.follow_dtypes()
 
 
 def _own_code(function: Any) -> Any:
@@ -252,11 +257,12 @@ def _rebuild(
     capture: Capture,
     plan: Plan,
     rank: int,
-    programs: Mapping[Mode, Program],
+    programs: Mapping[str, Program],
     tensors: Mapping[str, Tensor],
-    lowering: str,
+    lowering: LoweringKind,
+    passes: tuple[Pass, ...],
     training: bool,
 ) -> SDPModule:
-    module = SDPModule(capture, plan, rank, programs, tensors, lowering)
+    module = SDPModule(capture, plan, rank, programs, tensors, lowering, passes)
     module.train(training)
     return module

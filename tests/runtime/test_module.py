@@ -15,27 +15,16 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils import _pytree as pytree
 
-from sdp_compile.capture import capture
+from sdp_compile import sdp_compile
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.module import SDPModule
 from tests.models import MODELS, doubled
 from tests.oracle import randomise, without_randomness
 
 
-class WholeModel:
-    """A plan of one worker that owns everything."""
-
-    workers = 1
-
-
 def compiled(model: nn.Module, example_inputs: Any) -> SDPModule:
-    captured = capture(model, example_inputs)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
-        tensors[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-    for name, buffer in (*model.named_buffers(), *captured.constants.items()):
-        tensors[name] = buffer.clone()
-    return SDPModule(captured, WholeModel(), 0, captured.programs, tensors, "sliced")  # type: ignore[arg-type]
+    """The model as the one worker of a plan that owns everything."""
+    return sdp_compile(model, "neuron", example_inputs, workers=1, rank=0)
 
 
 def loss(output: Any) -> torch.Tensor:
@@ -174,20 +163,6 @@ def test_edited_graphs_take_effect(small: SDPModule) -> None:
     small.graph.erase_node(node)
     small.recompile()
     assert not torch.equal(small(x)["y"], before)
-
-
-def test_moving_to_another_dtype() -> None:
-    model = nn.Linear(6, 6)
-    assert compiled(model, torch.randn(4, 6)).double()(torch.randn(4, 6).double()).dtype == torch.float64
-
-    class Casting(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x).to(torch.float32)
-
-    module = compiled(Casting(6, 6), torch.randn(4, 6))
-    with pytest.raises(SDPError, match=r"model\.to\(torch\.float64\)"):
-        module.double()
-    assert module.weight.dtype == torch.float32
 
 
 def test_device_constants_follow_the_module() -> None:

@@ -1,0 +1,51 @@
+"""What a captured model looks like after its tensors, its inputs or autocast changed dtype."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from sdp_compile.capture.clone import canonical_names, clone, named_state, to_meta
+from sdp_compile.capture.inputs import Call
+from sdp_compile.program import Capture, Precision
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype of the `torch.autocast` that is active for a device type, None where none is."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+@contextlib.contextmanager
+def autocast_of(precision: Precision, device: torch.device) -> Iterator[None]:
+    """The autocast state that a graph of ``precision`` is captured and run in."""
+    if precision.autocast == autocast_dtype(device.type):
+        yield
+    else:
+        with torch.autocast(device.type, precision.autocast, enabled=precision.autocast is not None):
+            yield
+
+
+def call_in(precision: Precision, capture: Capture) -> Call:
+    """The captured call with inputs of the dtypes of ``precision``, on the meta device."""
+    dtypes = iter(precision.inputs)
+    return Call(*capture.example).map_tensors(lambda tensor: tensor.to(next(dtypes)))
+
+
+def skeleton_in(precision: Precision, capture: Capture, device: torch.device) -> nn.Module:
+    """The skeleton of the captured model with parameters and buffers of the dtypes of ``precision``.
+
+    Buffers keep their values where they are on ``device``; what is not becomes a tensor on the meta device.
+    """
+    canonical = canonical_names(capture.skeleton)
+    names = {id(tensor): canonical[name] for name, tensor in named_state(capture.skeleton)}
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        dtype = precision.cast(names[id(tensor)], tensor.dtype)
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(to_meta(tensor).detach().to(dtype), tensor.requires_grad)
+        return (tensor if tensor.device == device else to_meta(tensor)).to(dtype)
+
+    return clone(capture.skeleton, cast)
