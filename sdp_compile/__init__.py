@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sdp_compile.policies import AutoPolicy, BlockPolicy, NeuronPolicy, Policy, register_policy
     from sdp_compile.runtime.module import SDPModule
     from sdp_compile.runtime.norm import clip_grad_norm_
+    from sdp_compile.runtime.scaler import GradScaler
     from sdp_compile.runtime.statistics import calibrate
     from sdp_compile.structure.rules import rule
 
@@ -42,6 +43,7 @@ _HOMES = {
     "NeuronPolicy": "sdp_compile.policies",
     "Policy": "sdp_compile.policies",
     "register_policy": "sdp_compile.policies",
+    "GradScaler": "sdp_compile.runtime.scaler",
     "SDPModule": "sdp_compile.runtime.module",
     "clip_grad_norm_": "sdp_compile.runtime.norm",
     "calibrate": "sdp_compile.runtime.statistics",
@@ -54,6 +56,7 @@ __all__ = [
     "CaptureError",
     "CheckResult",
     "DistributedError",
+    "GradScaler",
     "LoweringError",
     "NeuronPolicy",
     "NothingToPartition",

@@ -91,7 +91,9 @@ def compile_rank(
         captured, tensors = with_masks(captured, masks), {**tensors, **masks}
     context = Lowering(captured, structure, plan, rank, lowering, blocks)
     passes = pipeline(lowering, bucket_bytes)
-    programs: dict[str, Program] = {mode: lower(program, context, passes) for mode, program in captured.programs.items()}
+    programs: dict[str, Program] = {
+        mode: lower(program, context, passes) for mode, program in captured.programs.items()
+    }
     return SDPModule(captured, plan, rank, programs, tensors, lowering, passes)
 
 

@@ -55,7 +55,7 @@ def needs_broadcast(optimizer: Optimizer, unequal_devices: bool) -> bool:
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    engines = _engines(optimizer)
+    engines = engines_of(optimizer)
     if not engines:
         return
     for kind in type(optimizer).__mro__:
@@ -72,7 +72,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    for engine, parameters in _engines(optimizer).items():
+    for engine, parameters in engines_of(optimizer).items():
         if needs_broadcast(optimizer, engine.unequal_devices):
             names = engine.names()
             position = {name: number for number, name in enumerate(engine.local.plan.state)}
@@ -86,7 +86,7 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
             equalise(tensors, engine.local, engine.groups)
 
 
-def _engines(optimizer: Optimizer) -> dict[GradientEngine, list[nn.Parameter]]:
+def engines_of(optimizer: Optimizer) -> dict[GradientEngine, list[nn.Parameter]]:
     """The engines of several workers that this optimizer's parameters belong to."""
     result: dict[GradientEngine, list[nn.Parameter]] = {}
     for group in optimizer.param_groups:
