@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 
+import torch
 from torch import fx
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)(?:\n\s*(?P<code>[^\n]*))?')
 
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+
 
 def source_line(node: fx.Node | None) -> str:
-    """``file:line: code`` of the innermost user frame that made a node; empty if capture kept none."""
+    """``file:line: code`` of the innermost user frame that made a node; empty if capture kept none.
+
+    Frames of torch count where there are no others, generated code never does.
+    """
     trace = None if node is None else node.meta.get("stack_trace")
-    frames = list(_FRAME.finditer(trace)) if trace else []
+    frames = [frame for frame in _FRAME.finditer(trace or "") if not frame["file"].startswith("<")]
     if not frames:
         return ""
-    frame = frames[-1]
+    frame = next((frame for frame in reversed(frames) if not frame["file"].startswith(_TORCH)), frames[-1])
     code = (frame["code"] or "").strip()
     return f"{frame['file']}:{frame['line']}" + (f": {code}" if code else "")
 

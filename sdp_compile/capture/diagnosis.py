@@ -5,6 +5,8 @@ from __future__ import annotations
 import linecache
 import os
 import traceback
+from collections.abc import Sequence
+from types import FrameType
 
 import torch
 from torch import nn
@@ -17,7 +19,8 @@ _DATA_DEPENDENT = ("data-dependent", "DynamicOutputShape", "DataDependent", "unb
 def explain(model: nn.Module, error: BaseException) -> str:
     """Message for a failed capture: the user's line, the error there and what to do."""
     name = type(model).__name__
-    where = user_line(error.__traceback__)
+    trace = error.__traceback__
+    where = located(user_line(trace), _module_path([frame for frame, _ in traceback.walk_tb(trace)], type(model)))
     at = f" at {where}" if where else ""
     text = first_line(error)
     if is_data_dependent(error):
@@ -43,11 +46,29 @@ def user_line(trace: object) -> str | None:
     return next((location(frame) for frame in reversed(frames) if is_user_file(frame.filename)), None)
 
 
-def calling_line() -> str | None:
-    """``file:line: code`` of the innermost user frame on the current stack, or None."""
-    return next(
+def calling_line(kind: type[nn.Module]) -> str:
+    """``file:line: code`` of the innermost user frame on the current stack, and the path of its module.
+
+    ``kind`` is the class of the model, in whose terms the path is.
+    """
+    line = next(
         (location(frame) for frame in reversed(traceback.extract_stack()) if is_user_file(frame.filename)), None
     )
+    return located(line, _module_path([frame for frame, _ in traceback.walk_stack(None)][::-1], kind)) or "unknown line"
+
+
+def located(line: str | None, module: str) -> str:
+    """A source line with the path of the module that runs it."""
+    return f"{line or ''} (module {module!r})".strip() if module else line or ""
+
+
+def _module_path(frames: Sequence[FrameType], kind: type[nn.Module]) -> str:
+    """The path of the module whose method the innermost of ``frames`` runs, within the model of class ``kind``."""
+    owners = [frame.f_locals.get("self") for frame in frames]
+    modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+    model = next((module for module in modules if type(module) is kind), None)
+    paths = {} if model is None else {id(module): path for path, module in model.named_modules()}
+    return next((paths[id(module)] for module in reversed(modules) if id(module) in paths), "")
 
 
 def is_user_file(filename: str) -> bool:

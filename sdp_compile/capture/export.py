@@ -49,7 +49,7 @@ def export_mode(
         if sizes != "all" and not strict and any(map(is_data_dependent, failures.values())):
             continue
         subject, inputs = prepared(model, call, mode, device)
-        observer = Observer()
+        observer = Observer(model)
         with contextlib.nullcontext() if strict else observer:
             try:
                 with quiet():
@@ -63,7 +63,7 @@ def export_mode(
             except Exception as error:
                 failures[sizes, strict] = error
                 continue
-        observer.check(model)
+        observer.check()
         notes = []
         if failures:
             how = f"{'strict' if strict else 'non-strict'} export with {_SIZES[sizes]}"

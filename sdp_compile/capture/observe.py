@@ -41,7 +41,8 @@ class Observer:
     open, which is the only place where every use passes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._kind = type(model)
         self._lost: dict[str, str] = {}
         self._undo: list[Callable[[], None]] = []
         self._modes = contextlib.ExitStack()
@@ -51,7 +52,7 @@ class Observer:
         self._watch_hooks()
         self._watch_checkpoints()
         self._modes.enter_context(preserve_node_meta())
-        self._modes.enter_context(_SizeLimit())
+        self._modes.enter_context(_SizeLimit(self._kind))
         return self
 
     def __exit__(
@@ -62,12 +63,12 @@ class Observer:
             undo()
         self._undo.clear()
 
-    def check(self, model: nn.Module) -> None:
+    def check(self) -> None:
         """Raises `CaptureError` where the graph would train differently from the model."""
         if self._lost:
             found = "; ".join(f"{what} ({where})" for what, where in self._lost.items())
             raise CaptureError(
-                f"{type(model).__name__} has gradients of its own that a captured graph would lose: {found}. "
+                f"{self._kind.__name__} has gradients of its own that a captured graph would lose: {found}. "
                 "Write this part with differentiable tensor operators, or register it as a custom operator with "
                 "torch.library.custom_op and register_autograd."
             )
@@ -77,12 +78,12 @@ class Observer:
         ``_backward_cls``.
         """
         metaclass: Any = torch.autograd.function.FunctionMeta
-        lost = self._lost
+        lost, kind = self._lost, self._kind
 
         def read(cls: Any, name: str) -> Any:
             if name == "_backward_cls" and not cls.__module__.startswith("torch."):
                 what = f"the custom backward of autograd.Function {cls.__module__}.{cls.__qualname__}"
-                lost.setdefault(what, calling_line() or "unknown line")
+                lost.setdefault(what, calling_line(kind))
             return type.__getattribute__(cls, name)
 
         metaclass.__getattribute__ = read
@@ -90,11 +91,11 @@ class Observer:
 
     def _watch_hooks(self) -> None:
         original: Any = torch.Tensor.register_hook
-        lost = self._lost
+        lost, kind = self._lost, self._kind
 
         @functools.wraps(original)
         def register_hook(tensor: torch.Tensor, hook: Any) -> Any:
-            lost.setdefault("a hook registered on a tensor in forward", calling_line() or "unknown line")
+            lost.setdefault("a hook registered on a tensor in forward", calling_line(kind))
             return original(tensor, hook)
 
         self._replace(torch.Tensor, "register_hook", register_hook, original)
@@ -142,12 +143,16 @@ class Observer:
 class _SizeLimit(TorchFunctionMode):
     """Stops capture, at the same operator on every machine, when a symbolic size becomes too complex."""
 
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self._kind = kind
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and not all(map(_is_simple, leaf.shape)):
                 raise SizesTooComplex(
-                    f"sizes in the model are too long formulas of the input sizes at {calling_line()}"
+                    f"sizes in the model are too long formulas of the input sizes at {calling_line(self._kind)}"
                 )
         return result
 

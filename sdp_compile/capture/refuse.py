@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
+from sdp_compile.capture.diagnosis import located
 from sdp_compile.errors import CaptureError
+from sdp_compile.source import module_path, source_line
 
 _WRAPPERS = {
     "DistributedDataParallel": "it would reduce gradients over all workers; sdp_compile() replaces it",
@@ -56,9 +58,8 @@ def refuse_collectives(graph: fx.Graph) -> None:
             "_c10d_functional",
             "c10d_functional",
         ):
-            trace = str(node.meta.get("stack_trace") or "").strip().splitlines()
-            lines = [line.strip() for line in trace if line.strip().startswith("File")]
-            where = f" at {lines[-1]}" if lines else ""
+            line = located(source_line(node), module_path(node))
+            where = f" at {line}" if line else ""
             raise CaptureError(
                 f"The model calls a collective of its own ({target}){where}. Subnetworks communicate gradients only: "
                 "remove torch.distributed calls from the model."

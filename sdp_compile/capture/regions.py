@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from sdp_compile.capture.diagnosis import located
 from sdp_compile.errors import CaptureError
+from sdp_compile.source import module_path, source_line
 
 enter_autocast = torch.amp.autocast_mode._enter_autocast
 exit_autocast = torch.amp.autocast_mode._exit_autocast
@@ -82,7 +84,7 @@ def inline_regions(
         return True
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         raise CaptureError(
-            f"the model uses {node.target.name()}, an operator over graphs that cannot be partitioned{_source(node)}. "
+            f"The model uses {node.target.name()}, an operator over graphs that cannot be partitioned{_source(node)}. "
             "Write this part with ordinary tensor operators."
         )
     return False
@@ -122,6 +124,6 @@ def _detached(graph: fx.Graph, value: Any) -> Any:
 
 
 def _source(node: fx.Node) -> str:
-    trace = str(node.meta.get("stack_trace") or "").strip().splitlines()
-    lines = [line.strip() for line in trace if line.strip().startswith("File")]
-    return f" ({lines[-1]})" if lines else ""
+    """Where in the model an operator over graphs stands."""
+    where = located(source_line(node), module_path(node))
+    return f" ({where})" if where else ""
