@@ -39,7 +39,7 @@ def slice_tensors(
         if region is None:
             continue
         value = values[name] if name in values else capture.constants[name]
-        piece = region.read(value.detach()).clone()
+        piece = region.copy(value.detach())
         piece = piece if device is None else piece.to(device)
         is_parameter = description.kind == "parameter"
         result[name] = nn.Parameter(piece, description.requires_grad) if is_parameter else piece
@@ -56,30 +56,23 @@ def materialize(
     ``weights`` is a mapping by the original model's names, or the path of a safetensors file, of an index of several,
     or of a folder with either, of which only the slices are read. Without weights every tensor is initialised by the
     original's own modules (``reset_parameters``, or transformers' ``_init_weights``) on the CPU, with random numbers
-    that depend on its name and ``seed`` alone: the owners of an element agree. The full tensors never exist together.
+    that depend on its name and ``seed`` alone: the owners of an element agree. Buffers that weights lack because they
+    are outside of ``state_dict()`` are initialised so too. The full tensors never exist together.
 
     Collective where there are peers: values are made equal at the end. Create optimizers afterwards, the parameters
     are new ones.
     """
-    plan, local, tensors = module.plan, Local(module.plan, module.rank, module.lowering), local_tensors(module)
-    held = {name: tensors[name] for name in plan.state if name in tensors}
-    source: Weights = Initialisers(module.capture.skeleton, seed) if weights is None else open_weights(weights)
-    names = [name for name, tensor in held.items() if tensor.device.type == "meta" or weights is not None]
-    aliases = _aliases(plan)
-    absent = [name for name in names if not any(alias in source for alias in aliases[name])]
-    # What the module holds already, a buffer outside of the state dictionary for one, may stay as it is.
-    absent = [name for name in absent if held[name].device.type == "meta"]
-    if absent:
-        raise SDPError(source.explain(absent))
-    new: dict[str, Tensor] = {}
-    for name in names:
-        key = next((alias for alias in aliases[name] if alias in source), None)
-        region = local.own(name)
-        if key is None or region is None:
-            continue
-        old = held[name]
-        value = source.read(key, plan.state[name].shape, region).to(_target(old, device), old.dtype)
-        new[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+    tensors, skeleton = local_tensors(module), module.capture.skeleton
+    held = {name: tensors[name] for name in module.plan.state if name in tensors}
+    empty = [name for name, tensor in held.items() if tensor.is_meta]
+    if weights is None:
+        new = _slices(module, Initialisers(skeleton, seed), {name: held[name] for name in empty}, device)
+    else:
+        source = open_weights(weights)
+        outside = [name for name in empty if not module.plan.state[name].persistent and name not in source]
+        new = _slices(module, source, {name: held[name] for name in held if name not in outside}, device)
+        if outside:
+            new |= _slices(module, Initialisers(skeleton, seed), {name: held[name] for name in outside}, device)
     replace_tensors(module, new)
     if device is not None:
         module.to(device)
@@ -87,6 +80,28 @@ def materialize(
         module.runtime.equalise(module)
         module.runtime.refresh()
     return module
+
+
+def _slices(
+    module: SDPModule, source: Weights, held: Mapping[str, Tensor], device: torch.device | str | None
+) -> dict[str, Tensor]:
+    """What is to stand for the tensors that the module holds; SDPError where the source lacks one on the meta device.
+
+    What has a value already may stay as it is.
+    """
+    local, aliases = Local(module.plan, module.rank, module.lowering), _aliases(module.plan)
+    keys = {name: next((alias for alias in aliases[name] if alias in source), None) for name in held}
+    absent = [name for name, tensor in held.items() if keys[name] is None and tensor.is_meta]
+    if absent:
+        raise SDPError(source.explain(absent))
+    result: dict[str, Tensor] = {}
+    for name, old in held.items():
+        key, region = keys[name], local.own(name)
+        if key is None or region is None:
+            continue
+        value = source.read(key, module.plan.state[name].shape, region).to(_target(old, device), old.dtype)
+        result[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+    return result
 
 
 def _aliases(plan: Plan) -> dict[str, list[str]]:
@@ -101,4 +116,4 @@ def _aliases(plan: Plan) -> dict[str, list[str]]:
 def _target(old: Tensor, device: torch.device | str | None) -> torch.device:
     if device is not None:
         return torch.device(device)
-    return old.device if old.device.type != "meta" else torch.device("cpu")
+    return old.device if not old.is_meta else torch.device("cpu")

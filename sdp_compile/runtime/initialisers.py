@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.pieces import Region, local_tensors, replace_tensors
+from sdp_compile.runtime.containers import tensor_places
+from sdp_compile.runtime.pieces import Region, local_tensors
 
 _METHODS = ("reset_parameters", "_reset_parameters")
 
@@ -35,29 +37,31 @@ class Initialisers:
         self._writers: dict[str, list[Callable[[], Any]]] = {}
         names = _names_by_storage(self._model)
         for path, initialise in _initialisers(self._model):
-            record = _Written()
+            written, spared = _Written(), _Spared()
             try:
-                with torch.no_grad(), record:
+                with torch.no_grad(), spared, written:
                     initialise()
             except Exception as error:
                 self._failed[path] = f"{type(error).__name__}: {error}"
-            for storage in record.storages:
+            for storage in written.storages | spared.storages:
                 for name in names.get(storage, ()):
                     self._writers.setdefault(name, []).append(initialise)
+        self._tensors = local_tensors(self._model)
+        self._places = tensor_places(self._model)
+        self._memory = torch.empty(0, dtype=torch.uint8)
 
     def __contains__(self, name: object) -> bool:
         return name in self._writers
 
     def read(self, name: str, shape: tuple[int, ...], region: Region) -> Tensor:
         """The region of the tensor's initial value; the global random state stays as it is."""
-        meta = local_tensors(self._model)[name]
-        # On the CPU whatever the workers' devices: their generators differ.
-        value = torch.zeros(shape, dtype=meta.dtype)
+        meta = self._tensors[name]
+        value = self._zeros(shape, meta.dtype)
         real = nn.Parameter(value, meta.requires_grad) if isinstance(meta, nn.Parameter) else value
-        digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
-        replace_tensors(self._model, {name: real})
+        digest, written = hashlib.sha256(f"{self._seed}:{name}".encode()).digest(), _Written()
+        self._put(meta, real)
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), written:
                 torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
                 for initialise in self._writers[name]:
                     initialise()
@@ -67,8 +71,26 @@ class Initialisers:
                 f"{error}. Pass weights= to materialize()."
             ) from error
         finally:
-            replace_tensors(self._model, {name: meta})
-        return region.read(real.detach()).clone()
+            self._put(meta, meta)
+        if _storage(real) not in written.storages:
+            raise SDPError(self.explain([name]))
+        return region.copy(real.detach())
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A full tensor on the CPU whatever the workers' devices are: their generators differ.
+
+        All stand in the same memory, one after the other: freed one by one, each would leave a hole in the heap.
+        """
+        nbytes = torch.Size(shape).numel() * dtype.itemsize
+        if len(self._memory) < nbytes:
+            self._memory = torch.empty(nbytes, dtype=torch.uint8)
+        return self._memory[:nbytes].view(dtype).view(shape).zero_()
+
+    def _put(self, meta: Tensor, value: Tensor) -> None:
+        """Puts ``value`` wherever the model holds ``meta`` between two readings."""
+        for module, key in self._places[id(meta)]:
+            registry: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
+            registry[key] = value
 
     def explain(self, absent: list[str]) -> str:
         """The error text for tensors that no initialiser writes."""
@@ -76,7 +98,7 @@ class Initialisers:
         failed = "".join(f" The initialiser of {path!r} failed: {text}." for path, text in self._failed.items())
         return (
             f"No module initialises {', '.join(absent[:10])}{more}.{failed} Give the module that holds it a "
-            "reset_parameters() method, or pass weights= to materialize()."
+            "reset_parameters() method, or pass materialize() weights that hold them."
         )
 
 
@@ -108,8 +130,12 @@ def _children_first(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Modu
 def _names_by_storage(model: nn.Module) -> dict[int, list[str]]:
     result: dict[int, list[str]] = {}
     for name, tensor in local_tensors(model).items():
-        result.setdefault(tensor.untyped_storage()._cdata, []).append(name)
+        result.setdefault(_storage(tensor), []).append(name)
     return result
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 class _Written(TorchDispatchMode):
@@ -124,5 +150,24 @@ class _Written(TorchDispatchMode):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[position] if position < len(args) else (kwargs or {}).get(argument.name)
                 if isinstance(value, Tensor):
-                    self.storages[value.untyped_storage()._cdata] = None
+                    self.storages[_storage(value)] = None
         return func(*args, **(kwargs or {}))
+
+
+class _Spared(TorchFunctionMode):
+    """Records the storages of tensors of which code asks whether they are on the meta device.
+
+    Some of torch.nn.init (``trunc_normal_``, ``orthogonal_``) leave those alone: nothing else of such a call shows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, None] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _IS_META:
+            self.storages[_storage(args[0])] = None
+        return func(*args, **(kwargs or {}))
+
+
+_IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]

@@ -44,6 +44,16 @@ class Region:
             view = view.index_select(dim, positions.to(view.device))
         return view
 
+    def copy(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        """A copy of the region of ``tensor``, into ``out`` if given; with one uneven list, without a second copy."""
+        view, last = self._view(tensor), max(self._lists, default=None)
+        if last is None:
+            return view.clone() if out is None else out.copy_(view)
+        for dim, positions in self._lists.items():
+            if dim != last:
+                view = view.index_select(dim, positions.to(view.device))
+        return torch.index_select(view, last, self._lists[last].to(view.device), out=out)
+
     def write(self, tensor: Tensor, values: Tensor) -> None:
         """Copies ``values``, of any shape with the right number of elements, into the region of ``tensor``."""
         view, values = self._view(tensor), values.reshape(self.shape).to(tensor.device, tensor.dtype)

@@ -71,45 +71,48 @@ class _Mapped:
     def read(self, name: str, shape: tuple[int, ...], region: Region) -> Tensor:
         value = torch.as_tensor(self._values[name]).detach()
         _check(name, tuple(value.shape), shape, "the weights")
-        return region.read(value).clone()
+        return region.copy(value)
 
     def explain(self, absent: list[str]) -> str:
         return _missing(absent, "The weights")
 
 
 class _Files:
+    """A file is open for one tensor at a time: closing it gives back the memory that it was mapped to."""
+
     def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
         self._path, self._files = path, files
-        self._open: tuple[Path, Any] | None = None
 
     def __contains__(self, name: object) -> bool:
         return name in self._files
 
     def read(self, name: str, shape: tuple[int, ...], region: Region) -> Tensor:
-        stored = self._file(self._files[name]).get_slice(name)
-        _check(name, tuple(stored.get_shape()), shape, str(self._path))
-        if not shape:
-            return cast(Tensor, self._file(self._files[name]).get_tensor(name))
-        outer, *inner = region.index
-        within = tuple(slice(int(index[0]), int(index[-1]) + 1) if len(index) else slice(0, 0) for index in inner)
-        parts = []
-        for rows in _runs(outer):
-            part = stored[(slice(int(rows[0]), int(rows[-1]) + 1), *within)]
-            relative = [rows - rows[0], *(index - index[0] if len(index) else index for index in inner)]
-            parts.append(Region(relative).read(part))
-        return torch.cat(parts) if parts else cast(Tensor, stored[(slice(0, 0), *within)])
+        path = self._files[name]
+        try:
+            file: Any = safe_open(path, framework="pt")
+        except Exception as error:
+            raise SDPError(f"{path}, named by {self._path}, cannot be read: {error}") from error
+        with file:
+            stored = file.get_slice(name)
+            _check(name, tuple(stored.get_shape()), shape, str(self._path))
+            return _part(stored, region) if shape else cast(Tensor, file.get_tensor(name)).clone()
 
     def explain(self, absent: list[str]) -> str:
         return _missing(absent, str(self._path))
 
-    def _file(self, path: Path) -> Any:
-        """The open file; only the last one is kept, tensors mostly come file by file."""
-        if self._open is None or self._open[0] != path:
-            try:
-                self._open = (path, safe_open(path, framework="pt"))
-            except Exception as error:
-                raise SDPError(f"{path}, named by {self._path}, cannot be read: {error}") from error
-        return self._open[1]
+
+def _part(stored: Any, region: Region) -> Tensor:
+    """A copy of the region of a tensor in a file."""
+    outer, *inner = region.index
+    within = tuple(slice(int(index[0]), int(index[-1]) + 1) if len(index) else slice(0, 0) for index in inner)
+    result: Tensor = stored[(slice(0, 0), *within)].new_empty(region.shape)
+    done = 0
+    for rows in _runs(outer):
+        part = stored[(slice(int(rows[0]), int(rows[-1]) + 1), *within)]
+        relative = [rows - rows[0], *(index - index[0] if len(index) else index for index in inner)]
+        Region(relative).copy(part, result[done : done + len(rows)])
+        done += len(rows)
+    return result
 
 
 def _runs(index: Indices) -> Iterator[Indices]:

@@ -143,6 +143,29 @@ def test_later_initialisers_win() -> None:
     assert all(parameter.is_meta for parameter in skeleton.parameters())
 
 
+class Spared(nn.Module):
+    """Initialised by functions of torch.nn.init that do nothing on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.turn, self.asked = (nn.Parameter(torch.empty(8, 8)) for _ in range(3))
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.cut, std=0.1, a=-0.15, b=0.15)
+        nn.init.orthogonal_(self.turn)
+        assert self.asked.is_meta in (True, False)
+
+
+def test_initialisers_that_do_nothing_on_the_meta_device_are_found() -> None:
+    with torch.device("meta"):
+        source = Initialisers(Spared())
+    cut, turn = (source.read(name, (8, 8), full((8, 8))) for name in ("cut", "turn"))
+    assert 0.05 < cut.std() < 0.1 and cut.abs().max() <= 0.15
+    torch.testing.assert_close(turn @ turn.T, torch.eye(8))
+    with pytest.raises(SDPError, match="No module initialises asked"):
+        source.read("asked", (8, 8), full((8, 8)))
+
+
 def test_transformers_models_initialise_as_they_do_themselves() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=2, n_embd=64, n_head=4, vocab_size=97, n_positions=32)
