@@ -16,6 +16,7 @@ from sdp_compile.capture.diagnosis import first_line, user_line
 from sdp_compile.capture.inputs import example_call
 from sdp_compile.checking import facts
 from sdp_compile.checking.oracle import silence
+from sdp_compile.checking.precision import declared_wide
 from sdp_compile.checking.result import CheckResult, Comparison, Verdict
 from sdp_compile.checking.stages import Stages
 from sdp_compile.checking.verification import NotComparable, Verification, comparable_call, reference
@@ -110,7 +111,7 @@ def _run(
         with stages.stage("compile"):
             module = compile_rank(verification.model, captured, structure, blocks, plan, rank)
         with stages.stage("compare"):
-            comparisons += verification.compare(module, rank)
+            comparisons += verification.compare(declared_wide(module), rank)
             found["comparisons"] = tuple(comparisons)
     return _verdict(comparisons)
 

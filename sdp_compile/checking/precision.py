@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from sdp_compile.program import Precision, Program
+from sdp_compile.runtime.module import SDPModule
 
 _WIDER = {
     torch.float32: torch.float64,
@@ -49,3 +53,25 @@ def widened(value: Any) -> Any:
         return tensor.detach().to("cpu", _WIDER.get(tensor.dtype, tensor.dtype))
 
     return pytree.tree_map_only(torch.Tensor, wide, value)
+
+
+def declared_wide(module: SDPModule) -> SDPModule:
+    """The module, with float64 tensors, said to be captured in float64: `InFloat64` makes its graphs so as they run.
+
+    What is verified is the graph that the user's own dtypes gave, rather than one of another capture.
+    """
+
+    def wide(dtype: torch.dtype) -> torch.dtype:
+        return _WIDER.get(dtype, dtype)
+
+    state = {
+        name: tensor if tensor.kind == "constant" else replace(tensor, dtype=wide(tensor.dtype))
+        for name, tensor in module.capture.state.items()
+    }
+    programs: dict[str, Program] = {
+        mode: replace(program, precision=Precision(tuple(map(wide, program.precision.inputs))))
+        for mode, program in module.programs.items()
+    }
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    captured = replace(module.capture, state=state)
+    return SDPModule(captured, module.plan, module.rank, programs, tensors, module.lowering, module.passes)
