@@ -23,6 +23,8 @@ from sdp_compile.structure.layout import Indices, Layout, families
 from sdp_compile.structure.model import FlopTerm, Frozen, Structure
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from sdp_compile.policies.base import Policy
     from sdp_compile.report import Finding, Report
 
@@ -301,6 +303,22 @@ class Plan:
         owners, units = self.ownership[family.name], self.owned(family.name, rank).tolist()
         factors = tuple(self.workers / len(owners[unit]) for unit in units)
         return Rescale(family.name, family.kind, tuple(units), factors)
+
+    def __rich__(self) -> RenderableType:
+        """A short summary; `report` and the inspector say more."""
+        from sdp_compile.inspector.render.summary import render_summary
+
+        return render_summary(self)
+
+    def __str__(self) -> str:
+        from sdp_compile.inspector.render.summary import summary_text
+
+        return summary_text(self)
+
+    def _repr_html_(self) -> str:
+        from sdp_compile.inspector.shown import html
+
+        return html(self)
 
 
 def make_plan(capture: Capture, structure: Structure, policy: Policy, workers: int) -> Plan:

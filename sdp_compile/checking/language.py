@@ -22,7 +22,7 @@ SMALL: Mapping[str, Any] = {
         "hidden_size d_model n_embd dim emb_dim embedding_size word_embed_proj_dim decoder_hidden_size".split(), 64),
     **dict.fromkeys(
         "intermediate_size d_ff ffn_dim encoder_ffn_dim decoder_ffn_dim n_inner hidden_dim ffn_hidden_size "
-        "decoder_intermediate_size shared_expert_intermediate_size".split(), 96),
+        "decoder_intermediate_size shared_expert_intermediate_size".split(), 192),
     **dict.fromkeys(
         "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
         "num_decoder_heads decoder_num_attention_heads".split(), 4),
@@ -32,6 +32,7 @@ SMALL: Mapping[str, Any] = {
     "n_group": 1, "topk_group": 1,
     "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
     "vocab_size": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+    **dict.fromkeys("max_position_embeddings n_positions n_ctx max_seq_len".split(), 128),
     "image_size": 64, "max_source_positions": 32, "max_target_positions": 64, "max_2d_position_embeddings": 64,
     "num_frames": 4, "max_length": 64, "projection_dim": 32, "use_cache": False, "apply_spec_augment": False,
     **dict.fromkeys("layerdrop encoder_layerdrop decoder_layerdrop".split(), 0.0),
@@ -39,6 +40,7 @@ SMALL: Mapping[str, Any] = {
 """What a configuration is changed to where it has such a field; enough to see every axis, fit for a laptop."""
 
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
+    "data2vec-audio": {"conv_dim": (32,) * 7},
     "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4},
     "deepseek_v3": {"head_dim": 8, "num_key_value_heads": 4},
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
@@ -47,6 +49,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 8, "n_groups": 2, "state_size": 16},
     "nemotron": {"num_key_value_heads": 2},
+    "rembert": {"input_embedding_size": 64, "output_embedding_size": 64},
     "swin": {"image_size": 224},
 }
 """What the fields of some types must be beside the small ones, because they depend on each other."""

@@ -32,6 +32,17 @@ class InFloat64(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._default = torch.get_default_dtype()
+
+    def __enter__(self) -> InFloat64:
+        self._default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # of factories that name no dtype, and of Python numbers
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        torch.set_default_dtype(self._default)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,1 +1,1 @@
-"""The command line: ``sdp-compile train`` and ``check``. Nothing here imports torch before it is needed."""
+"""The command line: train, check, inspect, report, doctor. Nothing here imports torch before it is needed."""

@@ -7,15 +7,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
-from sdp_compile.cli.models import LIBRARIES, check_words, load
+from sdp_compile.cli.models import LIBRARIES, check_inputs, check_words, load
 from sdp_compile.errors import PolicyError, SDPError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def run(settings: CheckSettings, debug: bool = False) -> int:
     with console.status(f"building {settings.model}", spinner="dots"):
         loaded = load(settings.model, settings.inputs, settings.overrides)
     if loaded.example_inputs is None:
-        _check_inputs(settings.model, loaded.model)
+        check_inputs(settings.model, loaded.model)
     with console.status(f"checking {settings.model}", spinner="dots"):
         result = check(
             loaded.model, policy, loaded.example_inputs, workers=settings.workers, ranks=settings.ranks or None,
@@ -92,21 +89,6 @@ def run(settings: CheckSettings, debug: bool = False) -> int:
     console.print(render(result, settings.model))
     _write(settings, {"spec": settings.model, **result.to_dict()})
     return result.exit_code
-
-
-def _check_inputs(spec: str, model: nn.Module) -> None:
-    """Raises `SDPError` where a model without example inputs needs some, in the command line's own words."""
-    import inspect
-
-    from sdp_compile.capture.inputs import example_call
-
-    try:
-        example_call(model, None)
-    except SDPError:
-        raise SDPError(
-            f"{spec} has no example inputs: forward{inspect.signature(model.forward)}. Return a pair of the model and "
-            "its inputs, or name them with --input SHAPE[:DTYPE], such as --input 2x3x64x64."
-        ) from None
 
 
 def _write(settings: CheckSettings, report: Mapping[str, Any]) -> None:

@@ -147,3 +147,18 @@ class _named:
 
         where = user_line(trace.tb_next)
         raise SDPError(f"{self.what} raised {first_line(error)}" + (f" at {where}" if where else "")) from error
+
+
+def check_inputs(spec: str, model: nn.Module) -> None:
+    """Raises `SDPError` where a model without example inputs needs some, in the command line's own words."""
+    import inspect
+
+    from sdp_compile.capture.inputs import example_call
+
+    try:
+        example_call(model, None)
+    except SDPError:
+        raise SDPError(
+            f"{spec} has no example inputs: forward{inspect.signature(model.forward)}. Return a pair of the model and "
+            "its inputs, or name them with --input SHAPE[:DTYPE], such as --input 2x3x64x64."
+        ) from None

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
-from torch import Tensor
+
+if TYPE_CHECKING:  # the command line shows progress before torch is loaded
+    from torch import Tensor
+
+
+@contextmanager
+def stages(count: int) -> Iterator[Callable[[str], None]]:
+    """A bar over ``count`` stages, on standard error and gone at the end; call what it yields as each stage begins."""
+    console = Console(stderr=True)
+    bars = RichProgress(
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    task = bars.add_task("", total=count, completed=-1, visible=False)
+    with bars:
+        yield lambda description: bars.update(task, description=description, advance=1, visible=True)
 
 
 class Progress:

@@ -7,6 +7,7 @@ import itertools
 import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -210,6 +211,19 @@ class SDPModule(fx.GraphModule):
         from sdp_compile.runtime import norm
 
         return norm.clip_grad_norm_(self, max_norm, norm_type)
+
+    def inspect(self, view: str = "structure", **options: Any) -> Any:
+        """The view ``structure``, ``owners``, ``graph``, ``diff`` or ``cost``, to be printed or shown by a notebook."""
+        from sdp_compile.inspector import inspect
+
+        return inspect(self, view, **options)
+
+    def report(self, path: str | Path) -> None:
+        """Writes the report page of this worker's subnetwork, one HTML file to share."""
+        from sdp_compile.inspector import Subject
+        from sdp_compile.report_page import write_report
+
+        write_report(Subject.of(self), path, self.rank)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Within, backward accumulates gradients without reducing them; the next backward outside reduces all."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 from sdp_compile.program import Capture
-from sdp_compile.structure.analysis import AxisAnalysis, axis_families, conflicts
+from sdp_compile.structure.analysis import AxisAnalysis
+from sdp_compile.structure.axis_families import axis_families, conflicts
 from sdp_compile.structure.block_families import block_families
 from sdp_compile.structure.blocks import Blocks, find_blocks
 from sdp_compile.structure.flops import flop_terms
@@ -18,7 +19,7 @@ def analyse(capture: Capture) -> tuple[Structure, Blocks]:
     Looks at shapes only, never at weights.
     """
     blocks = find_blocks(capture)
-    analysis = AxisAnalysis(capture)
+    analysis = AxisAnalysis(capture, blocks.residual_adds)
     analysis.annotate()
     layouts = {name: tuple(map(analysis.layout, value.dims)) for name, value in analysis.state.items()}
     order = _first_use(capture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,10 +15,11 @@ from sdp_compile.source import module_path, source_line
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Axis, Dim, Reason
 from sdp_compile.structure.layout import Layout, Leaf, Product, Sum
-from sdp_compile.structure.model import Family, Frozen
+from sdp_compile.structure.model import Frozen
 from sdp_compile.structure.rules import Context, Rewrites, Value, bind, find_rule, mutated_argument
 from sdp_compile.structure.rules.convolution import KERNEL
 from sdp_compile.structure.rules.elementwise import elementwise, is_pointwise
+from sdp_compile.structure.rules.reduction import mean_of_full
 from sdp_compile.structure.sizes import Sizes
 
 
@@ -35,7 +35,8 @@ class NodeRewrites:
 class AxisAnalysis:
     """Axes of all tensors of a capture; both modes share the axes of the parameters and buffers."""
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, streams: Mapping[Mode, frozenset[str]] | None = None) -> None:
+        """``streams`` names the adds of the residual stream in each mode."""
         self.capture = capture
         self.sizes = Sizes()
         self.state = {name: _state_value(tensor) for name, tensor in capture.state.items()}
@@ -43,6 +44,7 @@ class AxisAnalysis:
         self._rewrites: dict[fx.Node, Rewrites] = {}
         for mode, program in capture.programs.items():
             self.values[mode] = self._walk(program.graph)
+        self._keep_means_of_streams(streams or {})
         self.names = _name_axes(self.state, capture.state)
         self._resolved: dict[Axis, Layout] = {}
 
@@ -61,6 +63,28 @@ class AxisAnalysis:
                     for dim in value.dims:
                         axes.freeze(dim, reason)
         return values
+
+    def _keep_means_of_streams(self, adds: Mapping[Mode, frozenset[str]]) -> None:
+        """Freezes a residual stream that a mean runs over (RMSNorm).
+
+        Lowering could divide by the full length, as it does elsewhere; but then every projection would be cut along the
+        stream as well, and ``axes="all"`` would need more replicas to own each of its elements.
+        """
+        stream = {
+            leaf
+            for mode, names in adds.items()
+            for node, value in self.values[mode].items()
+            if node.name in names
+            for tensor in _tensors([value])
+            for dim in tensor.dims
+            for leaf in _leaves(dim)
+        }
+        for node, rewrites in self._rewrites.items():
+            if rewrites.operator is mean_of_full:
+                reason = Reason("a mean over the residual stream needs all of it", node)
+                for dim in [dim for resize in rewrites.resizes for dim in resize.dims]:
+                    if not stream.isdisjoint(_leaves(dim)):
+                        axes.freeze(dim, reason)
 
     def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         if getattr(node.target, "__name__", "") == "getitem":
@@ -215,99 +239,3 @@ def _name_axes(values: Mapping[str, Value], state: Mapping[str, StateTensor]) ->
                     suffix = f".{position}" if len(leaves) > 1 else ""
                     names[leaf] = f"{name}[{number}]{suffix}"
     return names
-
-
-def axis_families(
-    layouts: Mapping[str, tuple[Layout, ...]],
-    state: Mapping[str, StateTensor],
-    flops: Mapping[str, float],
-    order: tuple[str, ...],
-) -> list[Family]:
-    """One `Family` per named axis, in the order of the parameters; ``flops`` are per axis over all units."""
-    units: dict[str, int] = {}
-    nbytes: Counter[str] = Counter()
-    parameters: dict[str, dict[str, None]] = {}
-    depths: dict[str, int] = {}
-    for name, dims in layouts.items():
-        if state[name].kind != "parameter":
-            continue
-        for dim in dims:
-            for leaf, depth in _with_depth(dim):
-                if leaf.family is None:
-                    continue
-                units[leaf.family] = leaf.size
-                parameters.setdefault(leaf.family, {})[name] = None
-                depths[leaf.family] = max(depths.get(leaf.family, 0), depth)
-        for family, share in _shares(dims).items():
-            nbytes[family] += round(share * state[name].nbytes)
-    position = {name: number for number, name in enumerate(order)}
-    return [
-        Family(
-            name=family,
-            kind="axis",
-            units=count,
-            unit_bytes=(nbytes[family] // count,) * count,
-            unit_flops=(flops.get(family, 0.0) / count,) * count,
-            module_path=next(iter(parameters[family])).rpartition(".")[0],
-            depth=min(position.get(name, 0) for name in parameters[family]),
-            parameters=tuple(parameters[family]),
-            outer=depths[family],
-        )
-        for family, count in units.items()
-    ]
-
-
-def _with_depth(layout: Layout, depth: int = 0) -> Iterator[tuple[Leaf, int]]:
-    if isinstance(layout, Leaf):
-        yield layout, depth
-    elif isinstance(layout, Sum):
-        for part in layout.parts:
-            yield from _with_depth(part, depth)
-    else:
-        for number, factor in enumerate(layout.factors):
-            yield from _with_depth(factor, depth + number)
-
-
-def _shares(dims: tuple[Layout, ...]) -> dict[str, float]:
-    """For each family, the share of a tensor's elements that run through it."""
-    outside: dict[str, float] = {}
-    for dim in dims:
-        for family in {leaf.family for leaf, _ in _with_depth(dim) if leaf.family is not None}:
-            outside[family] = outside.get(family, 1.0) * (1.0 - _share(dim, family))
-    return {family: 1.0 - rest for family, rest in outside.items()}
-
-
-def _share(layout: Layout, family: str) -> float:
-    if isinstance(layout, Leaf):
-        return 1.0 if layout.family == family else 0.0
-    if isinstance(layout, Sum):
-        return sum(_share(part, family) * part.size for part in layout.parts) / layout.size
-    outside = 1.0
-    for factor in layout.factors:
-        outside *= 1.0 - _share(factor, family)
-    return 1.0 - outside
-
-
-def conflicts(layouts: Mapping[str, tuple[Layout, ...]], state: Mapping[str, StateTensor]) -> frozenset[frozenset[str]]:
-    """Pairs of axes that meet in one parameter element; an axis that meets itself stands alone in its set."""
-    found: set[frozenset[str]] = set()
-    for name, dims in layouts.items():
-        if state[name].kind != "parameter":
-            continue
-        _meet([_collect(dim, found) for dim in dims], found)
-    return frozenset(found)
-
-
-def _collect(layout: Layout, found: set[frozenset[str]]) -> set[str]:
-    if isinstance(layout, Leaf):
-        return set() if layout.family is None else {layout.family}
-    if isinstance(layout, Sum):
-        return set().union(*(_collect(part, found) for part in layout.parts))
-    return _meet([_collect(factor, found) for factor in layout.factors], found)
-
-
-def _meet(groups: list[set[str]], found: set[frozenset[str]]) -> set[str]:
-    for i, left in enumerate(groups):
-        for right in groups[i + 1 :]:
-            found.update(frozenset((a, b)) for a in left for b in right)
-    return set().union(*groups)

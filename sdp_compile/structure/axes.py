@@ -110,6 +110,11 @@ def _union(x: Axis, y: Axis, reason: Reason) -> None:
     if x.frozen is not None or y.frozen is not None:
         freeze((x, y), x.frozen or y.frozen or reason)
     if x.parts is not None and y.parts is not None:
+        if _is_shifted(x.parts, y.parts):
+            freeze((x, y), reason)
+        if x.frozen is not None:  # nothing can be cut, so nothing is left to find out
+            x.parent = y
+            return
         x_parts, y_parts = x.parts, y.parts
         x.parent = y
         boundaries = _boundaries(map(size, x_parts)) | _boundaries(map(size, y_parts))
@@ -121,6 +126,30 @@ def _union(x: Axis, y: Axis, reason: Reason) -> None:
         y.parent = x
     else:
         x.parent = y
+
+
+def _is_shifted(x_parts: Iterable[Dim], y_parts: Iterable[Dim]) -> bool:
+    """Whether the two sums hold one axis at different offsets (``x[1:]`` padded to the size of ``x``).
+
+    Each unit would be the same as its neighbour, and so all of them one, found out unit by unit.
+    """
+    x_places, y_places = _places(x_parts), _places(y_parts)
+    return any(x_places[axis] != y_places[axis] for axis in x_places.keys() & y_places.keys())
+
+
+def _places(parts: Iterable[Dim]) -> dict[Axis, set[int]]:
+    """The axes that a sum is composed of, with the offsets of each."""
+    places: dict[Axis, set[int]] = {}
+    remaining = [(tuple(parts), 0)]
+    while remaining:
+        dims, start = remaining.pop()
+        for dim in dims:
+            roots = list(expand(dim))
+            if len(roots) == 1:
+                places.setdefault(roots[0], set()).add(start)
+                remaining.append((roots[0].parts or (), start))
+            start += size(dim)
+    return places
 
 
 def _boundaries(sizes: Iterable[int]) -> set[int]:

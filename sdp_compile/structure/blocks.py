@@ -48,8 +48,8 @@ class Block:
 class Blocks:
     """All blocks of a model, ordered by depth.
 
-    ``residual_adds`` names, for each mode, every add node of a skip path and a branch with parameters, whether or not
-    the branch can be dropped.
+    ``residual_adds`` names, for each mode, the add nodes of skip paths and branches with parameters, whether or not the
+    branch can be dropped; an add inside of another branch is not part of the residual stream.
     """
 
     blocks: tuple[Block, ...]
@@ -128,12 +128,13 @@ def _branch(term: Term) -> Branch:
 
 
 def _units(program: Program, state: Mapping[str, StateTensor]) -> tuple[list[_Unit], frozenset[str]]:
-    """The blocks of one graph in its order, and the names of its residual adds."""
+    """The blocks of one graph in its order, and the names of the residual adds, those inside of a branch left out."""
     effects = Effects(program.graph)
     residuals = find_residuals(program, state, effects)
     finder = _UnitFinder(program.graph, state, effects)
     units = finder.innermost(finder.valid(list(residuals.branches)))
-    return units, frozenset(add.name for add in residuals.adds)
+    inner = {node for term in residuals.branches for node in term.region}
+    return units, frozenset(add.name for add in residuals.adds if add not in inner)
 
 
 class _UnitFinder:

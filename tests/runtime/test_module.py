@@ -7,6 +7,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,6 +184,17 @@ def test_device_constants_follow_the_module() -> None:
     module.load_state_dict(model.cpu().state_dict())
     x = torch.randn(3, 6)
     assert torch.equal(module(x), model(x))
+
+
+def test_what_it_is_can_be_seen(tmp_path: Path) -> None:
+    module = sdp_compile(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6)), "neuron", torch.randn(4, 6),
+                         workers=2, rank=1)  # fmt: skip
+    assert "linear" in str(module.inspect("graph")) and "50" in str(module.inspect("owners"))
+    assert "2 workers" in str(module.plan)
+    module.report(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+    with pytest.raises(SDPError, match="structure, owners, graph, diff"):
+        module.inspect("nonsense")
 
 
 # Calls

@@ -58,6 +58,33 @@ UNARY: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda h: torch.stack([h, h.exp()], 0).unbind(0)[1],
     lambda h: F.scaled_dot_product_attention(*(h.view(h.shape[0], 1, 4, 3).transpose(1, 2),) * 3).flatten(1),
     lambda h: torch.where(h > 0, h, h.square()),
+    # Without a rule.
+    lambda h: torch.renorm(h, 2, 0, 1.0),
+    lambda h: h * h.take(torch.tensor([3])),
+    lambda h: h.masked_scatter(h > 0, h.cos()),
+    # Means and norms over what is 0, or is not, at a missing unit.
+    lambda h: h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-3),
+    lambda h: h - h.exp().mean(1, keepdim=True),
+    lambda h: h.view(h.shape[0], 3, 4).mean(1).repeat(1, 3),
+    lambda h: F.batch_norm(h.unsqueeze(0), None, None, training=True).squeeze(0),
+    lambda h: F.batch_norm(h.t().unsqueeze(0), None, None, training=True)[0].t(),
+    # Places, parts and shapes.
+    lambda h: h.clone().index_add_(0, torch.tensor([1, 0]), h[:2] * 3),
+    lambda h: torch.zeros_like(h).index_put_((torch.tensor([2, 0]),), h[:2]),
+    lambda h: h.gather(0, torch.tensor([[0], [2], [1], [1]]).expand(-1, 12)),
+    lambda h: h.sort(0).values,
+    lambda h: F.pad(h[:, 2:10], (2, 2)),
+    lambda h: h.repeat_interleave(2, 1)[:, ::2],
+    lambda h: F.channel_shuffle(h.view(h.shape[0], 12, 1, 1), 3).flatten(1),
+    lambda h: torch.view_as_real(torch.complex(h, h.cos()) * 1j)[..., 0],
+    lambda h: torch.cat([h.tensor_split(5, 1)[i] for i in (4, 1, 2, 0, 3)], 1),
+    lambda h: (
+        F.unfold(h.view(h.shape[0], 4, 3, 1), (2, 1))
+        .view(h.shape[0], 4, 2, 2)
+        .mean(3)
+        .repeat(1, 1, 2)[..., :3]
+        .flatten(1)
+    ),
 )
 
 # Functions of two hidden tensors.
@@ -72,6 +99,11 @@ BINARY: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     lambda a, b: torch.einsum("bi,bi,bj->bj", a, b, a),
     lambda a, b: a.clone().mul_(b),
     lambda a, b: torch.cat([a, b], 1).view(-1, 12, 2).sum(2),
+    lambda a, b: torch.cdist(a, b) @ a,
+    lambda a, b: torch.kron(a[:1, :3], b[:1, :4]).expand(a.shape[0], -1),
+    lambda a, b: torch.multiply(a, torch.greater(b, 0)),
+    lambda a, b: a.scatter_add(0, torch.tensor([[1], [0]]).expand(-1, 12), b[:2]),
+    lambda a, b: torch.einsum("...i,...i", a, b).unsqueeze(1) * torch.maximum(a, b),
 )
 
 

@@ -1,13 +1,14 @@
 """The rule registry: one rule per ATen operator says which dimensions are the same axis.
 
-A rule is a function ``(ctx, **arguments) -> Value`` decorated with `rule`; its arguments are those of the operator's
-schema, tensors as `Value`. An operator without a rule freezes every axis that touches it: the compiler is never wrong,
-at worst it cuts less. A user adds a rule for an operator of their own with the same decorator.
+A rule is a function ``(ctx, **arguments) -> Value`` (a list of them for an operator with several results) decorated
+with `rule`; its arguments are those of the operator's schema, tensors as `Value`, symbolic sizes as None. An operator
+without a rule freezes every axis that touches it: the compiler is never wrong, at worst it cuts less. A user adds a
+rule for an operator of their own with the same decorator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -72,18 +73,32 @@ _RULES: dict[Any, RuleFunction] = {}
 
 
 def rule(*operators: Any) -> Callable[[RuleFunction], RuleFunction]:
-    """Register the decorated function as the rule of ``operators`` (ATen or custom operator overloads)."""
+    """Register the decorated function as the rule of ``operators``.
+
+    An operator is an overload (``aten.add.Tensor``), a packet that stands for its overloads on tensors (``aten.add``),
+    or the name ``"namespace::operator"`` of one that a library registers when it is imported.
+    """
 
     def register(function: RuleFunction) -> RuleFunction:
         for operator in operators:
-            _RULES[operator] = function
+            for overload in _overloads(operator):
+                _RULES[overload] = function
         return function
 
     return register
 
 
+def _overloads(operator: Any) -> list[Any]:
+    if not isinstance(operator, torch._ops.OpOverloadPacket):
+        return [operator]
+    overloads = [getattr(operator, name) for name in operator.overloads()]
+    return [one for one in overloads if not any(argument.is_out for argument in one._schema.arguments)]
+
+
 def find_rule(operator: Any) -> RuleFunction | None:
     """The rule of an operator, or None."""
+    if operator not in _RULES and isinstance(operator, torch._ops.OpOverload):
+        return _RULES.get(operator._schema.name)
     return _RULES.get(operator)
 
 
@@ -145,10 +160,25 @@ class Context:
         if not any(zero):
             self.freeze(dim, text=f"{self.operator} sums over it, and no operand is 0 where a unit is missing")
 
+    def within(self, value: Value, dims: Iterable[int], sizes: Sequence[int] | None = None, zero: bool = True) -> Value:
+        """The result of an operator that mixes the indices of ``dims`` and treats those of all others alike.
+
+        ``sizes`` are the result's, by default the node's; ``zero``: the operator makes zeros of zeros.
+        """
+        sizes = self.out_sizes() if sizes is None else sizes
+        mixed = {dim_index(d, value.ndim) for d in dims}
+        self.freeze(*(value.dims[d] for d in mixed))
+        new = {d: axes.fresh(sizes[d], self.reason()) for d in mixed}
+        return Value(
+            tuple(new.get(d, value.dims[d]) for d in range(value.ndim)),
+            tuple(zero and d not in mixed and value.is_zero(d) for d in range(value.ndim)),
+        )
+
     def writes(self, target: Value, result_zero: Sequence[bool]) -> Value:
         """The value of ``target`` after an in-place operator."""
-        if any(before and not after for before, after in zip(target.zero, result_zero, strict=True)):
-            target.storage.nonzero = True
+        for dim, before, after in zip(target.dims, target.zero, result_zero, strict=True):
+            if before and not after and any(root.frozen is None for root in axes.expand(dim)):
+                target.storage.nonzero = True
         return Value(target.dims, tuple(result_zero), target.storage)
 
 
@@ -187,14 +217,22 @@ def mutated_argument(operator: Any) -> str | None:
 
 
 from sdp_compile.structure.rules import (  # noqa: E402  (rules register themselves on import)
+    along,
     contraction,
     convolution,
     elementwise,
     factory,
     indexing,
+    joining,
+    matrix,
     normalisation,
+    pooling,
+    recurrent,
     reduction,
+    scattering,
     shape,
+    spectral,
+    splitting,
 )
 
 __all__ = ["Context", "Value", "find_rule", "rule"]

@@ -1,4 +1,4 @@
-"""Products summed over a shared index: linear layers, matrix products, einsum, attention, embeddings."""
+"""Products summed over a shared index: linear layers, matrix products, einsum, attention."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def linear(ctx: Context, input: Value, weight: Value, bias: Value | None = None,
 
 
 @rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
+@rule(aten.linalg_matmul.default)
 def matmul(ctx: Context, self: Value, **others: Any) -> Value:
     other = next(value for value in others.values() if isinstance(value, Value))
     return _matmul(ctx, self, other)
@@ -106,11 +107,15 @@ def einsum(ctx: Context, equation: str, tensors: Sequence[Value], **_: Any) -> V
     else:
         flat = [name for names in labels for name in names]
         out = [*ellipsis, *sorted(name for name in set(flat) if flat.count(name) == 1 and name not in ellipsis)]
-    repeated = [name for names in labels for name in set(names) if names.count(name) > 1]
-    if repeated:  # a diagonal: index-dependent
-        ctx.freeze_values(*tensors)
-        return ctx.frozen()
-    return contract(ctx, tensors, labels, out)
+    tensors = [_without_diagonals(ctx, value, names) for value, names in zip(tensors, labels, strict=True)]
+    return contract(ctx, tensors, [list(dict.fromkeys(names)) for names in labels], out)
+
+
+def _without_diagonals(ctx: Context, value: Value, labels: Sequence[str]) -> Value:
+    """The value with one dimension per label: those of a repeated label are the positions of a diagonal."""
+    ctx.freeze(*(dim for dim, name in zip(value.dims, labels, strict=True) if labels.count(name) > 1))
+    first = [labels.index(name) for name in dict.fromkeys(labels)]
+    return Value(tuple(value.dims[d] for d in first), tuple(value.is_zero(d) for d in first))
 
 
 @rule(aten.scaled_dot_product_attention.default)
@@ -143,9 +148,3 @@ def _repeated_heads(ctx: Context, query: Value, value: Value) -> Value:
     group = axes.size(query.dims[-3]) // axes.size(heads)
     dims = (*value.dims[:-3], (*heads, *axes.fresh(group)), *value.dims[-2:])
     return Value(dims, value.zero, value.storage)
-
-
-@rule(aten.embedding.default)
-def embedding(ctx: Context, weight: Value, indices: Value, **_: Any) -> Value:
-    ctx.freeze(weight.dims[0], text="embedding looks rows up by number")
-    return Value((*indices.dims, weight.dims[1]), (*(False for _ in indices.dims), weight.is_zero(1)))

@@ -1,4 +1,4 @@
-"""Convolutions and pooling."""
+"""Convolutions, plain and transposed, in groups and depthwise, with weights of any origin."""
 
 from __future__ import annotations
 
@@ -28,13 +28,18 @@ def _grouped(ctx: Context, dim: Dim, groups: int) -> tuple[Dim, Dim]:
 @rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 @rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
 def convolution(
-    ctx: Context, input: Value, weight: Value, bias: Value | None = None, groups: int = 1, **_: Any
+    ctx: Context, input: Value, weight: Value, bias: Value | None = None, groups: int | None = 1, **_: Any
 ) -> Value:
-    """The weight is (out channels, in channels / groups, ...): its first dimension carries the groups."""
+    """The weight is (out channels, in channels / groups, ...): its first dimension carries the groups.
+
+    With a weight computed per sample the number of groups is a symbol: the batch times the model's own groups.
+    """
     channel = input.ndim - weight.ndim + 1
     rows, columns = weight.dims[:2]
     ctx.freeze(*weight.dims[2:], text=KERNEL)
     ctx.freeze(*input.dims[channel + 1 :])
+    if groups is None:
+        groups = axes.size(input.dims[channel]) // axes.size(columns)
     if groups == 1:
         ctx.unify(input.dims[channel], columns)
     else:
@@ -46,14 +51,16 @@ def convolution(
 
 
 @rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-def transposed(
-    ctx: Context, input: Value, weight: Value, bias: Value | None = None, groups: int = 1, **_: Any
+def _transposed(
+    ctx: Context, input: Value, weight: Value, bias: Value | None = None, groups: int | None = 1, **_: Any
 ) -> Value:
     """The weight is (in channels, out channels / groups, ...): its first dimension carries the groups."""
     channel = input.ndim - weight.ndim + 1
     ctx.freeze(*weight.dims[2:], text=KERNEL)
     ctx.freeze(*input.dims[channel + 1 :])
     inner_in, zero_out = weight.dims[0], weight.is_zero(1)
+    if groups is None:
+        groups = ctx.out_sizes()[channel] // axes.size(weight.dims[1])
     if groups == 1:
         ctx.unify(input.dims[channel], inner_in)
         ctx.contract(inner_in, input.is_zero(channel), weight.is_zero(0))
@@ -68,6 +75,12 @@ def transposed(
     return _result(ctx, input, channel, out, zero_out, bias)
 
 
+@rule(aten.convolution.default)
+def general(ctx: Context, transposed: bool, **arguments: Any) -> Value:
+    result: Value = (_transposed if transposed else convolution)(ctx, **arguments)
+    return result
+
+
 def _result(ctx: Context, input: Value, channel: int, out: Dim, zero: bool, bias: Value | None) -> Value:
     if bias is not None:
         ctx.unify(out, bias.dims[0])
@@ -75,27 +88,3 @@ def _result(ctx: Context, input: Value, channel: int, out: Dim, zero: bool, bias
     leading = tuple(bias is None and input.is_zero(d) for d in range(channel))
     spatial = _spatial(ctx, input.ndim - channel - 1)
     return Value((*input.dims[:channel], out, *spatial), (*leading, zero, *(False for _ in spatial)))
-
-
-def _pool(ctx: Context, input: Value, count: int) -> Value:
-    keep = input.ndim - count
-    ctx.freeze(*input.dims[keep:])
-    spatial = _spatial(ctx, count)
-    return Value((*input.dims[:keep], *spatial), (*(input.is_zero(d) for d in range(keep)), *(False for _ in spatial)))
-
-
-@rule(aten.max_pool1d.default, aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default)
-def pool1d(ctx: Context, self: Value, **_: Any) -> Value:
-    return _pool(ctx, self, 1)
-
-
-@rule(aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default)
-@rule(aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec)
-@rule(aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default)
-def pool2d(ctx: Context, **arguments: Any) -> Value:
-    return _pool(ctx, arguments["self"] if "self" in arguments else arguments["input"], 2)
-
-
-@rule(aten.max_pool3d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default)
-def pool3d(ctx: Context, self: Value, **_: Any) -> Value:
-    return _pool(ctx, self, 3)

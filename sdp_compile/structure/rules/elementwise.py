@@ -17,17 +17,26 @@ aten = torch.ops.aten
 KEEPS_ZERO = frozenset(
     "abs asin asinh atan atanh ceil clone contiguous detach elu erf expm1 floor gelu hardshrink hardswish "
     "leaky_relu log1p mish neg negative positive prelu relu relu6 round selu sgn sign silu sin sinh softshrink square "
-    "tan tanh trunc celu rrelu _to_copy to alias lift_fresh lift_fresh_copy _conj type_as dropout "
-    "feature_dropout nan_to_num".split()
+    "tan tanh trunc celu rrelu _to_copy to alias lift_fresh lift_fresh_copy conj_physical type_as dropout "
+    "feature_dropout nan_to_num erfinv deg2rad rad2deg frac pin_memory".split()
 )
 # f(0), or its gradient, is not finite: the masked oracle itself breaks down.
-INFINITE_AT_ZERO = frozenset("log log2 log10 rsqrt reciprocal sqrt logit digamma lgamma".split())
+INFINITE_AT_ZERO = frozenset("log log2 log10 rsqrt reciprocal sqrt logit digamma lgamma acosh atan2 hypot".split())
+# Other names of elementwise operators; these carry no tag of their own.
+ALIASES = {
+    **dict.fromkeys(("greater", "less", "greater_equal", "less_equal", "not_equal", "isclose"), "eq"),
+    **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "tan2", "sinh", "tanh", "cosh")},
+    **{f"special_{name}": name for name in ("erf", "erfinv", "expm1", "log1p", "round", "exp2", "expit", "logit")},
+    "multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "negative": "neg",
+    "absolute": "abs", "fix": "trunc", "clip": "clamp",
+}  # fmt: skip
 
 
 def base_name(target: Any) -> str:
-    """``aten.add_.Tensor`` -> ``add``."""
+    """``aten.multiply_.Tensor`` -> ``mul``."""
     name = str(target).removeprefix("aten.").rsplit(".", 1)[0]
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+    return ALIASES.get(name, name)
 
 
 def broadcast(ctx: Context, operands: Sequence[Value], ndim: int | None = None) -> tuple[Dim, ...]:
@@ -71,25 +80,34 @@ def _zero(ctx: Context, arguments: dict[str, Any], operands: Sequence[Value], po
     zeros = [aligned_zero(value, position) for value in operands]
     if name in KEEPS_ZERO:
         return zeros[0]
-    if name in INFINITE_AT_ZERO and zeros[0]:
+    if name == "logit" and arguments.get("eps") is not None:
+        return False  # clamped to finite values
+    if name in INFINITE_AT_ZERO and all(zeros):
         ctx.freeze(first.dims[position], text=f"{name} is not finite where a missing unit is 0")
         return False
-    if name in {"mul", "multiply"}:
+    if name == "mul":
         return any(zeros)
-    if name in {"add", "sub", "subtract", "rsub"}:
+    if name in {"maximum", "minimum", "fmax", "fmin", "max", "min"}:
+        return all(zeros)
+    if name == "lerp":
+        return zeros[0] and zeros[1]
+    if name == "threshold":
+        return zeros[0] and (arguments["threshold"] < 0 or arguments["value"] == 0)
+    if name in {"add", "sub", "rsub"}:
         scalars = [arguments[k] for k in ("other",) if k in arguments and not isinstance(arguments[k], Value)]
         return all(zeros) and all(s == 0 for s in scalars)
-    if name in {"addcmul"}:
+    if name == "addcmul":
         return zeros[0] and any(zeros[1:])
-    if name in {"div", "divide", "true_divide", "floor_divide", "fmod", "remainder"}:
-        divisor = arguments.get("other")
+    if name in {"div", "floor_divide", "fmod", "remainder", "addcdiv"}:
+        divisor = arguments.get("tensor2") if name == "addcdiv" else arguments.get("other")
         if isinstance(divisor, Value) and aligned_zero(divisor, position):
             ctx.freeze(divisor.dims[position], text=f"{name} divides by a missing unit, which is 0")
             return False
-        return isinstance(arguments.get("self"), Value) and aligned_zero(arguments["self"], position)
+        divided = [arguments.get("self"), *([arguments["tensor1"]] if name == "addcdiv" else [])]
+        return all(isinstance(value, Value) and aligned_zero(value, position) for value in divided)
     if name == "pow":
         return _zero_of_power(ctx, arguments, position)
-    if name in {"clamp", "hardtanh", "clamp_min", "clamp_max", "clip"}:
+    if name in {"clamp", "hardtanh", "clamp_min", "clamp_max"}:
         low = arguments.get("min", arguments.get("min_val"))
         high = arguments.get("max", arguments.get("max_val"))
         bounded = not any(isinstance(bound, Value) for bound in (low, high))
@@ -99,7 +117,7 @@ def _zero(ctx: Context, arguments: dict[str, Any], operands: Sequence[Value], po
     if name == "where":
         chosen = [arguments.get("self"), arguments.get("other")]
         return all(aligned_zero(c, position) if isinstance(c, Value) else c == 0 for c in chosen)
-    if name in {"copy"}:
+    if name == "copy":
         return aligned_zero(arguments["src"], position)
     if name == "zero":
         return True
@@ -119,46 +137,19 @@ def _zero_of_power(ctx: Context, arguments: dict[str, Any], position: int) -> bo
     return True
 
 
-@rule(
-    aten.dropout.default,
-    aten.dropout_.default,
-    aten.feature_dropout.default,
-    aten.feature_dropout_.default,
-    aten.alpha_dropout.default,
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.detach.default,
-    aten.detach_.default,
-    aten.alias.default,
-    aten.lift_fresh.default,
-    aten.lift_fresh_copy.default,
-    aten.to.dtype,
-    aten.to.device,
-    aten.to.dtype_layout,
-    aten._to_copy.default,
-    aten.type_as.default,
-    aten.bernoulli_.float,
-    aten.bernoulli.default,
-    aten.copy_.default,
-    aten.zero_.default,
-    aten.fill_.Scalar,
-    aten.relu6.default,
-    aten.selu.default,
-    aten.celu.default,
-    aten.hardswish.default,
-    aten.hardswish_.default,
-    aten.log_sigmoid.default,
-    aten.masked_fill.Tensor,
-    aten.masked_fill_.Tensor,
-    aten.where.ScalarOther,
-    aten.where.ScalarSelf,
-    aten.where.Scalar,
-    aten.rsub.Tensor,
-    aten.floor_divide.default,
-    aten.__and__.Tensor,
-    aten.__or__.Tensor,
-    aten.to.other,
-)
+@rule(aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.feature_dropout_.default)
+@rule(aten.alpha_dropout.default, aten.alpha_dropout_.default)
+@rule(aten.feature_alpha_dropout.default, aten.feature_alpha_dropout_.default)
+@rule(aten.contiguous.default, aten.clone.default, aten.detach.default, aten.detach_.default, aten.alias.default)
+@rule(aten.lift_fresh.default, aten.lift_fresh_copy.default, aten._to_copy.default, aten.type_as.default)
+@rule(aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.pin_memory.default)
+@rule(aten.bernoulli.default, aten.bernoulli.p, aten.bernoulli_.float, aten.bernoulli_.Tensor, aten.normal_.default)
+@rule(aten.uniform_.default, aten.exponential_.default, aten.random_)
+@rule(aten.copy_.default, aten.zero_.default, aten.fill_.Scalar)
+@rule(aten.hardswish.default, aten.hardswish_.default, aten.log_sigmoid.default)
+@rule(aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.where.ScalarOther, aten.where.ScalarSelf)
+@rule(aten.where.Scalar, aten.rsub.Tensor, aten.floor_divide, aten.isin.Tensor_Scalar)
+@rule(aten.__and__.Tensor, aten.__or__.Tensor, aten.__and__.Scalar, aten.__or__.Scalar)
 def same_shape(ctx: Context, **arguments: Any) -> Value:
     arguments = {
         name: value for name, value in arguments.items() if not (name == "other" and ctx.operator in {"to", "type_as"})
@@ -183,10 +174,19 @@ def glu(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
     return Value(dims, tuple(self.is_zero(d) for d in range(self.ndim)))
 
 
+@rule(aten.native_dropout.default)
+def native_dropout(ctx: Context, input: Value, **_: Any) -> list[Value]:
+    return [
+        Value(input.dims, tuple(map(input.is_zero, range(input.ndim)))),
+        Value(input.dims, (False,) * input.ndim),
+    ]
+
+
 def is_pointwise(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and (
-        torch.Tag.pointwise in target.tags or _functional_is_pointwise(target)
-    )
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return False
+    tagged = torch.Tag.pointwise in target.tags or _functional_is_pointwise(target)
+    return (tagged or base_name(target) in ALIASES.values()) and len(target._schema.returns) == 1
 
 
 def _functional_is_pointwise(target: torch._ops.OpOverload) -> bool:

@@ -25,6 +25,8 @@ ZEROS = frozenset({"zeros", "new_zeros", "zeros_like"})
     aten.new_empty.default,
     aten.rand.default,
     aten.randn.default,
+    aten.randint.default,
+    aten.randint.low,
 )
 def filled(ctx: Context, size: Any, **_: Any) -> Value:
     sizes = ctx.out_sizes()
@@ -41,6 +43,8 @@ def filled(ctx: Context, size: Any, **_: Any) -> Value:
     aten.empty_like.default,
     aten.rand_like.default,
     aten.randn_like.default,
+    aten.randint_like.default,
+    aten.randint_like.low_dtype,
 )
 def like(ctx: Context, self: Value, **_: Any) -> Value:
     return Value(self.dims, (ctx.operator in ZEROS,) * self.ndim)
@@ -49,3 +53,10 @@ def like(ctx: Context, self: Value, **_: Any) -> Value:
 @rule(aten.scalar_tensor.default)
 def scalar(ctx: Context, **_: Any) -> Value:
     return Value((), ())
+
+
+@rule(aten.arange, aten.linspace, aten.logspace, aten.eye, aten.tril_indices, aten.triu_indices, aten.randperm)
+@rule(aten.hann_window, aten.hamming_window)
+def positions(ctx: Context, **_: Any) -> Value:
+    """Values that depend on the position: a worker's slice would count from the start again."""
+    return ctx.frozen()

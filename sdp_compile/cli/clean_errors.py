@@ -1,0 +1,55 @@
+"""Errors for people: one message and an exit code, a traceback only with ``--debug``."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from sdp_compile.cli.launch import WorkerFailure
+from sdp_compile.errors import SDPError
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+
+
+@contextmanager
+def clean_errors(debug: bool) -> Iterator[None]:
+    """Turn errors into one message and an exit code: 2 for what the user can mend, 1 for the rest, 130 for Ctrl-C.
+
+    With ``debug`` the traceback stands before the message; the code stays the same.
+    """
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        raise  # typer's own, and a reader such as `head` that has seen enough
+    except SDPError as error:
+        expected = error.expected if isinstance(error, WorkerFailure) else True
+        _tell(error, str(error), debug)
+        raise typer.Exit(REFUSED if expected else FAILED) from None
+    except Exception as error:
+        message = " ".join(str(error).split())
+        _tell(
+            error,
+            f"unexpected {type(error).__name__}" + (f": {message}" if message else "") + ". This is a defect of "
+            "sdp-compile or of a library that it uses" + ("." if debug else "; --debug shows where."),
+            debug,
+        )
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        console = Console(stderr=True)
+        console.show_cursor()
+        console.print("Stopped; all workers have ended.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _tell(error: Exception, message: str, debug: bool) -> None:
+    if debug:
+        details = error.details if isinstance(error, WorkerFailure) else ""
+        sys.stderr.write(details or "".join(traceback.format_exception(error)))
+    console = Console(stderr=True)
+    console.print("[bold red]Error:[/] ", end="")
+    console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,60 @@
+"""From the words of the command line to what is inspected: a model, captured, analysed and planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdp_compile.cli.models import check_inputs, check_words, load
+from sdp_compile.cli.progress import stages
+from sdp_compile.errors import PolicyError
+
+if TYPE_CHECKING:
+    from sdp_compile.inspector.subject import Subject
+
+
+@dataclass(frozen=True)
+class SubjectWords:
+    """Which model, under which policy, for how many workers; what words alone can be wrong in is checked at once."""
+
+    model: str
+    policy: str = "auto"
+    coverage: float | None = None
+    workers: int = 4
+    inputs: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.coverage is not None and not 0 < self.coverage <= 1:
+            raise PolicyError(
+                f"coverage={self.coverage:g}: the share of the workers that own a unit lies in (0, 1]; "
+                "0.5 halves the partitioned parameters, 1.0 is data parallelism"
+            )
+        if self.policy.endswith(".toml") and not Path(self.policy).is_file():
+            raise PolicyError(f"policy file {self.policy}: there is no such file; give a TOML file or a policy's name")
+        check_words(self.model, self.inputs, self.overrides)
+
+
+def subject_of(words: SubjectWords) -> Subject:
+    """Build, capture, analyse and plan, with a progress bar at a terminal. No rank is rewritten, no weight is read."""
+    from sdp_compile.policies import resolve_policy
+
+    fields: dict[str, Any] = {} if words.coverage is None else {"coverage": words.coverage}
+    policy = resolve_policy(words.policy, **fields)  # refused before torch is loaded
+    with stages(4) as begin:
+        begin(f"building {words.model}")
+        loaded = load(words.model, words.inputs, words.overrides)
+        if loaded.example_inputs is None:
+            check_inputs(words.model, loaded.model)
+        from sdp_compile.capture import capture
+        from sdp_compile.inspector.subject import Subject
+        from sdp_compile.plan import make_plan
+        from sdp_compile.structure.analyse import analyse
+
+        begin(f"capturing {type(loaded.model).__name__}")
+        captured = capture(loaded.model, loaded.example_inputs)
+        begin("analysing its structure")
+        structure, blocks = analyse(captured)
+        begin("planning")
+        return Subject(captured, structure, blocks, make_plan(captured, structure, policy, words.workers))

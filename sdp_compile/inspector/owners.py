@@ -1,0 +1,156 @@
+"""The view ``owners``: which workers own which units of which family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdp_compile.families import CutFamily
+from sdp_compile.inspector.plain import View
+from sdp_compile.inspector.subject import Subject
+from sdp_compile.ownership import OwnerSet, OwnerSets, Ownership
+from sdp_compile.plan import Plan
+
+
+@dataclass(frozen=True)
+class OwnersRange:
+    """Owners per cut parameter element."""
+
+    min: int
+    mean: float
+    max: int
+
+
+@dataclass(frozen=True)
+class WorkerClass:
+    """Workers that own exactly the same; ``parameters`` are the bytes of parameters that each holds."""
+
+    workers: tuple[int, ...]
+    parameters: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """``units`` units from ``first`` on that have the same owners, a position in the view's ``sets``."""
+
+    first: int
+    units: int
+    nbytes: int
+    owners: int
+
+
+@dataclass(frozen=True)
+class OwnedFamily:
+    """One family that the plan cuts. ``owned`` (units) and ``loads`` (share of bytes) have one figure per class.
+
+    ``like`` names an earlier family with the same units, bytes and owners; ``runs`` are then left to that one.
+    """
+
+    name: str
+    kind: str
+    module: str
+    units: int
+    nbytes: int
+    owners: tuple[int, int]
+    owned: tuple[int, ...]
+    loads: tuple[float, ...]
+    runs: tuple[Run, ...]
+    unit_names: tuple[str, ...]
+    like: str | None
+
+
+@dataclass(frozen=True)
+class OwnersView(View):
+    """The plan's ownership. ``shared`` is the share of the parameter bytes that no family cuts."""
+
+    model: str
+    workers: int
+    digest: str
+    coverage: OwnersRange | None
+    shared: float
+    sets: tuple[OwnerSet, ...]
+    classes: tuple[WorkerClass, ...]
+    families: tuple[OwnedFamily, ...]
+
+
+def owners_view(subject: Subject) -> OwnersView:
+    """Who owns what, for any number of workers."""
+    plan = subject.plan
+    classes = plan.worker_classes()
+    representatives = [members[0] for members in classes]
+    held, dense = held_bytes(plan), sum(tensor.nbytes for tensor in plan.state.values() if tensor.kind == "parameter")
+    known = OwnerSets()
+    first: dict[tuple[object, ...], str] = {}
+    families = []
+    for family in plan.families:
+        ownership = plan.owners(family)
+        like = first.setdefault((family.kind, family.units, family.unit_bytes, ownership), family.name)
+        families.append(_owned(plan, family, representatives, known, None if like == family.name else like))
+    cut = plan.coverage().cut
+    shared = sum(plan.state[name].nbytes for name in plan.state if _is_shared(plan, name))
+    return OwnersView(
+        model=subject.model,
+        workers=plan.workers,
+        digest=plan.digest,
+        coverage=None if cut is None else OwnersRange(cut.min, cut.mean, cut.max),
+        shared=shared / max(dense, 1),
+        sets=tuple(known.sets),
+        classes=tuple(
+            WorkerClass(tuple(members), int(held[members[0]]), float(held[members[0]]) / max(dense, 1))
+            for members in classes
+        ),
+        families=tuple(families),
+    )
+
+
+def _is_shared(plan: Plan, name: str) -> bool:
+    return plan.state[name].kind == "parameter" and not plan.is_cut(name)
+
+
+def held_bytes(plan: Plan) -> NDArray[np.float64]:
+    """The bytes of parameters that each worker holds."""
+    known, nbytes = OwnerSets(), list[int]()
+    for name, tensor in plan.state.items():
+        for piece in plan.pieces(name) if tensor.kind == "parameter" else ():
+            number = known.number(piece.owners)
+            nbytes += [0] * (number + 1 - len(nbytes))
+            nbytes[number] += piece.numel * tensor.dtype.itemsize
+    result = np.zeros(plan.workers)
+    for owners, held in zip(known.sets, nbytes, strict=True):
+        result[np.asarray(owners, dtype=np.int64)] += held
+    return result
+
+
+def _owned(
+    plan: Plan, family: CutFamily, representatives: list[int], known: OwnerSets, like: str | None
+) -> OwnedFamily:
+    ownership = plan.owners(family)
+    total = sum(family.unit_bytes)
+    units = ownership.loads(np.ones(family.units), plan.workers)[representatives]
+    loads = ownership.loads(family.unit_bytes, plan.workers)[representatives] / max(total, 1)
+    counts = [len(owners) for owners in ownership.sets]
+    return OwnedFamily(
+        name=family.name,
+        kind=family.kind,
+        module=family.module_path,
+        units=family.units,
+        nbytes=total,
+        owners=(min(counts), max(counts)),
+        owned=tuple(int(number) for number in units),
+        loads=tuple(float(share) for share in loads),
+        runs=() if like is not None else _runs(family, ownership, known),
+        unit_names=family.unit_names,
+        like=like,
+    )
+
+
+def _runs(family: CutFamily, ownership: Ownership, known: OwnerSets) -> tuple[Run, ...]:
+    until = np.concatenate([[0], np.cumsum(np.asarray(family.unit_bytes, dtype=np.int64))])
+    result, first = [], 0
+    for units, owners in ownership.runs:
+        result.append(Run(first, units, int(until[first + units] - until[first]), known.number(owners)))
+        first += units
+    return tuple(result)

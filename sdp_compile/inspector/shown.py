@@ -1,0 +1,160 @@
+"""A view together with its rendering: for print, for rich, for notebooks, and for files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+
+from sdp_compile.errors import SDPError
+from sdp_compile.inspector.cost import CostView, cost_view
+from sdp_compile.inspector.diff import DiffView, diff_view
+from sdp_compile.inspector.graph import GraphView, graph_view
+from sdp_compile.inspector.owners import OwnersView, owners_view
+from sdp_compile.inspector.plain import View
+from sdp_compile.inspector.render.cost import render_cost
+from sdp_compile.inspector.render.diff import render_diff
+from sdp_compile.inspector.render.graph import render_graph
+from sdp_compile.inspector.render.owners import render_owners
+from sdp_compile.inspector.render.structure import render_structure
+from sdp_compile.inspector.structure import StructureView, structure_view
+from sdp_compile.inspector.subject import Subject
+from sdp_compile.partition import did_you_mean
+
+if TYPE_CHECKING:
+    from sdp_compile.runtime.module import SDPModule
+
+PLAIN_WIDTH = 120
+"""Columns of what is rendered without a terminal to ask."""
+
+_PAGE = (
+    '<pre style="white-space:pre;overflow-x:auto;line-height:normal;font-family:Menlo,Consolas,monospace">{code}</pre>'
+)
+
+VIEWS: dict[str, Callable[..., View]] = {
+    "structure": structure_view,
+    "owners": owners_view,
+    "graph": graph_view,
+    "diff": diff_view,
+    "cost": cost_view,
+}
+
+OF_A_RANK = ("graph", "diff")
+"""The views of one worker's program, which take ``rank``, ``mode``, ``lowering`` and ``module``."""
+
+
+class Shown:
+    """What `SDPModule.inspect` returns: rich prints it in colour, ``print`` as text, a notebook shows it as HTML.
+
+    ``view`` is the plain data.
+    """
+
+    def __init__(self, view: View, renderable: RenderableType) -> None:
+        self.view = view
+        self._renderable = renderable
+
+    def __rich__(self) -> RenderableType:
+        return self._renderable
+
+    def __str__(self) -> str:
+        return text(self._renderable)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return html(self._renderable)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain data, as `View.to_dict`."""
+        return self.view.to_dict()
+
+    def to_json(self) -> str:
+        """The plain data as JSON."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    def svg(self, title: str, width: int = PLAIN_WIDTH) -> str:
+        """A picture of a terminal that shows it."""
+        return _recorded(self._renderable, width).export_svg(title=title)
+
+    def page(self, width: int = PLAIN_WIDTH) -> str:
+        """A whole HTML page."""
+        return _recorded(self._renderable, width).export_html(inline_styles=True)
+
+
+def inspect(module: SDPModule, view: str = "structure", **options: Any) -> Shown:
+    """One of the views ``structure``, ``owners``, ``graph``, ``diff`` and ``cost`` of a compiled module.
+
+    ``graph`` and ``diff`` show the module's own rank, mode and lowering unless ``rank``, ``mode`` or ``lowering`` say
+    otherwise; ``module``, a glob, narrows them, and ``pass_name`` narrows ``diff`` to one pass. ``unfold=True`` writes
+    out layers that repeat an earlier one; ``side_by_side=True`` is a form of ``diff``.
+
+    Raises `SDPError` for a view or an option that does not exist.
+    """
+    if view in OF_A_RANK:
+        options = {"rank": module.rank, "mode": module.mode, "lowering": module.lowering, **options}
+        if options["lowering"] == module.lowering:
+            options["passes"] = module.passes
+    return show(Subject.of(module), view, **options)
+
+
+def show(subject: Subject, view: str, **options: Any) -> Shown:
+    """A view of a subject with its rendering; see `inspect`."""
+    if view not in VIEWS:
+        raise SDPError(f"There is no view {view!r}; the views are {', '.join(VIEWS)}.{did_you_mean(view, VIEWS)}")
+    known = _OPTIONS[view]
+    for name in options:
+        if name not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no options"
+            raise SDPError(f"The view {view!r} has no option {name!r}; it {takes}.{did_you_mean(name, known)}")
+    drawing = {name: options.pop(name) for name in ("unfold", "side_by_side") if name in options}
+    data = VIEWS[view](subject, **options)
+    return Shown(data, render(data, **drawing))
+
+
+_OPTIONS = {
+    "structure": ("unfold",),
+    "owners": (),
+    "graph": ("rank", "mode", "lowering", "module", "passes", "unfold"),
+    "diff": ("rank", "mode", "lowering", "module", "passes", "pass_name", "unfold", "side_by_side"),
+    "cost": (),
+}
+
+
+def render(view: View, unfold: bool = False, side_by_side: bool = False) -> RenderableType:
+    """What rich prints of a view."""
+    if isinstance(view, StructureView):
+        return render_structure(view, unfold)
+    if isinstance(view, GraphView):
+        return render_graph(view, unfold)
+    if isinstance(view, DiffView):
+        return render_diff(view, unfold, side_by_side)
+    if isinstance(view, OwnersView):
+        return render_owners(view)
+    assert isinstance(view, CostView)
+    return render_cost(view)
+
+
+def text(renderable: RenderableType, width: int = PLAIN_WIDTH) -> str:
+    """A renderable as plain text."""
+    buffer = StringIO()
+    Console(file=buffer, width=width, color_system=None, force_terminal=False).print(renderable)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def html(renderable: RenderableType) -> str:
+    """A renderable as a piece of HTML for a notebook."""
+    return _recorded(renderable, PLAIN_WIDTH).export_html(code_format=_PAGE, inline_styles=True)
+
+
+def _recorded(renderable: RenderableType, width: int) -> Console:
+    # In full colour whatever the standard output is, and whatever NO_COLOR says of it.
+    console = Console(
+        file=StringIO(), record=True, width=width, force_terminal=True, color_system="truecolor", no_color=False,
+        force_jupyter=False,
+    )  # fmt: skip
+    console.print(renderable)
+    return console

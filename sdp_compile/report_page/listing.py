@@ -1,0 +1,70 @@
+"""The rewritten graph as the compact data that the page's script lists, folds and searches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdp_compile.inspector.graph import GraphView
+    from sdp_compile.inspector.rows import Row
+
+MOST_ROWS = 2000
+"""Rows beyond which those of repeated layers are left out: an 80-layer model has 7,000 rows and 150 different ones."""
+
+
+def listing(view: GraphView) -> dict[str, Any]:
+    """``rows`` as lists of (name, code, kind, module, shape, full shape, dtype, source, inputs); module and source are
+    positions in ``modules`` and ``sources``, inputs positions of rows. ``folds`` are (first row, rows, layers, like,
+    number of rows); where its rows are left out, a fold stands at its first row and holds 0 rows.
+    """
+    left_out: set[int] = set()
+    if len(view.rows) > MOST_ROWS:
+        left_out = {row for fold in view.folds for row in range(fold.first, fold.first + fold.rows)}
+    positions: dict[int, int] = {}
+    for row in range(len(view.rows)):
+        if row not in left_out:
+            positions[row] = len(positions)
+    inputs: dict[int, list[int]] = {}
+    for start, end in view.edges:
+        if start in positions and end in positions:
+            inputs.setdefault(end, []).append(positions[start])
+    modules, sources = _Table(), _Table()
+    return {
+        "rows": [
+            [
+                row.name, row.code, kind(row), modules.number((row.module, row.module_type)),
+                None if row.shape is None else list(row.shape),
+                None if row.full_shape is None or not row.resized else list(row.full_shape),
+                row.dtype, sources.number((row.source, row.line)), inputs.get(number, []),
+            ]
+            for number, row in enumerate(view.rows) if number in positions
+        ],
+        "folds": [
+            [
+                sum(position < fold.first for position in positions) if left_out else fold.first,
+                0 if left_out else fold.rows, list(fold.layers), fold.like, fold.rows,
+            ]
+            for fold in view.folds
+        ],
+        "modules": modules.entries,
+        "sources": sources.entries,
+    }  # fmt: skip
+
+
+def kind(row: Row) -> str:
+    """The row's kind, with one more: a tensor that the worker holds less of."""
+    return "sliced" if row.kind == "state" and row.resized else row.kind
+
+
+class _Table:
+    """Numbers values by their first appearance."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str], int] = {}
+
+    def number(self, value: tuple[str, str]) -> int:
+        return self._numbers.setdefault(value, len(self._numbers))
+
+    @property
+    def entries(self) -> list[list[str]]:
+        return [list(value) for value in self._numbers]

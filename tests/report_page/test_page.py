@@ -1,0 +1,171 @@
+"""The report page as a file: well formed, self-contained, literal, small, and true to the plan."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sdp_compile import BlockPolicy, NeuronPolicy
+from sdp_compile.cli.main import app
+from sdp_compile.errors import SDPError
+from sdp_compile.inspector import Subject, graph_view
+from sdp_compile.policies import resolve_policy
+from sdp_compile.policies.toml import read_toml
+from sdp_compile.report_page import listing, report_html, write_report
+from tests.report_page.subjects import HOSTILE, Named, deep, subject_of
+
+pytestmark = pytest.mark.timeout(120)
+
+VOID = {"meta", "link", "input", "br", "img", "hr"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, its text, and the text of its scripts; fails where tags do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("script", "style"):
+            self.scripts.append(data)
+        else:
+            self.text.append(data)
+
+    def of(self, attribute: str) -> list[str]:
+        return [str(attributes[attribute]) for _, attributes in self.elements if attribute in attributes]
+
+    def data(self) -> Any:
+        return json.loads(self.scripts[1])
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Subject:
+    return subject_of(Named(HOSTILE), (torch.zeros(2, 6),), NeuronPolicy(coverage=0.25), 4)
+
+
+@pytest.fixture(scope="module")
+def layered() -> Subject:
+    return subject_of(*deep(80), NeuronPolicy(coverage=0.5), 4)
+
+
+def test_a_page_is_well_formed_and_loads_nothing(hostile: Subject) -> None:
+    page = Page(report_html(hostile))
+    ids = page.of("id")
+    assert len(ids) == len(set(ids))
+    for reference in ("aria-labelledby", "aria-describedby", "aria-controls", "for"):
+        assert set(page.of(reference)) <= set(ids)
+    assert all(link.startswith("#") or link == "data:," for link in page.of("href"))
+    assert {link[1:] for link in page.of("href") if link.startswith("#")} - {f"p{n}" for n in range(99)} <= set(ids)
+    assert not page.of("src")
+    assert not re.search(r"https?://|@import|url\(", "".join(page.scripts))
+
+
+def test_hostile_names_are_literal_text(hostile: Subject) -> None:
+    page = Page(report_html(hostile))
+    text = "".join(page.text)
+    for name in HOSTILE:
+        assert name in text
+        assert any(name in row[1] for row in page.data()["rows"])
+    tags = Counter(tag for tag, _ in page.elements)
+    assert tags["img"] == 0 and tags["script"] == 2
+    assert not any(attribute.startswith("on") for _, attributes in page.elements for attribute in attributes)
+
+
+def test_the_policy_and_the_findings_are_the_plans(hostile: Subject, tmp_path: Path) -> None:
+    html = report_html(hostile)
+    page = Page(html)
+    toml = html.partition('aria-label="The policy as TOML">')[2].partition("</pre>")[0]
+    (tmp_path / "policy.toml").write_text(toml.replace("&#34;", '"'))
+    assert resolve_policy(tmp_path / "policy.toml").describe() == dict(hostile.plan.policy)
+    assert read_toml(tmp_path / "policy.toml")["coverage"] == 0.25
+    text = "".join(page.text)
+    assert hostile.plan.diagnose()
+    for finding in hostile.plan.diagnose():
+        assert finding.text in text
+    assert hostile.plan.digest in text
+
+
+def test_eighty_alike_layers_are_folded_and_the_page_stays_small(
+    layered: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    html = report_html(layered)
+    assert len(html) < 200_000
+    assert "× 79, alike" in html and "× 80, alike" in html  # modules in the tree, families in the owner map
+    rows = len(graph_view(layered).rows)
+    assert len(Page(html).data()["rows"]) == rows
+    monkeypatch.setattr(listing, "MOST_ROWS", rows - 1)
+    small = Page(report_html(layered)).data()
+    assert len(small["rows"]) < rows / 20
+    ((first, held, layers, like, folded),) = small["folds"]
+    assert (held, like) == (0, "0") and len(layers) >= 78
+    assert len(small["rows"]) + folded == rows
+    assert [row[3] for row in small["rows"]][first - 1] != [row[3] for row in small["rows"]][first]
+
+
+def test_the_same_plan_gives_the_same_page(hostile: Subject) -> None:
+    pages = [report_html(hostile, rank) for rank in (3, 3, 0)]
+    assert pages[0] == pages[1] != pages[2]
+
+
+@pytest.mark.parametrize("workers", [1, 1000])
+def test_one_worker_and_a_thousand(workers: int) -> None:
+    for policy in (NeuronPolicy(coverage=0.5), BlockPolicy(coverage=0.5)):
+        subject = subject_of(*deep(6), policy, workers)
+        html = report_html(subject)
+        assert len(html) < 300_000
+        page = Page(html)
+        lanes = [attributes for tag, attributes in page.elements if tag == "option"]
+        assert len(lanes) - 1 <= 32
+
+
+def test_a_file_that_cannot_be_written_is_named(hostile: Subject, tmp_path: Path) -> None:
+    with pytest.raises(SDPError, match=r"no/such/folder/page\.html"):
+        write_report(hostile, tmp_path / "no/such/folder/page.html")
+
+
+def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def mlp():\n    return nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 6)), (torch.zeros(2, 6),)\n"
+    )
+    result = CliRunner().invoke(app, ["report", "mine.py:mlp", "--workers", "2", "--policy", "neuron", "-o", "x.html"])
+    assert result.exit_code == 0, result.output
+    assert "x.html" in result.stderr
+    page = Path("x.html").read_text(encoding="utf-8")
+    assert "sdp-compile report mine.py:mlp --policy neuron --workers 2" in page
+    for wrong, words in (
+        (["nothing.py:mlp"], "no such file"),
+        (["mine.py:mlp", "--rank", "4"], "--rank 4"),
+        (["mine.py:mlp", "-o", "missing/x.html"], "missing/x.html"),
+        (["mine.py:mlp", "--coverage", "2"], "coverage=2"),
+    ):
+        result = CliRunner().invoke(app, ["report", *wrong])
+        assert result.exit_code == 2
+        assert words in result.stderr
