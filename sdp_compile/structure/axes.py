@@ -110,7 +110,7 @@ def _union(x: Axis, y: Axis, reason: Reason) -> None:
     if x.frozen is not None or y.frozen is not None:
         freeze((x, y), x.frozen or y.frozen or reason)
     if x.parts is not None and y.parts is not None:
-        if _is_shifted(x.parts, y.parts):
+        if x.frozen is None and _is_shifted(x.parts, y.parts):
             freeze((x, y), reason)
         if x.frozen is not None:  # nothing can be cut, so nothing is left to find out
             x.parent = y
@@ -145,8 +145,8 @@ def _places(parts: Iterable[Dim]) -> dict[Axis, set[int]]:
         dims, start = remaining.pop()
         for dim in dims:
             roots = list(expand(dim))
-            if len(roots) == 1:
-                places.setdefault(roots[0], set()).add(start)
+            if len(roots) == 1 and start not in places.setdefault(roots[0], set()):
+                places[roots[0]].add(start)
                 remaining.append((roots[0].parts or (), start))
             start += size(dim)
     return places

@@ -169,3 +169,18 @@ def test_parts_that_do_not_add_up_freeze() -> None:
     x = atom(6)
     assert [axes.size(part) for part in axes.split(x, [4, 4], WHY)] == [4, 4]
     assert roots(x)[0].frozen
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_sum_of_its_own_neighbours_is_one_unit(frozen: bool) -> None:
+    x = axes.fresh(5000, WHY if frozen else None)
+    first, rest = axes.split(x, [1, 4999], WHY)
+    axes.unify(x, axes.concatenate([rest, first]), WHY)  # each unit is cut together with the next one
+    assert roots(x)[0].frozen and roots(rest)[0].frozen
+
+
+def test_two_copies_stay_free() -> None:
+    x = atom(6)
+    axes.unify(axes.concatenate([x, x]), axes.concatenate([x, x]), WHY)
+    assert not roots(x)[0].frozen
