@@ -48,6 +48,9 @@ class Axis:
 
 Dim: TypeAlias = tuple[Axis, ...]
 
+_LONGEST_CHAIN = 16
+"""Units that a shift of an axis against itself may make one; with more of them there is nothing left to cut."""
+
 
 def expand(dim: Iterable[Axis]) -> Iterator[Axis]:
     """The roots that a dimension is the product of, looked through product refinements."""
@@ -129,12 +132,18 @@ def _union(x: Axis, y: Axis, reason: Reason) -> None:
 
 
 def _is_shifted(x_parts: Iterable[Dim], y_parts: Iterable[Dim]) -> bool:
-    """Whether the two sums hold one axis at different offsets (``x[1:]`` padded to the size of ``x``).
+    """Whether the two sums hold one axis at offsets a few units apart (``x[1:]`` padded to the size of ``x``).
 
-    Each unit would be the same as its neighbour, and so all of them one, found out unit by unit.
+    Each unit would be the same as its neighbour, and so nearly all of them one, found out unit by unit.
     """
     x_places, y_places = _places(x_parts), _places(y_parts)
-    return any(x_places[axis] != y_places[axis] for axis in x_places.keys() & y_places.keys())
+    return any(
+        0 < abs(mine - theirs) * _LONGEST_CHAIN < axis.size
+        for axis in x_places.keys() & y_places.keys()
+        if x_places[axis] != y_places[axis]
+        for mine in x_places[axis]
+        for theirs in y_places[axis]
+    )
 
 
 def _places(parts: Iterable[Dim]) -> dict[Axis, set[int]]:

@@ -186,6 +186,22 @@ def test_device_constants_follow_the_module() -> None:
     assert torch.equal(module(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_a_model_that_returns_its_loss(name: str) -> None:
+    model, _, inputs = doubled(MODELS[name]())
+    without_randomness(randomise(model))
+    model.config.use_cache = False  # a training program returns no cache
+    labels = torch.randint(0, 50, inputs["input_ids"].shape, generator=torch.Generator().manual_seed(0))
+    labels[0, :3] = -100  # ignored
+    inputs = {**inputs, "labels": labels}
+    module = compiled(model, inputs)
+    assert_same(module, model, lambda one: one(**inputs))
+    got, wanted = module(**inputs), model(**inputs)
+    assert type(got) is type(wanted) and got.loss.shape == () and torch.allclose(got.loss, wanted.loss)
+    longer = {name: torch.cat([value, value], 1) for name, value in inputs.items()}
+    torch.testing.assert_close(module(**longer).loss, model(**longer).loss)
+
+
 def test_what_it_is_can_be_seen(tmp_path: Path) -> None:
     module = sdp_compile(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6)), "neuron", torch.randn(4, 6),
                          workers=2, rank=1)  # fmt: skip
