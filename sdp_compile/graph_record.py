@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 _KEPT_META = ("nn_module_stack", "stack_trace", "val", "full_val", "checkpoint")
 
@@ -43,9 +44,10 @@ class _Fake:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
 
     def tensor(self) -> torch.Tensor:
-        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
 
 
 def graph_record(graph: fx.Graph) -> list[tuple[Any, ...]]:
@@ -64,15 +66,17 @@ def graph_record(graph: fx.Graph) -> list[tuple[Any, ...]]:
 
 
 def graph_from_record(record: list[tuple[Any, ...]]) -> fx.Graph:
-    """The graph that `graph_record` described; tensors in its metadata are on the meta device."""
+    """The graph that `graph_record` described; tensors in its metadata are fake."""
     graph = fx.Graph()
+    fake = FakeTensorMode()
     nodes: dict[str, fx.Node] = {}
     for op, name, target, args, kwargs, meta in record:
         resolved = target.resolve() if isinstance(target, _Operator) else target
         node = graph.create_node(op, resolved, _decode(args, nodes), _decode(kwargs, nodes), name=name)
         if node.name != name:
             node._rename(name)
-        node.meta = {key: _unplain(value) for key, value in meta.items()}
+        with fake:
+            node.meta = {key: _unplain(value) for key, value in meta.items()}
         nodes[name] = node
     return graph
 
@@ -114,7 +118,7 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return _Fake(tuple(_hint(size) for size in value.shape), value.dtype)
+        return _Fake(tuple(_hint(size) for size in value.shape), value.dtype, value.device)
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return None
     if isinstance(value, (tuple, list)):

@@ -207,6 +207,8 @@ def test_what_it_is_can_be_seen(tmp_path: Path) -> None:
                          workers=2, rank=1)  # fmt: skip
     assert "linear" in str(module.inspect("graph")) and "50" in str(module.inspect("owners"))
     assert "2 workers" in str(module.plan)
+    again = pickle.loads(pickle.dumps(module))
+    assert str(again.inspect("diff")) == str(module.inspect("diff"))
     module.report(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(SDPError, match="structure, owners, graph, diff"):
