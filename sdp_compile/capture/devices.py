@@ -29,21 +29,6 @@ def retarget_devices(graph: fx.Graph, source: torch.device, target: torch.device
         node.kwargs = _replace(node.kwargs, source, target)
 
 
-def has_dtype_constants(graph: fx.Graph) -> bool:
-    """Whether an operator of the graph names a floating-point dtype, which would not follow the parameters' dtype."""
-    found = False
-
-    def look(leaf: Any) -> Any:
-        nonlocal found
-        found |= isinstance(leaf, torch.dtype) and (leaf.is_floating_point or leaf.is_complex)
-        return leaf
-
-    for node in graph.nodes:
-        if node.target is not enter_autocast:
-            fx.node.map_aggregate((node.args, node.kwargs), look)
-    return found
-
-
 def _replace(value: Any, source: torch.device, target: torch.device) -> Any:
     return fx.node.map_aggregate(
         value, lambda leaf: target if isinstance(leaf, torch.device) and _same(leaf, source) else leaf
