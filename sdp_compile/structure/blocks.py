@@ -67,15 +67,6 @@ class Blocks:
         """For each unit of the family ``blocks`` or ``layers`` the numbers of its blocks."""
         return tuple(self.layers.values()) if family == "layers" else tuple((i,) for i in range(len(self.blocks)))
 
-    def block_of_node(self, mode: Mode) -> dict[str, int]:
-        """The number of the block that each node lies in; nodes outside of blocks are left out."""
-        return {
-            node: number
-            for number, block in enumerate(self.blocks)
-            for branch in block.branches[mode]
-            for node in branch.nodes
-        }
-
 
 @dataclass(frozen=True)
 class _Unit:

@@ -64,7 +64,6 @@ class _Finder:
         self.position = effects.position
         self.activations: set[fx.Node] = set()
         self.parametric: set[fx.Node] = set()
-        self.read_by: dict[fx.Node, set[str]] = {}
         data: set[fx.Node] = set()
         for node in effects.nodes:
             value = node.meta.get("val")
