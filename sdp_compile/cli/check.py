@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from sdp_compile.cli.models import LIBRARIES, check_inputs, check_words, load
-from sdp_compile.errors import PolicyError, SDPError
+from sdp_compile.cli.settings import check_policy_words
+from sdp_compile.errors import SDPError
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,7 @@ class CheckSettings:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.zoo is None):
             raise SDPError("Name one MODEL to check, or a whole library with --zoo torchvision, timm or transformers.")
-        if self.coverage is not None and not 0 < self.coverage <= 1:
-            raise PolicyError(
-                f"coverage={self.coverage:g}: the share of the workers that own a unit lies in (0, 1]; "
-                "0.5 halves the partitioned parameters, 1.0 is data parallelism"
-            )
-        if self.policy.endswith(".toml") and not Path(self.policy).is_file():
-            raise PolicyError(f"policy file {self.policy}: there is no such file; give a TOML file or a policy's name")
+        check_policy_words(self.policy, self.coverage)
         for rank in self.ranks:
             if not 0 <= rank < self.workers:
                 raise SDPError(f"--rank {rank}: there are workers 0 to {self.workers - 1}; see --workers.")

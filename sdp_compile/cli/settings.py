@@ -30,17 +30,11 @@ class TrainSettings:
     learning_rate: float = 2e-3
 
     def __post_init__(self) -> None:
-        if self.coverage is not None and not 0 < self.coverage <= 1:
-            raise PolicyError(
-                f"coverage={self.coverage:g}: the share of the workers that own a unit lies in (0, 1]; "
-                "0.5 halves the partitioned parameters, 1.0 is data parallelism"
-            )
-        if self.policy_is_file and not Path(self.policy).is_file():
-            raise PolicyError(f"policy file {self.policy}: there is no such file; give a TOML file or a policy's name")
+        check_policy_words(self.policy, self.coverage)
 
     @property
     def policy_is_file(self) -> bool:
-        return self.policy.endswith(".toml") or os.sep in self.policy
+        return is_policy_file(self.policy)
 
     @property
     def model_path(self) -> Path:
@@ -69,3 +63,19 @@ def joined_workers(asked: int | None) -> int | None:
             "leave --workers out, or change torchrun's --nproc-per-node"
         )
     return size
+
+
+def is_policy_file(policy: str) -> bool:
+    """Whether ``--policy`` is a path rather than a name."""
+    return policy.endswith(".toml") or os.sep in policy
+
+
+def check_policy_words(policy: str, coverage: float | None) -> None:
+    """What can be told of ``--policy`` and ``--coverage`` before torch is imported. Raises `PolicyError`."""
+    if coverage is not None and not 0 < coverage <= 1:
+        raise PolicyError(
+            f"coverage={coverage:g}: the share of the workers that own a unit lies in (0, 1]; "
+            "0.5 halves the partitioned parameters, 1.0 is data parallelism"
+        )
+    if is_policy_file(policy) and not Path(policy).is_file():
+        raise PolicyError(f"policy file {policy}: there is no such file; give a TOML file or a policy's name")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdp_compile.cli.models import check_inputs, check_words, load
 from sdp_compile.cli.progress import stages
-from sdp_compile.errors import PolicyError
+from sdp_compile.cli.settings import check_policy_words
 
 if TYPE_CHECKING:
     from sdp_compile.inspector.subject import Subject
@@ -26,13 +25,7 @@ class SubjectWords:
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.coverage is not None and not 0 < self.coverage <= 1:
-            raise PolicyError(
-                f"coverage={self.coverage:g}: the share of the workers that own a unit lies in (0, 1]; "
-                "0.5 halves the partitioned parameters, 1.0 is data parallelism"
-            )
-        if self.policy.endswith(".toml") and not Path(self.policy).is_file():
-            raise PolicyError(f"policy file {self.policy}: there is no such file; give a TOML file or a policy's name")
+        check_policy_words(self.policy, self.coverage)
         check_words(self.model, self.inputs, self.overrides)
 
 
