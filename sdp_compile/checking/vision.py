@@ -52,8 +52,9 @@ def torchvision_model(name: str) -> Built:
         )
     model = models.get_model(name, **options)
     if name in models.list_models(module=models.video):
-        fixed = name.startswith("mvit")  # its position encodings have the size of its own clips
-        frames, size = 16 if fixed or name == "s3d" else 8, 224 if fixed else size
+        # MViT has position encodings of the size of its own clips, S3D a last pooling over 7 x 7 positions.
+        whole = name.startswith("mvit") or name == "s3d"
+        frames, size = (16, 224) if whole else (8, size)
         return model, (_draw(2, 3, frames, size, size),)
     return model, images(size)
 
