@@ -149,16 +149,22 @@ def test_a_policy_that_cannot_be_is_one_clean_message(
 def test_ctrl_c_ends_all_workers(tmp_path: Path) -> None:
     """As a terminal does it: the signal goes to the whole foreground process group."""
     command = [*TRAIN, "--workers", "2", "--steps", "100000", "--output", str(tmp_path)]
-    parent = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    parent = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     workers: list[int] = []
-    while len(workers) < 2:
-        time.sleep(0.1)
-        listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text()
-        workers = [int(number) for number in listed.split()]
-    time.sleep(10)  # into the middle of it
-    os.killpg(parent.pid, signal.SIGINT)
-    started = time.monotonic()
-    _, printed = parent.communicate(timeout=20)
+    try:
+        while len(workers) < 2:
+            time.sleep(0.1)
+            listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text()
+            workers = [int(number) for number in listed.split()]
+        time.sleep(10)  # into the middle of it
+        os.killpg(parent.pid, signal.SIGINT)
+        started = time.monotonic()
+        _, printed = parent.communicate(timeout=20)
+    finally:
+        parent.kill()  # its workers end with it
     assert time.monotonic() - started < 10
     assert parent.returncode == 130
     assert re.search("Stopped", printed)
