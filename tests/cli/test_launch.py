@@ -85,7 +85,10 @@ def test_a_worker_that_dies_without_a_word_is_named() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_workers_end_with_their_parent(number: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C, an orderly end, a closed terminal; and a parent that has no chance to end them itself."""
-    parent = subprocess.Popen(python(PARENT, LINGER, str(tmp_path)))
+    parent = subprocess.Popen(
+        python(PARENT, LINGER, str(tmp_path)),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     workers = wait_for(tmp_path, 3)
     started = time.monotonic()
     parent.send_signal(number)
