@@ -78,7 +78,7 @@ def _findings(plan: Plan) -> Iterator[Finding]:
         yield Finding("warning", f"{shared:.0%} of the parameter bytes are shared by all workers, which bounds what "
                                  "partitioning can save; the frozen dimensions say why.")  # fmt: skip
     for what, loads, dense in (
-        ("memory", _parameter_bytes(plan), _dense_bytes(plan)),
+        ("memory", parameter_bytes(plan), dense_bytes(plan)),
         ("FLOPs", np.array([plan.flops(rank) for rank in range(plan.workers)]), plan.flops()),
     ):
         if loads.max() > 1.1 * loads.mean() > 0:
@@ -141,17 +141,19 @@ def _added_up(plan: Plan, figures: Mapping[OwnerSet, int]) -> NDArray[np.float64
     return result
 
 
-def _parameter_bytes(plan: Plan) -> NDArray[np.float64]:
+def parameter_bytes(plan: Plan) -> NDArray[np.float64]:
+    """The bytes of parameters that each worker holds."""
     return _added_up(plan, _bytes_by_owners(plan))
 
 
-def _dense_bytes(plan: Plan) -> int:
+def dense_bytes(plan: Plan) -> int:
+    """The bytes of all parameters."""
     return sum(tensor.nbytes for tensor in plan.state.values() if tensor.kind == "parameter")
 
 
 def _shared_share(plan: Plan) -> float:
     """The share of the parameter bytes that all workers own."""
-    return _bytes_by_owners(plan).get(tuple(range(plan.workers)), 0) / max(1, _dense_bytes(plan))
+    return _bytes_by_owners(plan).get(tuple(range(plan.workers)), 0) / max(1, dense_bytes(plan))
 
 
 def _family_table(plan: Plan) -> Table:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sdp_compile.families import CutFamily
 from sdp_compile.inspector.plain import View
 from sdp_compile.inspector.subject import Subject
 from sdp_compile.ownership import OwnerSet, OwnerSets, Ownership
 from sdp_compile.plan import Plan
+from sdp_compile.report import dense_bytes, parameter_bytes
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def owners_view(subject: Subject) -> OwnersView:
     plan = subject.plan
     classes = plan.worker_classes()
     representatives = [members[0] for members in classes]
-    held, dense = held_bytes(plan), sum(tensor.nbytes for tensor in plan.state.values() if tensor.kind == "parameter")
+    held, dense = parameter_bytes(plan), dense_bytes(plan)
     known = OwnerSets()
     first: dict[tuple[object, ...], str] = {}
     families = []
@@ -108,20 +108,6 @@ def owners_view(subject: Subject) -> OwnersView:
 
 def _is_shared(plan: Plan, name: str) -> bool:
     return plan.state[name].kind == "parameter" and not plan.is_cut(name)
-
-
-def held_bytes(plan: Plan) -> NDArray[np.float64]:
-    """The bytes of parameters that each worker holds."""
-    known, nbytes = OwnerSets(), list[int]()
-    for name, tensor in plan.state.items():
-        for piece in plan.pieces(name) if tensor.kind == "parameter" else ():
-            number = known.number(piece.owners)
-            nbytes += [0] * (number + 1 - len(nbytes))
-            nbytes[number] += piece.numel * tensor.dtype.itemsize
-    result = np.zeros(plan.workers)
-    for owners, held in zip(known.sets, nbytes, strict=True):
-        result[np.asarray(owners, dtype=np.int64)] += held
-    return result
 
 
 def _owned(

@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from sdp_compile.cost import size
-from sdp_compile.inspector.owners import held_bytes
 from sdp_compile.inspector.render.lines import Line, Lines
 from sdp_compile.inspector.render.style import DIM, counted, heading
+from sdp_compile.report import dense_bytes, parameter_bytes
 
 if TYPE_CHECKING:
     from sdp_compile.plan import Plan
@@ -20,8 +20,7 @@ _TELLING = ("coverage", "replicas", "masking", "design", "rescale")
 
 def render_summary(plan: Plan) -> RenderableType:
     """Workers, what is cut, what a worker keeps, and where to read on."""
-    dense = sum(tensor.nbytes for tensor in plan.state.values() if tensor.kind == "parameter")
-    held = held_bytes(plan)
+    dense, held = dense_bytes(plan), parameter_bytes(plan)
     kinds = [(kind, plural, [family for family in plan.families if family.kind == kind])
              for kind, plural in (("axis", "axes"), ("block", "block families"))]  # fmt: skip
     cut = " and ".join(
