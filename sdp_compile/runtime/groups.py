@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdp_compile.errors import DistributedError
 from sdp_compile.ownership import OwnerSet, is_member
+from sdp_compile.runtime.traffic import Traffic
 
 _owner_groups: WeakKeyDictionary[dist.ProcessGroup, dict[OwnerSet, dist.ProcessGroup | None]] = WeakKeyDictionary()
 """Owner groups by common group: a second compilation in one process, or a copy of a module, uses the same ones."""
@@ -43,6 +44,7 @@ class Groups:
         self.workers: int = dist.get_world_size(base)
         self._global_ranks: list[int] = dist.get_process_group_ranks(base)
         self._backends = _backends(base)
+        self.traffic = Traffic()
 
     @property
     def device(self) -> torch.device:
