@@ -15,6 +15,8 @@ from sdp_compile.buckets import Bucket
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.groups import Groups, explained
 from sdp_compile.runtime.pieces import Local, Region
+from sdp_compile.runtime.reduction import AllReduce, Reduction
+from sdp_compile.runtime.sharded_gradient import local_gradient
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,6 @@ class _Entry:
 
     name: str
     region: Region
-
-
-@dataclass
-class _InFlight:
-    """A bucket whose reduction has been issued."""
-
-    bucket: Bucket
-    entries: tuple[_Entry, ...]
-    flat: Tensor
-    work: dist.Work | None
 
 
 class GradientEngine:
@@ -54,8 +46,9 @@ class GradientEngine:
             raise SDPError(f"comm_dtype={comm_dtype} is no floating point type; use torch.float16 or torch.bfloat16.")
         self._module = weakref.ref(module)
         self.local, self.groups = local, groups
+        self.reduction: Reduction = AllReduce(groups)
         self._comm_dtype = comm_dtype
-        self._buckets = [
+        self.buckets = [
             (bucket, tuple(_Entry(piece.name, local.region(piece)) for piece in bucket.pieces))
             for bucket in buckets
             if any(piece.numel for piece in bucket.pieces)
@@ -126,12 +119,13 @@ class GradientEngine:
             self._unequal_devices = self._compare_devices()
         parameters = self._parameters()
         self._check_unfrozen(parameters)
-        in_flight = []
-        for bucket, entries in self._buckets:
-            flat = self._pack(entries, parameters)
-            in_flight.append(_InFlight(bucket, entries, flat, self._issue(bucket, flat)))
-        for reduction in in_flight:
-            self._finish(reduction, parameters)
+        for bucket, entries in self.buckets:
+            self.reduction.start(bucket, self._pack(bucket, entries, parameters))
+        self.reduction.started_all()
+        for bucket, entries in self.buckets:
+            flat, part = self.reduction.finish(bucket)
+            if part == slice(None):
+                self._unpack(flat, entries, parameters)
         self._accumulated = False
 
     def on_gradient(self) -> None:
@@ -147,11 +141,11 @@ class GradientEngine:
         module = self._module()
         return {} if module is None else dict(module.named_parameters(remove_duplicate=False))
 
-    def _pack(self, entries: Sequence[_Entry], parameters: dict[str, nn.Parameter]) -> Tensor:
+    def _pack(self, bucket: Bucket, entries: Sequence[_Entry], parameters: dict[str, nn.Parameter]) -> Tensor:
         parts = []
         for entry in entries:
             parameter = parameters[entry.name]
-            gradient = parameter.grad
+            gradient = local_gradient(parameter)
             if gradient is None:
                 parts.append(torch.zeros(entry.region.numel, dtype=parameter.dtype, device=parameter.device))
             elif gradient.layout != torch.strided:
@@ -161,30 +155,16 @@ class GradientEngine:
                 )
             else:
                 parts.append(entry.region.read(gradient).reshape(-1))
+        numel = sum(entry.region.numel for entry in entries)
+        if self.reduction.length(bucket, numel) > numel:
+            parts.append(parts[0].new_zeros(self.reduction.length(bucket, numel) - numel))
         flat = torch.cat(parts)
         dtype = flat.dtype if self._comm_dtype is None or flat.dtype.is_complex else self._comm_dtype
         return flat.to(self.groups.wire(flat.device), dtype)
 
-    def _issue(self, bucket: Bucket, flat: Tensor) -> dist.Work | None:
-        with explained(bucket.owners, f"gradient bucket {bucket.number}", self.groups.rank):
-            if flat.dtype == torch.float16:  # a sum over many owners could overflow
-                flat.div_(len(bucket.owners))
-            work = dist.all_reduce(flat, group=self.groups.process_group(bucket.owners), async_op=True)
-            if flat.device.type != "cpu" and work is not None:
-                # On the stream only: collectives of overlapping groups must not run at the same time.
-                work.wait()
-                return None
-            return work
-
-    def _finish(self, reduction: _InFlight, parameters: dict[str, nn.Parameter]) -> None:
-        bucket, flat = reduction.bucket, reduction.flat
-        if reduction.work is not None:
-            with explained(bucket.owners, f"gradient bucket {bucket.number}", self.groups.rank):
-                reduction.work.wait()
-        if flat.dtype != torch.float16:
-            flat.div_(len(bucket.owners))
+    def _unpack(self, flat: Tensor, entries: Sequence[_Entry], parameters: dict[str, nn.Parameter]) -> None:
         offset = 0
-        for entry in reduction.entries:
+        for entry in entries:
             parameter = parameters[entry.name]
             values = flat[offset : offset + entry.region.numel]
             offset += entry.region.numel
