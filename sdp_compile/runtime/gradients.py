@@ -123,8 +123,8 @@ class GradientEngine:
             self.reduction.start(bucket, self._pack(bucket, entries, parameters))
         self.reduction.started_all()
         for bucket, entries in self.buckets:
-            flat, part = self.reduction.finish(bucket)
-            if part == slice(None):
+            flat, _ = self.reduction.finish(bucket)
+            if not self.reduction.keep(bucket, flat, parameters):
                 self._unpack(flat, entries, parameters)
         self._accumulated = False
 

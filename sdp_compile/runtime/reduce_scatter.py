@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,9 +12,9 @@ from torch.optim.optimizer import Optimizer
 
 from sdp_compile.buckets import Bucket
 from sdp_compile.runtime.groups import Groups
-from sdp_compile.runtime.reduction import Reduction
+from sdp_compile.runtime.reduction import EVERYTHING, Reduction
 from sdp_compile.runtime.shard_collectives import Exchange, scatter
-from sdp_compile.runtime.shard_layout import ShardLayout, parameters_of
+from sdp_compile.runtime.shard_layout import ShardLayout
 from sdp_compile.runtime.sharded_gradient import ShardedGradient, local_gradient
 from sdp_compile.runtime.shards import Shard
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 class ReduceScatter(Reduction):
     """Reduces every bucket to the chunk that this worker steps.
 
-    ``.grad`` of the parameters becomes a `ShardedGradient` as soon as all of it is packed, which frees the gradient;
-    ``finish`` leaves nothing for the engine to write. ``optimizer`` is the one that may step the module's parameters.
+    ``.grad`` of the parameters becomes a `ShardedGradient`, which frees this worker's own gradient. ``optimizer`` is
+    the one that may step the module's parameters.
     """
 
     def __init__(self, groups: Groups, module: SDPModule, layout: ShardLayout, optimizer: Optimizer) -> None:
@@ -42,31 +43,28 @@ class ReduceScatter(Reduction):
     def length(self, bucket: Bucket, numel: int) -> int:
         return self.layout.buckets[bucket.number].chunk * len(bucket.owners)
 
-    @torch.no_grad()
     def start(self, bucket: Bucket, flat: Tensor) -> None:
-        parameters = self._parameters()
         self._in_flight[bucket.number] = scatter(flat, bucket.owners, self.groups, f"gradient bucket {bucket.number}")
-        for name in dict.fromkeys(name for name, _ in self.layout.buckets[bucket.number].pieces):
-            if self.layout.last[name] == bucket.number:
-                self._let_go(name, parameters[name])
 
-    @torch.no_grad()
     def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
-        parameters = self._parameters()
-        mean = self._in_flight.pop(bucket.number).mean()
-        for offset, shard in self.layout.buckets[bucket.number].shards:
-            _add(shard, mean[offset : offset + shard.parameter.numel()], parameters[shard.name])
-        return mean, slice(0, 0)
+        return self._in_flight.pop(bucket.number).mean(), EVERYTHING
+
+    def keep(self, bucket: Bucket, averages: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Puts this worker's chunk into the sharded gradients of its parameters."""
+        own = self.layout.buckets[bucket.number]
+        for name in dict.fromkeys(name for name, _ in own.pieces):
+            if self.layout.first[name] == bucket.number:
+                self._let_go(name, parameters[name])
+        for offset, shard in own.shards:
+            _add(shard, averages[offset : offset + shard.parameter.numel()], parameters[shard.name])
+        return True
 
     def end(self) -> None:
         """Drops the sharded gradients: nobody can use them any more."""
-        for parameter in self._parameters().values():
+        module = self._module()
+        for parameter in [] if module is None else module.parameters():
             if isinstance(parameter.grad, ShardedGradient):
                 parameter.grad = None
-
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        module = self._module()
-        return {} if module is None else parameters_of(module)
 
     def _let_go(self, name: str, parameter: nn.Parameter) -> None:
         fresh = local_gradient(parameter)

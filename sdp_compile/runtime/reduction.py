@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdp_compile.buckets import Bucket
 from sdp_compile.runtime.groups import Groups, explained
@@ -36,7 +37,7 @@ class Reduction(ABC):
     def start(self, bucket: Bucket, flat: Tensor) -> None:
         """Issues the reduction of ``flat``, which is the strategy's from now on; does not wait."""
 
-    def started_all(self) -> None:
+    def started_all(self) -> None:  # noqa: B027
         """Called after the last ``start`` of a backward."""
 
     @abstractmethod
@@ -45,6 +46,13 @@ class Reduction(ABC):
 
         What lies outside that part leaves ``.grad`` as it is: this worker's own gradient.
         """
+
+    def keep(self, bucket: Bucket, averages: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Whether the strategy has put what ``finish`` returned in another place than ``.grad``.
+
+        Called for each bucket in the same order, once it is certain that this reduction holds.
+        """
+        return False
 
 
 class AllReduce(Reduction):

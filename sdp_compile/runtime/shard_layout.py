@@ -26,14 +26,15 @@ class ShardLayout:
         parameters = parameters_of(module)
         self.buckets: dict[int, ShardedBucket] = {}
         self.alone: dict[str, ShardedBucket] = {}
-        self.last: dict[str, int] = {}
-        """The last bucket with a piece of the parameter; what has none is reduced with nobody."""
+        self.first: dict[str, int] = {}
+        """The first bucket with a piece of the parameter; what has none is reduced with nobody."""
         if runtime is not None:
             for bucket, entries in runtime.engine.buckets:
                 pieces = [(entry.name, entry.region) for entry in entries]
                 self.buckets[bucket.number] = split(bucket.number, bucket.owners, rank, pieces, parameters)
-                self.last.update((name, bucket.number) for name, _ in pieces)
-            for name in self.last:
+                for name, _ in pieces:
+                    self.first.setdefault(name, bucket.number)
+            for name in self.first:
                 own = [piece for piece in plan.pieces(name) if piece.owners == (rank,) and piece.numel]
                 if own:
                     pieces = [(name, runtime.local.region(piece)) for piece in own]
@@ -43,7 +44,7 @@ class ShardLayout:
             for _, shard in sharded.shards:
                 self.shards[shard.name].append(shard)
         for name, parameter in parameters.items():
-            if name not in self.last:
+            if name not in self.first:
                 self.shards[name].append(whole(name, parameter))
 
     def __iter__(self) -> Iterator[ShardedBucket]:

@@ -65,7 +65,7 @@ def _write(bucket: ShardedBucket, exchange: Exchange, parameters: Mapping[str, n
 def _reduced(name: str, parameter: nn.Parameter, layout: ShardLayout) -> Tensor | None:
     """The gradient of a parameter, which must have been reduced."""
     gradient = parameter.grad
-    if name not in layout.last or gradient is None:
+    if name not in layout.first or gradient is None:
         return gradient
     if not isinstance(gradient, ShardedGradient):
         raise SDPError(
