@@ -36,7 +36,7 @@ class Reduction(ABC):
     def start(self, bucket: Bucket, flat: Tensor) -> None:
         """Issues the reduction of ``flat``, which is the strategy's from now on; does not wait."""
 
-    def started_all(self) -> None:
+    def started_all(self) -> None:  # noqa: B027
         """Called after the last ``start`` of a backward."""
 
     @abstractmethod
