@@ -107,7 +107,8 @@ def _reading_order(node: fx.Node) -> tuple[int, int]:
     """
     if node.op == "placeholder":
         return 0, 0
-    return (1, int(node.kwargs["bucket"])) if node.target is ops.all_reduce_mean else (2, 0)  # type: ignore[call-overload]
+    bucket = node.kwargs.get("bucket") if node.target is ops.all_reduce_mean else None
+    return (1, bucket) if isinstance(bucket, int) else (2, 0)
 
 
 class _Lister:
