@@ -14,6 +14,7 @@ from sdp_compile.errors import DistributedError
 from sdp_compile.runtime.gradients import GradientEngine
 from sdp_compile.runtime.groups import Groups
 from sdp_compile.runtime.guard import install_optimizer_guard
+from sdp_compile.runtime.launch import launched_by
 from sdp_compile.runtime.pieces import Local, local_tensors
 from sdp_compile.runtime.transfer import equalise
 
@@ -30,7 +31,7 @@ class Runtime:
 
     def __init__(
         self, module: SDPModule, groups: Groups, bucket_bytes: int = DEFAULT_BUCKET_BYTES,
-        comm_dtype: torch.dtype | None = None,
+        comm_dtype: torch.dtype | None = None, check_finite: bool = False,
     ) -> None:  # fmt: skip
         plan = module.plan
         if groups.workers != plan.workers or groups.rank != module.rank:
@@ -39,7 +40,7 @@ class Runtime:
                 f"{groups.rank} of {groups.workers}."
             )
         self.groups = groups
-        self.bucket_bytes, self.comm_dtype = bucket_bytes, comm_dtype
+        self.bucket_bytes, self.comm_dtype, self.check_finite = bucket_bytes, comm_dtype, check_finite
         groups.create(plan.groups)
         install_optimizer_guard()
         self.equalise(module)
@@ -48,14 +49,18 @@ class Runtime:
     def attach(self, module: SDPModule) -> Runtime:
         """A runtime for a copy of the module: the same groups, hooks of its own. Nothing is communicated."""
         copy = object.__new__(Runtime)
-        copy.groups, copy.bucket_bytes, copy.comm_dtype = self.groups, self.bucket_bytes, self.comm_dtype
+        copy.groups, copy.bucket_bytes = self.groups, self.bucket_bytes
+        copy.comm_dtype, copy.check_finite = self.comm_dtype, self.check_finite
         copy._connect(module)
         return copy
 
     def _connect(self, module: SDPModule) -> None:
         self.local = Local(module.plan, module.rank, module.lowering)
         buckets = module.plan.buckets(module.rank, self.bucket_bytes)
-        self.engine = engine = GradientEngine(module, self.local, self.groups, buckets, self.comm_dtype)
+        self.engine = engine = GradientEngine(
+            module, self.local, self.groups, buckets, self.comm_dtype, self.check_finite
+        )
+        launched_by(module._number, engine)
         follow = weakref.WeakMethod(engine.refresh)
         # load_state_dict(assign=True) puts other parameters in place.
 

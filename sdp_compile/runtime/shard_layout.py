@@ -29,8 +29,8 @@ class ShardLayout:
         self.first: dict[str, int] = {}
         """The first bucket with a piece of the parameter; what has none is reduced with nobody."""
         if runtime is not None:
-            for bucket, entries in runtime.engine.buckets:
-                pieces = [(entry.name, entry.region) for entry in entries]
+            for slot in runtime.engine.slots:
+                bucket, pieces = slot.bucket, [(entry.name, entry.region) for entry in slot.entries]
                 self.buckets[bucket.number] = split(bucket.number, bucket.owners, rank, pieces, parameters)
                 for name, _ in pieces:
                     self.first.setdefault(name, bucket.number)
