@@ -46,9 +46,9 @@ def slices_of(optimizer: ShardedOptimizer, module: SDPModule, requests: Sequence
             parts = [(offset, value) for offset, shard, value in held
                      if isinstance(value, Tensor) and value.shape == shard.parameter.shape]  # fmt: skip
             chunk = bucket.packed(parts, dtype, parameters[bucket.pieces[0][0]].device)
-            flat = gathered(bucket, chunk, runtime.groups, "state").wait().view(-1)
+            rows = gathered(bucket, chunk, runtime.groups, "state").rows()
             wanted = {name: result.get(f"{name}:{key}") for name, _ in bucket.pieces}
-            bucket.write(flat, {name: value for name, value in wanted.items()
+            bucket.write(rows, {name: value for name, value in wanted.items()
                                 if value is not None and value.dtype == dtype})  # fmt: skip
     return result
 

@@ -59,7 +59,7 @@ def gathered(bucket: ShardedBucket, chunk: Tensor, groups: Groups, counted_as: s
 
 
 def _write(bucket: ShardedBucket, exchange: Exchange, parameters: Mapping[str, nn.Parameter]) -> None:
-    bucket.write(exchange.wait().view(-1), parameters)
+    bucket.write(exchange.rows(), parameters)
 
 
 def _reduced(name: str, parameter: nn.Parameter, layout: ShardLayout) -> Tensor | None:

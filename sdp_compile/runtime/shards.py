@@ -72,13 +72,21 @@ class ShardedBucket:
             chunk[offset : offset + part.numel()] = part.reshape(-1)
         return chunk
 
-    def write(self, flat: Tensor, tensors: Mapping[str, Tensor]) -> None:
-        """Copies the elements of the whole bucket into the ``tensors`` of those parameters that are given."""
-        offset = 0
+    def write(self, rows: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Copies the chunks of all owners, in their order, into the ``tensors`` of those parameters that are given."""
+        position = 0
         for name, region in self.pieces:
-            if name in tensors:
-                region.write(tensors[name], flat[offset : offset + region.numel])
-            offset += region.numel
+            if name in tensors and region.numel:
+                region.write(tensors[name], self._range(rows, position, position + region.numel))
+            position += region.numel
+
+    def _range(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
+        """The elements of the bucket from ``start`` to ``stop``: a view where one chunk holds them."""
+        first, last = start // self.chunk, (stop - 1) // self.chunk
+        parts = [rows[number] for number in range(first, last + 1)]
+        parts[-1] = parts[-1][: stop - last * self.chunk]
+        parts[0] = parts[0][start - first * self.chunk :]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def split(
