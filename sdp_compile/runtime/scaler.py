@@ -32,6 +32,7 @@ class GradScaler(torch.amp.GradScaler):
         if isinstance(optimizer, ShardedOptimizer):
             with optimizer.gradients() as shards:
                 found = super()._unscale_grads_(shards, inv_scale, found_inf, allow_fp16)
+            found = found or {found_inf.device: found_inf}  # no shard has fallen to this worker
         else:
             found = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
         for engine in engines_of(optimizer):

@@ -132,6 +132,48 @@ def twins(rank: int) -> None:
         compare(own_state, state, exactly=False)
 
 
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+
+
+def launched(rank: int) -> None:
+    found = []
+    for sharded in (False, True):
+        model: Any = sdp_compile(mlp(), NeuronPolicy(coverage=0.5), torch.randn(4, 6, dtype=torch.float64))
+        run = torch.compile(model, fullgraph=True, backend="aot_eager") if sharded else model
+        optimizer = optimizer_of(model, "adamw", sharded)
+
+        def backward(step: int, run: Any = run) -> None:
+            generator = torch.Generator().manual_seed(1000 * rank + step)
+            run(torch.randn(4, 6, dtype=torch.float64, generator=generator)).square().mean().backward()
+
+        norms = train(model, optimizer, backward, 10)
+        check_owners(model)
+        found.append((norms, model.full_state_dict()))
+    torch.testing.assert_close(found[1], found[0], **CLOSE)
+
+
+def test_training_under_torch_compile() -> None:
+    run_workers(launched, WORKERS)
+
+
+def fewer_elements_than_owners(rank: int) -> None:
+    torch.manual_seed(0)
+    model: Any = sdp_compile(nn.Linear(1, 1), NeuronPolicy(coverage=1.0, strict=False), torch.randn(4, 1))
+    optimizer, scaler = ShardedOptimizer(model, torch.optim.AdamW, lr=1e-2), GradScaler("cpu")
+    scaler.scale(model(torch.full((4, 1), rank + 1.0)).mean()).backward()
+    assert len(gradients_of(model)) == (rank < 2)
+    scaler.step(optimizer)
+    scaler.update()
+    check_owners(model)
+    assert len(model.full_optimizer_state_dict(optimizer)["state"]) == 2
+
+
+def test_a_worker_without_a_shard_takes_part() -> None:
+    run_workers(fewer_elements_than_owners, WORKERS)
+
+
 def test_scattered_owners_and_single_ones() -> None:
     run_workers(twins, WORKERS)
 
