@@ -15,6 +15,7 @@ from sdp_compile.buckets import Bucket
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.groups import Groups, explained
 from sdp_compile.runtime.pieces import Local, Region
+from sdp_compile.runtime.refresh import Refresh
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class GradientEngine:
         self._backward = -1
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._unequal_devices: bool | None = None
+        self.refresher: Refresh | None = None
         self.refresh()
 
     @property
