@@ -30,6 +30,9 @@ Seen: TypeAlias = tuple[Runs | None, Runs | None, int]
 _MOST_RUNS = 32
 """More stretches than this are put in order by one gather instead of a concatenation of views."""
 
+_MOST_PRODUCTS = 3
+"""A weight in more stretches than this is joined for as long as one product takes: measured to be faster."""
+
 
 def join(owned: Tensor, rest: Tensor, dim: int, runs: Runs) -> Tensor:
     """The full tensor: ``owned`` and ``rest`` in alternating stretches along ``dim``."""
@@ -112,6 +115,14 @@ def _ends(runs: Runs) -> Iterator[tuple[int, int]]:
         yield end, size
 
 
+def _weights(owned: Tensor, rest: Tensor, dim: int, runs: Runs) -> list[tuple[Tensor, int, int]]:
+    """(part, start, length) in the full weight along ``dim`` of the parts to multiply by."""
+    if len(runs) > _MOST_PRODUCTS:
+        return [(join(owned, rest, dim, runs), 0, sum(runs))]
+    stretches = _stretches(owned, rest, runs)
+    return [(part.narrow(dim, start, size), position, size) for part, start, size, position in stretches]
+
+
 def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
@@ -147,7 +158,7 @@ class _LinearByRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, runs: Runs) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, owned, rest)
         ctx.runs = runs
-        parts = [(part.narrow(0, start, size).t(), at) for part, start, size, at in _stretches(owned, rest, runs)]
+        parts = [(weight.t(), start) for weight, start, _ in _weights(owned, rest, 0, runs)]
         return _by_columns(x, parts, sum(runs), bias)
 
     @staticmethod
@@ -175,9 +186,8 @@ class _LinearByColumns(torch.autograd.Function):
         mine = owned_part(x, 1, runs).contiguous() if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(mine, owned, rest)
         ctx.runs = runs
-        stretches = _stretches(owned, rest, runs)
-        pairs = [(x.narrow(1, at, size), part.narrow(1, start, size).t()) for part, start, size, at in stretches]
-        return _by_sum(pairs, bias)
+        weights = _weights(owned, rest, 1, runs)
+        return _by_sum([(x.narrow(1, start, size), weight.t()) for weight, start, size in weights], bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -185,8 +195,7 @@ class _LinearByColumns(torch.autograd.Function):
         mine, owned, rest = ctx.saved_tensors
         of_x = of_owned = of_bias = None
         if ctx.needs_input_grad[0]:
-            stretches = _stretches(owned, rest, ctx.runs)
-            parts = [(part.narrow(1, start, size), at) for part, start, size, at in stretches]
+            parts = [(weight, start) for weight, start, _ in _weights(owned, rest, 1, ctx.runs)]
             of_x = _by_columns(g, parts, sum(ctx.runs))
         if ctx.needs_input_grad[1]:
             of_owned = g.t() @ mine

@@ -35,6 +35,10 @@ def mask_gradient(parameter: torch.Tensor, *masks: torch.Tensor) -> torch.Tensor
     return torch.where(_all(masks), parameter, held)
 
 
+MASKS = (mask_parameter, mask_gradient)
+"""The functions through which a parameter with masks is read."""
+
+
 def _all(masks: tuple[torch.Tensor, ...]) -> torch.Tensor:
     result = masks[0]
     for mask in masks[1:]:

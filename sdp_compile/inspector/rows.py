@@ -119,7 +119,7 @@ class _Lister:
         """Whether a node has a row: the mark of a reduction stands for what comes out of it, a mask for its buffers."""
         whole = self.naming.state_of(node)
         kept = node is whole and node.name in self.original
-        return whole is None or kept or node.target is ops.mask_parameter
+        return whole is None or kept or node.target in ops.MASKS
 
     def list(self) -> Listing:
         self.modules = self._modules()
