@@ -66,7 +66,7 @@ class GradientEngine:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self.refresh()
         self._begin()
-        self._issuer = issuer_of(groups.group)
+        self._issuer = issuer_of(groups.raw_group)
         self._issuer.add(self)
 
     def refresh(self) -> None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.errors import DistributedError
+from sdp_compile.runtime.exchange import Exchange, is_crowded
 from sdp_compile.runtime.gradients import GradientEngine
 from sdp_compile.runtime.groups import Groups
 from sdp_compile.runtime.guard import install_optimizer_guard
@@ -60,6 +61,8 @@ class Runtime:
         self.engine = engine = GradientEngine(
             module, self.local, self.groups, buckets, self.comm_dtype, self.check_finite
         )
+        if is_crowded(module.plan.buckets(bucket_bytes=self.bucket_bytes)):
+            engine.reduction = Exchange(self.groups)
         launched_by(module._number, engine)
         follow = weakref.WeakMethod(engine.refresh)
         # load_state_dict(assign=True) puts other parameters in place.
