@@ -101,6 +101,17 @@ def listing(subject: Subject, step: Step, original: Mapping[str, Any], rank: int
     return _Lister(subject, step, original, rank).list()
 
 
+def _reading_order(node: fx.Node) -> tuple[int, int]:
+    """Inputs, then the reductions in the order in which they are issued, then the rest as it stands.
+
+    Where the reductions stand in the graph, layers that are alike could not be shown as one.
+    """
+    if node.op == "placeholder":
+        return 0, 0
+    bucket = node.kwargs.get("bucket") if node.target is ops.all_reduce_mean else None
+    return (1, bucket) if isinstance(bucket, int) else (2, 0)
+
+
 class _Lister:
     def __init__(self, subject: Subject, step: Step, original: Mapping[str, Any], rank: int) -> None:
         self.subject, self.step, self.original = subject, step, original
@@ -125,7 +136,7 @@ class _Lister:
         self.modules = self._modules()
         computing: list[Row] = []
         state: dict[str, tuple[Row, ...]] = {}
-        for node in filter(self._is_shown, self.nodes):
+        for node in sorted(filter(self._is_shown, self.nodes), key=_reading_order):
             whole = self.naming.state_of(node)
             if whole is None:
                 computing.append(self._row(node))

@@ -9,7 +9,8 @@ from torch import Tensor, nn, optim
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.gradients import GradientEngine, engine_of
+from sdp_compile.runtime.gradients import GradientEngine
+from sdp_compile.runtime.hooks import engine_of
 from sdp_compile.runtime.transfer import equalise
 
 REFUSED = {

@@ -11,9 +11,11 @@ import torch.distributed as dist
 
 from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.errors import DistributedError
+from sdp_compile.runtime.exchange import Exchange, is_crowded
 from sdp_compile.runtime.gradients import GradientEngine
 from sdp_compile.runtime.groups import Groups
 from sdp_compile.runtime.guard import install_optimizer_guard
+from sdp_compile.runtime.launch import launched_by
 from sdp_compile.runtime.pieces import Local, local_tensors
 from sdp_compile.runtime.refresh import Refresh
 from sdp_compile.runtime.transfer import equalise
@@ -31,7 +33,7 @@ class Runtime:
 
     def __init__(
         self, module: SDPModule, groups: Groups, bucket_bytes: int = DEFAULT_BUCKET_BYTES,
-        comm_dtype: torch.dtype | None = None,
+        comm_dtype: torch.dtype | None = None, check_finite: bool = False,
     ) -> None:  # fmt: skip
         plan = module.plan
         if groups.workers != plan.workers or groups.rank != module.rank:
@@ -40,7 +42,7 @@ class Runtime:
                 f"{groups.rank} of {groups.workers}."
             )
         self.groups = groups
-        self.bucket_bytes, self.comm_dtype = bucket_bytes, comm_dtype
+        self.bucket_bytes, self.comm_dtype, self.check_finite = bucket_bytes, comm_dtype, check_finite
         groups.create(plan.groups)
         install_optimizer_guard()
         self._connect(module)
@@ -49,14 +51,20 @@ class Runtime:
     def attach(self, module: SDPModule) -> Runtime:
         """A runtime for a copy of the module: the same groups, hooks of its own. Nothing is communicated."""
         copy = object.__new__(Runtime)
-        copy.groups, copy.bucket_bytes, copy.comm_dtype = self.groups, self.bucket_bytes, self.comm_dtype
+        copy.groups, copy.bucket_bytes = self.groups, self.bucket_bytes
+        copy.comm_dtype, copy.check_finite = self.comm_dtype, self.check_finite
         copy._connect(module)
         return copy
 
     def _connect(self, module: SDPModule) -> None:
         self.local = Local(module.plan, module.rank, module.lowering)
         buckets = module.plan.buckets(module.rank, self.bucket_bytes)
-        self.engine = engine = GradientEngine(module, self.local, self.groups, buckets, self.comm_dtype)
+        self.engine = engine = GradientEngine(
+            module, self.local, self.groups, buckets, self.comm_dtype, self.check_finite
+        )
+        if is_crowded(module.plan.buckets(bucket_bytes=self.bucket_bytes)):
+            engine.reduction = Exchange(self.groups)
+        launched_by(module._number, engine)
         self.refresher = engine.refresher = (
             Refresh(module, self.local, self.groups, self.bucket_bytes) if module.plan.masking == "backward" else None
         )

@@ -29,6 +29,7 @@ from sdp_compile.program import Capture, Mode, Precision, Program
 from sdp_compile.rest import with_rests
 from sdp_compile.runtime.calling import Caller
 from sdp_compile.runtime.initialisation import slice_tensors
+from sdp_compile.runtime.launch import with_launches
 from sdp_compile.runtime.recompute import executable
 from sdp_compile.structure.analyse import analyse
 from sdp_compile.structure.model import Structure
@@ -93,7 +94,8 @@ class Variants:
             graph, recomputed = executable(program.graph)
             codes[name] = code = graph.python_code(root_module="self")
             # Every generated function has a file name, and so a code object, of its own.
-            setattr(type(module), f"_run_{name}", _forward_from_src(code.src, code.globals, {}))
+            bound = with_launches(code.globals, self.number)
+            setattr(type(module), f"_run_{name}", _forward_from_src(code.src, bound, {}))
             self._sources[name] = recomputed + code.src
             setattr(module, f"_caller_{name}", Caller(module.capture.skeleton, program))
         return codes
