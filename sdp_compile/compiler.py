@@ -18,6 +18,7 @@ from sdp_compile.passes.mask_parameters import clear_unowned, mask_tensors, with
 from sdp_compile.plan import Plan, make_plan
 from sdp_compile.policies import Policy, resolve_policy
 from sdp_compile.program import Capture, Program
+from sdp_compile.rest import with_rests
 from sdp_compile.runtime.groups import Groups
 from sdp_compile.runtime.handshake import Handshake, fingerprint
 from sdp_compile.runtime.initialisation import slice_tensors
@@ -93,11 +94,14 @@ def compile_rank(
     values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     tensors = slice_tensors(captured, plan, rank, values, lowering=lowering)
     if lowering == "masked":
-        clear_unowned(tensors, plan, rank)
+        if plan.masking == "forward":
+            clear_unowned(tensors, plan, rank)
         masks = mask_tensors(plan, rank)
         captured, tensors = with_masks(captured, masks), {**tensors, **masks}
+    else:
+        captured = with_rests(captured, plan, rank)
     context = Lowering(captured, structure, plan, rank, lowering, blocks)
-    passes = pipeline(lowering, bucket_bytes)
+    passes = pipeline(lowering, bucket_bytes, plan.masking)
     programs: dict[str, Program] = {
         mode: lower(program, context, passes) for mode, program in captured.programs.items()
     }

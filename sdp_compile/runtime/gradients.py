@@ -21,6 +21,7 @@ from sdp_compile.runtime.hooks import Hook
 from sdp_compile.runtime.issuer import Ascending, issuer_of
 from sdp_compile.runtime.pieces import Local
 from sdp_compile.runtime.reduction import AllReduce, Reduction
+from sdp_compile.runtime.refresh import Refresh
 from sdp_compile.runtime.sharded_gradient import local_gradient
 
 _Average = tuple[Slot, Tensor, slice]
@@ -65,9 +66,10 @@ class GradientEngine:
         self._early = Early()
         self._backward = -1
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.refresher: Refresh | None = None
         self.refresh()
         self._begin()
-        self._issuer = issuer_of(groups.group)
+        self._issuer = issuer_of(groups.raw_group)
         self._issuer.add(self)
 
     def refresh(self) -> None:

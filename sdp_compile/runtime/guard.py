@@ -110,6 +110,8 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
                     if isinstance(state[key], Tensor) and state[key].shape == parameter.shape:
                         tensors.append((names[parameter], state[key]))
             equalise(tensors, engine.local, engine.groups)
+        if engine.refresher is not None:
+            engine.refresher.refresh()
 
 
 def engines_of(optimizer: Optimizer) -> dict[GradientEngine, list[nn.Parameter]]:

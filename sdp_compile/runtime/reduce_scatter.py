@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer
 from sdp_compile.buckets import Bucket
 from sdp_compile.runtime.groups import Groups
 from sdp_compile.runtime.reduction import EVERYTHING, Reduction
-from sdp_compile.runtime.shard_collectives import Exchange, scatter
+from sdp_compile.runtime.shard_collectives import InFlight, scatter
 from sdp_compile.runtime.shard_layout import ShardLayout
 from sdp_compile.runtime.sharded_gradient import ShardedGradient, local_gradient
 from sdp_compile.runtime.shards import Shard
@@ -34,7 +34,7 @@ class ReduceScatter(Reduction):
         self.layout = layout
         self._module = weakref.ref(module)
         self._optimizer = weakref.ref(optimizer)
-        self._in_flight: dict[int, Exchange] = {}
+        self._in_flight: dict[int, InFlight] = {}
 
     def serves(self, optimizer: Optimizer) -> bool:
         """Whether it reduces for this optimizer."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from sdp_compile.buckets import Bucket
 from sdp_compile.runtime.groups import Groups, explained
+from sdp_compile.runtime.stream import issue
 
 EVERYTHING = slice(None)
 """All elements of a bucket."""
@@ -21,9 +23,10 @@ class Reduction(ABC):
 
     The gradient engine packs this worker's gradients of a bucket into a flat buffer and calls ``start`` for one bucket
     after the other, in ascending number on every worker, during backward; then ``started_all`` once, and ``finish`` for
-    each bucket in the same order. A strategy issues collectives in ``start`` and ``started_all`` only, and waits in
-    ``finish`` only, so any strategy keeps the one global order. ``sdp_compile.runtime.gradients.GradientEngine`` takes
-    another one through its attribute ``reduction``, on all workers alike and between two backward passes.
+    each bucket in the same order, also where backward failed. ``start`` must not wait; it issues
+    collectives through `sdp_compile.runtime.stream.issue`, in the groups' ``raw_group`` and ``raw_group_of``.
+    ``sdp_compile.runtime.gradients.GradientEngine`` takes another strategy through its attribute ``reduction``, on all
+    workers alike and between two backward passes.
     """
 
     def __init__(self, groups: Groups) -> None:
@@ -60,21 +63,24 @@ class AllReduce(Reduction):
 
     def __init__(self, groups: Groups) -> None:
         super().__init__(groups)
-        self._in_flight: dict[int, tuple[Tensor, dist.Work | None]] = {}
+        self._in_flight: dict[int, tuple[Tensor, Callable[[], object]]] = {}
 
     def start(self, bucket: Bucket, flat: Tensor) -> None:
-        with explained(bucket.owners, f"gradient bucket {bucket.number}", self.groups.rank):
-            if flat.dtype == torch.float16:  # a sum over many owners could overflow
-                flat.div_(len(bucket.owners))
-            work = dist.all_reduce(flat, group=self.groups.process_group(bucket.owners), async_op=True)
+        if flat.dtype == torch.float16:  # a sum over many owners could overflow
+            flat.div_(len(bucket.owners))
+        with self._explained(bucket):
+            group = self.groups.raw_group_of(bucket.owners)
+            wait = issue(lambda: dist.all_reduce(flat, group=group, async_op=True), flat)
         self.groups.traffic.add("gradients", "all_reduce", flat.nbytes, len(bucket.owners))
-        self._in_flight[bucket.number] = flat, work
+        self._in_flight[bucket.number] = flat, wait
 
     def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
-        flat, work = self._in_flight.pop(bucket.number)
-        if work is not None:
-            with explained(bucket.owners, f"gradient bucket {bucket.number}", self.groups.rank):
-                work.wait()
+        flat, wait = self._in_flight.pop(bucket.number)
+        with self._explained(bucket):
+            wait()
         if flat.dtype != torch.float16:
             flat.div_(len(bucket.owners))
         return flat, EVERYTHING
+
+    def _explained(self, bucket: Bucket) -> AbstractContextManager[None]:
+        return explained(bucket.owners, f"gradient bucket {bucket.number}", self.groups.rank)

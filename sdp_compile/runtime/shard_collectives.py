@@ -8,6 +8,7 @@ senders, half precision in float32, so the result does not depend on timing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from sdp_compile.ownership import OwnerSet
 from sdp_compile.runtime.groups import Groups, explained
+from sdp_compile.runtime.stream import issue
 
 
 @dataclass(frozen=True)
-class Exchange:
+class InFlight:
     """An all-to-all of chunks that has been issued."""
 
     what: str
@@ -27,13 +29,12 @@ class Exchange:
     rank: int
     own: Tensor
     received: Tensor
-    work: dist.Work | None
+    wait: Callable[[], object]
 
     def rows(self) -> list[Tensor]:
         """Waits; one chunk from each owner, in their order."""
-        if self.work is not None:
-            with explained(self.owners, self.what, self.rank):
-                self.work.wait()
+        with explained(self.owners, self.what, self.rank):
+            self.wait()
         rows = list(self.received)
         if len(rows) < len(self.owners):
             rows.insert(self.owners.index(self.rank), self.own)
@@ -48,23 +49,24 @@ class Exchange:
         return total.div_(len(self.owners))
 
 
-def scatter(flat: Tensor, owners: OwnerSet, groups: Groups, what: str) -> Exchange:
+def scatter(flat: Tensor, owners: OwnerSet, groups: Groups, what: str) -> InFlight:
     """Sends each owner its chunk of ``flat``, whose length is a multiple of their number."""
     chunks = flat.view(len(owners), -1)
     position = owners.index(groups.rank)
-    exchange = _exchange(_without_own(chunks, position), chunks[position], owners, groups, what)
+    sent, group = _without_own(chunks, position), groups.raw_group_of(owners)
+    in_flight = _exchange(sent, chunks[position], owners, groups.rank, group, what)
     groups.traffic.add("gradients", "reduce_scatter", flat.nbytes, len(owners))
-    return exchange
+    return in_flight
 
 
-def gather(chunk: Tensor, owners: OwnerSet, groups: Groups, what: str, counted_as: str) -> Exchange:
+def gather(chunk: Tensor, owners: OwnerSet, groups: Groups, what: str, counted_as: str) -> InFlight:
     """Sends this worker's chunk to all owners; ``counted_as`` names the traffic."""
     if len(owners) == 1:
-        return Exchange(what, owners, groups.rank, chunk, chunk.view(1, -1), None)
+        return InFlight(what, owners, groups.rank, chunk, chunk.view(1, -1), lambda: None)
     copies = _without_own(chunk.expand(len(owners), -1), owners.index(groups.rank)).contiguous()
-    exchange = _exchange(copies, chunk, owners, groups, what)
+    in_flight = _exchange(copies, chunk, owners, groups.rank, groups.process_group(owners), what)
     groups.traffic.add(counted_as, "all_gather", chunk.nbytes * len(owners), len(owners))
-    return exchange
+    return in_flight
 
 
 def _without_own(chunks: Tensor, position: int) -> Tensor:
@@ -74,18 +76,19 @@ def _without_own(chunks: Tensor, position: int) -> Tensor:
     return chunks[:-1] if position == len(chunks) - 1 else chunks
 
 
-def _exchange(sent: Tensor, own: Tensor, owners: OwnerSet, groups: Groups, what: str) -> Exchange:
+def _exchange(sent: Tensor, own: Tensor, owners: OwnerSet, rank: int, group: dist.ProcessGroup, what: str) -> InFlight:
     received = torch.empty_like(sent)
     travels = len(sent) == len(owners)
-    sizes = [own.nbytes if travels or owner != groups.rank else 0 for owner in owners]
-    with explained(owners, what, groups.rank):
+    sizes = [own.nbytes if travels or owner != rank else 0 for owner in owners]
+
+    def collective() -> dist.Work | None:
         # As bytes: every dtype travels alike.
-        work = dist.all_to_all_single(
-            received.view(-1).view(torch.uint8), sent.view(-1).view(torch.uint8), sizes, sizes,
-            group=groups.process_group(owners), async_op=True,
+        work: dist.Work | None = dist.all_to_all_single(
+            received.view(-1).view(torch.uint8), sent.view(-1).view(torch.uint8), sizes, sizes, group=group,
+            async_op=True,
         )  # fmt: skip
-    if sent.device.type != "cpu" and work is not None:
-        # On the stream only: collectives of overlapping groups must not run at the same time.
-        work.wait()
-        work = None
-    return Exchange(what, owners, groups.rank, own, received, work)
+        return work
+
+    with explained(owners, what, rank):
+        wait = issue(collective, received, sent)
+    return InFlight(what, owners, rank, own, received, wait)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.groups import Groups
-from sdp_compile.runtime.shard_collectives import Exchange, gather
+from sdp_compile.runtime.shard_collectives import InFlight, gather
 from sdp_compile.runtime.shard_layout import ShardLayout
 from sdp_compile.runtime.sharded_gradient import ShardedGradient
 from sdp_compile.runtime.shards import ShardedBucket
@@ -37,7 +37,7 @@ def bound(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], with_valu
 @torch.no_grad()
 def publish(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], groups: Groups | None) -> None:
     """Brings the owners' bound values together on all of them. Collective inside each owner group."""
-    waiting: list[tuple[ShardedBucket, Exchange]] = []
+    waiting: list[tuple[ShardedBucket, InFlight]] = []
     for bucket in layout:
         assert groups is not None
         parts = [
@@ -52,14 +52,14 @@ def publish(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], groups:
         _write(*entry, parameters)
 
 
-def gathered(bucket: ShardedBucket, chunk: Tensor, groups: Groups, counted_as: str) -> Exchange:
+def gathered(bucket: ShardedBucket, chunk: Tensor, groups: Groups, counted_as: str) -> InFlight:
     """The owners' chunks of a bucket, on their way to all of them."""
     chunk = chunk.to(groups.wire(chunk.device))
     return gather(chunk, bucket.owners, groups, f"the shards of gradient bucket {bucket.number}", counted_as)
 
 
-def _write(bucket: ShardedBucket, exchange: Exchange, parameters: Mapping[str, nn.Parameter]) -> None:
-    bucket.write(exchange.rows(), parameters)
+def _write(bucket: ShardedBucket, in_flight: InFlight, parameters: Mapping[str, nn.Parameter]) -> None:
+    bucket.write(in_flight.rows(), parameters)
 
 
 def _reduced(name: str, parameter: nn.Parameter, layout: ShardLayout) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""An optimizer whose state the owners of a unit split among themselves, ZeRO-1 inside of every owner group."""
+"""An optimizer whose state the owners of a unit split among themselves: ZeRO inside of every owner group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdp_compile.errors import SDPError
 from sdp_compile.runtime.guard import check_elementwise, install_optimizer_guard
 from sdp_compile.runtime.norm import unwrapped
 from sdp_compile.runtime.reduce_scatter import ReduceScatter
-from sdp_compile.runtime.reduction import AllReduce
+from sdp_compile.runtime.reduction import Reduction
 from sdp_compile.runtime.shard_layout import ShardLayout, parameters_of
 from sdp_compile.runtime.shard_values import bound, publish
 from sdp_compile.runtime.shards import Shard
@@ -33,12 +33,12 @@ class ShardedOptimizer(Optimizer):
     ``ShardedOptimizer(model, torch.optim.AdamW, lr=1e-3)`` is used like ``torch.optim.AdamW(model.parameters(),
     lr=1e-3)`` and like PyTorch's ZeroRedundancyOptimizer: ``step``, ``zero_grad``, parameter groups (``params``: a list
     of dicts) and learning rate schedulers. While it lives, backward reduces each owner's chunk of the gradients only,
-    ``.grad`` of the shared out parameters is a `ShardedGradient` without values, and ``step`` brings the new values
+    ``.grad`` of these parameters is a `ShardedGradient` without values, and ``step`` brings the new values
     together: as many bytes as an all-reduce. Deleting it gives the model its ordinary gradients back.
 
     ``model`` is an SDPModule or ``torch.compile``'s wrapper of one; ``optimizer`` an optimizer's class; ``params``
     default to all of the model's parameters. Raises `SDPError` for optimizers that are not element-wise. Source:
-    Rajbhandari et al., ZeRO (arXiv 1910.02054), stages 1 and 2 for gradients.
+    Rajbhandari et al., ZeRO (arXiv 1910.02054), stage 2.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class ShardedOptimizer(Optimizer):
         install_optimizer_guard()
         if runtime is not None:
             reduction = ReduceScatter(runtime.groups, module, self._layout, self)
-            runtime.engine.reduction = reduction
-            weakref.finalize(self, _end, reduction, weakref.ref(runtime.engine)).atexit = False
+            before, runtime.engine.reduction = runtime.engine.reduction, reduction
+            weakref.finalize(self, _end, reduction, before, weakref.ref(runtime.engine)).atexit = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -136,6 +136,11 @@ class ShardedOptimizer(Optimizer):
         return self._layout
 
     def _check(self, optimizer: type[Optimizer]) -> None:
+        if not isinstance(optimizer, type):
+            raise SDPError(
+                "ShardedOptimizer takes the class of an optimizer and its options, as in ShardedOptimizer(model, "
+                f"torch.optim.AdamW, lr=1e-3); it was given a {type(optimizer).__name__}."
+            )
         check_elementwise(optimizer)
         runtime = self.module.runtime
         if runtime is not None and isinstance(runtime.engine.reduction, ReduceScatter):
@@ -189,9 +194,9 @@ def _part(shard: Shard, value: Any, shape: torch.Size) -> Any:
     return shard.part(value).clone() if isinstance(value, Tensor) and value.shape == shape else value
 
 
-def _end(reduction: ReduceScatter, engine: weakref.ref[GradientEngine]) -> None:
+def _end(reduction: ReduceScatter, before: Reduction, engine: weakref.ref[GradientEngine]) -> None:
     """Gives the model its ordinary gradients back."""
     reduction.end()
     current = engine()
     if current is not None and current.reduction is reduction:
-        current.reduction = AllReduce(reduction.groups)
+        current.reduction = before

@@ -138,20 +138,22 @@ def mlp() -> nn.Module:
 
 
 def launched(rank: int) -> None:
-    found = []
-    for sharded in (False, True):
-        model: Any = sdp_compile(mlp(), NeuronPolicy(coverage=0.5), torch.randn(4, 6, dtype=torch.float64))
-        run = torch.compile(model, fullgraph=True, backend="aot_eager") if sharded else model
-        optimizer = optimizer_of(model, "adamw", sharded)
+    for masking in ("forward", "backward"):
+        found = []
+        for sharded in (False, True):
+            policy = NeuronPolicy(coverage=0.5, masking=masking)
+            model: Any = sdp_compile(mlp(), policy, torch.randn(4, 6, dtype=torch.float64))
+            run = torch.compile(model, fullgraph=True, backend="aot_eager") if sharded else model
+            optimizer = optimizer_of(model, "adamw", sharded)
 
-        def backward(step: int, run: Any = run) -> None:
-            generator = torch.Generator().manual_seed(1000 * rank + step)
-            run(torch.randn(4, 6, dtype=torch.float64, generator=generator)).square().mean().backward()
+            def backward(step: int, run: Any = run) -> None:
+                generator = torch.Generator().manual_seed(1000 * rank + step)
+                run(torch.randn(4, 6, dtype=torch.float64, generator=generator)).square().mean().backward()
 
-        norms = train(model, optimizer, backward, 10)
-        check_owners(model)
-        found.append((norms, model.full_state_dict()))
-    torch.testing.assert_close(found[1], found[0], **CLOSE)
+            norms = train(model, optimizer, backward, 10)
+            check_owners(model)
+            found.append((norms, model.full_state_dict(), run(torch.ones(4, 6, dtype=torch.float64)).detach()))
+        torch.testing.assert_close(found[1], found[0], **CLOSE)
 
 
 def test_training_under_torch_compile() -> None:
@@ -299,6 +301,8 @@ def misuse(rank: int) -> None:
     for kind in (torch.optim.LBFGS, torch.optim.Adafactor, torch.optim.SparseAdam, Own):
         with pytest.raises(SDPError, match=kind.__name__):
             ShardedOptimizer(model, kind)
+    with pytest.raises(SDPError, match="class of an optimizer"):
+        ShardedOptimizer(model, torch.optim.SGD(model.parameters(), lr=1.0))  # type: ignore[arg-type]
     with pytest.raises(SDPError, match="not the module's"):
         ShardedOptimizer(model, torch.optim.SGD, [nn.Parameter(torch.zeros(2))], lr=1.0)
     backward(0)
