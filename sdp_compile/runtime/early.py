@@ -40,7 +40,7 @@ class Early:
     def expect(self, gradients: Mapping[nn.Parameter, Tensor]) -> bool:
         """Watches for the arrival of these gradients; False where this backward will not accumulate all of them."""
         nodes = [self._nodes.get(id(parameter)) for parameter in gradients]
-        if not all(node is not None and torch._C._will_engine_execute_node(node) for node in nodes):
+        if not all(node is not None and _is_accumulating(node) for node in nodes):
             self.missed = True
             return False
         for (parameter, gradient), node in zip(gradients.items(), nodes, strict=True):
@@ -71,3 +71,11 @@ class Early:
         found = None if gradient is None else (StorageWeakRef(gradient.untyped_storage()), gradient._version)
         if found is None or found != expected:
             self.stale = True
+
+
+def _is_accumulating(node: Node) -> bool:
+    """Whether this backward will run the node that accumulates a parameter's gradient."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # under torch.autograd.grad() the engine does not answer for parameters that it was asked for
+        return False
