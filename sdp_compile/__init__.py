@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sdp_compile.runtime.module import SDPModule
     from sdp_compile.runtime.norm import clip_grad_norm_
     from sdp_compile.runtime.scaler import GradScaler
+    from sdp_compile.runtime.sharded import ShardedOptimizer
     from sdp_compile.runtime.statistics import calibrate
     from sdp_compile.structure.rules import rule
 
@@ -45,6 +46,7 @@ _HOMES = {
     "register_policy": "sdp_compile.policies",
     "GradScaler": "sdp_compile.runtime.scaler",
     "SDPModule": "sdp_compile.runtime.module",
+    "ShardedOptimizer": "sdp_compile.runtime.sharded",
     "clip_grad_norm_": "sdp_compile.runtime.norm",
     "calibrate": "sdp_compile.runtime.statistics",
     "rule": "sdp_compile.structure.rules",
@@ -66,6 +68,7 @@ __all__ = [
     "PolicyError",
     "SDPError",
     "SDPModule",
+    "ShardedOptimizer",
     "StructureError",
     "__version__",
     "calibrate",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sdp_compile.buckets import Bucket
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.pieces import Local, Region
+from sdp_compile.runtime.sharded_gradient import local_gradient
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Slot:
         flat[self.numel :].zero_()
         for entry in self.entries:
             out = flat[entry.place].view(entry.region.shape)
-            new, old = given.get(entry.name), parameters[entry.name].grad
+            new, old = given.get(entry.name), local_gradient(parameters[entry.name])
             for gradient in (new, old):
                 if gradient is not None and gradient.layout != torch.strided:
                     raise SDPError(

@@ -22,6 +22,7 @@ from sdp_compile.runtime.issuer import Ascending, issuer_of
 from sdp_compile.runtime.pieces import Local
 from sdp_compile.runtime.reduction import AllReduce, Reduction
 from sdp_compile.runtime.refresh import Refresh
+from sdp_compile.runtime.sharded_gradient import local_gradient
 
 _Average = tuple[Slot, Tensor, slice]
 """A bucket, its flat buffer, and the part of it that holds averages."""
@@ -95,6 +96,11 @@ class GradientEngine:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """What this worker holds of each of its buckets, in the order in which they are reduced."""
+        return self._slots
 
     @property
     def pending(self) -> bool:
@@ -234,7 +240,8 @@ class GradientEngine:
             averages = list(averages)
             self._check_finite(averages)
         for slot, flat, part in averages:
-            slot.unpack(flat, part, self._parameters)
+            if not self.reduction.keep(slot.bucket, flat, self._parameters):
+                slot.unpack(flat, part, self._parameters)
         self._accumulated = False
 
     @torch.no_grad()
@@ -292,7 +299,7 @@ class GradientEngine:
         self._packed.clear()
 
     def _check_finite(self, averages: Sequence[_Average]) -> None:
-        gradients = ((name, p.grad) for name, p in self._parameters.items())
+        gradients = ((name, local_gradient(p)) for name, p in self._parameters.items())
         local = first_not_finite((name, gradient) for name, gradient in gradients if gradient is not None)
         average = first_not_finite((slot.names[0], flat[part]) for slot, flat, part in averages)
         require_finite(local, average, self.groups)

@@ -11,6 +11,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.gradients import GradientEngine
 from sdp_compile.runtime.hooks import engine_of
+from sdp_compile.runtime.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.transfer import equalise
 
 REFUSED = {
@@ -31,6 +32,9 @@ POSITION_INDEPENDENT = {
 
 POSITION_INDEPENDENT_IN_FULL_PRECISION = {optim.SGD, optim.RMSprop, optim.ASGD}
 """Likewise in float32 and float64; in bfloat16 their kernels round differently in a tensor's last elements."""
+
+ELEMENTWISE = POSITION_INDEPENDENT | POSITION_INDEPENDENT_IN_FULL_PRECISION
+"""Those whose update of an element depends on no other."""
 
 _installed = False
 
@@ -55,16 +59,36 @@ def needs_broadcast(optimizer: Optimizer, unequal_devices: bool) -> bool:
     return kind not in POSITION_INDEPENDENT
 
 
+def check_elementwise(kind: type[Optimizer]) -> None:
+    """Raises `SDPError` unless the class is known to update every element by itself."""
+    _refuse(kind)
+    if kind not in ELEMENTWISE:
+        raise SDPError(
+            f"{kind.__name__} is not known to update every element by itself, but the owners of a parameter step "
+            f"different elements of it. Use one of {', '.join(sorted(known.__name__ for known in ELEMENTWISE))}."
+        )
+
+
+def _refuse(kind: type[Optimizer]) -> None:
+    for base in kind.__mro__:
+        if base.__name__ in REFUSED:
+            raise SDPError(
+                f"{kind.__name__} {REFUSED[base.__name__]}, but a worker holds only slices of the parameters. Use an "
+                "element-wise optimizer: AdamW, Adam, SGD, RMSprop, ..."
+            )
+
+
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     engines = engines_of(optimizer)
     if not engines:
         return
-    for kind in type(optimizer).__mro__:
-        if kind.__name__ in REFUSED:
-            raise SDPError(
-                f"{type(optimizer).__name__} {REFUSED[kind.__name__]}, but a worker holds only slices of the "
-                "parameters. Use an element-wise optimizer: AdamW, Adam, SGD, RMSprop, ..."
-            )
+    _refuse(type(optimizer))
+    reductions = [engine.reduction for engine in engines if isinstance(engine.reduction, ReduceScatter)]
+    if not all(reduction.serves(optimizer) for reduction in reductions):
+        raise SDPError(
+            f"The model has a ShardedOptimizer, so its gradients are in shards, which {type(optimizer).__name__} does "
+            "not know. Step the ShardedOptimizer, or delete it."
+        )
     if any(engine.pending for engine in engines):
         raise DistributedError(
             "The optimizer would step on gradients that were never synchronised: the last backward ran under "
@@ -74,7 +98,8 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for engine, parameters in engines_of(optimizer).items():
-        if needs_broadcast(optimizer, engine.unequal_devices):
+        is_sharded = isinstance(engine.reduction, ReduceScatter)  # each value has one worker that computed it
+        if not is_sharded and needs_broadcast(optimizer, engine.unequal_devices):
             names = engine.names()
             position = {name: number for number, name in enumerate(engine.local.plan.state)}
             tensors: list[tuple[str, Tensor]] = []

@@ -13,6 +13,7 @@ from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.groups import explained
 from sdp_compile.runtime.pieces import Local
 from sdp_compile.runtime.runtime import require_runtime
+from sdp_compile.runtime.sharded_gradient import ShardedGradient, held_gradients
 
 if TYPE_CHECKING:
     from sdp_compile.runtime.module import SDPModule
@@ -38,7 +39,7 @@ def clip_grad_norm_(
             "clip_grad_norm_(): the gradients were accumulated under no_sync() and are not synchronised, so they "
             "differ between workers. Run the last backward of a step outside of it, or call sync_gradients() first."
         )
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    gradients = [gradient for parameter in module.parameters() for gradient in held_gradients(parameter)]
     total = _power_sum(module, norm_type)
     if runtime is not None:
         total = total.to(runtime.groups.device)
@@ -77,14 +78,21 @@ def _power_sum(module: SDPModule, norm_type: float) -> Tensor:
         gradient = parameters[name].grad if tensor.kind == "parameter" and name in parameters else None
         if gradient is None:
             continue
+        if isinstance(gradient, ShardedGradient):  # what each worker holds of it lies apart
+            parts += [_powers(part, norm_type) for part in gradient.parts.values()]
+            continue
         for piece in module.plan.pieces(name):
             if piece.numel and piece.owners and piece.owners[0] == module.rank:
-                norm = torch.linalg.vector_norm(local.region(piece).read(gradient), norm_type, dtype=_wide(gradient))
-                parts.append(norm.double() if math.isinf(norm_type) else norm.double() ** norm_type)
+                parts.append(_powers(local.region(piece).read(gradient), norm_type))
     if not parts:
         return torch.zeros((), dtype=torch.float64)
     stacked = torch.stack([part.to(parts[0].device) for part in parts])
     return stacked.max() if math.isinf(norm_type) else stacked.sum()
+
+
+def _powers(values: Tensor, norm_type: float) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(values, norm_type, dtype=_wide(values)).double()
+    return norm if math.isinf(norm_type) else torch.pow(norm, norm_type)
 
 
 def _wide(gradient: Tensor) -> torch.dtype:

@@ -13,6 +13,8 @@ from sdp_compile.errors import SDPError
 from sdp_compile.runtime.guard import install_optimizer_guard
 from sdp_compile.runtime.optimizer_groups import decode, encode, merged_groups
 from sdp_compile.runtime.pieces import Local
+from sdp_compile.runtime.shard_states import slices_of
+from sdp_compile.runtime.sharded import ShardedOptimizer
 from sdp_compile.runtime.state import device_of, enter, responsible
 from sdp_compile.runtime.transfer import Request, assemble
 
@@ -42,9 +44,14 @@ def full_optimizer_state_dict(
         for key, entry in states[name].items()
         if entry["per_element"]
     ]
+    held = (
+        slices_of(optimizer, module, requests)
+        if isinstance(optimizer, ShardedOptimizer)
+        else _element_states(module, optimizer, requests)
+    )
     full = assemble(
         requests,
-        _element_states(module, optimizer, requests),
+        held,
         Local(module.plan, module.rank, module.lowering),
         groups,
         wanted=(0,) if rank0_only else None,
@@ -73,9 +80,8 @@ def load_full_optimizer_state_dict(module: SDPModule, optimizer: Optimizer, stat
     state = _by_name(module, state)
     source = {name: group for group in state["param_groups"] for name in group["params"]}
     names, local = _names(module), Local(module.plan, module.rank, module.lowering)
-    states: dict[int, dict[str, Any]] = {}
+    states: dict[str, dict[str, Any]] = {}
     groups = []
-    position = 0
     for number, group in enumerate(optimizer.param_groups):
         members = [_name_of(parameter, names) for parameter in group["params"]]
         absent = [name for name in members if name not in source]
@@ -90,12 +96,18 @@ def load_full_optimizer_state_dict(module: SDPModule, optimizer: Optimizer, stat
         if members:
             saved = source[members[0]]
             options.update((key, value) for key, value in saved.items() if key not in ("params", "param_names"))
-        groups.append({**options, "params": list(range(position, position + len(members)))})
-        for offset, name in enumerate(members):
-            if name in state["state"]:
-                states[position + offset] = _sliced(name, state["state"][name], local)
-        position += len(members)
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
+        groups.append({**options, "params": members})
+        states.update((name, _sliced(name, state["state"][name], local)) for name in members if name in state["state"])
+    if isinstance(optimizer, ShardedOptimizer):
+        optimizer.load_slices(groups, states)
+        return
+    positions = {name: position for position, name in enumerate(name for group in groups for name in group["params"])}
+    optimizer.load_state_dict(
+        {
+            "state": {positions[name]: value for name, value in states.items()},
+            "param_groups": [{**group, "params": [positions[name] for name in group["params"]]} for group in groups],
+        }
+    )
 
 
 def _described(module: SDPModule, optimizer: Optimizer) -> dict[str, Any]:
@@ -109,9 +121,13 @@ def _described(module: SDPModule, optimizer: Optimizer) -> dict[str, Any]:
                    if key not in ("params", "param_names")}  # fmt: skip
         groups.append({"options": options, "names": members, "named": "param_names" in group})
         for name, parameter in zip(members, group["params"], strict=True):
-            state = optimizer.state.get(parameter)
-            if state and responsible(module, name) == module.rank:
-                states[name] = {key: _entry(name, key, value, parameter) for key, value in state.items()}
+            if isinstance(optimizer, ShardedOptimizer):
+                stepped = [shard.parameter for shard in optimizer.layout.shards[name][:1]]
+            else:
+                stepped = [parameter] if responsible(module, name) == module.rank else []
+            for held in stepped:
+                if state := optimizer.state.get(held):
+                    states[name] = {key: _entry(name, key, value, held) for key, value in state.items()}
     return {"groups": groups, "state": states}
 
 

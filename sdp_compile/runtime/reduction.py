@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdp_compile.buckets import Bucket
 from sdp_compile.runtime.groups import Groups, explained
@@ -49,6 +49,13 @@ class Reduction(ABC):
 
         What lies outside that part leaves ``.grad`` as it is: this worker's own gradient.
         """
+
+    def keep(self, bucket: Bucket, averages: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Whether the strategy has put what ``finish`` returned in another place than ``.grad``.
+
+        Called for each bucket in the same order, once it is certain that this reduction holds.
+        """
+        return False
 
 
 class AllReduce(Reduction):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdp_compile.runtime.groups import Groups, explained
 from sdp_compile.runtime.guard import engines_of
+from sdp_compile.runtime.sharded import ShardedOptimizer
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -28,7 +29,12 @@ class GradScaler(torch.amp.GradScaler):
     def _unscale_grads_(
         self, optimizer: torch.optim.Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
     ) -> dict[torch.device, Tensor]:
-        found = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
+        if isinstance(optimizer, ShardedOptimizer):
+            with optimizer.gradients() as shards:
+                found = super()._unscale_grads_(shards, inv_scale, found_inf, allow_fp16)
+            found = found or {found_inf.device: found_inf}  # no shard has fallen to this worker
+        else:
+            found = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
         for engine in engines_of(optimizer):
             _agree(list(found.values()), engine.groups)
         return found

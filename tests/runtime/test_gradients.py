@@ -23,11 +23,16 @@ WORKERS = 4
 
 
 def connected(
-    rank: int, owners: list[tuple[int, ...]], lowering: str = "sliced", seed: int = 0, **options: Any
+    rank: int,
+    owners: list[tuple[int, ...]],
+    lowering: str = "sliced",
+    seed: int = 0,
+    workers: int = WORKERS,
+    **options: Any,
 ) -> Subnet:
     net = network(seed)
     capture = capture_of(net)
-    module = Subnet(net, plan_of(capture, owners, WORKERS), rank, capture, lowering)
+    module = Subnet(net, plan_of(capture, owners, workers), rank, capture, lowering)
     module.runtime = Runtime(module, Groups(), **options)
     return module
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdp_compile import BlockPolicy, NeuronPolicy, sdp_compile
+from sdp_compile import BlockPolicy, NeuronPolicy, ShardedOptimizer, sdp_compile
 from sdp_compile.runtime.pieces import Local
 from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
@@ -29,12 +29,16 @@ def differing(module: Any) -> list[str]:
     return [one.name for one in held if not torch.equal(tensors[one.name], one.region.read(full[one.source]))]
 
 
-def training(rank: int, policy: str, lowering: Any) -> Any:
+def training(rank: int, policy: str, lowering: Any, sharded: bool) -> Any:
     module = sdp_compile(build("transformer", seed=rank), POLICIES[policy](), (batch("transformer", 0),),
                          lowering=lowering, bucket_bytes=2000)  # fmt: skip
     assert not differing(module)
     traffic = module.runtime.groups.traffic
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+    optimizer: Any = (
+        ShardedOptimizer(module, torch.optim.AdamW, lr=0.01)
+        if sharded
+        else torch.optim.AdamW(module.parameters(), lr=0.01)
+    )
     for step in range(3):
         x = batch("transformer", 10 * rank + step)
         before = traffic.calls["refresh"]
@@ -64,9 +68,12 @@ def training(rank: int, policy: str, lowering: Any) -> Any:
         return module.eval()(batch("transformer", 3))
 
 
-@pytest.mark.parametrize(("policy", "lowering"), [("neuron", "sliced"), ("all", "sliced"), ("block", "masked")])
-def test_workers_compute_with_what_the_owners_hold(policy: str, lowering: str) -> None:
-    outputs = run_workers(training, WORKERS, policy, lowering)
+CASES = [("neuron", "sliced", True), ("all", "sliced", False), ("block", "masked", False)]
+
+
+@pytest.mark.parametrize(("policy", "lowering", "sharded"), CASES)
+def test_workers_compute_with_what_the_owners_hold(policy: str, lowering: str, sharded: bool) -> None:
+    outputs = run_workers(training, WORKERS, policy, lowering, sharded)
     expected: Tensor = build("transformer", seed=7).eval()(batch("transformer", 3))
     for output in outputs:
         torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
