@@ -36,6 +36,20 @@ def is_member(rank: int, owners: OwnerSet) -> bool:
     return position < len(owners) and owners[position] == rank
 
 
+def refresh_source(number: int, owners: OwnerSet, receiver: int) -> int:
+    """The owner from which ``receiver``, who is none, gets the values of piece ``number``.
+
+    The owners hold the same bits; the others take turns among them, beginning with another one for each piece.
+    """
+    return owners[(receiver - bisect_left(owners, receiver) + number) % len(owners)]
+
+
+def refresh_receivers(number: int, owners: OwnerSet, source: int, workers: int) -> int:
+    """To how many workers ``source``, an owner, sends the values of piece ``number``; see `refresh_source`."""
+    first = (bisect_left(owners, source) - number) % len(owners)
+    return len(range(first, workers - len(owners), len(owners)))
+
+
 def intersect(first: OwnerSet, second: OwnerSet) -> OwnerSet:
     """The workers that are in both."""
     return first if first is second or first == second else tuple(sorted(set(first).intersection(second)))

@@ -16,7 +16,7 @@ from sdp_compile.buckets import DEFAULT_BUCKET_BYTES, Bucket, make_buckets
 from sdp_compile.elements import ElementOwners, Piece
 from sdp_compile.errors import PlanError
 from sdp_compile.families import CutFamily, Masking, Rescale, layouts_of_state, restricted_work
-from sdp_compile.ownership import OwnerSet, OwnerSets, Ownership, is_member, worker_classes
+from sdp_compile.ownership import OwnerSet, OwnerSets, Ownership, is_member, refresh_receivers, worker_classes
 from sdp_compile.partition import checked, did_you_mean
 from sdp_compile.program import Capture, StateTensor
 from sdp_compile.structure.layout import Indices, Layout, families
@@ -195,21 +195,22 @@ class Plan:
         pieces = (piece for name in self.state if self._is_trainable(name)
                   for piece in self.pieces(name) if is_member(rank, piece.owners))  # fmt: skip
         result = cost.communication(self.workers, pieces, self.state)
-        return result if self.masking == "forward" else replace(result, refresh=self._refresh_bytes())
+        return result if self.masking == "forward" else replace(result, refresh=self._refresh_bytes(rank))
 
-    def refreshed(self) -> Iterator[Piece]:
-        """The pieces of trainable parameters whose values some worker computes with but does not own."""
-        if self.masking == "backward":
-            for name in self.state:
-                if self._is_trainable(name):
-                    yield from (
-                        piece for piece in self.pieces(name) if piece.numel and len(piece.owners) < self.workers
-                    )
+    @cached_property
+    def refreshed(self) -> tuple[Piece, ...]:
+        """Under backward masking, the trainable pieces whose values some worker computes with but does not own."""
+        names = filter(self._is_trainable, self.state) if self.masking == "backward" else ()
+        pieces = (piece for name in names for piece in self.pieces(name) if piece.numel)
+        return tuple(piece for piece in pieces if len(piece.owners) < self.workers)
 
-    def _refresh_bytes(self) -> float:
-        """Each worker passes on all of what is gathered but the last part, with a ring."""
-        values = sum(piece.numel * self.state[piece.name].dtype.itemsize for piece in self.refreshed())
-        return values * (self.workers - 1) / self.workers
+    def _refresh_bytes(self, rank: int) -> float:
+        sent = 0
+        for number, piece in enumerate(self.refreshed):
+            if is_member(rank, piece.owners):
+                receivers = refresh_receivers(number, piece.owners, rank, self.workers)
+                sent += receivers * piece.numel * self.state[piece.name].dtype.itemsize
+        return float(sent)
 
     def rescales(self, rank: int) -> tuple[Rescale, ...]:
         """The factors that the policy's ``rescale`` applies in training on ``rank``; none where it is off."""

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from sdp_compile.cli.models import LIBRARIES, check_inputs, check_words, load
-from sdp_compile.cli.settings import check_policy_words
+from sdp_compile.cli.settings import check_policy_words, policy_fields
 from sdp_compile.errors import SDPError
 
 
@@ -24,6 +24,7 @@ class CheckSettings:
     zoo: str | None = None
     policy: str = "auto"
     coverage: float | None = None
+    masking: str | None = None
     workers: int = 4
     ranks: tuple[int, ...] = ()
     inputs: tuple[str, ...] = ()
@@ -48,16 +49,12 @@ class CheckSettings:
         if self.model is not None:
             check_words(self.model, self.inputs, self.overrides)
 
-    def fields(self) -> dict[str, Any]:
-        """The policy's fields that were given beside its name."""
-        return {} if self.coverage is None else {"coverage": self.coverage}
-
 
 def run(settings: CheckSettings, debug: bool = False) -> int:
     """Check, print what was found, write the JSON; the exit code."""
     from sdp_compile.policies import resolve_policy
 
-    policy = resolve_policy(settings.policy, **settings.fields())
+    policy = resolve_policy(settings.policy, **policy_fields(settings.coverage, settings.masking))
     # With --json - the report goes to standard output, alone.
     console = Console(stderr=settings.json_path == "-")
     if settings.zoo is not None:

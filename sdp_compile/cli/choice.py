@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdp_compile.cli.settings import DEFAULT_COVERAGE, TrainSettings
+from sdp_compile.cli.settings import DEFAULT_COVERAGE, TrainSettings, policy_fields
 
 if TYPE_CHECKING:
     from sdp_compile.policies import Policy
@@ -15,7 +15,7 @@ def choose_policy(settings: TrainSettings) -> Policy:
     from sdp_compile.policies import resolve_policy
 
     if settings.policy_is_file:
-        fields = {} if settings.coverage is None else {"coverage": settings.coverage}
+        fields = policy_fields(settings.coverage, settings.masking)
     else:
-        fields = {"coverage": settings.coverage or DEFAULT_COVERAGE}
+        fields = policy_fields(settings.coverage or DEFAULT_COVERAGE, settings.masking)
     return resolve_policy(settings.policy, **fields)

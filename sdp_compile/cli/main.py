@@ -79,6 +79,7 @@ def train(
         ),
     ] = None,
     coverage: options.Coverage = None,
+    masking: options.Masking = None,
     level: Annotated[Level | None, typer.Option(help="Short for the policy of that name.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and of the batches.")] = 0,
     baseline: Annotated[
@@ -94,6 +95,7 @@ def train(
       sdp-compile train
       sdp-compile train --workers 2 --steps 50 --baseline
       sdp-compile train --policy block --coverage 0.25 --workers 8
+      sdp-compile train --masking backward
       sdp-compile train --policy my_policy.toml --output runs/one
 
     Under torchrun it joins the given process group instead of starting
@@ -113,6 +115,7 @@ def train(
             steps=steps,
             policy=policy or (level.value if level else "neuron"),
             coverage=coverage,
+            masking=masking and masking.value,
             seed=seed,
             baseline=baseline,
             output=str(output),
@@ -133,6 +136,7 @@ def check(
     ] = None,
     policy: options.Policy = "auto",
     coverage: options.Coverage = None,
+    masking: options.Masking = None,
     workers: options.Workers = DEFAULT_WORKERS,
     rank: Annotated[list[int] | None, typer.Option(help="A worker to compare; repeatable. Default: all.")] = None,
     inputs: options.Inputs = None,
@@ -163,6 +167,7 @@ def check(
             zoo=zoo,
             policy=policy,
             coverage=coverage,
+            masking=masking and masking.value,
             workers=workers,
             ranks=tuple(rank or ()),
             inputs=tuple(inputs or ()),
@@ -181,6 +186,7 @@ def inspect(
     model: options.Model,
     policy: options.Policy = "auto",
     coverage: options.Coverage = None,
+    masking: options.Masking = None,
     workers: options.Workers = DEFAULT_WORKERS,
     rank: Annotated[int, typer.Option(min=0, help="graph, diff: the worker whose graph is shown.")] = 0,
     mode: Annotated[Mode | None, typer.Option(help="graph, diff: which graph. Default: train.")] = None,
@@ -231,7 +237,9 @@ def inspect(
     with clean_errors(debug):
         settings = InspectSettings(
             view=view.value,
-            words=SubjectWords(model, policy, coverage, workers, tuple(inputs or ()), tuple(overrides or ())),
+            words=SubjectWords(
+                model, policy, coverage, masking and masking.value, workers, tuple(inputs or ()), tuple(overrides or ())
+            ),
             rank=rank,
             mode=mode and mode.value,
             lowering=lowering and lowering.value,
@@ -249,6 +257,7 @@ def report(
     model: options.Model,
     policy: options.Policy = "auto",
     coverage: options.Coverage = None,
+    masking: options.Masking = None,
     workers: options.Workers = DEFAULT_WORKERS,
     rank: Annotated[int, typer.Option(min=0, help="The worker whose rewritten graph is shown.")] = 0,
     inputs: options.Inputs = None,
@@ -270,7 +279,9 @@ def report(
     from sdp_compile.cli.subject import SubjectWords
 
     with clean_errors(debug):
-        words = SubjectWords(model, policy, coverage, workers, tuple(inputs or ()), tuple(overrides or ()))
+        words = SubjectWords(
+            model, policy, coverage, masking and masking.value, workers, tuple(inputs or ()), tuple(overrides or ())
+        )
         run(words, output, rank)
 
 

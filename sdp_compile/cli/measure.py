@@ -27,9 +27,10 @@ class TrainingState:
 def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
     """Measure after a step, while gradients and optimizer state are there."""
     parameters = list(model.parameters())
+    rests = list(getattr(model, "rests", {}).values())
     return TrainingState(
-        parameters=sum(parameter.numel() for parameter in parameters),
-        parameter_bytes=_storage_bytes(parameters),
+        parameters=sum(tensor.numel() for tensor in (*parameters, *rests)),
+        parameter_bytes=_storage_bytes((*parameters, *rests)),
         gradient_bytes=_storage_bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
         optimizer_bytes=_storage_bytes(
             value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)

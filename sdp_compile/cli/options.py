@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,22 @@ OptionalModel = Annotated[str | None, _MODEL]
 Policy = Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="Who owns what.", autocompletion=complete_policy)]
 Coverage = Annotated[
     float | None, typer.Option(help="Share of the workers that own a unit. Default: 0.5, or the file's.")
+]
+
+
+class MaskingName(str, Enum):
+    """What a worker computes with."""
+
+    forward = "forward"
+    backward = "backward"
+
+
+Masking = Annotated[
+    MaskingName | None,
+    typer.Option(
+        help="Whether a worker computes with its subnetwork, or with the full model and trains its part of it. "
+        "Default: forward, or the file's."
+    ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Number of workers to plan for.")]
 Inputs = Annotated[

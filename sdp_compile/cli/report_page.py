@@ -32,6 +32,7 @@ def command(words: SubjectWords, rank: int) -> str:
     """The command that makes the same page again."""
     parts = ["sdp-compile", "report", words.model, "--policy", words.policy, "--workers", str(words.workers)]
     parts += [] if words.coverage is None else ["--coverage", f"{words.coverage:g}"]
+    parts += [] if words.masking is None else ["--masking", words.masking]
     parts += [word for text in words.inputs for word in ("--input", text)]
     parts += [word for text in words.overrides for word in ("--set", text)]
     return shlex.join(parts + (["--rank", str(rank)] if rank else []))

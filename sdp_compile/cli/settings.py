@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sdp_compile.errors import DistributedError, PolicyError
 
@@ -15,12 +16,13 @@ DEFAULT_COVERAGE = 0.5
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """``policy`` is a name or the path of a TOML file; ``coverage=None`` keeps what that policy says."""
+    """``policy`` is a name or the path of a TOML file; None for a field keeps what that policy says."""
 
     workers: int = DEFAULT_WORKERS
     steps: int = 150
     policy: str = "neuron"
     coverage: float | None = None
+    masking: str | None = None
     seed: int = 0
     baseline: bool = False
     output: str = "sdp-compile-out"
@@ -79,3 +81,8 @@ def check_policy_words(policy: str, coverage: float | None) -> None:
         )
     if is_policy_file(policy) and not Path(policy).is_file():
         raise PolicyError(f"policy file {policy}: there is no such file; give a TOML file or a policy's name")
+
+
+def policy_fields(coverage: float | None, masking: str | None) -> dict[str, Any]:
+    """The policy's fields that were given beside its name."""
+    return {key: value for key, value in (("coverage", coverage), ("masking", masking)) if value is not None}

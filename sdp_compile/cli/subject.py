@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdp_compile.cli.models import check_inputs, check_words, load
 from sdp_compile.cli.progress import stages
-from sdp_compile.cli.settings import check_policy_words
+from sdp_compile.cli.settings import check_policy_words, policy_fields
 
 if TYPE_CHECKING:
     from sdp_compile.inspector.subject import Subject
@@ -20,6 +20,7 @@ class SubjectWords:
     model: str
     policy: str = "auto"
     coverage: float | None = None
+    masking: str | None = None
     workers: int = 4
     inputs: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
@@ -33,8 +34,9 @@ def subject_of(words: SubjectWords) -> Subject:
     """Build, capture, analyse and plan, with a progress bar at a terminal. No rank is rewritten, no weight is read."""
     from sdp_compile.policies import resolve_policy
 
-    fields: dict[str, Any] = {} if words.coverage is None else {"coverage": words.coverage}
-    policy = resolve_policy(words.policy, **fields)  # refused before torch is loaded
+    policy = resolve_policy(
+        words.policy, **policy_fields(words.coverage, words.masking)
+    )  # refused before torch is loaded
     with stages(4) as begin:
         begin(f"building {words.model}")
         loaded = load(words.model, words.inputs, words.overrides)

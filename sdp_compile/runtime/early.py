@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,23 +32,25 @@ class Early:
     def follow(self, parameters: Iterable[nn.Parameter]) -> None:
         """Finds where autograd accumulates these parameters' gradients: other places after they changed their dtype.
 
-        Not possible where `expect` is called, in an operator.
+        Not possible where a graph launches, in an operator.
         """
         self._nodes = {id(p): get_gradient_edge(p).node for p in parameters if p.requires_grad}
 
-    def expect(self, gradients: Mapping[nn.Parameter, Tensor]) -> bool:
-        """Watches for the arrival of these gradients; False where this backward will not accumulate all of them."""
-        nodes = [self._nodes.get(id(parameter)) for parameter in gradients]
-        if not all(node is not None and torch._C._will_engine_execute_node(node) for node in nodes):
-            self.missed = True
-            return False
-        for (parameter, gradient), node in zip(gradients.items(), nodes, strict=True):
+    def accumulates(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether the current backward will accumulate gradients in all of these."""
+        nodes = [self._nodes.get(id(parameter)) for parameter in parameters]
+        result = all(node is not None and _is_accumulating(node) for node in nodes)
+        self.missed |= not result
+        return result
+
+    def expect(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+        """Watches for the arrival of these gradients, of parameters that the current backward accumulates."""
+        for parameter, gradient in gradients.items():
             if id(parameter) not in self._expected:
                 self._expected[id(parameter)] = StorageWeakRef(gradient.untyped_storage()), gradient._version
                 # A hook of the node and not of the tensor: it sees what all hooks of the tensor have made of it.
                 arrived = partial(self._arrived, id(parameter))
-                self._handles.append(cast("Node", node).register_prehook(arrived))
-        return True
+                self._handles.append(self._nodes[id(parameter)].register_prehook(arrived))
 
     def incomplete(self) -> bool:
         """At the end of backward: whether anything that was launched is not what arrived. Forgets everything."""
@@ -71,3 +72,11 @@ class Early:
         found = None if gradient is None else (StorageWeakRef(gradient.untyped_storage()), gradient._version)
         if found is None or found != expected:
             self.stale = True
+
+
+def _is_accumulating(node: Node) -> bool:
+    """Whether this backward will run the node that accumulates a parameter's gradient."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # under torch.autograd.grad() the engine does not answer for parameters that it was asked for
+        return False

@@ -155,22 +155,21 @@ class GradientEngine:
         """
         self._early.asked = True
         position = self._positions.get(number)
-        if position is None or not self._synchronise or not self._early.on or not self._take_part():
+        if position is None or not self._synchronise or not self._early.on:
             return
         names = self._slots[position].names
         if len(names) != len(gradients):
             return  # the graph does not use all of the bucket
+        trainable = [(name, gradient) for name, gradient in zip(names, gradients, strict=True)
+                     if self._parameters[name].requires_grad]  # fmt: skip
+        if not self._early.accumulates(self._parameters[name] for name, _ in trainable) or not self._take_part():
+            return
         if position in self._launched:
             self._early.stale = True  # a second forward call
             return
-        given = {
-            name: gradient
-            for name, gradient in zip(names, gradients, strict=True)
-            if self._parameters[name].requires_grad
-        }
-        if self._early.expect({self._parameters[name]: gradient for name, gradient in given.items()}):
-            self._launched[position] = self._pack(position, given)
-            self._ascending.ready(position)
+        self._early.expect({self._parameters[name]: gradient for name, gradient in trainable})
+        self._launched[position] = self._pack(position, dict(trainable))
+        self._ascending.ready(position)
 
     def _take_part(self) -> bool:
         """In a backward that reduces; whether reductions may be issued before its end."""

@@ -1,8 +1,8 @@
 """Reductions launched from inside a compiled backward, where autograd's hooks come too late.
 
 TorchDynamo sees the marks of a graph as an autograd function, the identity in forward. Its backward calls an operator
-that compilers know nothing of but that its calls happen, in this order; it hands the gradients to the module's gradient
-engine, which issues what it may in the same order as in eager mode.
+of which compilers know only that its calls must happen. It hands the gradients to the module's gradient engine, which
+issues what it may in the same order as in eager mode: no compiler option can change the order of collectives.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
 from sdp_compile.passes.base import LoweringKind, Pass, copy_program
 from sdp_compile.program import Capture, Mode, Program
+from sdp_compile.rest import rests
 from sdp_compile.runtime.containers import register_tensors, retie, tensor_places
 from sdp_compile.runtime.variants import Variants, chosen_while_compiling
 
@@ -78,6 +79,12 @@ class SDPModule(fx.GraphModule):
     def workers(self) -> int:
         """The number of workers of the plan."""
         return self.plan.workers
+
+    @property
+    def rests(self) -> Mapping[str, Tensor]:
+        """Under backward masking, what the worker computes with of parameters without owning it, by local name."""
+        names = [rest.name for parts in rests(self.plan, self.rank).values() for rest in parts]
+        return {name: self.get_buffer(name) for name in names} if self.lowering == "sliced" else {}
 
     @property
     def mode(self) -> Mode:

@@ -46,6 +46,7 @@ def clip_grad_norm_(
         with explained(tuple(range(module.workers)), "the gradient norm", module.rank):
             operation = dist.ReduceOp.MAX if math.isinf(norm_type) else dist.ReduceOp.SUM
             dist.all_reduce(total, op=operation, group=runtime.group)
+        runtime.groups.traffic.add("control", "all_reduce", total.nbytes, module.workers)
     norm = total if math.isinf(norm_type) else total ** (1.0 / norm_type)
     if error_if_nonfinite and not torch.isfinite(norm):
         raise SDPError(f"clip_grad_norm_(): the norm of the gradient is {norm.item()}.")

@@ -45,5 +45,6 @@ def _agree(found: list[Tensor], groups: Groups) -> None:
     largest = torch.stack([flag.to(groups.device) for flag in found]).amax()
     with explained(tuple(range(groups.workers)), "the gradient scaler's check", groups.rank):
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=groups.group)
+    groups.traffic.add("control", "all_reduce", largest.nbytes, groups.workers)
     for flag in found:
         flag.copy_(largest)

@@ -31,6 +31,11 @@ class Traffic:
         self.sent[what] += round(sent_bytes(kind, payload, members))
         self.calls[what] += 1
 
+    def add_sent(self, what: str, nbytes: int) -> None:
+        """Counts a collective that sends just these bytes."""
+        self.sent[what] += nbytes
+        self.calls[what] += 1
+
     @property
     def total(self) -> int:
         return sum(self.sent.values())

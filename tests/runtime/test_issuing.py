@@ -1,0 +1,101 @@
+"""One order of collectives on all workers, whatever they compute and however slowly."""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdp_compile import sdp_compile
+from sdp_compile.plan import Plan
+from sdp_compile.policies import Policy
+from sdp_compile.structure.model import Structure
+from tests.distributed import run_workers
+from tests.runtime.models import batch, build, loss_of
+
+pytestmark = pytest.mark.timeout(150)
+WORKERS = 6
+STEPS = 25
+
+
+class RandomOwners(Policy):
+    """Every unit belongs to one to four random workers; every worker owns a unit of every family."""
+
+    name: ClassVar[str] = "random_owners"
+
+    def partition(self, structure: Structure, workers: int) -> Mapping[str, Sequence[Collection[int]]]:
+        chosen = random.Random(11)
+        result = {}
+        for family in structure.families:
+            inner = family.kind == "axis" and "branches" in family.name
+            if inner if self.level == "neuron" else family.name == "blocks":
+                owners = [chosen.sample(range(workers), chosen.randint(1, 4)) for _ in range(family.units)]
+                for worker in range(workers):
+                    owners[worker % family.units] = sorted({*owners[worker % family.units], worker})
+                result[family.name] = owners
+        return result
+
+
+def trained(rank: int, level: str) -> Any:
+    warnings.simplefilter("ignore")
+    module = sdp_compile(build("cnn"), RandomOwners(level=level), (batch("cnn", 0),), bucket_bytes=1500)
+    engine, chance = module.runtime.engine, random.Random(100 + rank)
+
+    def delayed(gradient: Tensor) -> None:
+        if chance.random() < 0.15:
+            time.sleep(0.004 * chance.random())
+
+    for parameter in module.parameters():
+        parameter.register_hook(delayed)
+    during = []
+    start = engine.reduction.start
+
+    def recorded(bucket: Any, flat: Tensor) -> None:
+        during.append(torch._C._current_autograd_node() is not None)
+        start(bucket, flat)
+
+    engine.reduction.start = recorded
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    issued = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        x = batch("cnn", 100 * rank + step)
+        # Now and then a worker has no gradient for most of its parameters.
+        loss = module.head.bias.square().sum() if chance.random() < 0.1 else loss_of("cnn", module(x), x)
+        loss.backward()
+        optimizer.step()
+        issued.append(list(engine.issued))
+    values = {name: value.detach().clone() for name, value in module.named_parameters()}
+    return module.plan.to_json(), issued, during, values
+
+
+@pytest.mark.parametrize("level", ["neuron", "block"])
+def test_random_owners_and_delays_keep_one_order(level: str) -> None:
+    found = run_workers(trained, WORKERS, level)
+    plan = Plan.from_json(found[0][0])
+    expected = [[bucket.number for bucket in plan.buckets(rank, 1500)] for rank in range(WORKERS)]
+    assert len({tuple(numbers) for numbers in expected}) > 1
+    for rank, (_, issued, during, _) in enumerate(found):
+        assert issued == [expected[rank]] * STEPS
+        assert issued[0] == sorted(issued[0])
+        assert any(during)  # and not only at the end
+    for one, other in combinations(range(WORKERS), 2):
+        for mine, theirs in zip(found[one][1], found[other][1], strict=True):
+            common = set(mine) & set(theirs)
+            assert [n for n in mine if n in common] == [n for n in theirs if n in common]
+    for name in plan.state:
+        whole = {}
+        for rank, (_, _, _, values) in enumerate(found):
+            if name in values:
+                whole[rank] = torch.zeros(plan.state[name].shape, dtype=values[name].dtype)
+                whole[rank][plan.mask(name, rank)] = values[name].reshape(-1)
+        for piece in plan.pieces(name) if whole else ():
+            grid = torch.meshgrid(*map(torch.from_numpy, piece.index), indexing="ij")
+            assert all(torch.equal(whole[rank][grid], whole[piece.owners[0]][grid]) for rank in piece.owners)
