@@ -1,0 +1,111 @@
+"""The bytes that a worker sends, counted below every library: each collective that reaches torch.distributed's ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sdp_compile.errors import SDPError
+from sdp_compile.runtime.traffic import CollectiveKind, sent_bytes
+
+# The operators of c10d and _c10d_functional by the start of their names: what they are, and which argument holds
+# everybody's part. The functional all-gather has no such argument: its result does.
+_RESULT = -1
+_KINDS: dict[str, tuple[CollectiveKind, int]] = {
+    "allreduce": ("all_reduce", 0),
+    "all_reduce": ("all_reduce", 0),
+    "_allgather_base": ("all_gather", 0),
+    "allgather": ("all_gather", 0),
+    "all_gather_into_tensor": ("all_gather", _RESULT),
+    "_reduce_scatter_base": ("reduce_scatter", 1),
+    "reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1),
+    "reduce_scatter_tensor": ("reduce_scatter", 0),
+    "reduce_scatter": ("reduce_scatter", 1),
+    "broadcast": ("broadcast", 0),
+    "alltoall": ("all_to_all", 1),
+    "all_to_all_single": ("all_to_all", 0),
+}
+_SILENT = ("barrier", "monitored_barrier", "wait_tensor", "_wrap_tensor_autograd")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One collective: the bytes of the tensor that holds everybody's part, and how many take part."""
+
+    kind: CollectiveKind
+    payload: int
+    members: int
+
+    @property
+    def nbytes(self) -> float:
+        """What this worker sends, with a ring."""
+        return sent_bytes(self.kind, self.payload, self.members)
+
+
+@dataclass
+class Counter:
+    """What was handed to collectives while a `counted` was active."""
+
+    collectives: list[Sent] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> float:
+        return sum(sent.nbytes for sent in self.collectives)
+
+
+class counted(TorchDispatchMode):
+    """Context in which every collective of this thread is counted, in eager mode and in compiled graphs.
+
+    A collective that it does not know raises `SDPError`: what is not counted would be reported as not sent.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter = Counter()
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Compiled code runs under it as it is; under another mode torch.compile would fall back to eager."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace in ("c10d", "_c10d_functional"):
+            sent = _sent(func.__name__.partition(".")[0], args, result)
+            if sent is not None:
+                self.counter.collectives.append(sent)
+        return result
+
+
+def _sent(name: str, args: tuple[Any, ...], result: Any) -> Sent | None:
+    if name in _SILENT:
+        return None
+    known = next((name_ for name_ in sorted(_KINDS, key=len, reverse=True) if name.startswith(name_)), None)
+    if known is None:
+        raise SDPError(f"A collective {name} was called, which `sdp-compile bench` cannot count.")
+    kind, position = _KINDS[known]
+    payload = _nbytes(result if position == _RESULT else args[position])
+    return Sent(kind, payload, _members(args))
+
+
+def _nbytes(tensors: Any) -> int:
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(tensors) if isinstance(leaf, Tensor))
+
+
+def _members(args: Iterable[Any]) -> int:
+    """The size of the process group among the arguments: an object of c10d, a name of _c10d_functional."""
+    names = []
+    for arg in args:
+        if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
+            return int(dist.ProcessGroup.unbox(arg).size())
+        if isinstance(arg, str):
+            names.append(arg)
+    return int(_resolve_process_group(names[-1]).size())  # the reduction's name comes first
