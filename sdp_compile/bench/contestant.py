@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +17,7 @@ import sdp_compile
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.variants import Variant
 from sdp_compile.bench.work import Work
+from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.module import SDPModule
 
@@ -68,11 +68,11 @@ def _ddp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Modu
         if not blocks:
             raise SDPError("The model has no repeated blocks to checkpoint (see `sdp-compile bench --help`).")
         for block in blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-    sizes = {} if settings.bucket_bytes is None else {"bucket_cap_mb": settings.bucket_bytes / 2**20}
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    megabytes = None if settings.bucket_bytes is None else settings.bucket_bytes / 2**20
     module = DistributedDataParallel(
-        work.model, gradient_as_bucket_view=True, static_graph=not variant.compiled, **sizes
-    )  # fmt: skip
+        work.model, gradient_as_bucket_view=True, static_graph=not variant.compiled, bucket_cap_mb=megabytes
+    )
     return module, torch.compile(module) if variant.compiled else module
 
 
@@ -92,8 +92,9 @@ def _sdp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[SDPModu
     policy = {"neuron": sdp_compile.NeuronPolicy, "block": sdp_compile.BlockPolicy}[variant.level](
         masking=variant.masking, **settings.policy_fields
     )
-    sizes = {} if settings.bucket_bytes is None else {"bucket_bytes": settings.bucket_bytes}
-    module = sdp_compile.sdp_compile(work.model, policy, work.example_inputs, group=dist.group.WORLD, **sizes)
+    module = sdp_compile.sdp_compile(
+        work.model, policy, work.example_inputs, bucket_bytes=settings.bucket_bytes or DEFAULT_BUCKET_BYTES
+    )
     return module, torch.compile(module) if variant.compiled else module
 
 

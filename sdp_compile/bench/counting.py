@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,6 +33,8 @@ _KINDS: dict[str, tuple[CollectiveKind, int]] = {
     "all_to_all_single": ("all_to_all", 0),
 }
 _SILENT = ("barrier", "monitored_barrier", "wait_tensor", "_wrap_tensor_autograd")
+
+_resolve: Any = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009 (not among its declared names)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class counted(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counter = Counter()
 
     @classmethod
@@ -102,10 +103,10 @@ def _nbytes(tensors: Any) -> int:
 
 def _members(args: Iterable[Any]) -> int:
     """The size of the process group among the arguments: an object of c10d, a name of _c10d_functional."""
-    names = []
+    names: list[Any] = []
     for arg in args:
         if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
             return int(dist.ProcessGroup.unbox(arg).size())
         if isinstance(arg, str):
             names.append(arg)
-    return int(_resolve_process_group(names[-1]).size())  # the reduction's name comes first
+    return int(_resolve(names[-1]).size())  # the reduction's name comes first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def measure(contestant: Contestant, meter: PeakMeter) -> MemoryUse:
     held.add(_tensors(contestant.module))
     activations = _Storages(held.seen).add_storages(saved)
     saved.clear()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     contestant.optimizer.step()
     after = _Storages()
     return MemoryUse(
@@ -130,7 +131,5 @@ def _resident() -> int:
 
 
 def _most_resident() -> int:
-    import sys
-
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

@@ -18,10 +18,11 @@ GPT = "gpt"
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """``model`` is a MODEL of the command line; ``batch`` (samples per worker) None is that of the model's inputs.
+    """``model`` is a MODEL of the command line; ``batch``, the samples per worker, None that of the model's inputs.
 
-    ``bucket_bytes`` None is the default of `sdp_compile`. Every variant runs ``rounds`` turns of ``steps`` timed steps, after ``warmup`` untimed ones. ``timeout`` is the
-    longest, in seconds, that a variant's workers may take to get ready or for one turn.
+    ``bucket_bytes`` None is each library's own. Every variant runs ``rounds`` turns of ``steps`` timed steps, after
+    ``warmup`` untimed ones. ``timeout`` is the longest, in seconds, that a variant's workers may take to get ready or
+    for one turn.
     """
 
     model: str = GPT
@@ -77,5 +78,7 @@ class BenchSettings:
 
     @classmethod
     def loads(cls, text: str) -> BenchSettings:
-        fields = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        fields: dict[str, Any] = json.loads(text)
+        for name in ("variants", "inputs", "overrides"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
