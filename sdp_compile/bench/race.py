@@ -86,10 +86,11 @@ def _start(
     started: list[_Running] = []
     needs = 0
     while waiting:
-        entry = waiting[0]
+        entry, base = waiting[0], waiting[0].variant.base
         free, total = _memory()
-        others = [one for one in started if one.entry.variant.base not in REFERENCES]
-        if others and total and free - 1.25 * needs < _RESERVE * total:
+        others = [one.entry.variant.base for one in started if one.entry.variant.base not in REFERENCES]
+        forms = sum(other.variant.base == base for other in waiting)  # eager and compiled stay together
+        if others and base not in others and total and free - 1.25 * needs * forms < _RESERVE * total:
             break
         waiting.pop(0)
         entry.wave = wave

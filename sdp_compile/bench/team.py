@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch.distributed as dist
 
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.variants import Variant
+from sdp_compile.bench.worker import STOP, main
 from sdp_compile.errors import DistributedError
 
 _GRACE = 3.0  # seconds: for workers that fail together to say why
+_ORDERLY = 1.0  # seconds: for waiting workers to end
 _LOG_LINES = 40
 
 
@@ -42,8 +45,6 @@ class Team:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         self._pipes: list[Connection] = []
         self._processes: list[ForkServerProcess] = []
-        from sdp_compile.bench.worker import main
-
         for rank, log in enumerate(self._logs):
             ours, theirs = context.Pipe()
             arguments = (theirs, variant.name, rank, self._store.port, str(log), settings.dumps())
@@ -96,10 +97,14 @@ class Team:
         return [answers[rank] for rank in range(len(self._pipes))]
 
     def stop(self) -> None:
-        """Ends all workers at once: nothing of theirs needs an orderly end."""
+        """Ends all workers: those that wait end in order, those that hang are killed."""
+        for pipe in self._pipes:
+            with suppress(OSError):  # gone already
+                pipe.send_bytes(json.dumps(STOP).encode())
+        deadline = time.monotonic() + _ORDERLY
         for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
-        for process in self._processes:
             process.join()
         for pipe in self._pipes:
             pipe.close()

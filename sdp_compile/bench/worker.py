@@ -30,6 +30,8 @@ from sdp_compile.cli.launch import local_worker_environment
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.module import SDPModule
 
+STOP: dict[str, Any] = {"stop": True}
+
 
 def main(pipe: Connection, variant: str, rank: int, port: int, log: str, settings: str) -> None:
     """Entry point of the process. Its words go to the file ``log``; ``pipe`` carries one JSON value per message."""
@@ -44,9 +46,8 @@ def main(pipe: Connection, variant: str, rank: int, port: int, log: str, setting
         text = str(error) if isinstance(error, SDPError) else f"{type(error).__name__}: {error}"
         with suppress(OSError):
             _send(pipe, {"error": text, "time": time.time(), "details": traceback.format_exc()})
-            while True:  # ended by the parent, which first reads what the others say
-                commands.get()
-    os._exit(1)
+        while commands.get() != STOP:  # the parent first reads what the others say
+            pass
 
 
 def _commands(pipe: Connection) -> queue.Queue[dict[str, Any]]:
@@ -76,8 +77,8 @@ def _serve(
     meter = memory.PeakMeter(device)
     contestant, facts = _prepare(variant, rank, device, settings, meter)
     _send(pipe, facts)
-    while True:
-        _send(pipe, {"seconds": timed(contestant.step, commands.get()["steps"], device)})
+    while (command := commands.get()) != STOP:
+        _send(pipe, {"seconds": timed(contestant.step, command["steps"], device)})
 
 
 def _join(rank: int, port: int, settings: BenchSettings) -> torch.device:
@@ -89,7 +90,7 @@ def _join(rank: int, port: int, settings: BenchSettings) -> torch.device:
     if torch.accelerator.is_available() and torch.accelerator.device_count() >= settings.workers:
         device = torch.device(str(torch.accelerator.current_accelerator()).split(":")[0], rank)
         torch.accelerator.set_device_index(rank)
-    limit = timedelta(seconds=settings.timeout)
+    limit = timedelta(seconds=2 * settings.timeout)  # the parent is first, and says which worker it waits for
     store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=limit)  # type: ignore[attr-defined]
     dist.init_process_group(
         dist.get_default_backend_for_device(device), store=store, rank=rank, world_size=settings.workers, timeout=limit

@@ -54,20 +54,19 @@ def _time(variants: Sequence[Mapping[str, Any]]) -> Table:
     compiled = any(variant["compiled"] for variant in variants)
     unit = "tokens" if variants[0]["tokens_per_second"] else "samples"
     table = _table(
-        "Step time in seconds, in ratio to that of peers in the same round, and throughput: median, quartiles",
-        "step", "quartiles", "of\nDDP", "quartiles", "of\nFSDP2",
+        "Step time in seconds (median, interquartile range), and in ratio to peers in the same round",
+        "step", "IQR", "of\nDDP", "of\nFSDP2",
         *(("of DDP\n+compile", "of its\neager") if compiled else ()), f"{unit}\nper s",
     )  # fmt: skip
     for variant in variants:
-        seconds, ddp = variant["step_seconds"], variant["ratio"].get("ddp")
+        seconds = variant["step_seconds"]
         itself = variant["name"].removesuffix(COMPILED)
         rate = variant["tokens_per_second"] or variant["samples_per_second"]
         table.add_row(
             variant["name"],
             f"{seconds['median']:.3f}",
-            f"{seconds['low']:.3f}-{seconds['high']:.3f}",
+            f"{seconds['high'] - seconds['low']:.3f}",
             Text(_ratio(variant, "ddp"), style="bold"),
-            "" if ddp is None else f"{ddp['low']:.2f}-{ddp['high']:.2f}",
             _ratio(variant, "fsdp2"),
             *(_ratio(variant, "ddp" + COMPILED), _ratio(variant, itself) * variant["compiled"])[: 2 * compiled],
             f"{rate:,.0f}",
@@ -84,7 +83,7 @@ def _memory(variants: Sequence[Mapping[str, Any]]) -> Table:
     dense = next((variant for variant in variants if variant["name"].removesuffix(COMPILED) == "ddp"), None)
     table = _table(
         "MiB of the worker that holds most, by distinct storages; its state against DDP's; growth of its process",
-        "param-\neters", "buf-\nfers", "gradi-\nents", "opti-\nmizer", "state", "of\nDDP", "acti-\nvations",
+        "para-\nmeters", "buf-\nfers", "gradi-\nents", "opti-\nmizer", "state", "of\nDDP", "acti-\nvations",
         "peak",
     )  # fmt: skip
     for variant in variants:
