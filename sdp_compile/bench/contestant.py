@@ -49,7 +49,7 @@ class Contestant:
 
 def make_contestant(variant: Variant, work: Work, settings: BenchSettings) -> Contestant:
     """The variant of ``work.model``, which is used up. Collective. AdamW with the same options for all."""
-    make = {"ddp": _ddp, "ddp-checkpoint": _ddp, "fsdp2": _fsdp2, "sdp": _sdp}[variant.kind]
+    make = {"ddp": _ddp, "ddp-checkpoint": _ddp, "fsdp2": _fsdp2, "sdp": _sdp, "local": _local}[variant.kind]
     module, call = make(variant, work, settings)
     return Contestant(work, module, call, _optimizer(variant, module))
 
@@ -88,14 +88,24 @@ def _fsdp2(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Mo
     return work.model, work.model
 
 
+def _local(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Module, Callable[..., Any]]:
+    return work.model, work.model
+
+
 def _sdp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[SDPModule, Callable[..., Any]]:
-    policy = {"neuron": sdp_compile.NeuronPolicy, "block": sdp_compile.BlockPolicy}[variant.level](
-        masking=variant.masking, **settings.policy_fields
-    )
+    policy = policy_of(variant, settings)
     module = sdp_compile.sdp_compile(
         work.model, policy, work.example_inputs, bucket_bytes=settings.bucket_bytes or DEFAULT_BUCKET_BYTES
     )
     return module, torch.compile(module) if variant.compiled else module
+
+
+def policy_of(variant: Variant, settings: BenchSettings) -> sdp_compile.Policy:
+    """The policy of an SDP variant; PolicyError where this version does not have it."""
+    policy: sdp_compile.Policy = {"neuron": sdp_compile.NeuronPolicy, "block": sdp_compile.BlockPolicy}[variant.level](
+        masking=variant.masking, **settings.policy_fields
+    )
+    return policy
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:

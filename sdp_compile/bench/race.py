@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,11 +33,15 @@ class Turn:
 
 @dataclass
 class Entry:
-    """What came of one variant: what its workers measured, by rank, and its turns; or why it has none."""
+    """What came of one variant: what its workers measured, by rank, and its turns; or why it has none.
+
+    ``probes`` holds each turn's answers, by rank, of the variant that measures the machine.
+    """
 
     variant: Variant
     workers: list[dict[str, Any]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    probes: list[list[dict[str, Any]]] = field(default_factory=list)
     wave: int = 0
     reason: str = ""
     details: str = ""
@@ -49,9 +53,9 @@ class _Running:
     team: Team
 
 
-def race(settings: BenchSettings, begin: Callable[[str], None]) -> list[Entry]:
-    """Every chosen variant's entry, in their order; ``begin`` is told what starts, `stages` times."""
-    entries = [Entry(variant) for variant in settings.chosen]
+def race(settings: BenchSettings, variants: Sequence[Variant], begin: Callable[[str], None]) -> list[Entry]:
+    """Every variant's entry, in their order; ``begin`` is told what starts, `stages` times."""
+    entries = [Entry(variant) for variant in variants]
     references = [entry for entry in entries if entry.variant.base in REFERENCES]
     waiting = references + [entry for entry in entries if entry not in references]
     shuffle = random.Random(settings.seed).shuffle
@@ -73,9 +77,9 @@ def race(settings: BenchSettings, begin: Callable[[str], None]) -> list[Entry]:
     return entries
 
 
-def stages(settings: BenchSettings) -> int:
+def stages(settings: BenchSettings, variants: Sequence[Variant]) -> int:
     """How many stages `race` begins: each variant's start, and its turns."""
-    return len(settings.chosen) * (1 + settings.rounds)
+    return len(variants) * (1 + settings.rounds)
 
 
 def _start(
@@ -117,6 +121,8 @@ def _take_turn(one: _Running, turn: Turn, settings: BenchSettings, begin: Callab
         return False
     seconds = max(float(answer["seconds"]) for answer in answers)
     one.entry.turns.append(Turn(turn.wave, turn.round, seconds))
+    if one.entry.variant.kind == "local":
+        one.entry.probes.append(answers)
     return True
 
 

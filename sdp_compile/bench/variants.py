@@ -10,7 +10,7 @@ from typing import Literal
 from sdp_compile.errors import SDPError
 from sdp_compile.partition import did_you_mean
 
-Kind = Literal["ddp", "ddp-checkpoint", "fsdp2", "sdp"]
+Kind = Literal["ddp", "ddp-checkpoint", "fsdp2", "sdp", "local"]
 
 COMPILED = "+compile"
 
@@ -42,6 +42,9 @@ BASES = (
     Variant("sdp-backward-neuron", "sdp", "SDP backward, neuron", masking="backward"),
     Variant("sdp-backward-block", "sdp", "SDP backward, block", level="block", masking="backward"),
 )
+
+LOCAL = Variant("local", "local", "dense, no communication")
+"""Each worker by itself: no peer, but what the simulator measures the machine with."""
 
 REFERENCES = ("ddp", "fsdp2")
 """Those that the others are set in ratio to; they take part in every wave."""

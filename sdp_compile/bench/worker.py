@@ -22,8 +22,9 @@ from torch._inductor import config as inductor
 from sdp_compile.bench import memory, prediction
 from sdp_compile.bench.contestant import Contestant, make_contestant
 from sdp_compile.bench.counting import Counter, counted
+from sdp_compile.bench.probe import meet, probe
 from sdp_compile.bench.settings import BenchSettings
-from sdp_compile.bench.variants import VARIANTS, Variant
+from sdp_compile.bench.variants import LOCAL, VARIANTS, Variant
 from sdp_compile.bench.work import make_work
 from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.cli.launch import local_worker_environment
@@ -41,7 +42,7 @@ def main(pipe: Connection, variant: str, rank: int, port: int, log: str, setting
     os.dup2(words, 2)
     commands = _commands(pipe)
     try:
-        _serve(commands, pipe, VARIANTS[variant], rank, port, BenchSettings.loads(settings))
+        _serve(commands, pipe, {**VARIANTS, LOCAL.name: LOCAL}[variant], rank, port, BenchSettings.loads(settings))
     except BaseException as error:
         text = str(error) if isinstance(error, SDPError) else f"{type(error).__name__}: {error}"
         with suppress(OSError):
@@ -78,7 +79,10 @@ def _serve(
     contestant, facts = _prepare(variant, rank, device, settings, meter)
     _send(pipe, facts)
     while (command := commands.get()) != STOP:
-        _send(pipe, {"seconds": timed(contestant.step, command["steps"], device)})
+        if variant.kind == "local":
+            _send(pipe, probe(contestant, device))
+        else:
+            _send(pipe, {"seconds": timed(contestant.step, command["steps"], device)})
 
 
 def _join(rank: int, port: int, settings: BenchSettings) -> torch.device:
@@ -104,7 +108,7 @@ def _prepare(
     """The contestant after its warm-up, and all that is measured of it but time."""
     started = time.perf_counter()
     work = make_work(settings, rank, device)
-    predicted, flops = None, None
+    predicted, flops = prediction.Prediction(0.0), None
     if variant.kind in ("ddp", "ddp-checkpoint"):
         predicted = prediction.predict_ddp(work.model, settings.workers)
     elif variant.kind == "fsdp2":
@@ -118,7 +122,6 @@ def _prepare(
     use = memory.measure(contestant, meter)
     with counted() as count:
         contestant.step()
-    assert predicted is not None
     facts = {
         "ready_seconds": time.perf_counter() - started,
         "losses": losses,
@@ -145,15 +148,9 @@ def _traffic(counter: Counter, predicted: prediction.Prediction) -> dict[str, An
 
 def timed(step: Callable[[], Any], steps: int, device: torch.device) -> float:
     """Seconds per step of a block of steps, from when all ranks have begun it to when all have ended it."""
-    _meet(device)
+    meet(device)
     started = time.perf_counter()
     for _ in range(steps):
         step()
-    _meet(device)
+    meet(device)
     return (time.perf_counter() - started) / steps
-
-
-def _meet(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
-    dist.barrier()

@@ -28,8 +28,9 @@ def run(settings: BenchSettings, debug: bool = False) -> int:
 
     # With --json - the report goes to standard output, alone.
     console = Console(stderr=settings.json_path == "-")
-    with interruptible(), stages(race.stages(settings)) as begin:
-        entries = race.race(settings, begin)
+    variants = settings.chosen
+    with interruptible(), stages(race.stages(settings, variants)) as begin:
+        entries = race.race(settings, variants, begin)
     result = summarise(settings, entries)
     if debug:
         sys.stderr.writelines(f"{entry.variant.name}:\n{entry.details}" for entry in entries if entry.details)

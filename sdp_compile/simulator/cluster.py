@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from sdp_compile.errors import SDPError
+from sdp_compile.runtime.traffic import CollectiveKind
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ class Cluster:
     ``intra`` connects the workers of a node, ``inter`` the nodes (the node's connection, which its workers share).
     ``flops`` is what one worker computes per second when it has a processor of its own, ``update`` the bytes of
     parameters that its optimizer updates per second. Where a node has fewer ``cores`` than workers (local processes on
-    a laptop; None: each has its own), they share them: all work takes workers_per_node / cores times as long, and
+    a laptop; None: each has its own), they share them: computing takes workers_per_node / cores times as long, and
     communication, which the same cores carry out, hides behind no computation.
+    ``factors`` say how much longer a kind of collective takes than the model says; Gloo carries out a reduce-scatter as
+    an all-reduce, for one. A measured cluster has them.
     """
 
     nodes: int
@@ -53,6 +56,7 @@ class Cluster:
     flops: float
     update: float = float("inf")
     cores: int | None = None
+    factors: Mapping[CollectiveKind, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("nodes", "workers_per_node", "cores"):
@@ -76,6 +80,14 @@ class Cluster:
     def overlaps(self) -> bool:
         """Whether communication can run beside computation: on an accelerator, or where cores are left over."""
         return self.cores is None or self.cores > self.workers_per_node
+
+    def computing(self, flops: float) -> float:
+        """Seconds that a worker takes for so many FLOPs."""
+        return flops / self.flops * self.slowdown
+
+    def updating(self, nbytes: float) -> float:
+        """Seconds that a worker's optimizer takes for so many bytes of parameters."""
+        return nbytes / self.update * self.slowdown
 
     def path(self, members: Sequence[int]) -> Link:
         """The slowest link of a ring through ``members``, in order.

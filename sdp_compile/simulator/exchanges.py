@@ -1,0 +1,110 @@
+"""The collectives that a way to train implies: of SDP's plan, of DDP, with payloads and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from sdp_compile.cost import flops_per_worker
+from sdp_compile.ownership import OwnerSet, is_member
+from sdp_compile.plan import Plan
+from sdp_compile.runtime.traffic import CollectiveKind
+from sdp_compile.simulator import collectives
+from sdp_compile.simulator.cluster import Cluster
+from sdp_compile.simulator.timeline import Exchange, Work
+
+FIRST_DDP_BUCKET = 2**20
+"""DistributedDataParallel's first bucket is small, so that communication begins early."""
+
+
+class Exchanges:
+    """Builds the exchanges of one plan on one cluster; workers that own the same are one class."""
+
+    def __init__(self, plan: Plan, cluster: Cluster, algorithm: collectives.Algorithm) -> None:
+        self.plan, self.cluster, self.algorithm = plan, cluster, algorithm
+        self.classes = plan.worker_classes()
+        self.everyone: OwnerSet = tuple(range(plan.workers))
+
+    def of(self, kind: CollectiveKind, payload: float, owners: OwnerSet, ready: float = 1.0) -> Exchange:
+        """One collective among ``owners``."""
+        seconds = collectives.seconds(kind, payload, len(owners), self.cluster.path(owners), self.algorithm)
+        classes = [number for number, workers in enumerate(self.classes) if is_member(workers[0], owners)]
+        return Exchange(
+            kind, payload, len(owners), classes, seconds * self.cluster.factors.get(kind, 1.0), ready
+        )  # fmt: skip
+
+    def gradients(self, bucket_bytes: int, kind: CollectiveKind = "all_reduce") -> list[Exchange]:
+        """One collective for each of the plan's buckets, in the global order."""
+        return [
+            self.of(kind, bucket.nbytes, bucket.owners, self.ready[bucket.pieces[-1].name])
+            for bucket in self.plan.buckets(None, bucket_bytes)
+        ]
+
+    def dense_gradients(self, bucket_bytes: int) -> list[Exchange]:
+        """DDP's: all gradients of the full model, over all workers."""
+        exchanges, filled, cap = list[Exchange](), 0, min(FIRST_DDP_BUCKET, bucket_bytes)
+        for name in reversed(self.order):
+            filled += self.plan.state[name].nbytes
+            if filled >= cap or name == self.order[0]:
+                exchanges.append(self.of("all_reduce", filled, self.everyone, self.ready[name]))
+                filled, cap = 0, bucket_bytes
+        return exchanges
+
+    def refresh(self) -> list[Exchange]:
+        """Backward masking: the first owners' updated values of what not all own, gathered by all workers."""
+        if self.plan.policy.get("masking") != "backward":
+            return []
+        payload = sum(
+            piece.numel * self.plan.state[name].dtype.itemsize
+            for name in self.order
+            for piece in self.plan.pieces(name)
+            if len(piece.owners) < self.plan.workers
+        )
+        return [self.of("all_gather", payload, self.everyone)]
+
+    @cached_property
+    def order(self) -> list[str]:
+        """The trainable parameters by first use."""
+        state = self.plan.state
+        return [name for name in self.plan.order if state[name].kind == "parameter" and state[name].requires_grad]
+
+    @cached_property
+    def ready(self) -> dict[str, float]:
+        """For each parameter the share of backward after which its gradient is there: by the bytes behind it."""
+        total = sum(self.plan.state[name].nbytes for name in self.order) or 1
+        done, result = 0, {}
+        for name in reversed(self.order):
+            done += self.plan.state[name].nbytes
+            result[name] = done / total
+        return result
+
+
+def work(plan: Plan, classes: Sequence[Sequence[int]], cluster: Cluster, sharded: bool) -> list[Work]:
+    """What a worker of each class computes: backward costs twice forward, gradients of inputs and of weights.
+
+    Under backward masking forward and the inputs' gradients are the full model's, the weights' those of what is owned.
+    """
+    owned = flops_per_worker(plan.work, plan.families, plan.ownership, plan.workers)
+    dense = sum(term.flops for term in plan.work)
+    backward = plan.policy.get("masking") == "backward"
+    return [
+        Work(
+            cluster.computing(dense if backward else float(owned[workers[0]])),
+            cluster.computing((dense if backward else float(owned[workers[0]])) + float(owned[workers[0]])),
+            cluster.updating(_updated(plan, workers[0], sharded)),
+        )
+        for workers in classes
+    ]
+
+
+def _updated(plan: Plan, rank: int, sharded: bool) -> float:
+    """Bytes of the parameters that the optimizer of ``rank`` updates: with sharded state its part of what it owns."""
+    if not sharded:
+        return plan.memory(rank).gradients
+    return sum(
+        piece.numel * tensor.dtype.itemsize / len(piece.owners)
+        for name, tensor in plan.state.items()
+        if tensor.kind == "parameter" and tensor.requires_grad
+        for piece in plan.pieces(name)
+        if is_member(rank, piece.owners)
+    )
