@@ -49,9 +49,6 @@ class Subject:
         """Every variant's outcome; what this model or version cannot do has its reason."""
         outcomes = []
         for variant in variants:
-            strategy: Strategy = (
-                ("sdp-sharded" if variant.sharded else "sdp") if variant.kind == "sdp" else _of(variant)
-            )
             sizes = self._settings.bucket_bytes or DEFAULT_BUCKET_BYTES
             try:
                 plan = self.plan(variant)
