@@ -53,12 +53,18 @@ def _steps(result: Mapping[str, Any]) -> Table:
         parts = ("forward", "backward", "exposed", "update", "communication")
         table.add_row(
             row["name"],
-            f"{step['seconds'] * 1e3:,.2f}",
+            _milliseconds(step["seconds"]),
             Text(f"{step['seconds'] / dense:.2f}" if dense else "", style="bold"),
-            *(f"{step[part] * 1e3:,.2f}" for part in parts),
+            *(_milliseconds(step[part]) for part in parts),
             f"{step['sent'] / _MIB:,.1f}",
         )
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    """Three digits that say something."""
+    value = seconds * 1e3
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _errors(result: Mapping[str, Any]) -> Table:
@@ -66,8 +72,8 @@ def _errors(result: Mapping[str, Any]) -> Table:
     rows = [row for row in result["variants"] if row["predicted"] and (row["measured"] or {}).get("status") == "ok"]
     dense = next((row for row in rows if row["name"] == "ddp"), None)
     table = _table(
-        "Predicted and measured in this run", "predicted\nms", "measured\nms", "error", "of DDP,\npredicted",
-        "measured", "MiB sent,\npredicted", "counted",
+        "Predicted and measured in this run: milliseconds, in ratio to DDP's, MiB sent", "pre-\ndicted",
+        "mea-\nsured", "error", "of DDP", "mea-\nsured", "sent", "counted",
     )  # fmt: skip
     for row in rows:
         predicted, measured = row["predicted"]["seconds"], row["measured"]["step_seconds"]["median"]
