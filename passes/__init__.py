@@ -6,12 +6,15 @@ if __name__ != "sdp_compile.passes":
         "with classes that are not the same as the package's."
     )
 
+from sdp_compile.families import Masking
 from sdp_compile.passes.base import Lowering, LoweringKind, Pass
 from sdp_compile.passes.dead_code import DeadCode
 from sdp_compile.passes.drop_blocks import DropBlocks
+from sdp_compile.passes.mask_gradients import MaskGradients
 from sdp_compile.passes.mask_parameters import MaskParameters
 from sdp_compile.passes.rescale import Rescale
 from sdp_compile.passes.slice_parameters import SliceParameters
+from sdp_compile.passes.split_parameters import SplitParameters
 from sdp_compile.passes.sync_gradients import SyncGradients
 from sdp_compile.passes.verify import Verify
 from sdp_compile.program import Program
@@ -21,10 +24,12 @@ __all__ = [
     "DropBlocks",
     "Lowering",
     "LoweringKind",
+    "MaskGradients",
     "MaskParameters",
     "Pass",
     "Rescale",
     "SliceParameters",
+    "SplitParameters",
     "SyncGradients",
     "Verify",
     "lower",
@@ -32,8 +37,11 @@ __all__ = [
 ]
 
 
-def pipeline(lowering: LoweringKind, bucket_bytes: int) -> tuple[Pass, ...]:
+def pipeline(lowering: LoweringKind, bucket_bytes: int, masking: Masking = "forward") -> tuple[Pass, ...]:
     """The passes that make a worker's program of a captured one, in order."""
+    if masking == "backward":
+        own: Pass = SplitParameters() if lowering == "sliced" else MaskGradients()
+        return (own, DeadCode(), SyncGradients(bucket_bytes), Verify())
     reduce: Pass = SliceParameters() if lowering == "sliced" else MaskParameters()
     return (Rescale(), DropBlocks(), reduce, DeadCode(), SyncGradients(bucket_bytes), Verify())
 

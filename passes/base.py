@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -31,7 +32,14 @@ class Lowering:
 
     def keeps(self, fqn: str) -> bool:
         """Whether the rank holds any part of this parameter, buffer or constant."""
-        return self.lowering == "masked" or self.plan.local_shape(fqn, self.rank) is not None
+        made_for_this_worker = self.lowering == "masked" or fqn not in self.plan.state
+        return made_for_this_worker or self.plan.local_shape(fqn, self.rank) is not None
+
+    @property
+    def kept_units(self) -> Mapping[str, int]:
+        """The units of each cut axis that the rank's graph computes with, where those are not all."""
+        cut = self.lowering == "sliced" and self.plan.masking == "forward"
+        return self.plan.kept_units(self.rank) if cut else {}
 
 
 class Pass(ABC):

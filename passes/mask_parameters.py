@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -71,31 +71,32 @@ class MaskParameters(Pass):
     name: ClassVar[str] = "mask_parameters"
 
     def run(self, program: Program, context: Lowering) -> Program:
-        program = copy_program(program)
-        graph = program.graph
-        for node in list(graph.nodes):
-            if node.op != "get_attr":
-                continue
-            name = str(node.target)
-            if context.capture.state[name].kind != "parameter":
-                continue
-            dims = [
-                dim
-                for dim in range(len(context.capture.state[name].shape))
-                if mask_name(name, dim) in context.capture.state
-            ]
-            if not dims:
-                continue
-            users = list(node.users)
-            with graph.inserting_after(node):
-                masked = graph.call_function(ops.mask_parameter, (node,))
-            masked.meta = {key: value for key, value in node.meta.items() if key != "rewrites"}
-            with graph.inserting_before(masked):
-                masks = [graph.get_attr(mask_name(name, dim)) for dim in dims]
-            for mask in masks:
-                mask.meta["val"] = context.capture.constants[str(mask.target)]
-            masked.args = (node, *masks)
-            for user in users:
-                user.replace_input_with(node, masked)
-        graph.lint()
-        return program
+        return through_masks(program, context, ops.mask_parameter)
+
+
+def through_masks(program: Program, context: Lowering, function: Callable[..., torch.Tensor]) -> Program:
+    """The program with each parameter that has masks read through ``function(parameter, *masks)``."""
+    program = copy_program(program)
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        name = str(node.target)
+        described = context.capture.state[name]
+        masks = [mask_name(name, dim) for dim in range(len(described.shape))]
+        masks = [mask for mask in masks if described.kind == "parameter" and mask in context.capture.state]
+        if not masks:
+            continue
+        users = list(node.users)
+        with graph.inserting_after(node):
+            masked = graph.call_function(function, (node,))
+        masked.meta = {key: value for key, value in node.meta.items() if key != "rewrites"}
+        with graph.inserting_before(masked):
+            sources = [graph.get_attr(mask) for mask in masks]
+        for source in sources:
+            source.meta["val"] = context.capture.constants[str(source.target)]
+        masked.args = (node, *sources)
+        for user in users:
+            user.replace_input_with(node, masked)
+    graph.lint()
+    return program

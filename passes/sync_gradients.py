@@ -1,8 +1,9 @@
-"""Mark in the graph which gradients are averaged over which owners."""
+"""Mark in the graph which gradients are averaged over which owners, and when they are complete in backward."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,9 +17,11 @@ from sdp_compile.program import Program
 
 @dataclass(frozen=True)
 class SyncGradients(Pass):
-    """Inserts one `sdp_compile.ops.all_reduce_mean` node per bucket of this rank, before the first computation.
+    """Inserts one `sdp_compile.ops.all_reduce_mean` node per bucket of this rank, before the bucket's first use.
 
-    A parameter whose elements belong to several owner sets runs through one node per owner set.
+    Backward passes a node when the gradients of all of its parameters are complete, and no later. A parameter whose
+    elements belong to several owner sets runs through one node per owner set, the lowest bucket last, so that backward
+    meets the buckets in ascending order.
     """
 
     name: ClassVar[str] = "sync_gradients"
@@ -30,12 +33,15 @@ class SyncGradients(Pass):
         current = {str(node.target): node for node in graph.nodes if node.op == "get_attr"}
         sources = dict(current)
         original_users = {name: list(node.users) for name, node in current.items()}
-        anchor = _first_computation(graph)
-        with graph.inserting_before(anchor):
-            for bucket in context.plan.buckets(context.rank, self.bucket_bytes):
-                names = [name for name in dict.fromkeys(piece.name for piece in bucket.pieces) if name in current]
-                if not names:
-                    continue
+        _move_inputs_to_the_head(graph)
+        buckets = {}
+        for bucket in context.plan.buckets(context.rank, self.bucket_bytes):
+            names = [name for name in dict.fromkeys(piece.name for piece in bucket.pieces) if name in current]
+            if names:
+                buckets[bucket] = names
+        anchors = _anchors(list(buckets.values()), original_users)
+        for (bucket, names), anchor in reversed(list(zip(buckets.items(), anchors, strict=True))):
+            with graph.inserting_before(anchor):
                 node = graph.call_function(
                     ops.all_reduce_mean,
                     tuple(current[name] for name in names),
@@ -52,10 +58,23 @@ class SyncGradients(Pass):
         return program
 
 
-def _first_computation(graph: fx.Graph) -> fx.Node:
-    """The first node that computes; all parameters are moved before it, so that marks can stand at the head."""
+def _anchors(buckets: list[list[str]], users: Mapping[str, list[fx.Node]]) -> list[fx.Node]:
+    """For each bucket, ascending, the node before which its mark stands: the first that needs any of its parameters.
+
+    The mark of a lower bucket is such a node.
+    """
+    needed = {name: min(of_name) for name, of_name in users.items() if of_name}
+    anchors = []
+    for names in buckets:
+        anchor = min(needed[name] for name in names)
+        anchors.append(anchor)
+        needed.update(dict.fromkeys(names, anchor))
+    return anchors
+
+
+def _move_inputs_to_the_head(graph: fx.Graph) -> None:
+    """All placeholders, parameters and buffers before the first computation, so that marks can stand anywhere."""
     anchor: fx.Node = next(node for node in graph.nodes if node.op in {"call_function", "output"})
     for node in list(graph.nodes):
         if node.op in {"get_attr", "placeholder"} and anchor < node:
             anchor.prepend(node)
-    return anchor

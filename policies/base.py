@@ -13,10 +13,7 @@ from sdp_compile.policies.fields import Override
 from sdp_compile.policies.toml import to_toml
 from sdp_compile.structure.model import Structure
 
-__all__ = ["SUPPORTED_MASKING", "Override", "Policy"]
-
-SUPPORTED_MASKING = ("forward",)
-"""Regimes that the passes can lower; add "backward" when they can."""
+__all__ = ["Override", "Policy"]
 
 
 class Policy(Override):
@@ -84,14 +81,14 @@ class Policy(Override):
             return {**values, "coverage": 0.5}
         return values
 
-    @field_validator("masking")
-    @classmethod
-    def _masking_is_supported(cls, masking: str) -> str:
-        if masking not in SUPPORTED_MASKING:
+    @model_validator(mode="after")
+    def _rescale_is_for_subnetworks(self) -> Policy:
+        if self.rescale and self.masking == "backward":
             raise ValueError(
-                f"masking={masking!r} is not supported yet; use {' or '.join(map(repr, SUPPORTED_MASKING))}."
+                "rescale=True makes up for units that a worker does not compute with; with masking='backward' it "
+                "computes with all of them. Leave rescale out."
             )
-        return masking
+        return self
 
     @field_validator("rules", mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from sdp_compile.passes.mask_parameters import clear_unowned, mask_tensors, with
 from sdp_compile.plan import Plan, make_plan
 from sdp_compile.policies import Policy, resolve_policy
 from sdp_compile.program import Capture, Program
+from sdp_compile.rest import with_rests
 from sdp_compile.runtime.groups import Groups
 from sdp_compile.runtime.handshake import Handshake, fingerprint
 from sdp_compile.runtime.initialisation import slice_tensors
@@ -39,6 +40,7 @@ def sdp_compile(
     lowering: LoweringKind = "sliced",
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     comm_dtype: torch.dtype | None = None,
+    check_finite: bool = False,
 ) -> SDPModule:
     """Compiles ``model`` into this worker's subnetwork, a module that trains together with the other workers'.
 
@@ -52,6 +54,7 @@ def sdp_compile(
         lowering: ``sliced`` holds only what the worker owns; ``masked``, the reference, masks full-size parameters.
         bucket_bytes: upper bound of the size of one gradient reduction.
         comm_dtype: the dtype in which gradients travel; default: their own.
+        check_finite: whether each backward ends in an error on all ranks where a worker's gradient is infinite or NaN.
 
     Raises an `SDPError` that names the part of the model or policy and what to do; with a process group all ranks
     raise together. Source: "Model Parallelism With Subnetwork Data Parallelism", arXiv 2507.09029, sections 3 and 4.
@@ -65,10 +68,15 @@ def sdp_compile(
         structure, blocks = analyse(captured)
         plan = make_plan(captured, structure, chosen, workers)
         module = compile_rank(model, captured, structure, blocks, plan, rank, lowering, bucket_bytes)
-        options = (f"lowering: {lowering}", f"bucket_bytes: {bucket_bytes}", f"comm_dtype: {comm_dtype}")
+        options = (
+            f"lowering: {lowering}",
+            f"bucket_bytes: {bucket_bytes}",
+            f"comm_dtype: {comm_dtype}",
+            f"check_finite: {check_finite}",
+        )
         handshake.agree(plan.digest, (*fingerprint(captured), *options))
     if base is not None:
-        module.runtime = Runtime(module, Groups(base), bucket_bytes, comm_dtype)
+        module.runtime = Runtime(module, Groups(base), bucket_bytes, comm_dtype, check_finite)
     return module
 
 
@@ -86,11 +94,14 @@ def compile_rank(
     values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     tensors = slice_tensors(captured, plan, rank, values, lowering=lowering)
     if lowering == "masked":
-        clear_unowned(tensors, plan, rank)
+        if plan.masking == "forward":
+            clear_unowned(tensors, plan, rank)
         masks = mask_tensors(plan, rank)
         captured, tensors = with_masks(captured, masks), {**tensors, **masks}
+    else:
+        captured = with_rests(captured, plan, rank)
     context = Lowering(captured, structure, plan, rank, lowering, blocks)
-    passes = pipeline(lowering, bucket_bytes)
+    passes = pipeline(lowering, bucket_bytes, plan.masking)
     programs: dict[str, Program] = {
         mode: lower(program, context, passes) for mode, program in captured.programs.items()
     }

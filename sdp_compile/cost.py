@@ -41,18 +41,20 @@ class Memory:
 class Communication:
     """Bytes that a worker sends per optimizer step, with ring all-reduces.
 
-    ``partitioned`` and ``shared`` are the gradients of cut and of shared parameters; ``dense`` is what data
-    parallelism would send. ``groups`` counts the owner groups that the worker is a member of.
+    ``partitioned`` and ``shared`` are the gradients of cut and of shared parameters, ``refresh`` the updated values of
+    cut parameters under backward masking; ``dense`` is what data parallelism would send. ``groups`` counts the owner
+    groups that the worker is a member of.
     """
 
     partitioned: float
     shared: float
     dense: float
     groups: int
+    refresh: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.partitioned + self.shared
+        return self.partitioned + self.shared + self.refresh
 
 
 def memory(state: Mapping[str, StateTensor], shapes: Mapping[str, tuple[int, ...] | None]) -> Memory:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sdp_compile.errors import StructureError
 from sdp_compile.structure.layout import Layout, Leaf, restrict
@@ -12,6 +12,10 @@ from sdp_compile.structure.model import FamilyKind, FlopTerm, Structure
 
 if TYPE_CHECKING:  # policies come this way too, and a policy that cannot be is refused before torch is loaded
     from sdp_compile.program import StateTensor
+
+
+Masking = Literal["forward", "backward"]
+"""The regime: a worker computes with its subnetwork, or with the full model and keeps the gradients that it owns."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,21 @@ class Rescale:
     factors: tuple[float, ...]
 
 
-def restricted_layouts(name: str, tensor: StateTensor, structure: Structure, cut: frozenset[str]) -> tuple[Layout, ...]:
-    """The layouts of a tensor, with every family that is not cut made anonymous."""
+def layouts_of_state(
+    state: Mapping[str, StateTensor], structure: Structure, cut: frozenset[str], masking: Masking
+) -> dict[str, tuple[Layout, ...]]:
+    """The layouts of all tensors, with every family that is not cut made anonymous.
+
+    Under backward masking only parameters have owners: each worker computes the full model, with all of its buffers.
+    """
+    uncut: frozenset[str] = frozenset()
+    return {
+        name: _restricted(name, tensor, structure, cut if masking == "forward" or tensor.kind == "parameter" else uncut)
+        for name, tensor in state.items()
+    }
+
+
+def _restricted(name: str, tensor: StateTensor, structure: Structure, cut: frozenset[str]) -> tuple[Layout, ...]:
     layouts = structure.layouts.get(name)
     if layouts is None:
         return tuple(Leaf(size) for size in tensor.shape)

@@ -28,6 +28,24 @@ def mask_parameter(parameter: torch.Tensor, *masks: torch.Tensor) -> torch.Tenso
     return parameter
 
 
+def mask_gradient(parameter: torch.Tensor, *masks: torch.Tensor) -> torch.Tensor:
+    """``parameter``; its gradient is 0 where not all ``masks`` (broadcastable, bool) hold."""
+    held = parameter.detach()
+    # Of two equal values, only one has a gradient: no hook is needed, so this also compiles.
+    return torch.where(_all(masks), parameter, held)
+
+
+MASKS = (mask_parameter, mask_gradient)
+"""The functions through which a parameter with masks is read."""
+
+
+def _all(masks: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    result = masks[0]
+    for mask in masks[1:]:
+        result = result & mask
+    return result
+
+
 def rescale(activation: torch.Tensor, factor: float | tuple[float, ...], dim: int) -> torch.Tensor:
     """``activation`` times N / owners, so that its sum over the units kept has the full model's expectation.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from sdp_compile import cost, mixing, plan_json
 from sdp_compile.buckets import DEFAULT_BUCKET_BYTES, Bucket, make_buckets
 from sdp_compile.elements import ElementOwners, Piece
 from sdp_compile.errors import PlanError
-from sdp_compile.families import CutFamily, Rescale, restricted_layouts, restricted_work
+from sdp_compile.families import CutFamily, Masking, Rescale, layouts_of_state, restricted_work
 from sdp_compile.ownership import OwnerSet, OwnerSets, Ownership, is_member, worker_classes
 from sdp_compile.partition import checked, did_you_mean
 from sdp_compile.program import Capture, StateTensor
@@ -51,6 +51,11 @@ class Plan:
     policy: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     frozen: tuple[Frozen, ...] = ()
+
+    @property
+    def masking(self) -> Masking:
+        """Whether workers compute with what they own (forward) or with all of the model (backward)."""
+        return "backward" if self.policy.get("masking") == "backward" else "forward"
 
     # -- what is owned -------------------------------------------------------------------------------------------
 
@@ -174,22 +179,41 @@ class Plan:
         """The exact bytes that ``rank`` holds with AdamW; those of the dense model for None."""
         if rank is None:
             return cost.memory(self.state, {name: tensor.shape for name, tensor in self.state.items()})
-        return cost.memory(self.state, {name: self.local_shape(name, rank) for name in self.state})
+        own = cost.memory(self.state, {name: self.local_shape(name, rank) for name in self.state})
+        # Under backward masking a worker computes with all parameters, and trains its own.
+        return own if self.masking == "forward" else replace(own, parameters=self.memory().parameters)
 
     def flops(self, rank: int | None = None) -> float:
         """Forward FLOPs of ``rank`` at the captured input size; those of the dense model for None."""
-        return sum(term.flops for term in self.work) if rank is None else float(self._flops[self._rank(rank)])
+        if rank is None or self.masking == "backward":
+            return sum(term.flops for term in self.work)
+        return float(self._flops[self._rank(rank)])
 
     def communication(self, rank: int) -> cost.Communication:
         """The gradient bytes that ``rank`` sends per step, against data parallelism's."""
         self._rank(rank)
         pieces = (piece for name in self.state if self._is_trainable(name)
                   for piece in self.pieces(name) if is_member(rank, piece.owners))  # fmt: skip
-        return cost.communication(self.workers, pieces, self.state)
+        result = cost.communication(self.workers, pieces, self.state)
+        return result if self.masking == "forward" else replace(result, refresh=self._refresh_bytes())
+
+    def refreshed(self) -> Iterator[Piece]:
+        """The pieces of trainable parameters whose values some worker computes with but does not own."""
+        if self.masking == "backward":
+            for name in self.state:
+                if self._is_trainable(name):
+                    yield from (
+                        piece for piece in self.pieces(name) if piece.numel and len(piece.owners) < self.workers
+                    )
+
+    def _refresh_bytes(self) -> float:
+        """Each worker passes on all of what is gathered but the last part, with a ring."""
+        values = sum(piece.numel * self.state[piece.name].dtype.itemsize for piece in self.refreshed())
+        return values * (self.workers - 1) / self.workers
 
     def rescales(self, rank: int) -> tuple[Rescale, ...]:
         """The factors that the policy's ``rescale`` applies in training on ``rank``; none where it is off."""
-        if not self.policy.get("rescale"):
+        if not self.policy.get("rescale") or self.masking == "backward":
             return ()
         return tuple(self._rescale(family, rank) for family in self.families)
 
@@ -327,6 +351,11 @@ def make_plan(capture: Capture, structure: Structure, policy: Policy, workers: i
     partition = checked(structure, policy.partition(structure, workers), workers, parameters)
     block_family = next((name for name in partition if structure.by_name[name].kind == "block"), None)
     cut = frozenset(partition)
+    members = dict(structure.members.get(block_family, {})) if block_family is not None else {}
+    described = policy.describe()
+    masking: Masking = described.get("masking", "forward")
+    if masking == "backward":
+        members = {name: unit for name, unit in members.items() if name in parameters}
     return Plan(
         workers=workers,
         families=tuple(
@@ -339,11 +368,11 @@ def make_plan(capture: Capture, structure: Structure, policy: Policy, workers: i
         ownership={family.name: partition[family.name] for family in structure.families if family.name in partition},
         state=dict(capture.state),
         aliases=dict(capture.aliases),
-        layouts={name: restricted_layouts(name, tensor, structure, cut) for name, tensor in capture.state.items()},
-        members=dict(structure.members.get(block_family, {})) if block_family is not None else {},
+        layouts=layouts_of_state(capture.state, structure, cut, masking),
+        members=members,
         order=tuple(name for name in structure.order if name in capture.state),
         work=restricted_work(structure.flops, cut),
-        policy=policy.describe(),
+        policy=described,
         notes=(*partition.notes, *structure.notes),
         frozen=structure.frozen,
     )  # fmt: skip

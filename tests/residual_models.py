@@ -118,6 +118,8 @@ def lowering_without(
     numbers = [number for unit in dropped for number in blocks.units(family)[unit]]
     gone = {name for n in numbers for name in (*blocks.blocks[n].parameters, *blocks.blocks[n].buffers)}
     plan = SimpleNamespace(
+        masking="forward",
+        state=capture.state,
         block_family=family,
         dropped_blocks=lambda rank: dropped,
         local_shape=lambda fqn, rank: None if fqn in gone else capture.state[fqn].shape,

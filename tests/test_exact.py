@@ -14,6 +14,8 @@ from tests.oracle import assert_exact, randomise, relative_error, run_compiled
 
 NEURON = NeuronPolicy(coverage=0.5)
 BLOCK = BlockPolicy(coverage=0.5)
+BACKWARD = NeuronPolicy(coverage=0.5, masking="backward")
+BACKWARD_BLOCK = BlockPolicy(coverage=0.5, masking="backward")
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -45,6 +47,21 @@ def test_block_level(named: tuple[str, Example]) -> None:
         subject.plan(BLOCK, 4)
 
 
+def test_backward_masking(named: tuple[str, Example]) -> None:
+    """The output is the full model's, the gradient the owned part of its gradient; each element is held once."""
+    name, subject = named
+    for policy in [BACKWARD, BACKWARD_BLOCK] if name in WITH_BLOCKS else [BACKWARD]:
+        plan = subject.plan(policy, 4)
+        module = subject.compiled(plan, 0)  # worker 0 owns the first and the last slot
+        assert_exact(module, subject.model, plan, 0, subject.args, subject.kwargs)
+        rests = [buffer for fqn, buffer in module.named_buffers() if "_rest" in fqn.rpartition(".")[2]]
+        held = sum(tensor.nbytes for tensor in (*module.parameters(), *rests))
+        assert held == plan.memory(0).parameters == plan.memory().parameters
+        owned = sum(parameter.nbytes for parameter in module.parameters())
+        assert owned == plan.memory(0).gradients < plan.memory().gradients
+        assert_every_element_owned(plan, 2)
+
+
 def test_auto_takes_a_level_and_says_why(named: tuple[str, Example]) -> None:
     name, subject = named
     plan = subject.plan(AutoPolicy(coverage=0.5), 4)
@@ -57,7 +74,7 @@ def test_auto_takes_a_level_and_says_why(named: tuple[str, Example]) -> None:
 
 def test_sliced_equals_masked(named: tuple[str, Example]) -> None:
     name, subject = named
-    for policy in [NEURON, BLOCK] if name in WITH_BLOCKS else [NEURON]:
+    for policy in [NEURON, BLOCK, BACKWARD_BLOCK] if name in WITH_BLOCKS else [NEURON, BACKWARD]:
         plan = subject.plan(policy, 4)
         modules = [subject.compiled(plan, 1, lowering).train() for lowering in ("sliced", "masked")]
         small, full = (run_compiled(module, subject.args, subject.kwargs) for module in modules)

@@ -99,7 +99,10 @@ class Verification:
 
         def mask(name: str) -> Tensor:
             whole = self.plan.state[self.plan.canonical(name)].shape
-            kept = torch.ones(whole, dtype=torch.bool) if rank is None else self.plan.mask(name, rank)
+            if rank is None or self.plan.masking == "backward":
+                kept = torch.ones(whole, dtype=torch.bool)
+            else:
+                kept = self.plan.mask(name, rank)
             return kept if not noise else kept * (1 + noise * _draw(torch.Size(whole), generator))
 
         call = self.call

@@ -12,7 +12,10 @@ from sdp_compile.ownership import OwnerSet, OwnerSets
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes held with AdamW (``total`` without buffers), forward FLOPs, and bytes sent per step in ring all-reduces."""
+    """Bytes held with AdamW (``total`` without buffers), forward FLOPs, and bytes sent per step in rings.
+
+    ``sent_refresh`` are the updated values of cut parameters under backward masking.
+    """
 
     parameters: int
     gradients: int
@@ -22,6 +25,7 @@ class Cost:
     flops: float
     sent_partitioned: float
     sent_shared: float
+    sent_refresh: float
     sent: float
     groups: int
 
@@ -72,9 +76,9 @@ def cost_view(subject: Subject) -> CostView:
 def _cost(subject: Subject, rank: int | None) -> Cost:
     plan = subject.plan
     memory, communication = plan.memory(rank), plan.communication(rank or 0)
-    partitioned, shared = communication.partitioned, communication.shared
+    partitioned, shared, refresh = communication.partitioned, communication.shared, communication.refresh
     if rank is None:
-        partitioned, shared = 0.0, communication.dense
+        partitioned, shared, refresh = 0.0, communication.dense, 0.0
     return Cost(
         parameters=memory.parameters,
         gradients=memory.gradients,
@@ -84,7 +88,8 @@ def _cost(subject: Subject, rank: int | None) -> Cost:
         flops=float(plan.flops(rank)),
         sent_partitioned=partitioned,
         sent_shared=shared,
-        sent=partitioned + shared,
+        sent_refresh=refresh,
+        sent=partitioned + shared + refresh,
         groups=communication.groups if rank is not None else int(plan.workers > 1),
     )
 

@@ -17,7 +17,7 @@ from sdp_compile.inspector.structure import StructureView
 
 _COLOURS: Mapping[str, str] = {
     "input": "#c8e6c9", "output": "#c8e6c9", "state": "#eceff1", "mask": "#e1bee7", "sync": "#bbdefb",
-    "rescale": "#fff9c4", "drop": "#ffcdd2", "size": "#b2ebf2", "rewritten": "#dcedc8",
+    "rescale": "#fff9c4", "drop": "#ffcdd2", "join": "#e1bee7", "size": "#b2ebf2", "rewritten": "#dcedc8",
     "axis": "#b2ebf2", "block": "#fff9c4", "parameter": "#eceff1", "buffer": "#eceff1", "constant": "#eceff1",
 }  # fmt: skip
 

@@ -68,8 +68,8 @@ class Naming:
             return f"{arguments[0]}[{arguments[1]}]"
         if node.target in _INFIX and len(arguments) == 2:
             return f"{arguments[0]} {_INFIX[node.target]} {arguments[1]}"
-        if node.target is ops.mask_parameter:
-            return f"mask_parameter({arguments[0]})"  # its masks are the plan's, and have no names that say anything
+        if node.target in ops.MASKS:
+            return f"{called(node)}({arguments[0]})"  # its masks are the plan's, and have no names that say anything
         named = [
             f"{key}={self._text(value)}" for key, value in node.kwargs.items() if not _goes_without_saying(key, value)
         ]
@@ -129,7 +129,7 @@ class _Name(str):
 
 def _original(node: fx.Node) -> fx.Node | None:
     """The tensor that an inserted node passes on."""
-    if node.target is ops.mask_parameter:
+    if node.target in ops.MASKS:
         return node.args[0] if isinstance(node.args[0], fx.Node) else None
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         marks, position = node.args

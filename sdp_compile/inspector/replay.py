@@ -10,6 +10,7 @@ from sdp_compile.inspector.subject import Subject
 from sdp_compile.passes import Lowering, LoweringKind, Pass, SliceParameters, Verify, pipeline
 from sdp_compile.passes.mask_parameters import mask_tensors, with_masks
 from sdp_compile.program import Mode, Program
+from sdp_compile.rest import with_rests
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +37,11 @@ def replay(
     capture = subject.capture
     if lowering == "masked":
         capture = with_masks(capture, mask_tensors(subject.plan, rank))
+    else:
+        capture = with_rests(capture, subject.plan, rank)
     context = Lowering(capture, subject.structure, subject.plan, rank, lowering, subject.blocks)
     steps = [Step("", capture.programs[mode])]
-    for step in passes or pipeline(lowering, DEFAULT_BUCKET_BYTES):
+    for step in passes or pipeline(lowering, DEFAULT_BUCKET_BYTES, subject.plan.masking):
         before = steps[-1]
         sliced = before.sliced or isinstance(step, SliceParameters)
         known = subject.verified and isinstance(step, Verify)  # it changes nothing, and takes most of the time

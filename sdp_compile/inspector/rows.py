@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from sdp_compile import ops
+from sdp_compile import narrow, ops
 from sdp_compile.inspector.naming import Naming, target_text
 from sdp_compile.inspector.plain import place
 from sdp_compile.inspector.replay import Step
@@ -20,10 +20,11 @@ from sdp_compile.source import module_path, source_line
 from sdp_compile.structure.layout import kept_size
 from sdp_compile.structure.sizes import Sizes
 
-Kind = Literal["input", "state", "compute", "output", "mask", "sync", "rescale", "drop", "size", "rewritten"]
+Kind = Literal["input", "state", "compute", "output", "mask", "sync", "rescale", "drop", "join", "size", "rewritten"]
 
 _KINDS: Mapping[Any, Kind] = {
-    ops.all_reduce_mean: "sync", ops.mask_parameter: "mask", ops.rescale: "rescale",
+    ops.all_reduce_mean: "sync", ops.mask_parameter: "mask", ops.mask_gradient: "mask",
+    ops.rescale: "rescale", narrow.join: "join",
     operator.mul: "size", operator.floordiv: "size",
 }  # fmt: skip
 
@@ -100,6 +101,17 @@ def listing(subject: Subject, step: Step, original: Mapping[str, Any], rank: int
     return _Lister(subject, step, original, rank).list()
 
 
+def _reading_order(node: fx.Node) -> tuple[int, int]:
+    """Inputs, then the reductions in the order in which they are issued, then the rest as it stands.
+
+    Where the reductions stand in the graph, layers that are alike could not be shown as one.
+    """
+    if node.op == "placeholder":
+        return 0, 0
+    bucket = node.kwargs.get("bucket") if node.target is ops.all_reduce_mean else None
+    return (1, bucket) if isinstance(bucket, int) else (2, 0)
+
+
 class _Lister:
     def __init__(self, subject: Subject, step: Step, original: Mapping[str, Any], rank: int) -> None:
         self.subject, self.step, self.original = subject, step, original
@@ -118,13 +130,13 @@ class _Lister:
         """Whether a node has a row: the mark of a reduction stands for what comes out of it, a mask for its buffers."""
         whole = self.naming.state_of(node)
         kept = node is whole and node.name in self.original
-        return whole is None or kept or node.target is ops.mask_parameter
+        return whole is None or kept or node.target in ops.MASKS
 
     def list(self) -> Listing:
         self.modules = self._modules()
         computing: list[Row] = []
         state: dict[str, tuple[Row, ...]] = {}
-        for node in filter(self._is_shown, self.nodes):
+        for node in sorted(filter(self._is_shown, self.nodes), key=_reading_order):
             whole = self.naming.state_of(node)
             if whole is None:
                 computing.append(self._row(node))
@@ -158,7 +170,8 @@ class _Lister:
         if node.op in simple:
             return simple[node.op]
         if node.name not in self.original or getattr(node.target, "__module__", "") == ops.__name__:
-            return _KINDS.get(node.target, "drop")
+            # What else passes insert computes on parts of parameters, or stands in for a dropped branch.
+            return _KINDS.get(node.target, "drop" if self.subject.plan.masking == "forward" else "join")
         return "compute" if self.original[node.name] == self.naming.call(node) else "rewritten"
 
     def _row_name(self, node: fx.Node) -> str:

@@ -55,9 +55,9 @@ def charts(view: CostView) -> tuple[Chart, ...]:
             lambda cost: (cost.parameters, cost.gradients, cost.optimizer_state, cost.buffers), size,
         ),
         _chart(
-            view, "Traffic", "Gradient bytes that one worker sends per step, by ring all-reduces",
-            ("of cut parameters", "of shared parameters"),
-            lambda cost: (cost.sent_partitioned, cost.sent_shared), size,
+            view, "Traffic", "Bytes that one worker sends per step, in rings",
+            ("of cut parameters", "of shared parameters", "refreshed values"),
+            lambda cost: (cost.sent_partitioned, cost.sent_shared, cost.sent_refresh), size,
         ),
         _chart(
             view, "Computation", "Floating-point operations of one forward pass at the example's size",

@@ -15,14 +15,28 @@ def register_tensors(root: nn.Module, capture: Capture, tensors: Mapping[str, Te
     """Registers ``tensors`` (by canonical name) in ``root`` where the original model holds them.
 
     The order is the original's, tied tensors stand in every place, a module that is used twice is one container, and
-    modules without tensors are left out. What the original does not have, such as constants and masks, becomes a
-    buffer of ``root`` outside of ``state_dict()``.
+    modules without tensors are left out. What the original does not have, such as constants, masks and rests, becomes a
+    buffer outside of ``state_dict()``, in the container that its name says.
     """
     canonical = canonical_names(capture.skeleton)
     _mirror(capture.skeleton, "", root, canonical, tensors, {})
-    for name in tensors.keys() - set(canonical.values()):
-        _check_name(root, name)
-        root.register_buffer(name, tensors[name], persistent=False)
+    for name in sorted(tensors.keys() - set(canonical.values())):
+        path, _, key = name.rpartition(".")
+        container = _container(root, path)
+        _check_name(container, key)
+        container.register_buffer(key, tensors[name], persistent=False)
+
+
+def _container(root: nn.Module, path: str) -> nn.Module:
+    """The container at a path, made where no tensor of the original's is held in it."""
+    for key in filter(None, path.split(".")):
+        if key not in root._modules:
+            _check_name(root, key)
+            root.add_module(key, nn.Module())
+        child = root._modules[key]
+        assert child is not None
+        root = child
+    return root
 
 
 def _mirror(

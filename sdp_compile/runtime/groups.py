@@ -16,6 +16,8 @@ from torch import Tensor
 
 from sdp_compile.errors import DistributedError
 from sdp_compile.ownership import OwnerSet, is_member
+from sdp_compile.runtime.issuer import issuer_of
+from sdp_compile.runtime.stream import join
 from sdp_compile.runtime.traffic import Traffic
 
 _owner_groups: WeakKeyDictionary[dist.ProcessGroup, dict[OwnerSet, dist.ProcessGroup | None]] = WeakKeyDictionary()
@@ -39,12 +41,19 @@ class Groups:
         # new_group() gives a number to those that are not members.
         if not isinstance(base, dist.ProcessGroup) or dist.get_rank(base) < 0:
             raise DistributedError("This process is not a member of the process group that it was given.")
-        self.group: dist.ProcessGroup = base
+        self.raw_group: dist.ProcessGroup = base
         self.rank: int = dist.get_rank(base)
         self.workers: int = dist.get_world_size(base)
         self._global_ranks: list[int] = dist.get_process_group_ranks(base)
         self._backends = _backends(base)
         self.traffic = Traffic()
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """The common process group, free for a collective: after all that was issued during backward."""
+        issuer_of(self.raw_group).settle()
+        join()
+        return self.raw_group
 
     @property
     def device(self) -> torch.device:
@@ -93,10 +102,15 @@ class Groups:
         return group if isinstance(group, dist.ProcessGroup) else None
 
     def process_group(self, owners: OwnerSet) -> dist.ProcessGroup:
-        """The process group of an owner set that this rank is in."""
+        """The process group of an owner set that this rank is in, free for a collective like `group`."""
+        common = self.group
+        return common if len(owners) == self.workers else self.raw_group_of(owners)
+
+    def raw_group_of(self, owners: OwnerSet) -> dist.ProcessGroup:
+        """The process group of an owner set that this rank is in, for collectives that are issued during backward."""
         if len(owners) == self.workers:
-            return self.group
-        group = _owner_groups.get(self.group, {}).get(owners)
+            return self.raw_group
+        group = _owner_groups.get(self.raw_group, {}).get(owners)
         if group is None:
             raise DistributedError(
                 f"There is no process group for the workers {owners} on rank {self.rank}: it is not one of them, or "

@@ -9,7 +9,8 @@ from torch import Tensor, nn, optim
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.gradients import GradientEngine, engine_of
+from sdp_compile.runtime.gradients import GradientEngine
+from sdp_compile.runtime.hooks import engine_of
 from sdp_compile.runtime.transfer import equalise
 
 REFUSED = {
@@ -84,6 +85,8 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
                     if isinstance(state[key], Tensor) and state[key].shape == parameter.shape:
                         tensors.append((names[parameter], state[key]))
             equalise(tensors, engine.local, engine.groups)
+        if engine.refresher is not None:
+            engine.refresher.refresh()
 
 
 def engines_of(optimizer: Optimizer) -> dict[GradientEngine, list[nn.Parameter]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from sdp_compile.errors import SDPError
 from sdp_compile.plan import Plan
 from sdp_compile.program import Capture
 from sdp_compile.runtime.initialisers import Initialisers
-from sdp_compile.runtime.pieces import Local, local_tensors, replace_tensors
+from sdp_compile.runtime.pieces import Held, Local, local_tensors, replace_tensors
 from sdp_compile.runtime.weights import Weights, open_weights
 
 if TYPE_CHECKING:
@@ -32,17 +32,16 @@ def slice_tensors(
     ``values`` are the full tensors by canonical name (lifted constants may be missing), meta tensors included. The
     results are copies, parameters are ``nn.Parameter``; they stay on their tensor's device where ``device`` is None.
     """
-    local = Local(plan, rank, lowering)
     result: dict[str, Tensor] = {}
-    for name, description in capture.state.items():
-        region = local.own(name)
-        if region is None:
+    for held in Local(plan, rank, lowering).held():
+        if held.source not in capture.state:
             continue
-        value = values[name] if name in values else capture.constants[name]
-        piece = region.copy(value.detach())
+        description = capture.state[held.source]
+        value = values[held.source] if held.source in values else capture.constants[held.source]
+        piece = held.region.copy(value.detach())
         piece = piece if device is None else piece.to(device)
-        is_parameter = description.kind == "parameter"
-        result[name] = nn.Parameter(piece, description.requires_grad) if is_parameter else piece
+        is_parameter = description.kind == "parameter" and held.name == held.source
+        result[held.name] = nn.Parameter(piece, description.requires_grad) if is_parameter else piece
     return result
 
 
@@ -62,17 +61,20 @@ def materialize(
     Collective where there are peers: values are made equal at the end. Create optimizers afterwards, the parameters
     are new ones.
     """
-    tensors, skeleton = local_tensors(module), module.capture.skeleton
-    held = {name: tensors[name] for name in module.plan.state if name in tensors}
-    empty = [name for name, tensor in held.items() if tensor.is_meta]
+    tensors, skeleton, state = local_tensors(module), module.capture.skeleton, module.plan.state
+    held = [one for one in Local(module.plan, module.rank, module.lowering).held() if one.name in tensors]
     if weights is None:
-        new = _slices(module, Initialisers(skeleton, seed), {name: held[name] for name in empty}, device)
+        empty = [one for one in held if tensors[one.name].is_meta]
+        new = _slices(module, Initialisers(skeleton, seed), empty, tensors, device)
     else:
         source = open_weights(weights)
-        outside = [name for name in empty if not module.plan.state[name].persistent and name not in source]
-        new = _slices(module, source, {name: held[name] for name in held if name not in outside}, device)
+        outside = [
+            one for one in held
+            if tensors[one.name].is_meta and not state[one.source].persistent and one.source not in source
+        ]  # fmt: skip
+        new = _slices(module, source, [one for one in held if one not in outside], tensors, device)
         if outside:
-            new |= _slices(module, Initialisers(skeleton, seed), {name: held[name] for name in outside}, device)
+            new |= _slices(module, Initialisers(skeleton, seed), outside, tensors, device)
     replace_tensors(module, new)
     if device is not None:
         module.to(device)
@@ -83,24 +85,25 @@ def materialize(
 
 
 def _slices(
-    module: SDPModule, source: Weights, held: Mapping[str, Tensor], device: torch.device | str | None
-) -> dict[str, Tensor]:
+    module: SDPModule, source: Weights, held: Sequence[Held], tensors: Mapping[str, Tensor],
+    device: torch.device | str | None,
+) -> dict[str, Tensor]:  # fmt: skip
     """What is to stand for the tensors that the module holds; SDPError where the source lacks one on the meta device.
 
     What has a value already may stay as it is.
     """
-    local, aliases = Local(module.plan, module.rank, module.lowering), _aliases(module.plan)
-    keys = {name: next((alias for alias in aliases[name] if alias in source), None) for name in held}
-    absent = [name for name, tensor in held.items() if keys[name] is None and tensor.is_meta]
+    aliases = _aliases(module.plan)
+    keys = {one.source: next((alias for alias in aliases[one.source] if alias in source), None) for one in held}
+    absent = [one.source for one in held if keys[one.source] is None and tensors[one.name].is_meta]
     if absent:
-        raise SDPError(source.explain(absent))
+        raise SDPError(source.explain(list(dict.fromkeys(absent))))
     result: dict[str, Tensor] = {}
-    for name, old in held.items():
-        key, region = keys[name], local.own(name)
-        if key is None or region is None:
+    for one in held:
+        key, old = keys[one.source], tensors[one.name]
+        if key is None:
             continue
-        value = source.read(key, module.plan.state[name].shape, region).to(_target(old, device), old.dtype)
-        result[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+        value = source.read(key, module.plan.state[one.source].shape, one.region).to(_target(old, device), old.dtype)
+        result[one.name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
     return result
 
 

@@ -229,6 +229,14 @@ class SDPModule(fx.GraphModule):
         """Within, backward accumulates gradients without reducing them; the next backward outside reduces all."""
         return nullcontext() if self.runtime is None else self.runtime.no_sync()
 
+    def refresh_parameters(self) -> None:
+        """Under backward masking, fetches the values that other workers own; nothing else. Collective.
+
+        Optimizer steps and `load_state_dict` do so by themselves; call it after changing parameters in another way.
+        """
+        if self.runtime is not None:
+            self.runtime.refresh_parameters()
+
     def sync_gradients(self) -> None:
         """Reduces gradients that were accumulated under `no_sync`; nothing where none are pending. Collective."""
         if self.runtime is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from sdp_compile.elements import Piece
 from sdp_compile.plan import Plan
+from sdp_compile.rest import Rest, rests
 from sdp_compile.structure.layout import Indices
 
 Lowering = Literal["sliced", "masked"]
@@ -82,6 +85,15 @@ def _as_slice(positions: Indices) -> slice | None:
     return slice(first, last + 1, step)
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A tensor that a worker holds under ``name``: the region of the full tensor ``source``."""
+
+    name: str
+    source: str
+    region: Region
+
+
 class Local:
     """One worker's view of a plan: where pieces lie in its own tensors."""
 
@@ -98,6 +110,34 @@ class Local:
             return full(self.plan.state[name].shape)
         kept = self.plan.kept(name, self.rank)
         return None if kept is None else Region(kept)
+
+    def held(self) -> Iterator[Held]:
+        """All that the worker holds: its own tensors, and under backward masking the rests of its parameters."""
+        rests = self._rests
+        for name in self.plan.state:
+            region = self.own(name)
+            if region is not None:
+                yield Held(name, name, region)
+            yield from (Held(rest.name, name, Region(rest.index)) for rest in rests.get(name, ()))
+
+    def not_owned(self, piece: Piece) -> tuple[str, Region]:
+        """Under backward masking, the tensor in which a piece that others own lies, and where in it."""
+        if self.lowering == "masked":
+            return piece.name, Region(piece.index)
+        parts = self._rests[piece.name]
+        # It is joined last along the last dimension in which the worker owns none of its indices.
+        rest = next(part for part in reversed(parts) if part.dim is None or _lies_in(piece, part, part.dim))
+        index = [np.searchsorted(held, wanted) for held, wanted in zip(rest.index, piece.index, strict=True)]
+        return rest.name, Region(index)
+
+    @cached_property
+    def _rests(self) -> dict[str, tuple[Rest, ...]]:
+        return rests(self.plan, self.rank) if self.lowering == "sliced" else {}
+
+
+def _lies_in(piece: Piece, rest: Rest, dim: int) -> bool:
+    """Whether the rest holds the piece's indices along ``dim``; it holds all of them or none."""
+    return bool(np.isin(piece.index[dim][0], rest.index[dim]))
 
 
 def full(shape: Iterable[int]) -> Region:

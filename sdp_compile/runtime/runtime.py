@@ -11,10 +11,13 @@ import torch.distributed as dist
 
 from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.errors import DistributedError
+from sdp_compile.runtime.exchange import Exchange, is_crowded
 from sdp_compile.runtime.gradients import GradientEngine
 from sdp_compile.runtime.groups import Groups
 from sdp_compile.runtime.guard import install_optimizer_guard
+from sdp_compile.runtime.launch import launched_by
 from sdp_compile.runtime.pieces import Local, local_tensors
+from sdp_compile.runtime.refresh import Refresh
 from sdp_compile.runtime.transfer import equalise
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ class Runtime:
 
     def __init__(
         self, module: SDPModule, groups: Groups, bucket_bytes: int = DEFAULT_BUCKET_BYTES,
-        comm_dtype: torch.dtype | None = None,
+        comm_dtype: torch.dtype | None = None, check_finite: bool = False,
     ) -> None:  # fmt: skip
         plan = module.plan
         if groups.workers != plan.workers or groups.rank != module.rank:
@@ -39,30 +42,41 @@ class Runtime:
                 f"{groups.rank} of {groups.workers}."
             )
         self.groups = groups
-        self.bucket_bytes, self.comm_dtype = bucket_bytes, comm_dtype
+        self.bucket_bytes, self.comm_dtype, self.check_finite = bucket_bytes, comm_dtype, check_finite
         groups.create(plan.groups)
         install_optimizer_guard()
-        self.equalise(module)
         self._connect(module)
+        self.equalise(module)
 
     def attach(self, module: SDPModule) -> Runtime:
         """A runtime for a copy of the module: the same groups, hooks of its own. Nothing is communicated."""
         copy = object.__new__(Runtime)
-        copy.groups, copy.bucket_bytes, copy.comm_dtype = self.groups, self.bucket_bytes, self.comm_dtype
+        copy.groups, copy.bucket_bytes = self.groups, self.bucket_bytes
+        copy.comm_dtype, copy.check_finite = self.comm_dtype, self.check_finite
         copy._connect(module)
         return copy
 
     def _connect(self, module: SDPModule) -> None:
         self.local = Local(module.plan, module.rank, module.lowering)
         buckets = module.plan.buckets(module.rank, self.bucket_bytes)
-        self.engine = engine = GradientEngine(module, self.local, self.groups, buckets, self.comm_dtype)
-        follow = weakref.WeakMethod(engine.refresh)
-        # load_state_dict(assign=True) puts other parameters in place.
+        self.engine = engine = GradientEngine(
+            module, self.local, self.groups, buckets, self.comm_dtype, self.check_finite
+        )
+        if is_crowded(module.plan.buckets(bucket_bytes=self.bucket_bytes)):
+            engine.reduction = Exchange(self.groups)
+        launched_by(module._number, engine)
+        self.refresher = engine.refresher = (
+            Refresh(module, self.local, self.groups, self.bucket_bytes) if module.plan.masking == "backward" else None
+        )
+        followers = [weakref.WeakMethod(engine.refresh)]  # load_state_dict(assign=True) puts other parameters in place
+        if self.refresher is not None:
+            followers.append(weakref.WeakMethod(self.refresher.refresh))  # a rank's own state has nothing of the others
 
         def refresh(*_: object) -> None:
-            method = follow()
-            if method is not None:
-                method()
+            for follower in followers:
+                method = follower()
+                if method is not None:
+                    method()
 
         module.register_load_state_dict_post_hook(refresh)  # type: ignore[no-untyped-call]
 
@@ -85,7 +99,13 @@ class Runtime:
         ]
         real = [(name, tensor) for name, tensor in named if tensor.device.type != "meta"]
         if real and len(real) == len(named):
-            equalise(real, Local(module.plan, module.rank, module.lowering), self.groups)
+            equalise(real, self.local, self.groups)
+            self.refresh_parameters()
+
+    def refresh_parameters(self) -> None:
+        """Under backward masking, fetches the values that other workers own. Collective."""
+        if self.refresher is not None:
+            self.refresher.refresh()
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Within, backward only accumulates."""

@@ -84,11 +84,10 @@ def load_full_state_dict(module: SDPModule, state: Mapping[str, Any], strict: bo
             + "; ".join(problems)
             + ". It must be a full state dictionary (full_state_dict(), or the original model's state_dict())."
         )
-    for name, key in found.items():
-        region = local.own(name)
-        if name in tensors and region is not None:
-            tensors[name].copy_(region.read(torch.as_tensor(state[key])))
-    if module.lowering == "masked":
+    for held in local.held():
+        if held.source in found and held.name in tensors:
+            tensors[held.name].copy_(held.region.read(torch.as_tensor(state[found[held.source]])))
+    if module.lowering == "masked" and plan.masking == "forward":
         clear_unowned(tensors, plan, module.rank)
     return _IncompatibleKeys(missing, unexpected)
 
@@ -156,6 +155,8 @@ def _dtypes(
 
 def _warn_of_statistics(module: SDPModule) -> None:
     plan = module.plan
+    if plan.masking == "backward":  # each worker sees the activations of the full model
+        return
     cut = plan.workers > 1 and any(plan.is_cut(name) for name in plan.state)
     if module in _warned or module.rank != 0 or not cut or not running_statistics(module.capture):
         return

@@ -22,12 +22,14 @@ from torch.fx.graph_module import _forward_from_src
 from sdp_compile.capture import recapture
 from sdp_compile.capture.precision import autocast_of
 from sdp_compile.errors import LoweringError, SDPError
-from sdp_compile.families import restricted_layouts
+from sdp_compile.families import layouts_of_state
 from sdp_compile.passes import Lowering, lower
 from sdp_compile.plan import Plan
 from sdp_compile.program import Capture, Mode, Precision, Program
+from sdp_compile.rest import with_rests
 from sdp_compile.runtime.calling import Caller
 from sdp_compile.runtime.initialisation import slice_tensors
+from sdp_compile.runtime.launch import with_launches
 from sdp_compile.runtime.recompute import executable
 from sdp_compile.structure.analyse import analyse
 from sdp_compile.structure.model import Structure
@@ -92,7 +94,8 @@ class Variants:
             graph, recomputed = executable(program.graph)
             codes[name] = code = graph.python_code(root_module="self")
             # Every generated function has a file name, and so a code object, of its own.
-            setattr(type(module), f"_run_{name}", _forward_from_src(code.src, code.globals, {}))
+            bound = with_launches(code.globals, self.number)
+            setattr(type(module), f"_run_{name}", _forward_from_src(code.src, bound, {}))
             self._sources[name] = recomputed + code.src
             setattr(module, f"_caller_{name}", Caller(module.capture.skeleton, program))
         return codes
@@ -147,7 +150,8 @@ def _lowered(module: SDPModule, mode: Mode, precision: Precision) -> tuple[Progr
     new = {name: tensor for name, tensor in captured.state.items() if name not in base.state}
     own_plan = _plan(plan, captured, structure)
     _check(plan, own_plan, structure, module.rank)
-    context = Lowering(captured, structure, own_plan, module.rank, module.lowering, blocks)
+    described = with_rests(captured, own_plan, module.rank) if module.lowering == "sliced" else captured
+    context = Lowering(described, structure, own_plan, module.rank, module.lowering, blocks)
     with autocast_of(precision, device):
         program = lower(captured.programs[mode], context, module.passes)
     tensors = slice_tensors(replace(captured, state=new), own_plan, module.rank, {}, device, module.lowering)
@@ -159,7 +163,7 @@ def _lowered(module: SDPModule, mode: Mode, precision: Precision) -> tuple[Progr
 def _plan(plan: Plan, captured: Capture, structure: Structure) -> Plan:
     """The plan with the layouts of another capture, its constants included."""
     cut = frozenset(family.name for family in plan.families)
-    layouts = {name: restricted_layouts(name, tensor, structure, cut) for name, tensor in captured.state.items()}
+    layouts = layouts_of_state(captured.state, structure, cut, plan.masking)
     new = {name: tensor for name, tensor in captured.state.items() if name not in plan.state}
     return replace(plan, state={**plan.state, **new}, layouts=layouts)
 
@@ -171,7 +175,8 @@ def _check(plan: Plan, own: Plan, structure: Structure, rank: int) -> None:
         same = (before is None) == (now is None) and all(map(np.array_equal, before or (), now or ()))
         if not same:
             raise _differs(f"all of {name!r}, which the plan cuts")
-    if plan.block_family is not None and structure.members.get(plan.block_family) != plan.members:
+    members = structure.members.get(plan.block_family, {}) if plan.block_family is not None else {}
+    if {name: unit for name, unit in members.items() if name in plan.members} != plan.members:
         raise _differs("other residual blocks than the plan's")
 
 

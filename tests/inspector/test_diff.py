@@ -42,7 +42,7 @@ def test_every_rewrite_and_nothing_else(name: str, policy: str, lowering: Any, m
     assert named(view, "change") == {name for name in common if before.calls[name] != after.calls[name]}
     assert named(view, "slice") == {name for name in common if local_shape(after, name) != local_shape(before, name)}
     assert named(view, "change") or named(view, "insert") or named(view, "remove")
-    # Nothing is left out, and what computes stands in the order of both graphs.
+    # Nothing is left out, and what computes stands in the order of both graphs, the reductions at the head.
     assert [line.before.name for line in view.lines if line.before and line.before.kind != "state"] == before.computing
     computing = [line.after.name for line in view.lines if line.after and line.after.kind not in ("state", "mask")]
     assert computing == after.computing
@@ -58,7 +58,12 @@ class Plainly:
             for node in graph.nodes if not self.hidden(node)
         }  # fmt: skip
         order = [node for node in graph.nodes if node.name in self.calls and node.target is not ops.mask_parameter]
-        self.computing = [node.name for node in order if node.op != "get_attr"]
+        order = [node for node in order if node.op != "get_attr"]
+        inputs = [node.name for node in order if node.op == "placeholder"]
+        marks = [node for node in order if node.target is ops.all_reduce_mean]
+        reductions = [node.name for node in sorted(marks, key=lambda node: node.kwargs["bucket"])]
+        rest = [node.name for node in order if node.name not in {*inputs, *reductions}]
+        self.computing = inputs + reductions + rest
 
     def hidden(self, node: fx.Node) -> bool:
         mark = node.target is operator.getitem and node.args[0].target is ops.all_reduce_mean  # type: ignore[union-attr]

@@ -41,7 +41,15 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "diff_block_rescale": ("diff", {"policy": "block", "rescale": True}, {"rank": 1}),
     "diff_pass_side_by_side": ("diff", {}, {"pass_name": "slice_parameters", "side_by_side": True}),
     "diff_block_masked": ("diff", {"policy": "block"}, {"rank": 1, "lowering": "masked", "unfold": True}),
+    "diff_backward": ("diff", {"masking": "backward"}, {"rank": 1}),
+    "graph_backward_block": ("graph", {"policy": "block", "masking": "backward"}, {"rank": 1}),
+    "graph_backward_masked": (
+        "graph",
+        {"masking": "backward"},
+        {"rank": 1, "lowering": "masked", "module": "layers.0"},
+    ),
     "cost": ("cost", {}, {}),
+    "cost_backward": ("cost", {"masking": "backward"}, {}),
     "cost_block": ("cost", {"policy": "block"}, {}),
 }
 

@@ -113,23 +113,23 @@ def test_attention_over_half_of_the_heads() -> None:
     ]
 
 
-def test_one_synchronisation_node_per_bucket() -> None:
+def test_one_synchronisation_node_per_bucket_before_its_first_use() -> None:
     context = lowering(MLP(), (torch.randn(2, 4),), NeuronPolicy(replicas=2), workers=4)
     program = SyncGradients().run(context.capture.programs["train"], context)
     assert text(program.graph).splitlines() == [
-        "all_reduce_mean = all_reduce_mean(down_bias, bucket=0, owners=(0, 1, 2, 3))",
+        "all_reduce_mean = all_reduce_mean(down_weight, up_bias, up_weight, bucket=4, owners=(0, 3))",
         "getitem = getitem(all_reduce_mean, 0)",
-        "all_reduce_mean_1 = all_reduce_mean(down_weight, up_bias, up_weight, bucket=1, owners=(0, 1))",
-        "getitem_1 = getitem(all_reduce_mean_1, 0)",
-        "getitem_2 = getitem(all_reduce_mean_1, 1)",
-        "getitem_3 = getitem(all_reduce_mean_1, 2)",
-        "all_reduce_mean_2 = all_reduce_mean(getitem_1, getitem_2, getitem_3, bucket=4, owners=(0, 3))",
-        "getitem_4 = getitem(all_reduce_mean_2, 0)",
-        "getitem_5 = getitem(all_reduce_mean_2, 1)",
-        "getitem_6 = getitem(all_reduce_mean_2, 2)",
-        "linear = linear.default(x, getitem_6, getitem_5)",
+        "getitem_1 = getitem(all_reduce_mean, 1)",
+        "getitem_2 = getitem(all_reduce_mean, 2)",
+        "all_reduce_mean_1 = all_reduce_mean(getitem, getitem_1, getitem_2, bucket=1, owners=(0, 1))",
+        "getitem_3 = getitem(all_reduce_mean_1, 0)",
+        "getitem_4 = getitem(all_reduce_mean_1, 1)",
+        "getitem_5 = getitem(all_reduce_mean_1, 2)",
+        "linear = linear.default(x, getitem_5, getitem_4)",
         "relu = relu.default(linear)",
-        "linear_1 = linear.default(relu, getitem_4, getitem)",
+        "all_reduce_mean_2 = all_reduce_mean(down_bias, bucket=0, owners=(0, 1, 2, 3))",
+        "getitem_6 = getitem(all_reduce_mean_2, 0)",
+        "linear_1 = linear.default(relu, getitem_3, getitem_6)",
     ]
 
 

@@ -50,7 +50,7 @@ def test_defaults():
         ({"coverage": 0.5, "replicas": 2}, "coverage or replicas, not both"),
         ({"axes": "some"}, "axes='some' is not valid; input should be 'disjoint' or 'all'"),
         ({"design": "cylic"}, "no design 'cylic'. Did you mean 'cyclic'"),
-        ({"masking": "backward"}, "masking='backward' is not supported yet"),
+        ({"masking": "backward", "rescale": True}, "rescale=True makes up for units"),
         ({"align": 0}, "align=0 is not valid"),
         ({"rules": {"a": {"coverage": 2}}}, "the rule 'a' is not valid.*coverage=2"),
         ({"rules": {"a": {"covrage": 0.2}}}, "no field 'covrage'. Did you mean 'coverage'"),

@@ -92,6 +92,7 @@ class Subnet(nn.Module):
         super().__init__()
         self.plan, self.rank, self.workers, self.capture, self.lowering = plan, rank, plan.workers, capture, lowering
         self.runtime: Any = None
+        self._number = -1
         values = {**dict(net.named_parameters()), **dict(net.named_buffers())}
         for name, tensor in slice_tensors(capture, plan, rank, values, lowering=lowering).items():
             owner: nn.Module = self

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdp_compile import BlockPolicy, NeuronPolicy, clip_grad_norm_, sdp_compile
 from sdp_compile.errors import SDPError
 from sdp_compile.plan import Plan
+from sdp_compile.runtime.pieces import Local
 from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
 
@@ -26,15 +27,20 @@ POLICIES: dict[str, Any] = {
     "replicas": lambda: NeuronPolicy(replicas=3),
     "block": lambda: BlockPolicy(coverage=0.5),
     "full": lambda: NeuronPolicy(coverage=1.0),
+    "backward neuron": lambda: NeuronPolicy(coverage=0.5, masking="backward"),
+    "backward block": lambda: BlockPolicy(coverage=0.5, masking="backward"),
+    "backward all": lambda: NeuronPolicy(axes="all", scope="all", replicas=3, masking="backward"),
 }
 CASES = [("cnn", "neuron"), ("cnn", "replicas"), ("cnn", "block"), ("cnn", "full"), ("transformer", "neuron"),
-         ("transformer", "replicas"), ("transformer", "block"), ("transformer", "full")]  # fmt: skip
+         ("transformer", "replicas"), ("transformer", "block"), ("transformer", "full"), ("cnn", "backward all"),
+         ("cnn", "backward block"), ("transformer", "backward neuron")]  # fmt: skip
 
 
 def masked_gradients(model: nn.Module, name: str, plan: Plan, seeds: dict[int, list[int]]) -> dict[str, Tensor]:
     """Each element's mean over its owners of the sums of the gradients on each worker's batches.
 
-    The original eager model computes them, with the masks of the plan on its parameters.
+    The original eager model computes them, with the masks of the plan on its parameters (forward masking) or on their
+    gradients only (backward masking).
     """
     parameters = dict(model.named_parameters())
     total = {key: torch.zeros_like(value) for key, value in parameters.items()}
@@ -45,7 +51,7 @@ def masked_gradients(model: nn.Module, name: str, plan: Plan, seeds: dict[int, l
         for seed in own:
             x = batch(name, seed)
             buffers = {key: value.clone() for key, value in model.named_buffers()}
-            masked = {key: leaves[key] * masks[key] for key in leaves}
+            masked = {key: leaves[key] * masks[key] for key in leaves} if plan.masking == "forward" else leaves
             output = functional_call(model, {**masked, **buffers}, (x,), tie_weights=True)
             loss_of(name, output, x).backward()
         for key, leaf in leaves.items():
@@ -128,6 +134,10 @@ def everything(rank: int, name: str, policy: str, compiled: bool) -> Any:
             torch.testing.assert_close(
                 state["state"][key]["exp_avg"], dense.state[parameter]["exp_avg"], rtol=1e-6, atol=1e-8
             )
+    for held in Local(plan, rank).held():  # what others own included, under backward masking
+        if held.source in dict(reference.named_parameters()):
+            tensor = {**dict(module.named_parameters()), **dict(module.named_buffers())}[held.name]
+            assert torch.equal(tensor, held.region.read(full[held.source])), held.name
     values = {key: value.detach().clone() for key, value in module.named_parameters()}
     moments = {
         f"{key}:{entry}": optimizer.state[value][entry].clone()
@@ -160,6 +170,10 @@ def test_training_equals_the_masked_original(name: str, policy: str) -> None:
 
 def test_training_under_torch_compile() -> None:
     run_workers(everything, WORKERS, "transformer", "neuron", True, limit=220)
+
+
+def test_backward_masking_under_torch_compile() -> None:
+    run_workers(everything, WORKERS, "transformer", "backward neuron", True, limit=220)
 
 
 def disagreeing(rank: int) -> list[str]:

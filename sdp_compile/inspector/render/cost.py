@@ -26,6 +26,7 @@ _FILLS = {
     "forward FLOPs": ("█", "green"),
     "of cut parameters": ("█", "cyan"),
     "of shared parameters": ("▓", "red"),
+    "refreshed values": ("░", "magenta"),
 }
 """How each part of a bar is drawn, with and without colour."""
 
@@ -51,7 +52,8 @@ class Bars:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         title = Text(self.title, style="italic")
-        for name, _ in self.bars[0].parts if len(self.bars[0].parts) > 1 else ():
+        names = list(dict.fromkeys(name for bar in self.bars for name, _ in bar.parts))
+        for name in names if len(names) > 1 else ():
             fill, style = _FILLS[name]
             title.append("   ").append(f"{fill}{fill} {name}", style=f"{style} not italic")
         yield title
@@ -125,8 +127,9 @@ def _flops(label: str, cost: Cost, dense: Cost) -> Bar:
 
 
 def _sent(label: str, cost: Cost, dense: Cost) -> Bar:
-    parts = (("of cut parameters", cost.sent_partitioned), ("of shared parameters", cost.sent_shared))
-    return Bar(label, parts, f"{size(cost.sent)} {_share(cost.sent, dense.sent)}")
+    parts = [("of cut parameters", cost.sent_partitioned), ("of shared parameters", cost.sent_shared)]
+    parts += [("refreshed values", cost.sent_refresh)] if cost.sent_refresh else []
+    return Bar(label, tuple(parts), f"{size(cost.sent)} {_share(cost.sent, dense.sent)}")
 
 
 def _share(part: float, whole: float) -> str:

@@ -139,7 +139,7 @@ def statement(row: Row) -> str:
     if row.kind == "input":
         return row.name
     if row.kind == "mask":
-        return f"{code.removeprefix('mask_parameter(').removesuffix(')')} = {code}"
+        return f"{code.partition('(')[2].removesuffix(')')} = {code}"
     return code if row.kind in ("state", "sync", "output") else f"{row.name} = {code}"
 
 

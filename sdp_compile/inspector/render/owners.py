@@ -112,7 +112,7 @@ def grouped(families: Sequence[OwnedFamily]) -> list[list[OwnedFamily]]:
 
 def _workers(view: OwnersView, columns: Columns) -> Iterator[Line]:
     """What each column of the heat map stands for."""
-    yield Line(Text("Workers", style="italic"), Text("hold of the parameters", style="italic"))
+    yield Line(Text("Workers", style="italic"), Text("own of the parameters", style="italic"))
     for number, (name, workers) in enumerate(zip(columns.names, columns.workers, strict=True)):
         share = columns.mean(number, [one.share for one in view.classes])
         nbytes = columns.mean(number, [one.parameters for one in view.classes])

@@ -27,7 +27,7 @@ def render_summary(plan: Plan) -> RenderableType:
         f"{counted(len(found), kind if kind == 'axis' else 'block family', plural)} of "
         f"{sum(family.units for family in found):,} units" for kind, plural, found in kinds if found
     )  # fmt: skip
-    coverage = plan.coverage().cut
+    coverage, held_word = plan.coverage().cut, "holds" if plan.masking == "forward" else "trains"
     rows = [
         ("policy", _policy(plan)),
         ("cut", cut or "nothing: every worker trains the whole model"),
@@ -35,7 +35,7 @@ def render_summary(plan: Plan) -> RenderableType:
             "owners",
             "" if coverage is None else f"{coverage.mean:.2f} per cut element, {coverage.min} to {coverage.max}",
         ),
-        ("a worker", f"holds {_range(held.min(), held.max(), dense)} of {size(dense)} of parameters"),
+        ("a worker", f"{held_word} {_range(held.min(), held.max(), dense)} of {size(dense)} of parameters"),
         ("groups", f"{counted(len(plan.groups), 'owner group')} that reduce gradients"),
         ("digest", plan.digest[:12]),
     ]

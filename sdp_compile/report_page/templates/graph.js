@@ -3,7 +3,7 @@
 {
   const data = JSON.parse($("#graph-data").textContent);
   const [NAME, CODE, KIND, MODULE, SHAPE, FULL, DTYPE, SOURCE, INPUTS] = data.rows.length ? data.rows[0].keys() : [];
-  const CHANGED = new Set(["sync", "mask", "rescale", "drop", "size", "rewritten", "sliced"]);
+  const CHANGED = new Set(["sync", "mask", "rescale", "drop", "join", "size", "rewritten", "sliced"]);
   const MOST_FOUND = 400;
   const LONG = 240;
   const MANY = 24;

@@ -1,0 +1,115 @@
+"""The one issuer of a process: whose reductions are issued when, so that all ranks issue them in one order."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+
+
+class Issuing(Protocol):
+    """What the issuer asks of a gradient engine."""
+
+    def start_all(self) -> None:
+        """Issues everything that is not issued yet."""
+
+    def finish(self) -> None:
+        """Waits for everything and writes the averages."""
+
+    def abandon(self) -> None:
+        """Issues what peers wait for, waits for it and forgets it."""
+
+
+class Issuer:
+    """Orders the engines of a process that share a common process group.
+
+    Buckets have a total order, (engine, bucket number): engines by when they first reduced something, which is at the
+    same backward on all ranks. Only the first of them may issue during backward, since nothing can come before it;
+    the others, and those that reduce for the first time, do so at its end, one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._order: list[weakref.ref[Issuing]] = []
+        self._created: weakref.WeakKeyDictionary[Issuing, int] = WeakKeyDictionary()
+        self._count = 0
+        self._backward = -1
+        self._taking_part: list[Issuing] = []
+
+    def add(self, engine: Issuing) -> None:
+        """Takes note of an engine; all ranks create theirs in the same order."""
+        self._created[engine] = self._count
+        self._count += 1
+
+    def join(self, engine: Issuing) -> bool:
+        """Called in backward, by an engine that will reduce in it; whether it may issue before backward's end."""
+        # The number of the backward, and not a flag: a backward that fails never runs its callbacks.
+        backward = torch._C._current_graph_task_id()
+        if backward != self._backward:
+            self._abandon()
+            self._backward = backward
+            torch.autograd.Variable._execution_engine.queue_callback(self._end)
+        self._taking_part.append(engine)
+        first = next((known for known in (entry() for entry in self._order) if known is not None), None)
+        return first is engine
+
+    def settle(self) -> None:
+        """Before any other collective: brings what a failed backward has left to an end."""
+        if self._taking_part and torch._C._current_graph_task_id() == -1:
+            self._abandon()
+
+    def reduce(self, engine: Issuing) -> None:
+        """Reduces outside of backward."""
+        self.settle()
+        self._run([engine])
+
+    def _end(self) -> None:
+        engines, self._taking_part, self._backward = self._taking_part, [], -1
+        self._run(engines)
+
+    def _run(self, engines: list[Issuing]) -> None:
+        self._order = [entry for entry in self._order if entry() is not None]
+        known = [entry() for entry in self._order]
+        new = sorted((engine for engine in engines if engine not in known), key=self._created.__getitem__)
+        ordered = [engine for engine in known if engine is not None and engine in engines] + new
+        self._order += [weakref.ref(engine) for engine in new]
+        for engine in ordered:
+            engine.start_all()
+        for engine in ordered:
+            engine.finish()
+
+    def _abandon(self) -> None:
+        engines, self._taking_part, self._backward = self._taking_part, [], -1
+        for engine in engines:
+            engine.abandon()
+
+
+_issuers: WeakKeyDictionary[dist.ProcessGroup, Issuer] = WeakKeyDictionary()
+
+
+def issuer_of(group: dist.ProcessGroup) -> Issuer:
+    """The issuer of this process for all engines whose workers are ``group``."""
+    return _issuers.setdefault(group, Issuer())
+
+
+class Ascending:
+    """Issues numbered things in ascending order, however they become ready: a ready one waits for its predecessors."""
+
+    def __init__(self, count: int, issue: Callable[[int], None]) -> None:
+        self._issue, self._next, self._ready = issue, 0, [False] * count
+
+    def ready(self, position: int) -> None:
+        """Marks one as ready, and issues all that nothing stands before any more."""
+        self._ready[position] = True
+        while self._next < len(self._ready) and self._ready[self._next]:
+            self._next += 1
+            self._issue(self._next - 1)
+
+    def rest(self) -> None:
+        """Issues all that is left, ready or not."""
+        while self._next < len(self._ready):
+            self._next += 1
+            self._issue(self._next - 1)

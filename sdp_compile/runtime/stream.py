@@ -1,0 +1,41 @@
+"""Collectives beside the computation: asynchronous on the CPU, in one stream of their own on an accelerator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_streams: dict[torch.device, torch.Stream] = {}
+"""The communication stream of each device in use."""
+
+
+def issue(collective: Callable[[], dist.Work | None], *tensors: Tensor) -> Callable[[], object]:
+    """Calls ``collective``, which is asynchronous and uses ``tensors``; returns what waits for it.
+
+    On an accelerator the collectives of all process groups run one after the other: overlapping groups that run at the
+    same time can block each other (the documentation of ``torch.distributed.new_group``). Waiting is the stream's then,
+    not the host's.
+    """
+    device = tensors[0].device
+    if device.type == "cpu":
+        work = collective()
+        return (lambda: None) if work is None else work.wait
+    stream = _streams.setdefault(device, torch.Stream(device))
+    stream.wait_stream(torch.accelerator.current_stream(device))
+    with stream:
+        work = collective()
+        if work is not None:
+            work.wait()
+        event = stream.record_event()
+    for tensor in tensors:
+        tensor.record_stream(stream)
+    return lambda: torch.accelerator.current_stream(device).wait_event(event)
+
+
+def join() -> None:
+    """Lets the current streams wait for all collectives that were issued, before one is called there."""
+    for device, stream in _streams.items():
+        torch.accelerator.current_stream(device).wait_stream(stream)

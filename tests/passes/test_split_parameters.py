@@ -1,0 +1,165 @@
+"""Backward masking: the full model's graph over [owned | rest] parameters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdp_compile import BlockPolicy, NeuronPolicy, check, narrow, sdp_compile
+from sdp_compile.policies import Policy
+
+
+class MLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.relu(self.up(x)))
+
+
+class Convolutions(nn.Module):
+    """Plain, in groups, depthwise, padded by name, transposed, in one dimension, with norms between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.norm = nn.Conv2d(3, 12, 3, padding="same"), nn.BatchNorm2d(12)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
+        self.grouped = nn.Conv2d(12, 8, 3, stride=2, groups=4)
+        self.group_norm = nn.GroupNorm(4, 8)
+        self.even = nn.Conv2d(8, 8, 2, padding="same", groups=2)
+        self.upwards = nn.ConvTranspose2d(8, 6, 3, stride=2, output_padding=1)
+        self.shrink = nn.Conv2d(6, 4, 1)
+        self.line = nn.Conv1d(4, 6, 3, dilation=2, padding=2)
+        self.out = nn.Conv1d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.norm(self.expand(x)))
+        x = F.silu(self.group_norm(self.grouped(F.relu(self.depthwise(x)))))
+        x = self.shrink(F.gelu(self.upwards(F.relu(self.even(x))))).flatten(2)
+        return self.out(F.relu_(self.line(x)))
+
+
+class Sequences(nn.Module):
+    """Embedding and head of one weight, layer norms, a product with a stored matrix, an einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.norm = nn.LayerNorm(8)
+        self.stored, self.offset = nn.Parameter(torch.randn(8, 12)), nn.Parameter(torch.randn(12))
+        self.experts = nn.Parameter(torch.randn(3, 12, 8))
+        self.scale = nn.Parameter(torch.randn(8))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        hidden = F.relu(torch.addmm(self.offset, self.norm(x).flatten(0, 1), self.stored))
+        mixed = torch.einsum("th,ehw->tw", hidden, self.experts)
+        return F.linear(x + self.scale * mixed.view_as(x), self.embed.weight)
+
+
+EVERYTHING: dict[str, Any] = {"axes": "all", "scope": "all", "replicas": 3}
+CASES = [
+    (MLP, torch.randn(3, 4), NeuronPolicy(masking="backward")),
+    (MLP, torch.randn(3, 4), BlockPolicy(masking="backward", replicas=4)),
+    (Convolutions, torch.randn(2, 3, 9, 9), NeuronPolicy(masking="backward")),
+    (Convolutions, torch.randn(2, 3, 9, 9), NeuronPolicy(masking="backward", **EVERYTHING)),
+    (Sequences, torch.randint(0, 11, (2, 5)), NeuronPolicy(masking="backward")),
+    (Sequences, torch.randint(0, 11, (2, 5)), NeuronPolicy(masking="backward", **EVERYTHING)),
+]
+
+
+@pytest.mark.parametrize(("build", "x", "policy"), CASES)
+def test_gradients_are_the_masked_gradients_of_the_original(build: Any, x: Tensor, policy: Policy) -> None:
+    result = check(build(), policy, (x,), workers=4)
+    assert result.verdict == "exact", result.reason
+
+
+def targets(module: Any) -> Counter[str]:
+    names = (getattr(node.target, "__name__", "") for node in module.graph.nodes if node.op == "call_function")
+    return Counter(name for name in names if hasattr(narrow, name))
+
+
+def test_weights_are_never_joined_where_an_operator_has_a_narrow_form() -> None:
+    x = torch.randn(2, 3, 9, 9)
+    module = sdp_compile(
+        Convolutions(), NeuronPolicy(masking="backward", axes="all", replicas=3), (x,), workers=4, rank=1
+    )
+    joined = [
+        node for node in module.graph.nodes
+        if node.target is narrow.join and node.args[0].op == "get_attr" and node.meta["val"].ndim > 1
+    ]  # fmt: skip
+    assert {str(node.args[0].target) for node in joined} <= {"even.weight"}  # no symmetric padding
+    assert targets(module)["convolution"] >= 5
+
+
+def test_golden_mlp() -> None:
+    module = sdp_compile(MLP(), NeuronPolicy(masking="backward"), (torch.randn(3, 4),), workers=2, rank=1)
+    calls = [
+        f"{node.name} = {getattr(node.target, '__name__', node.target)}{node.args}"
+        for node in module.graph.nodes
+        if node.op == "call_function"
+    ]
+    calls = [call for call in calls if "all_reduce_mean" not in call and "getitem = " not in call]
+    assert calls == [
+        "join = join(up_bias, up_bias_rest0, 0, (0, 4, 4))",
+        "linear = linear(x, up_weight, up_weight_rest0, join, 0, (0, 4, 4))",
+        "relu = relu.default(linear,)",
+        "linear_1 = linear(relu, down_weight, down_weight_rest1, getitem, 1, (0, 4, 4))",
+        "add = add.Tensor(x, linear_1)",
+    ]
+
+
+def test_what_a_worker_holds() -> None:
+    """Each cut parameter once; unowned blocks without gradient or state; the rests outside of ``state_dict()``."""
+    x = torch.randn(3, 4)
+    model = nn.Sequential(MLP(), MLP())
+    for policy in (NeuronPolicy(masking="backward"), BlockPolicy(masking="backward")):
+        module = sdp_compile(model, policy, (x,), workers=2, rank=0)
+        held = sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
+        assert held == sum(p.numel() for p in model.parameters())
+        owned = sum(p.numel() for p in module.parameters())
+        assert 0.45 < owned / held < 0.62
+        assert set(module.state_dict()) == {name for name, _ in module.named_parameters()}
+        torch.testing.assert_close(module(x), model(x))
+        torch.testing.assert_close(module.eval()(x), model(x))
+        memory = module.plan.memory(0)
+        itemsize = x.element_size()
+        assert (memory.parameters, memory.gradients) == (held * itemsize, owned * itemsize)
+
+
+@pytest.mark.parametrize(("build", "x"), [(MLP, torch.randn(3, 4)), (Sequences, torch.randint(0, 11, (2, 5)))])
+def test_autocast_is_the_original_s(build: Any, x: Tensor) -> None:
+    model = build()
+    policy = NeuronPolicy(masking="backward", **(EVERYTHING if build is Sequences else {}))
+    module = sdp_compile(model, policy, (x,), workers=4, rank=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, theirs = module(x), model(x)
+    assert mine.dtype == theirs.dtype
+    torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0.05)
+    mine.float().square().sum().backward()
+    theirs.float().square().sum().backward()
+    for name, parameter in module.named_parameters():
+        expected = model.get_parameter(name).grad[module.plan.mask(name, 1)]
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+        deviation = (parameter.grad.reshape(-1) - expected).norm() / expected.norm()
+        assert deviation < 0.05, name
+
+
+def test_a_worker_follows_its_module_to_other_dtypes_and_copies() -> None:
+    import copy
+    import pickle
+
+    model, x = MLP(), torch.randn(3, 4)
+    module = sdp_compile(model, NeuronPolicy(masking="backward"), (x,), workers=2, rank=0)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(x), module(x))
+    torch.testing.assert_close(module.double()(x.double()), model.double()(x.double()))
+    out = module.to(torch.bfloat16)(x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, model.to(torch.bfloat16)(x.bfloat16()))

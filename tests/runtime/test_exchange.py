@@ -1,0 +1,48 @@
+"""Averaging by exchanges among all workers, against the original model's own gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sdp_compile.runtime.exchange import Exchange, is_crowded
+from tests.distributed import run_workers
+from tests.runtime.stub import CYCLIC, SCATTERED, batch, capture_of, network, plan_of
+from tests.runtime.test_gradients import WORKERS, compare, connected, gradients, loss_of
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def exchanged(rank: int, owners: list[tuple[int, ...]], dtype: torch.dtype | None) -> Any:
+    module = connected(rank, owners, bucket_bytes=64, comm_dtype=dtype)
+    module.runtime.engine.reduction = Exchange(module.runtime.groups)
+    with module.runtime.no_sync():
+        loss_of(module, rank).backward()
+    module.runtime.groups.traffic.reset()
+    loss_of(module, rank + 10).backward()
+    return gradients(module), dict(module.runtime.groups.traffic.calls)
+
+
+@pytest.mark.parametrize(
+    ("owners", "dtype", "tolerance"),
+    [(CYCLIC, None, 1e-10), (SCATTERED, None, 1e-10), (SCATTERED, torch.float16, 2e-3), (CYCLIC, torch.bfloat16, 2e-2)],
+)
+def test_exchanged_gradients_are_means_over_owners(
+    owners: list[tuple[int, ...]], dtype: torch.dtype | None, tolerance: float
+) -> None:
+    found = run_workers(exchanged, WORKERS, owners, dtype)
+    batches = {rank: [batch(rank), batch(rank + 10)] for rank in range(WORKERS)}
+    compare(owners, [own for own, _ in found], batches, tolerance=tolerance)
+    assert all(calls["gradients"] == 2 for _, calls in found)
+
+
+def test_a_worker_in_many_groups_is_crowded() -> None:
+    capture = capture_of(network())
+    pairs = [(0, other) for other in range(1, 9)]
+    more = [(0, other, other + 1) for other in range(1, 9)]
+    assert not is_crowded(plan_of(capture, pairs, 9).buckets())
+    two = plan_of(capture, more, 10).buckets()
+    assert not is_crowded(two)
+    assert is_crowded((*plan_of(capture, pairs, 9).buckets(), *two))  # 16 groups of worker 0 and the shared parameters
