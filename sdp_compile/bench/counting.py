@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ class Sent:
     """One collective: the bytes of the tensor that holds everybody's part, and how many take part."""
 
     kind: CollectiveKind
-    payload: int
+    payload: float
     members: int
 
     @property
@@ -93,20 +93,35 @@ def _sent(name: str, args: tuple[Any, ...], result: Any) -> Sent | None:
     if known is None:
         raise SDPError(f"A collective {name} was called, which `sdp-compile bench` cannot count.")
     kind, position = _KINDS[known]
-    payload = _nbytes(result if position == _RESULT else args[position])
-    return Sent(kind, payload, _members(args))
+    group, tensors = _group(args), result if position == _RESULT else args[position]
+    payload = _nbytes(tensors)
+    if kind == "all_to_all" and group.size() > 1:
+        # Its parts can have unequal sizes: a worker sends all but its own.
+        payload = (payload - _own_part(tensors, args, group.rank())) * group.size() / (group.size() - 1)
+    return Sent(kind, payload, group.size())
 
 
-def _nbytes(tensors: Any) -> int:
+def _own_part(tensors: Any, args: Sequence[Any], rank: int) -> float:
+    """Bytes of an all-to-all's input that this worker sends to itself."""
+    if not isinstance(tensors, Tensor):
+        return _nbytes(tensors[rank])
+    # The sizes of the parts to send are the last list of integers; none where all are equal.
+    sizes = next((arg for arg in reversed(args) if isinstance(arg, list | tuple) and arg), None)
+    group = _group(args)
+    return tensors.nbytes * (sizes[rank] / tensors.shape[0] if sizes and tensors.numel() else 1 / group.size())
+
+
+def _nbytes(tensors: Any) -> float:
     return sum(leaf.nbytes for leaf in pytree.tree_leaves(tensors) if isinstance(leaf, Tensor))
 
 
-def _members(args: Iterable[Any]) -> int:
-    """The size of the process group among the arguments: an object of c10d, a name of _c10d_functional."""
+def _group(args: Sequence[Any]) -> dist.ProcessGroup:
+    """The process group among the arguments: an object of c10d, a name of _c10d_functional."""
     names: list[Any] = []
     for arg in args:
         if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
-            return int(dist.ProcessGroup.unbox(arg).size())
+            return dist.ProcessGroup.unbox(arg)
         if isinstance(arg, str):
             names.append(arg)
-    return int(_resolve(names[-1]).size())  # the reduction's name comes first
+    group: dist.ProcessGroup = _resolve(names[-1])  # the reduction's name comes first
+    return group

@@ -46,6 +46,20 @@ def test_each_collective_counts_the_tensor_that_holds_everybodys_part() -> None:
     assert second == of_all
 
 
+def uneven(rank: int) -> float:
+    """Worker 0 sends 1 row to itself and 3 to the other, worker 1 two each; rows of 8 bytes."""
+    sizes = [[1, 3], [2, 2]]
+    theirs = [sizes[peer][rank] for peer in range(WORKERS)]
+    with counted() as count:
+        dist.all_to_all_single(torch.empty(sum(theirs), 2), torch.ones(4, 2), theirs, sizes[rank])
+        dist.all_to_all_single(torch.empty(4, 2), torch.ones(4, 2))
+    return count.counter.nbytes
+
+
+def test_an_all_to_all_sends_all_but_the_workers_own_part() -> None:
+    assert run_workers(uneven, WORKERS) == [pytest.approx(3 * 8 + 16), pytest.approx(2 * 8 + 16)]
+
+
 def unknown(rank: int) -> str:
     with counted(), pytest.raises(SDPError) as caught:
         if rank:
