@@ -11,6 +11,7 @@ from torch import nn
 from sdp_compile.bench.contestant import repeated_blocks
 from sdp_compile.bench.variants import Variant
 from sdp_compile.plan import Plan
+from sdp_compile.runtime.refresh import schedule
 from sdp_compile.runtime.traffic import sent_bytes
 
 TOLERANCE = 0.01
@@ -62,11 +63,19 @@ def predict_sdp(variant: Variant, plan: Plan, rank: int, bucket_bytes: int) -> P
 
     Owner-sharded state turns each all-reduce into a reduce-scatter and an all-gather of equal parts.
     """
-    padding = 0.0
-    if variant.sharded or variant.masking == "backward":
-        padding = sum(_part_padding(len(bucket.owners), bucket.dtype.itemsize) for bucket in
-                      plan.buckets(rank, bucket_bytes))  # fmt: skip
+    padding = _refresh_padding(plan, bucket_bytes)
+    if variant.sharded:
+        padding += sum(_part_padding(len(bucket.owners), bucket.dtype.itemsize) for bucket in
+                       plan.buckets(rank, bucket_bytes))  # fmt: skip
     return Prediction(plan.communication(rank).total, padding)
+
+
+def _refresh_padding(plan: Plan, bucket_bytes: int) -> float:
+    """In each gather all workers' parts are as long as the longest."""
+    return sum(
+        sent_bytes("all_gather", (max(part.sizes) * plan.workers - sum(part.sizes)) * part.dtype.itemsize, plan.workers)
+        for part in schedule(plan, bucket_bytes)
+    )
 
 
 def _part_padding(members: int, itemsize: int) -> float:

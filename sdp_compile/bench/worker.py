@@ -30,6 +30,7 @@ from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.cli.launch import local_worker_environment
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.module import SDPModule
+from sdp_compile.simulator.work import training_flops
 
 STOP: dict[str, Any] = {"stop": True}
 
@@ -117,7 +118,7 @@ def _prepare(
     if isinstance(contestant.module, SDPModule):
         plan = contestant.module.plan
         predicted = prediction.predict_sdp(variant, plan, rank, settings.bucket_bytes or DEFAULT_BUCKET_BYTES)
-        flops = plan.flops(rank)
+        flops = float(training_flops(plan).total[rank])
     losses = [float(contestant.step()) for _ in range(settings.warmup)]
     use = memory.measure(contestant, meter)
     with counted() as count:

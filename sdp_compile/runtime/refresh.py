@@ -18,7 +18,7 @@ from sdp_compile.runtime.pieces import Local, Region, local_tensors
 
 
 @dataclass
-class _Round:
+class Round:
     """One gather: what each worker contributes, of one dtype; all contributions are padded to the longest."""
 
     dtype: torch.dtype
@@ -47,7 +47,7 @@ class Refresh:
                 [(piece.name, local.region(piece)) for piece in gather.parts[local.rank]],
                 [list(_targets(part, local)) for part in gather.parts],
             )
-            for gather in _schedule(local.plan, bucket_bytes)
+            for gather in schedule(local.plan, bucket_bytes)
         ]
 
     @torch.no_grad()
@@ -103,7 +103,7 @@ def _dtype_now(
     return next((tensors[name].dtype for targets in theirs for name, _, _ in targets), planned)
 
 
-def _schedule(plan: Plan, bucket_bytes: int) -> Iterator[_Round]:
+def schedule(plan: Plan, bucket_bytes: int) -> Iterator[Round]:
     """The rounds of one refresh: pieces dealt out to their least loaded owner, largest first, in lots of equal size."""
     by_dtype: dict[torch.dtype, list[Piece]] = {}
     for piece in plan.refreshed():
@@ -118,7 +118,7 @@ def _schedule(plan: Plan, bucket_bytes: int) -> Iterator[_Round]:
             loads[owner] += piece.numel
         lots = [list(_lots(part, quota)) for part in dealt]
         for number in range(max(map(len, lots), default=0)):
-            yield _Round(dtype, tuple(lot[number] if number < len(lot) else [] for lot in lots))
+            yield Round(dtype, tuple(lot[number] if number < len(lot) else [] for lot in lots))
 
 
 def _lots(part: Sequence[Piece], quota: int) -> Iterator[list[Piece]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 
-from sdp_compile.cost import flops_per_worker
 from sdp_compile.ownership import OwnerSet, is_member
 from sdp_compile.plan import Plan
 from sdp_compile.runtime.traffic import CollectiveKind
 from sdp_compile.simulator import collectives
 from sdp_compile.simulator.cluster import Cluster
-from sdp_compile.simulator.timeline import Exchange, Work
+from sdp_compile.simulator.timeline import Exchange
 
 FIRST_DDP_BUCKET = 2**20
 """DistributedDataParallel's first bucket is small, so that communication begins early."""
@@ -52,15 +50,9 @@ class Exchanges:
 
     def refresh(self) -> list[Exchange]:
         """Backward masking: the first owners' updated values of what not all own, gathered by all workers."""
-        if self.plan.policy.get("masking") != "backward":
-            return []
-        payload = sum(
-            piece.numel * self.plan.state[name].dtype.itemsize
-            for name in self.order
-            for piece in self.plan.pieces(name)
-            if len(piece.owners) < self.plan.workers
-        )
-        return [self.of("all_gather", payload, self.everyone)]
+        state = self.plan.state
+        payload = sum(piece.numel * state[piece.name].dtype.itemsize for piece in self.plan.refreshed())
+        return [self.of("all_gather", payload, self.everyone)] if payload else []
 
     @cached_property
     def order(self) -> list[str]:
@@ -77,34 +69,3 @@ class Exchanges:
             done += self.plan.state[name].nbytes
             result[name] = done / total
         return result
-
-
-def work(plan: Plan, classes: Sequence[Sequence[int]], cluster: Cluster, sharded: bool) -> list[Work]:
-    """What a worker of each class computes: backward costs twice forward, gradients of inputs and of weights.
-
-    Under backward masking forward and the inputs' gradients are the full model's, the weights' those of what is owned.
-    """
-    owned = flops_per_worker(plan.work, plan.families, plan.ownership, plan.workers)
-    dense = sum(term.flops for term in plan.work)
-    backward = plan.policy.get("masking") == "backward"
-    return [
-        Work(
-            cluster.computing(dense if backward else float(owned[workers[0]])),
-            cluster.computing((dense if backward else float(owned[workers[0]])) + float(owned[workers[0]])),
-            cluster.updating(_updated(plan, workers[0], sharded)),
-        )
-        for workers in classes
-    ]
-
-
-def _updated(plan: Plan, rank: int, sharded: bool) -> float:
-    """Bytes of the parameters that the optimizer of ``rank`` updates: with sharded state its part of what it owns."""
-    if not sharded:
-        return plan.memory(rank).gradients
-    return sum(
-        piece.numel * tensor.dtype.itemsize / len(piece.owners)
-        for name, tensor in plan.state.items()
-        if tensor.kind == "parameter" and tensor.requires_grad
-        for piece in plan.pieces(name)
-        if is_member(rank, piece.owners)
-    )

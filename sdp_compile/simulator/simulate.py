@@ -10,9 +10,10 @@ from sdp_compile.plan import Plan
 from sdp_compile.simulator import fsdp2
 from sdp_compile.simulator.cluster import Cluster
 from sdp_compile.simulator.collectives import Algorithm
-from sdp_compile.simulator.exchanges import Exchanges, work
+from sdp_compile.simulator.exchanges import Exchanges
 from sdp_compile.simulator.result import Prediction
 from sdp_compile.simulator.timeline import Exchange, Work, step_ends
+from sdp_compile.simulator.work import training_flops, work_of
 
 Strategy = Literal["sdp", "sdp-sharded", "ddp", "ddp-checkpoint", "fsdp2"]
 
@@ -48,7 +49,8 @@ def simulate(
 
 
 def _sdp(exchanges: Exchanges, bucket_bytes: int, sharded: bool) -> Prediction:
-    works = work(exchanges.plan, exchanges.classes, exchanges.cluster, sharded)
+    plan, flops = exchanges.plan, training_flops(exchanges.plan)
+    works = [work_of(plan, workers[0], flops, exchanges.cluster, sharded) for workers in exchanges.classes]
     during = exchanges.gradients(bucket_bytes, "reduce_scatter" if sharded else "all_reduce")
     after = exchanges.gradients(bucket_bytes, "all_gather") if sharded else []
     after += exchanges.refresh()

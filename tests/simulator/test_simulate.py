@@ -1,6 +1,5 @@
 """Predicted steps: volumes equal the plan's own formula, times obey what any machine obeys."""
 
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -15,7 +14,7 @@ from sdp_compile.errors import SDPError
 from sdp_compile.plan import Plan, make_plan
 from sdp_compile.program import Capture
 from sdp_compile.simulator import Cluster, Link, simulate
-from sdp_compile.simulator.exchanges import Exchanges, work
+from sdp_compile.simulator.exchanges import Exchanges
 from sdp_compile.simulator.simulate import Strategy
 from sdp_compile.structure.analyse import analyse
 from sdp_compile.structure.model import Structure
@@ -42,7 +41,13 @@ def cluster(workers: int, link: Link = NETWORK, cores: int | None = None) -> Clu
 
 
 policies = st.sampled_from(
-    [NeuronPolicy(coverage=0.5), NeuronPolicy(coverage=0.25), BlockPolicy(coverage=0.5), BlockPolicy(replicas=1)]
+    [
+        NeuronPolicy(coverage=0.5),
+        NeuronPolicy(coverage=0.25),
+        BlockPolicy(coverage=0.5),
+        BlockPolicy(replicas=1),
+        NeuronPolicy(coverage=0.5, masking="backward"),
+    ]
 )
 
 
@@ -99,16 +104,14 @@ def test_a_slower_network_or_shared_cores_never_help(
 
 
 def test_backward_masking_computes_the_full_model_but_for_weight_gradients_and_refreshes() -> None:
-    forward = plan(4, NeuronPolicy(coverage=0.5))
-    backward = replace(forward, policy={**forward.policy, "masking": "backward"})
-    exchanges = Exchanges(backward, cluster(4), "ring")
-    own = work(backward, exchanges.classes, cluster(4), sharded=False)[0]
-    assert own.forward == pytest.approx(forward.flops() / 1e9)
-    assert own.backward == pytest.approx((forward.flops() + forward.flops(0)) / 1e9)
-    (refresh,) = exchanges.refresh()
+    forward, backward = (plan(4, NeuronPolicy(coverage=0.5, masking=masking)) for masking in ("forward", "backward"))
+    step = simulate(backward, cluster(4), algorithm="ring")
+    assert step.forward == pytest.approx(forward.flops() / 1e9)
+    assert step.backward == pytest.approx((forward.flops() + forward.flops(0)) / 1e9)
+    (refresh,) = Exchanges(backward, cluster(4), "ring").refresh()
     cut = sum(tensor.nbytes for name, tensor in forward.state.items() if forward.is_cut(name))
-    assert (refresh.kind, refresh.members) == ("all_gather", 4)
-    assert refresh.payload == cut
+    assert (refresh.kind, refresh.members, refresh.payload) == ("all_gather", 4, cut)
+    assert step.sent == pytest.approx(simulate(forward, cluster(4)).sent + 3 / 4 * cut)
     assert Exchanges(forward, cluster(4), "ring").refresh() == []
 
 
