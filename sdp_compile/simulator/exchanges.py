@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
+from sdp_compile.buckets import Bucket
 from sdp_compile.ownership import OwnerSet, is_member
 from sdp_compile.plan import Plan
-from sdp_compile.runtime.traffic import CollectiveKind
+from sdp_compile.runtime.exchange import is_crowded
+from sdp_compile.runtime.traffic import CollectiveKind, sent_bytes
 from sdp_compile.simulator import collectives
 from sdp_compile.simulator.cluster import Cluster
 from sdp_compile.simulator.timeline import Exchange
@@ -32,11 +35,24 @@ class Exchanges:
         )  # fmt: skip
 
     def gradients(self, bucket_bytes: int, kind: CollectiveKind = "all_reduce") -> list[Exchange]:
-        """One collective for each of the plan's buckets, in the global order."""
-        return [
-            self.of(kind, bucket.nbytes, bucket.owners, self.ready[bucket.pieces[-1].name])
-            for bucket in self.plan.buckets(None, bucket_bytes)
-        ]
+        """One collective for each of the plan's buckets, in the global order; all-to-alls where groups are too many."""
+        buckets = self.plan.buckets(None, bucket_bytes)
+        if is_crowded(buckets):
+            return self._crowded(buckets, calls=2 if kind == "all_reduce" else 1)
+        return [self.of(kind, bucket.nbytes, bucket.owners, self.ready[bucket.pieces[-1].name]) for bucket in buckets]
+
+    def _crowded(self, buckets: Sequence[Bucket], calls: int) -> list[Exchange]:
+        """All workers exchange the chunks of all buckets in one call, and the averages in another.
+
+        Workers send unequally much; each call takes as long as that of the worker which sends most.
+        """
+        most = max(
+            sum(sent_bytes("reduce_scatter", bucket.nbytes, len(bucket.owners))
+                for bucket in buckets if is_member(workers[0], bucket.owners))
+            for workers in self.classes
+        )  # fmt: skip
+        members = len(self.everyone)
+        return [self.of("all_to_all", most * members / (members - 1), self.everyone)] * calls
 
     def dense_gradients(self, bucket_bytes: int) -> list[Exchange]:
         """DDP's: all gradients of the full model, over all workers."""

@@ -123,6 +123,15 @@ def test_thousands_of_workers_are_a_few_classes() -> None:
     assert step.sent == pytest.approx(chosen.communication(0).total)
 
 
+def test_many_owner_groups_are_two_exchanges_among_all() -> None:
+    chosen = plan(32, NeuronPolicy(coverage=0.75, slots=32))
+    groups = {bucket.owners for bucket in chosen.buckets() if 0 in bucket.owners}
+    assert len(groups) > 16
+    step = simulate(chosen, cluster(32))
+    assert step.collectives == 2
+    assert step.sent == pytest.approx(max(chosen.communication(rank).total for rank in range(32)))
+
+
 def test_the_cluster_must_have_the_plans_workers() -> None:
     with pytest.raises(SDPError, match="4 workers, the cluster has 8"):
         simulate(plan(4, NeuronPolicy(coverage=0.5)), cluster(8))
