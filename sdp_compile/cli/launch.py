@@ -43,7 +43,7 @@ def launch(command: Sequence[str], workers: int) -> None:
     """Run ``command`` once per rank and return when all have ended well; raise the first failure otherwise."""
     with tempfile.TemporaryDirectory(prefix="sdp-compile-") as failures, _store_socket() as store, _leash() as leash:
         processes: list[subprocess.Popen[bytes]] = []
-        with _interruptible():
+        with interruptible():
             try:
                 for rank in range(workers):
                     environment = _environment(rank, workers, store, leash, failures)
@@ -59,20 +59,21 @@ def launch(command: Sequence[str], workers: int) -> None:
 
 
 def _environment(rank: int, workers: int, store: socket.socket, leash: int, failures: str) -> dict[str, str]:
-    environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", "1")
-    if any(name == "lo" for _, name in socket.if_nameindex()):
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all workers are here: no need to resolve the host's name
-    environment.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(workers),
-        LOCAL_WORLD_SIZE=str(workers),
-        **{STORE_PORT: str(store.getsockname()[1]), LEASH_FD: str(leash), FAILURES: failures},
-    )
+    environment = {**os.environ, **local_worker_environment(rank, workers)}
+    environment.update({STORE_PORT: str(store.getsockname()[1]), LEASH_FD: str(leash), FAILURES: failures})
     if rank == 0:
         environment[STORE_FD] = str(store.fileno())
     return environment
+
+
+def local_worker_environment(rank: int, workers: int) -> dict[str, str]:
+    """The environment variables of a worker where all workers are on this machine, as torchrun would set them."""
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        # All workers are here: no need to resolve the host's name.
+        environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
+    return environment | {name: str(number) for name, number in ranks.items()}
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
@@ -135,7 +136,7 @@ def _leash() -> Iterator[int]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the workers as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -11,6 +11,7 @@ import typer
 from sdp_compile._version import __version__
 from sdp_compile.cli import options
 from sdp_compile.cli.clean_errors import clean_errors
+from sdp_compile.cli.comparing import bench, simulate
 from sdp_compile.cli.inspect import LoweringName, Mode, ViewName
 from sdp_compile.cli.settings import DEFAULT_WORKERS, TrainSettings, joined_workers
 from sdp_compile.errors import PolicyError
@@ -52,6 +53,8 @@ def root(
       sdp-compile check torchvision:resnet18 --input 2x3x64x64
       sdp-compile inspect diff transformers:gpt2
       sdp-compile report transformers:gpt2 --workers 8 -o gpt2.html
+      sdp-compile bench --no-compile
+      sdp-compile simulate --workers 64 --nodes 8
       sdp-compile COMMAND --help
 
     [bold]Exit codes[/bold]
@@ -283,6 +286,10 @@ def report(
             model, policy, coverage, masking and masking.value, workers, tuple(inputs or ()), tuple(overrides or ())
         )
         run(words, output, rank)
+
+
+app.command()(bench)
+app.command()(simulate)
 
 
 @app.command()

@@ -38,7 +38,7 @@ def test_version_is_the_packages() -> None:
     assert (result.returncode, result.stdout) == (0, f"sdp-compile {sdp_compile.__version__}\n"), result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["bench", "--help"], ["simulate", "--help"]])
 def test_help_needs_no_torch(arguments: list[str]) -> None:
     result = command(*arguments)
     assert result.returncode == 0, result.stderr

@@ -1,0 +1,133 @@
+"""One variant on one rank, ready to train: the model as its documentation recommends to wrap it, and its optimizer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import sdp_compile
+from sdp_compile.bench.settings import BenchSettings
+from sdp_compile.bench.variants import Variant
+from sdp_compile.bench.work import Work
+from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.errors import SDPError
+from sdp_compile.runtime.module import SDPModule
+
+LEARNING_RATE = 3e-4
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """``module`` holds the tensors and ``call`` is what a step calls: the same module, or its compiled form."""
+
+    work: Work
+    module: nn.Module
+    call: Callable[..., Any]
+    optimizer: torch.optim.Optimizer
+
+    def backward(self) -> Tensor:
+        """Forward and backward, gradients exchanged; the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.work.loss(self.call)
+        loss.backward()
+        return loss.detach()
+
+    def step(self) -> Tensor:
+        """One training step; the loss."""
+        loss = self.backward()
+        self.optimizer.step()
+        return loss
+
+
+def make_contestant(variant: Variant, work: Work, settings: BenchSettings) -> Contestant:
+    """The variant of ``work.model``, which is used up. Collective. AdamW with the same options for all."""
+    make = {"ddp": _ddp, "ddp-checkpoint": _ddp, "fsdp2": _fsdp2, "sdp": _sdp, "local": _local}[variant.kind]
+    module, call = make(variant, work, settings)
+    return Contestant(work, module, call, _optimizer(variant, module))
+
+
+def _optimizer(variant: Variant, module: nn.Module) -> torch.optim.Optimizer:
+    if not variant.sharded:
+        return torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
+    optimizer: torch.optim.Optimizer = sdp_compile.ShardedOptimizer(module, torch.optim.AdamW, lr=LEARNING_RATE)
+    return optimizer
+
+
+def _ddp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Module, Callable[..., Any]]:
+    """DDP; gradients as views of the buckets, and a static graph where the bucketing of torch.compile allows it."""
+    if variant.kind == "ddp-checkpoint":
+        blocks = repeated_blocks(work.model)
+        if not blocks:
+            raise SDPError("The model has no repeated blocks to checkpoint (see `sdp-compile bench --help`).")
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    megabytes = None if settings.bucket_bytes is None else settings.bucket_bytes / 2**20
+    module = DistributedDataParallel(
+        work.model, gradient_as_bucket_view=True, static_graph=not variant.compiled, bucket_cap_mb=megabytes
+    )
+    return module, torch.compile(module) if variant.compiled else module
+
+
+def _fsdp2(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Module, Callable[..., Any]]:
+    """`fully_shard` on each block and the root; compiled block by block, before it is sharded, as torchtitan does."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in repeated_blocks(work.model):
+        if variant.compiled:
+            block.compile()
+        fully_shard(block)
+    fully_shard(work.model)
+    return work.model, work.model
+
+
+def _local(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Module, Callable[..., Any]]:
+    return work.model, work.model
+
+
+def _sdp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[SDPModule, Callable[..., Any]]:
+    policy = policy_of(variant, settings)
+    module = sdp_compile.sdp_compile(
+        work.model, policy, work.example_inputs, bucket_bytes=settings.bucket_bytes or DEFAULT_BUCKET_BYTES
+    )
+    return module, torch.compile(module) if variant.compiled else module
+
+
+def policy_of(variant: Variant, settings: BenchSettings) -> sdp_compile.Policy:
+    """The policy of an SDP variant; PolicyError where this version does not have it."""
+    policy: sdp_compile.Policy = {"neuron": sdp_compile.NeuronPolicy, "block": sdp_compile.BlockPolicy}[variant.level](
+        masking=variant.masking, **settings.policy_fields
+    )
+    return policy
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model, which are checkpointed and sharded one by one.
+
+    They are what the model itself names so (``_no_split_modules`` of transformers), else the outermost members of a
+    `ModuleList` or `Sequential` that have modules of their own and whose class occurs there more than once.
+    """
+    named = set(getattr(model, "_no_split_modules", None) or ())
+    if not named:
+        members = [child for container in model.modules() if isinstance(container, nn.ModuleList | nn.Sequential)
+                   for child in container if next(child.children(), None) is not None]  # fmt: skip
+        counts = Counter(type(child).__name__ for child in members if not isinstance(child, nn.Sequential))
+        named = {name for name, count in counts.items() if count > 1}
+    found: list[nn.Module] = []
+
+    def search(module: nn.Module) -> None:
+        for child in module.children():
+            if type(child).__name__ in named:
+                found.append(child)
+            else:
+                search(child)
+
+    search(model)
+    return found

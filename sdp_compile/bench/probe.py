@@ -1,0 +1,65 @@
+"""Measuring the machine: what computing, updating and each collective takes when all workers do it at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sdp_compile.bench.contestant import Contestant
+from sdp_compile.runtime.traffic import CollectiveKind
+
+SIZES = (2**14, 2**20, 2**24)
+"""Payloads in bytes: from where latency counts to where bandwidth does."""
+
+_REPEATS = 3
+
+
+def probe(contestant: Contestant, device: torch.device) -> dict[str, Any]:
+    """Seconds of one forward and backward without communication, of one update, and of collectives of all workers.
+
+    ``seconds`` is the first two together. Collectives are those of the world, by payload as `sent_bytes` takes it.
+    """
+    compute = seconds(contestant.backward, device)
+    update = seconds(contestant.optimizer.step, device)
+    return {
+        "seconds": compute + update,
+        "compute": compute,
+        "update": update,
+        "collectives": [
+            {"kind": kind, "payload": size, "seconds": min(seconds(call, device) for _ in range(_REPEATS))}
+            for size in SIZES
+            for kind, call in _collectives(size, device).items()
+        ],
+    }
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """What ``call`` takes here when all workers begin it together."""
+    meet(device)
+    started = time.perf_counter()
+    call()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - started
+
+
+def meet(device: torch.device) -> None:
+    """Returns when all workers have come this far and their devices have nothing left to do."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    dist.barrier()
+
+
+def _collectives(size: int, device: torch.device) -> dict[CollectiveKind, Callable[[], Any]]:
+    workers = dist.get_world_size()
+    part = torch.zeros(-(-size // (4 * workers)), device=device)
+    whole = torch.zeros(len(part) * workers, device=device)
+    return {
+        "all_reduce": lambda: dist.all_reduce(whole),
+        "all_gather": lambda: dist.all_gather_into_tensor(whole, part),
+        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole),
+    }

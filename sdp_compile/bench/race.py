@@ -1,0 +1,145 @@
+"""The race: all variants take turns, in random order, round by round, and never run at the same time.
+
+The processes of all variants may need more memory than the machine has. Then they race in waves: the references (DDP
+and FSDP2) stay and take part in each, so that every ratio is of turns that were close in time.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdp_compile.bench.settings import BenchSettings
+from sdp_compile.bench.team import Team, TeamFailure
+from sdp_compile.bench.variants import REFERENCES, Variant
+
+_RESERVE = 0.08
+"""Share of the machine's memory that is left free."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One timed block of steps; turns with equal ``wave`` and ``round`` were close in time."""
+
+    wave: int
+    round: int
+    seconds: float
+
+
+@dataclass
+class Entry:
+    """What came of one variant: what its workers measured, by rank, and its turns; or why it has none.
+
+    ``probes`` holds each turn's answers, by rank, of the variant that measures the machine.
+    """
+
+    variant: Variant
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    probes: list[list[dict[str, Any]]] = field(default_factory=list)
+    wave: int = 0
+    reason: str = ""
+    details: str = ""
+
+
+@dataclass
+class _Running:
+    entry: Entry
+    team: Team
+
+
+def race(settings: BenchSettings, variants: Sequence[Variant], begin: Callable[[str], None]) -> list[Entry]:
+    """Every variant's entry, in their order; ``begin`` is told what starts, `stages` times."""
+    entries = [Entry(variant) for variant in variants]
+    references = [entry for entry in entries if entry.variant.base in REFERENCES]
+    waiting = references + [entry for entry in entries if entry not in references]
+    shuffle = random.Random(settings.seed).shuffle
+    with tempfile.TemporaryDirectory(prefix="sdp-compile-bench-") as folder, ExitStack() as stack:
+        running: list[_Running] = []
+        wave = 0
+        while waiting:
+            wave += 1
+            running += _start(waiting, wave, settings, Path(folder), stack, begin)
+            for number in range(settings.rounds):
+                shuffle(running)
+                for one in list(running):
+                    first = one.entry.wave == wave
+                    if not _take_turn(one, Turn(wave, number, 0.0), settings, begin if first else _silently):
+                        running.remove(one)
+            for one in [one for one in running if one.entry not in references]:
+                one.team.stop()
+                running.remove(one)
+    return entries
+
+
+def stages(settings: BenchSettings, variants: Sequence[Variant]) -> int:
+    """How many stages `race` begins: each variant's start, and its turns."""
+    return len(variants) * (1 + settings.rounds)
+
+
+def _start(
+    waiting: list[Entry], wave: int, settings: BenchSettings, folder: Path, stack: ExitStack,
+    begin: Callable[[str], None],
+) -> list[_Running]:  # fmt: skip
+    """Starts the variants that wait, as many as memory allows but at least one that is no reference."""
+    started: list[_Running] = []
+    needs = 0
+    while waiting:
+        entry, base = waiting[0], waiting[0].variant.base
+        free, total = _memory()
+        others = [one.entry.variant.base for one in started if one.entry.variant.base not in REFERENCES]
+        forms = sum(other.variant.base == base for other in waiting)  # eager and compiled stay together
+        if others and base not in others and total and free - 1.25 * needs * forms < _RESERVE * total:
+            break
+        waiting.pop(0)
+        entry.wave = wave
+        begin(f"starting {entry.variant.name}")
+        team = Team(entry.variant, settings, folder)
+        stack.callback(team.stop)
+        try:
+            entry.workers = team.answers()
+        except TeamFailure as failure:
+            _fail(entry, team, failure)
+            continue
+        started.append(_Running(entry, team))
+        needs = max(needs, free - _memory()[0])
+    return started
+
+
+def _take_turn(one: _Running, turn: Turn, settings: BenchSettings, begin: Callable[[str], None]) -> bool:
+    """One turn; False where the variant failed in it."""
+    begin(f"round {turn.round + 1} of {settings.rounds}: {one.entry.variant.name}")
+    try:
+        answers = one.team.ask({"steps": settings.steps})
+    except TeamFailure as failure:
+        _fail(one.entry, one.team, failure)
+        return False
+    seconds = max(float(answer["seconds"]) for answer in answers)
+    one.entry.turns.append(Turn(turn.wave, turn.round, seconds))
+    if one.entry.variant.kind == "local":
+        one.entry.probes.append(answers)
+    return True
+
+
+def _fail(entry: Entry, team: Team, failure: TeamFailure) -> None:
+    entry.reason, entry.details = str(failure), failure.details
+    team.stop()
+
+
+def _silently(_: str) -> None:
+    """A reference's turns in later waves are no stages of their own."""
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes that are free for new processes, and all; zeros where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    return fields.get("MemAvailable", 0), fields.get("MemTotal", 0)

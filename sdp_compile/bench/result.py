@@ -1,0 +1,111 @@
+"""What a bench run found: figures per variant, their ratios, and the JSON of it (docs/bench-json.md)."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from os import cpu_count
+from statistics import quantiles
+from typing import Any
+
+from sdp_compile.bench.prediction import flops_imbalance
+from sdp_compile.bench.race import Entry
+from sdp_compile.bench.settings import BenchSettings
+from sdp_compile.bench.variants import COMPILED, REFERENCES
+
+MEMORY_KINDS = ("parameters", "buffers", "gradients", "optimizer", "activations", "state", "peak")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of a sample."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, middle, high = quantiles(values, n=4, method="inclusive")
+        return cls(middle, low, high)
+
+
+def summarise(settings: BenchSettings, entries: Sequence[Entry]) -> dict[str, Any]:
+    """The whole result as plain data."""
+    good = {entry.variant.name: entry for entry in entries if not entry.reason}
+    some = next((entry.workers[0] for entry in good.values()), {})
+    return {
+        "version": 1,
+        "model": settings.model,
+        "parameters": next((entry.workers[0]["parameters"] for name, entry in good.items() if name[:3] == "ddp"), None),
+        "workers": settings.workers,
+        "samples_per_worker": some.get("samples"),
+        "tokens_per_worker": some.get("tokens"),
+        "device": some.get("device"),
+        "settings": asdict(settings),
+        "machine": {
+            "cores": cpu_count(), "platform": platform.platform(), "python": platform.python_version(),
+            "torch": version("torch"),
+        },
+        "variants": [_variant(settings, entry, good) for entry in entries],
+    }  # fmt: skip
+
+
+def mistakes(result: dict[str, Any]) -> list[str]:
+    """What must not be: traffic that is not what the formula says."""
+    return [
+        f"{variant['name']}: worker {rank} sent {sent:,.0f} bytes per step where the formula says {predicted:,.0f} "
+        f"(+ {padding:,.0f} of padding)"
+        for variant in result["variants"]
+        if variant["status"] == "ok"
+        for rank, (sent, predicted, padding, right) in enumerate(
+            zip(*(variant["traffic"][key] for key in ("sent", "predicted", "padding", "as_predicted")), strict=True)
+        )
+        if not right
+    ]
+
+
+def _variant(settings: BenchSettings, entry: Entry, good: dict[str, Entry]) -> dict[str, Any]:
+    variant = entry.variant
+    head = {"name": variant.name, "label": variant.label, "compiled": variant.compiled, "wave": entry.wave}
+    if entry.reason:
+        return {**head, "status": "failed", "reason": entry.reason, "details": entry.details}
+    seconds = Spread.of([turn.seconds for turn in entry.turns])
+    workers = entry.workers
+    flops = [worker["flops"] for worker in workers]
+    peers = [name + COMPILED * compiled for name in REFERENCES for compiled in (False, True)]
+    if variant.compiled:
+        peers.append(variant.base)
+    return {
+        **head,
+        "status": "ok",
+        "step_seconds": {**asdict(seconds), "turns": [asdict(turn) for turn in entry.turns]},
+        "ratio": {peer: asdict(paired_ratio(entry, good[peer])) for peer in dict.fromkeys(peers)
+                  if peer in good and _met(entry, good[peer])},
+        "samples_per_second": sum(worker["samples"] for worker in workers) / seconds.median,
+        "tokens_per_second": None if workers[0]["tokens"] is None
+        else sum(worker["tokens"] for worker in workers) / seconds.median,
+        "memory": {
+            "most": {kind: max(worker["memory"][kind] for worker in workers) for kind in MEMORY_KINDS},
+            "workers": [worker["memory"] for worker in workers],
+        },
+        "traffic": {key: [worker["traffic"][key] for worker in workers] for key in workers[0]["traffic"]},
+        "flops_imbalance": 1.0 if flops[0] is None else flops_imbalance(flops),
+        "losses": [worker["losses"] for worker in workers],
+        "ready_seconds": max(worker["ready_seconds"] for worker in workers),
+    }  # fmt: skip
+
+
+def _met(entry: Entry, reference: Entry) -> bool:
+    return not {turn.wave for turn in entry.turns}.isdisjoint(turn.wave for turn in reference.turns)
+
+
+def paired_ratio(entry: Entry, reference: Entry) -> Spread:
+    """The ratio of step times, of turns in the same round: what disturbed the machine then, disturbed both."""
+    of_reference = {(turn.wave, turn.round): turn.seconds for turn in reference.turns}
+    own = [(turn.seconds, of_reference.get((turn.wave, turn.round))) for turn in entry.turns]
+    return Spread.of([seconds / other for seconds, other in own if other])

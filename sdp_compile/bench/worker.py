@@ -1,0 +1,157 @@
+"""One process of a variant: builds its share, answers the race's commands, and waits in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._inductor import config as inductor
+
+from sdp_compile.bench import memory, prediction
+from sdp_compile.bench.contestant import Contestant, make_contestant
+from sdp_compile.bench.counting import Counter, counted
+from sdp_compile.bench.probe import meet, probe
+from sdp_compile.bench.settings import BenchSettings
+from sdp_compile.bench.variants import LOCAL, VARIANTS, Variant
+from sdp_compile.bench.work import make_work
+from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.cli.launch import local_worker_environment
+from sdp_compile.errors import SDPError
+from sdp_compile.runtime.module import SDPModule
+from sdp_compile.simulator.work import training_flops
+
+STOP: dict[str, Any] = {"stop": True}
+
+
+def main(pipe: Connection, variant: str, rank: int, port: int, log: str, settings: str) -> None:
+    """Entry point of the process. Its words go to the file ``log``; ``pipe`` carries one JSON value per message."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent ends the workers
+    words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(words, 1)
+    os.dup2(words, 2)
+    commands = _commands(pipe)
+    try:
+        _serve(commands, pipe, {**VARIANTS, LOCAL.name: LOCAL}[variant], rank, port, BenchSettings.loads(settings))
+    except BaseException as error:
+        text = str(error) if isinstance(error, SDPError) else f"{type(error).__name__}: {error}"
+        with suppress(OSError):
+            _send(pipe, {"error": text, "time": time.time(), "details": traceback.format_exc()})
+        while commands.get() != STOP:  # the parent first reads what the others say
+            pass
+
+
+def _commands(pipe: Connection) -> queue.Queue[dict[str, Any]]:
+    """What the parent asks, read by a thread: so the process also ends when the parent is gone."""
+    commands: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def read() -> None:
+        while True:
+            try:
+                commands.put(json.loads(pipe.recv_bytes()))
+            except (EOFError, OSError):
+                os._exit(1)
+
+    threading.Thread(target=read, daemon=True).start()
+    return commands
+
+
+def _send(pipe: Connection, message: Any) -> None:
+    pipe.send_bytes(json.dumps(message).encode())
+
+
+def _serve(
+    commands: queue.Queue[dict[str, Any]], pipe: Connection, variant: Variant, rank: int, port: int,
+    settings: BenchSettings,
+) -> None:  # fmt: skip
+    device = _join(rank, port, settings)
+    meter = memory.PeakMeter(device)
+    contestant, facts = _prepare(variant, rank, device, settings, meter)
+    _send(pipe, facts)
+    while (command := commands.get()) != STOP:
+        if variant.kind == "local":
+            _send(pipe, probe(contestant, device))
+        else:
+            _send(pipe, {"seconds": timed(contestant.step, command["steps"], device)})
+
+
+def _join(rank: int, port: int, settings: BenchSettings) -> torch.device:
+    """The process group and this worker's device: an accelerator where each worker has one, else one CPU thread."""
+    os.environ.update(local_worker_environment(rank, settings.workers))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    inductor.compile_threads = 1  # dozens of workers would each start a pool of compiler processes
+    device = torch.device("cpu")
+    if torch.accelerator.is_available() and torch.accelerator.device_count() >= settings.workers:
+        device = torch.device(str(torch.accelerator.current_accelerator()).split(":")[0], rank)
+        torch.accelerator.set_device_index(rank)
+    limit = timedelta(seconds=2 * settings.timeout)  # the parent is first, and says which worker it waits for
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=limit)  # type: ignore[attr-defined]
+    dist.init_process_group(
+        dist.get_default_backend_for_device(device), store=store, rank=rank, world_size=settings.workers, timeout=limit
+    )
+    return device
+
+
+def _prepare(
+    variant: Variant, rank: int, device: torch.device, settings: BenchSettings, meter: memory.PeakMeter
+) -> tuple[Contestant, dict[str, Any]]:
+    """The contestant after its warm-up, and all that is measured of it but time."""
+    started = time.perf_counter()
+    work = make_work(settings, rank, device)
+    predicted, flops = prediction.Prediction(0.0), None
+    if variant.kind in ("ddp", "ddp-checkpoint"):
+        predicted = prediction.predict_ddp(work.model, settings.workers)
+    elif variant.kind == "fsdp2":
+        predicted = prediction.predict_fsdp2(work.model, settings.workers)
+    contestant = make_contestant(variant, work, settings)
+    if isinstance(contestant.module, SDPModule):
+        plan = contestant.module.plan
+        predicted = prediction.predict_sdp(variant, plan, rank, settings.bucket_bytes or DEFAULT_BUCKET_BYTES)
+        flops = float(training_flops(plan).total[rank])
+    losses = [float(contestant.step()) for _ in range(settings.warmup)]
+    use = memory.measure(contestant, meter)
+    with counted() as count:
+        contestant.step()
+    facts = {
+        "ready_seconds": time.perf_counter() - started,
+        "losses": losses,
+        "memory": use.to_dict(),
+        "traffic": _traffic(count.counter, predicted),
+        "flops": flops,
+        "samples": work.samples,
+        "tokens": work.tokens,
+        "parameters": sum(parameter.numel() for parameter in contestant.module.parameters()),
+        "device": str(device),
+    }
+    return contestant, facts
+
+
+def _traffic(counter: Counter, predicted: prediction.Prediction) -> dict[str, Any]:
+    return {
+        "sent": counter.nbytes,
+        "collectives": len(counter.collectives),
+        "predicted": predicted.nbytes,
+        "padding": predicted.padding,
+        "as_predicted": predicted.holds(counter.nbytes),
+    }
+
+
+def timed(step: Callable[[], Any], steps: int, device: torch.device) -> float:
+    """Seconds per step of a block of steps, from when all ranks have begun it to when all have ended it."""
+    meet(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    meet(device)
+    return (time.perf_counter() - started) / steps

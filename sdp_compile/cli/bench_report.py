@@ -1,0 +1,131 @@
+"""The tables that a bench run ends with, from the same result that is written as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sdp_compile.bench.variants import COMPILED
+
+_MIB = 2**20
+
+
+def render(result: Mapping[str, Any]) -> RenderableType:
+    """Time, memory and traffic of each variant, and what failed."""
+    variants: list[Mapping[str, Any]] = result["variants"]
+    good = [variant for variant in variants if variant["status"] == "ok"]
+    parts: list[RenderableType] = [Text(), Text(_headline(result), style="bold"), Text()]
+    if good:
+        parts += [_time(good), _memory(good), _traffic(good)]
+    failed = [variant for variant in variants if variant["status"] != "ok"]
+    if failed:
+        parts.append(_failed(failed))
+    return Group(*parts)
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    parts = [result["model"]]
+    if result["parameters"]:
+        parts.append(f"{result['parameters'] / 1e6:,.2f} M parameters")
+    parts.append(f"{result['workers']} workers on {machine['cores']} cores ({result['device']})")
+    if result["samples_per_worker"]:
+        parts.append(f"{result['samples_per_worker']} samples per worker and step")
+    settings = result["settings"]
+    parts.append(f"{settings['rounds']} rounds of {settings['steps']} steps")
+    return " · ".join(parts)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="italic", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _time(variants: Sequence[Mapping[str, Any]]) -> Table:
+    """Against the peers in eager mode; where something is compiled, also against compiled DDP and against itself."""
+    compiled = any(variant["compiled"] for variant in variants)
+    unit = "tokens" if variants[0]["tokens_per_second"] else "samples"
+    table = _table(
+        "Step time in seconds (median, interquartile range), and in ratio to peers in the same round",
+        "step", "IQR", "of\nDDP", "of\nFSDP2",
+        *(("of DDP\n+compile", "of its\neager") if compiled else ()), f"{unit}\nper s",
+    )  # fmt: skip
+    for variant in variants:
+        seconds = variant["step_seconds"]
+        itself = variant["name"].removesuffix(COMPILED)
+        rate = variant["tokens_per_second"] or variant["samples_per_second"]
+        table.add_row(
+            variant["name"],
+            f"{seconds['median']:.3f}",
+            f"{seconds['high'] - seconds['low']:.3f}",
+            Text(_ratio(variant, "ddp"), style="bold"),
+            _ratio(variant, "fsdp2"),
+            *(_ratio(variant, "ddp" + COMPILED), _ratio(variant, itself) * variant["compiled"])[: 2 * compiled],
+            f"{rate:,.0f}",
+        )
+    return table
+
+
+def _ratio(variant: Mapping[str, Any], peer: str) -> str:
+    ratio = variant["ratio"].get(peer)
+    return "" if ratio is None else f"{ratio['median']:.2f}"
+
+
+def _memory(variants: Sequence[Mapping[str, Any]]) -> Table:
+    dense = next((variant for variant in variants if variant["name"].removesuffix(COMPILED) == "ddp"), None)
+    table = _table(
+        "MiB of the worker that holds most, by distinct storages; its state against DDP's; growth of its process",
+        "para-\nmeters", "buf-\nfers", "gradi-\nents", "opti-\nmizer", "state", "of\nDDP", "acti-\nvations",
+        "peak",
+    )  # fmt: skip
+    for variant in variants:
+        most = variant["memory"]["most"]
+        share = "" if dense is None else f"{most['state'] / dense['memory']['most']['state']:.2f}"
+        kinds = ("parameters", "buffers", "gradients", "optimizer", "state")
+        figures = [f"{most[kind] / _MIB:.1f}" for kind in kinds]
+        table.add_row(
+            variant["name"], *figures, Text(share, style="bold"),
+            f"{most['activations'] / _MIB:.1f}", f"{most['peak'] / _MIB:.0f}",
+        )  # fmt: skip
+    return table
+
+
+def _traffic(variants: Sequence[Mapping[str, Any]]) -> Table:
+    """Of the worker that sends most; whether the formula holds is of all."""
+    table = _table(
+        "MiB that a worker sends per step, payloads times their ring factors; balance of the work",
+        "counted", "by the\nformula", "padding", "", "collec-\ntives", "FLOPs:\nmost/mean",
+    )  # fmt: skip
+    for variant in variants:
+        traffic = variant["traffic"]
+        worst = max(range(len(traffic["sent"])), key=lambda rank: traffic["sent"][rank])
+        right = all(traffic["as_predicted"])
+        table.add_row(
+            variant["name"],
+            f"{traffic['sent'][worst] / _MIB:.2f}",
+            f"{traffic['predicted'][worst] / _MIB:.2f}",
+            f"{traffic['padding'][worst] / _MIB:.3f}",
+            Text("equal" if right else "DIFFERS", style="green" if right else "bold red"),
+            str(traffic["collectives"][worst]),
+            f"{variant['flops_imbalance']:.3f}",
+        )
+    return table
+
+
+def _failed(variants: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(
+        title="Without figures", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("variant", no_wrap=True)
+    table.add_column("why")
+    for variant in variants:
+        table.add_row(variant["name"], Text(variant["reason"], style="yellow"))
+    return table

@@ -1,0 +1,91 @@
+"""The table of ``sdp-compile simulate``, from the same result that is written as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_MIB = 2**20
+
+
+def render(result: Mapping[str, Any]) -> RenderableType:
+    """The cluster, the predicted steps, and how far they are from measured ones."""
+    cluster = result["cluster"]
+    title = (
+        f"{result['model']} · {result['workers']} workers on {cluster['nodes']} nodes · "
+        f"{cluster['flops'] / 1e12:,.3g} TFLOP/s each · " + ("measured here" if cluster["measured"] else "as given")
+    )
+    links = " · ".join(
+        f"{name} {1e-9 / link['seconds_per_byte'] if link['seconds_per_byte'] else float('inf'):,.3g} GB/s, "
+        f"{link['latency'] * 1e6:,.0f} us"
+        for name, link in (("inside a node", cluster["intra"]), ("between nodes", cluster["inter"]))
+    )
+    parts: list[RenderableType] = [Text(), Text(title, style="bold"), Text(links, style="dim"), Text(), _steps(result)]
+    if cluster["measured"]:
+        parts.append(_errors(result))
+    parts += [Text(f"- {row['name']}: {row['reason']}", style="yellow") for row in result["variants"] if row["reason"]]
+    return Group(*parts)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="italic", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("variant", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _steps(result: Mapping[str, Any]) -> Table:
+    """Milliseconds; the communication that no computation hides is part of the step."""
+    rows = [row for row in result["variants"] if row["predicted"]]
+    dense = next((row["predicted"]["seconds"] for row in rows if row["name"] == "ddp"), None)
+    table = _table(
+        "Predicted step in milliseconds; MiB that the worker sends that sends most", "step", "of\nDDP", "for-\nward",
+        "back-\nward", "ex-\nposed", "update", "commu-\nnication", "MiB\nsent",
+    )  # fmt: skip
+    for row in rows:
+        step = row["predicted"]
+        parts = ("forward", "backward", "exposed", "update", "communication")
+        table.add_row(
+            row["name"],
+            _milliseconds(step["seconds"]),
+            Text(f"{step['seconds'] / dense:.2f}" if dense else "", style="bold"),
+            *(_milliseconds(step[part]) for part in parts),
+            f"{step['sent'] / _MIB:,.1f}",
+        )
+    return table
+
+
+def _milliseconds(seconds: float) -> str:
+    """Three digits that say something."""
+    value = seconds * 1e3
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _errors(result: Mapping[str, Any]) -> Table:
+    """Predicted beside measured; a ratio to DDP is less disturbed than a time."""
+    rows = [row for row in result["variants"] if row["predicted"] and (row["measured"] or {}).get("status") == "ok"]
+    dense = next((row for row in rows if row["name"] == "ddp"), None)
+    table = _table(
+        "Predicted and measured in this run: milliseconds, in ratio to DDP's, MiB sent", "pre-\ndicted",
+        "mea-\nsured", "error", "of DDP", "mea-\nsured", "sent", "counted",
+    )  # fmt: skip
+    for row in rows:
+        predicted, measured = row["predicted"]["seconds"], row["measured"]["step_seconds"]["median"]
+        ratios = ("", "")
+        if dense is not None:
+            ratios = (
+                f"{predicted / dense['predicted']['seconds']:.2f}",
+                f"{row['measured']['ratio']['ddp']['median']:.2f}",
+            )
+        table.add_row(
+            row["name"], f"{predicted * 1e3:,.0f}", f"{measured * 1e3:,.0f}",
+            Text(f"{predicted / measured - 1:+.0%}", style="bold"), *ratios,
+            f"{row['predicted']['sent'] / _MIB:,.2f}", f"{max(row['measured']['traffic']['sent']) / _MIB:,.2f}",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,60 @@
+"""A cluster from measurements: link, FLOP rate and update rate that explain what this machine's workers took."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from sdp_compile.runtime.traffic import CollectiveKind, sent_bytes
+from sdp_compile.simulator.cluster import Cluster, Link
+from sdp_compile.simulator.collectives import ring_seconds
+
+
+def measured_cluster(
+    probes: Sequence[Sequence[dict[str, Any]]], flops: float, nbytes: float, cores: int | None = None
+) -> Cluster:
+    """The one node on which ``probes`` were taken (`sdp_compile.bench.probe`; of each round, by rank).
+
+    ``flops`` are the forward FLOPs of the model that they trained, ``nbytes`` those of its parameters; ``cores`` are
+    those that the workers share (default: this machine's; accelerators have none to share).
+    """
+    workers = len(probes[0])
+    cores = cores or os.cpu_count() or 1
+    # Computing was measured while the workers shared the cores: alone a worker would be so much faster.
+    slowdown = max(1.0, workers / cores)
+    compute, update = (median(max(answer[what] for answer in of_all) for of_all in probes)
+                       for what in ("compute", "update"))  # fmt: skip
+    times = collective_seconds(probes)
+    link = fitted_link({size: seconds for (kind, size), seconds in times.items() if kind == "all_reduce"}, workers)
+    factors: dict[CollectiveKind, float] = {}
+    for kind in dict.fromkeys(kind for kind, _ in times):
+        size = max(size for other, size in times if other == kind)
+        factors[kind] = times[kind, size] / ring_seconds(kind, size, workers, link)
+    return Cluster(
+        1, workers, link, link, 3 * flops / compute * slowdown, nbytes / update * slowdown, cores, factors
+    )  # fmt: skip
+
+
+def collective_seconds(probes: Sequence[Sequence[dict[str, Any]]]) -> dict[tuple[CollectiveKind, int], float]:
+    """By kind and payload the median, over rounds, of what the slowest worker took."""
+    samples: dict[tuple[CollectiveKind, int], list[float]] = {}
+    for of_all in probes:
+        for same in zip(*(answer["collectives"] for answer in of_all), strict=True):
+            key = (same[0]["kind"], same[0]["payload"])
+            samples.setdefault(key, []).append(max(one["seconds"] for one in same))
+    return {key: median(seconds) for key, seconds in samples.items()}
+
+
+def fitted_link(seconds: dict[int, float], workers: int) -> Link:
+    """The link with which a ring all-reduce of each payload takes these seconds: least squares of relative errors."""
+    sizes = list(seconds)
+    took = np.array([seconds[size] for size in sizes])
+    rows = np.array([[2 * (workers - 1), sent_bytes("all_reduce", size, workers)] for size in sizes]) / took[:, None]
+    (latency, per_byte), *_ = np.linalg.lstsq(rows, np.ones(len(sizes)), rcond=None)
+    if latency < 0:  # too small to be seen
+        latency, per_byte = 0.0, 1 / float(np.mean(rows[:, 1]))
+    return Link(float(latency), max(0.0, float(per_byte)))

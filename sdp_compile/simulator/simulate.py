@@ -1,0 +1,83 @@
+"""``simulate(plan, cluster)``: the step of SDP, of DDP or of FSDP2, predicted from a plan alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.errors import SDPError
+from sdp_compile.plan import Plan
+from sdp_compile.simulator import fsdp2
+from sdp_compile.simulator.cluster import Cluster
+from sdp_compile.simulator.collectives import Algorithm
+from sdp_compile.simulator.exchanges import Exchanges
+from sdp_compile.simulator.result import Prediction
+from sdp_compile.simulator.timeline import Exchange, Work, step_ends
+from sdp_compile.simulator.work import training_flops, work_of
+
+Strategy = Literal["sdp", "sdp-sharded", "ddp", "ddp-checkpoint", "fsdp2"]
+
+
+def simulate(
+    plan: Plan, cluster: Cluster, strategy: Strategy = "sdp", *, bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    algorithm: Algorithm = "best",
+) -> Prediction:  # fmt: skip
+    """Predicts one training step of the plan's model on ``cluster``.
+
+    ``sdp`` is the plan itself, forward or backward masking as its policy says; ``sdp-sharded`` with owner-sharded
+    optimizer state. The others train the full model of which the plan is; ``ddp-checkpoint`` runs forward again in
+    backward. The input size is the captured one.
+
+    The model: communication is one stream, computing another; buckets begin when their gradients are there (by the
+    bytes behind them), in the one global order; backward costs twice the forward FLOPs. What it leaves out: the input
+    pipeline, operators that cost memory traffic instead of FLOPs, stragglers. Thousands of workers take seconds, since
+    workers that own the same are computed once. Raises `SDPError` where the cluster has another number of workers.
+    """
+    if plan.workers != cluster.workers:
+        raise SDPError(
+            f"The plan is for {plan.workers} workers, the cluster has {cluster.workers} ({cluster.nodes} nodes of "
+            f"{cluster.workers_per_node}). Make the plan for as many workers as the cluster has."
+        )
+    exchanges = Exchanges(plan, cluster, algorithm)
+    if strategy in ("sdp", "sdp-sharded"):
+        return _sdp(exchanges, bucket_bytes, strategy == "sdp-sharded")
+    dense = sum(term.flops for term in plan.work)
+    updated = plan.memory().gradients / (plan.workers if strategy == "fsdp2" else 1)
+    again = 1 if strategy == "ddp-checkpoint" else 0
+    one = Work(cluster.computing(dense), cluster.computing((2 + again) * dense), cluster.updating(updated))
+    return _fsdp2(exchanges, one) if strategy == "fsdp2" else _ddp(strategy, exchanges, one, bucket_bytes)
+
+
+def _sdp(exchanges: Exchanges, bucket_bytes: int, sharded: bool) -> Prediction:
+    plan, flops = exchanges.plan, training_flops(exchanges.plan)
+    works = [work_of(plan, workers[0], flops, exchanges.cluster, sharded) for workers in exchanges.classes]
+    during = exchanges.gradients(bucket_bytes, "reduce_scatter" if sharded else "all_reduce")
+    after = exchanges.gradients(bucket_bytes, "all_gather") if sharded else []
+    after += exchanges.refresh()
+    ends = step_ends(works, during, after, overlaps=exchanges.cluster.overlaps)
+    slowest = max(range(len(ends)), key=lambda one: ends[one])
+    return _prediction("sdp-sharded" if sharded else "sdp", exchanges, works[slowest], ends[slowest],
+                       [*during, *after])  # fmt: skip
+
+
+def _ddp(name: str, exchanges: Exchanges, one: Work, bucket_bytes: int) -> Prediction:
+    during = exchanges.dense_gradients(bucket_bytes)
+    ends = step_ends([one] * len(exchanges.classes), during, overlaps=exchanges.cluster.overlaps)
+    return _prediction(name, exchanges, one, max(ends), during)
+
+
+def _fsdp2(exchanges: Exchanges, one: Work) -> Prediction:
+    step = fsdp2.step(exchanges, one.forward, one.backward)
+    return _prediction("fsdp2", exchanges, one, step.end + one.update, list(step.collectives))
+
+
+def _prediction(name: str, exchanges: Exchanges, one: Work, end: float, done: list[Exchange]) -> Prediction:
+    """Of the class that sends most; all classes wait for the slowest where they share anything."""
+    classes = range(len(exchanges.classes))
+    sent = [sum(exchange.sent for exchange in done if number in exchange.classes) for number in classes]
+    most = max(classes, key=lambda number: sent[number])
+    own = [exchange for exchange in done if most in exchange.classes]
+    return Prediction(
+        name, exchanges.plan.workers, end, one.forward, one.backward, sum(exchange.seconds for exchange in own),
+        max(0.0, end - one.total), one.update, sent[most], len(own),
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+"""What the workers compute in one training step: FLOPs, and bytes of parameters to update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdp_compile.cost import flops_per_worker
+from sdp_compile.ownership import is_member
+from sdp_compile.plan import Plan
+from sdp_compile.simulator.cluster import Cluster
+from sdp_compile.simulator.timeline import Work
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of each worker in one step."""
+
+    forward: NDArray[np.float64]
+    backward: NDArray[np.float64]
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        return self.forward + self.backward
+
+
+def training_flops(plan: Plan) -> Flops:
+    """Backward costs twice the forward FLOPs: the gradients of inputs and those of weights.
+
+    Under backward masking forward and the inputs' gradients are the full model's, the weights' those of what is owned.
+    """
+    owned = flops_per_worker(plan.work, plan.families, plan.ownership, plan.workers)
+    if plan.masking == "forward":
+        return Flops(owned, 2 * owned)
+    dense = np.full(plan.workers, sum(term.flops for term in plan.work))
+    return Flops(dense, dense + owned)
+
+
+def work_of(plan: Plan, rank: int, flops: Flops, cluster: Cluster, sharded: bool) -> Work:
+    """The seconds that ``rank`` computes; with ``sharded`` it updates only its part of what it owns."""
+    return Work(
+        cluster.computing(float(flops.forward[rank])),
+        cluster.computing(float(flops.backward[rank])),
+        cluster.updating(_shard(plan, rank) if sharded else plan.memory(rank).gradients),
+    )
+
+
+def _shard(plan: Plan, rank: int) -> float:
+    return sum(
+        piece.numel * tensor.dtype.itemsize / len(piece.owners)
+        for name, tensor in plan.state.items()
+        if tensor.kind == "parameter" and tensor.requires_grad
+        for piece in plan.pieces(name)
+        if is_member(rank, piece.owners)
+    )

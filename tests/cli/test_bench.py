@@ -1,0 +1,117 @@
+"""``sdp-compile bench`` from the outside: one small run, its table, JSON and picture; refusals; Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(240)
+
+ROOT = Path(__file__).parents[2]
+BENCH = [sys.executable, "-c", "from sdp_compile.cli.main import main; main()", "bench"]
+MODEL = "tests/bench/models.py:residual"
+SMALL = ["--workers", "2", "--rounds", "2", "--steps", "1", "--batch", "6", "--no-compile"]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    return subprocess.run([*BENCH, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def test_one_run_measures_all_variants_side_by_side(tmp_path: Path) -> None:
+    found, picture = tmp_path / "bench.json", tmp_path / "bench.svg"
+    variants = "ddp,ddp-checkpoint,fsdp2,sdp-neuron,sdp-block"
+    result = bench(MODEL, *SMALL, "--variants", variants, "--json", str(found), "--plot", str(picture))
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(found.read_text())
+    by_name = {variant["name"]: variant for variant in report["variants"]}
+    assert sorted(by_name) == sorted(variants.split(","))
+    assert report["samples_per_worker"] == 6
+    ddp = by_name["ddp"]
+    for name, variant in by_name.items():
+        assert variant["status"] == "ok"
+        assert name in result.stdout
+        assert len(variant["step_seconds"]["turns"]) == 2
+        assert variant["ratio"]["ddp"]["median"] > 0
+        assert variant["traffic"]["as_predicted"] == [True, True]
+    assert ddp["ratio"]["ddp"]["median"] == 1.0
+    # The peers train the same model on the same data: only then are their times comparable.
+    for peer in ("ddp-checkpoint", "fsdp2"):
+        for losses, expected in zip(by_name[peer]["losses"], ddp["losses"], strict=True):
+            assert losses == pytest.approx(expected, rel=1e-4)
+    assert by_name["sdp-neuron"]["memory"]["most"]["state"] < ddp["memory"]["most"]["state"]
+    assert "<svg" in picture.read_text()
+
+
+def test_a_variant_that_fails_keeps_its_row_and_the_others_go_on(tmp_path: Path) -> None:
+    """Without two blocks alike there is nothing to checkpoint."""
+    found = tmp_path / "bench.json"
+    variants = "ddp,ddp-checkpoint"
+    result = bench("torch.nn:Identity", "--input", "4x3", *SMALL[:-1], "--variants", variants, "--json", str(found))
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    rows = json.loads(found.read_text())["variants"]
+    assert [row["status"] for row in rows] == ["failed"] * len(rows)
+    assert "ddp-checkpoint" in result.stdout and "Without figures" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--variants", "zero3"], ["zero3", "fsdp2"]),
+        (["--replicas", "9"], ["--replicas 9"]),
+        (["--plot", "picture.gif"], [".png", ".svg"]),
+        (["no-model"], ["names no model"]),
+    ],
+)
+def test_wrong_words_are_refused_at_once(arguments: list[str], words: list[str]) -> None:
+    code = (
+        "import sys\nfrom sdp_compile.cli.main import main\n"
+        "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "bench", *arguments], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_ends_all_workers(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*BENCH, MODEL, "--workers", "2", "--rounds", "100000", "--no-compile", "--variants", "ddp"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
+    while len(list(tmp_path.glob("sdp-compile-bench-*/*.log"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 130, words
+    assert "Stopped" in words and "Traceback" not in words
+    deadline = time.monotonic() + 20
+    while _session(process.pid):
+        assert time.monotonic() < deadline, "processes are left over"
+        time.sleep(0.1)
+
+
+def _session(leader: int) -> list[int]:
+    """The live processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, *fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if state != "Z" and int(fields[2]) == leader:
+                found.append(int(entry.name))
+    return found

@@ -1,0 +1,63 @@
+"""``sdp-compile simulate`` from the outside: a prediction, refusals, and one validation against measured workers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(240)
+
+ROOT = Path(__file__).parents[2]
+MODEL = "tests/bench/models.py:residual"
+
+
+def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from sdp_compile.cli.main import main; main()", "simulate", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def test_many_workers_are_predicted_here(tmp_path: Path) -> None:
+    found = tmp_path / "steps.json"
+    variants = "ddp,fsdp2,sdp-neuron,sdp-block"
+    result = simulate(MODEL, "--workers", "64", "--nodes", "8", "--variants", variants, "--json", str(found))
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(found.read_text())
+    assert report["cluster"]["workers_per_node"] == 8
+    steps = {variant["name"]: variant["predicted"] for variant in report["variants"]}
+    assert sorted(steps) == sorted(variants.split(","))
+    assert steps["sdp-neuron"]["sent"] < steps["ddp"]["sent"] < steps["fsdp2"]["sent"]
+    assert all(name in result.stdout for name in steps)
+
+
+def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
+    found = tmp_path / "steps.json"
+    result = simulate(
+        MODEL, "--validate", "--workers", "2", "--rounds", "1", "--steps", "1", "--variants", "ddp,sdp-neuron",
+        "--json", str(found),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = {row["name"]: row for row in json.loads(found.read_text())["variants"]}
+    assert "error" in result.stdout
+    sdp = rows["sdp-neuron"]
+    assert max(sdp["measured"]["traffic"]["sent"]) == pytest.approx(sdp["predicted"]["sent"], rel=0.01)
+    assert sdp["measured"]["step_seconds"]["median"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workers", "6", "--nodes", "4"], ["--workers 6", "--nodes 4"]),
+        (["--validate", "--nodes", "2", "--workers", "4"], ["--validate", "--nodes"]),
+        (["--variants", "zero3"], ["zero3"]),
+        (["--tflops", "0"], ["flops=0"]),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: list[str], words: list[str]) -> None:
+    result = simulate(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,137 @@
+"""Predicted steps: volumes equal the plan's own formula, times obey what any machine obeys."""
+
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdp_compile import BlockPolicy, NeuronPolicy, Policy
+from sdp_compile.bench.prediction import predict_fsdp2
+from sdp_compile.capture import capture
+from sdp_compile.errors import SDPError
+from sdp_compile.plan import Plan, make_plan
+from sdp_compile.program import Capture
+from sdp_compile.simulator import Cluster, Link, simulate
+from sdp_compile.simulator.exchanges import Exchanges
+from sdp_compile.simulator.simulate import Strategy
+from sdp_compile.structure.analyse import analyse
+from sdp_compile.structure.model import Structure
+from tests.bench.models import Residual
+
+STRATEGIES: tuple[Strategy, ...] = ("ddp", "ddp-checkpoint", "fsdp2", "sdp", "sdp-sharded")
+
+
+NETWORK = Link(1e-5, 1e-9)
+
+
+@cache
+def analysed() -> tuple[Capture, Structure]:
+    captured = capture(Residual(blocks=8), (torch.randn(4, 16),))
+    return captured, analyse(captured)[0]
+
+
+def plan(workers: int, policy: Policy) -> Plan:
+    return make_plan(*analysed(), policy, workers)
+
+
+def cluster(workers: int, link: Link = NETWORK, cores: int | None = None) -> Cluster:
+    return Cluster(1, workers, link, link, flops=1e9, update=1e9, cores=cores)
+
+
+policies = st.sampled_from(
+    [
+        NeuronPolicy(coverage=0.5),
+        NeuronPolicy(coverage=0.25),
+        BlockPolicy(coverage=0.5),
+        BlockPolicy(replicas=1),
+        NeuronPolicy(coverage=0.5, masking="backward"),
+    ]
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from([2, 3, 4, 8, 16]), policies, st.sampled_from(["sdp", "sdp-sharded"]))
+def test_sdp_sends_what_the_plan_says(workers: int, policy: Policy, strategy: Strategy) -> None:
+    chosen = plan(workers, policy)
+    most = max(chosen.communication(rank).total for rank in range(workers))
+    assert simulate(chosen, cluster(workers), strategy).sent == pytest.approx(most)
+
+
+def test_the_peers_send_what_their_algorithms_say() -> None:
+    chosen, model = plan(4, NeuronPolicy(coverage=0.5)), Residual(blocks=8)
+    gradients = sum(parameter.nbytes for parameter in model.parameters())
+    assert simulate(chosen, cluster(4), "ddp").sent == pytest.approx(2 * 3 / 4 * gradients)
+    assert simulate(chosen, cluster(4), "fsdp2").sent == pytest.approx(predict_fsdp2(model, 4).nbytes)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_without_a_network_only_work_takes_time(strategy: Strategy) -> None:
+    chosen = plan(4, NeuronPolicy(coverage=0.5))
+    step = simulate(chosen, cluster(4, Link(0, 0)), strategy)
+    assert (step.exposed, step.communication) == pytest.approx((0, 0), abs=1e-12)
+    assert step.seconds == pytest.approx(step.forward + step.backward + step.update)
+
+
+def test_work_by_hand() -> None:
+    chosen = plan(4, NeuronPolicy(coverage=0.5))
+    dense = chosen.flops()
+    ddp, again, sdp = (simulate(chosen, cluster(4), name) for name in ("ddp", "ddp-checkpoint", "sdp"))
+    assert (ddp.forward, ddp.backward) == pytest.approx((dense / 1e9, 2 * dense / 1e9))
+    assert again.backward == pytest.approx(3 * dense / 1e9)
+    assert sdp.forward == pytest.approx(chosen.flops(0) / 1e9)
+    assert ddp.update == pytest.approx(chosen.memory().parameters / 1e9)
+    assert simulate(chosen, cluster(4), "fsdp2").update == pytest.approx(ddp.update / 4)
+
+
+def test_full_coverage_is_data_parallelism() -> None:
+    chosen = plan(4, NeuronPolicy(coverage=1.0))
+    ddp, sdp = simulate(chosen, cluster(4), "ddp"), simulate(chosen, cluster(4), "sdp")
+    assert (sdp.sent, sdp.forward, sdp.backward) == pytest.approx((ddp.sent, ddp.forward, ddp.backward))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(STRATEGIES), policies, st.floats(0, 1e-3), st.floats(0, 1e-6))
+def test_a_slower_network_or_shared_cores_never_help(
+    strategy: Strategy, policy: Policy, latency: float, byte: float
+) -> None:
+    chosen, link = plan(4, policy), Link(latency, byte)
+    quick = simulate(chosen, cluster(4, link), strategy)
+    assert quick.seconds >= quick.forward + quick.backward + quick.update - 1e-12
+    for slower in (cluster(4, Link(2 * latency, byte)), cluster(4, Link(latency, 2 * byte)), cluster(4, link, cores=2)):
+        assert simulate(chosen, slower, strategy).seconds >= quick.seconds - 1e-12
+
+
+def test_backward_masking_computes_the_full_model_but_for_weight_gradients_and_refreshes() -> None:
+    forward, backward = (plan(4, NeuronPolicy(coverage=0.5, masking=masking)) for masking in ("forward", "backward"))
+    step = simulate(backward, cluster(4), algorithm="ring")
+    assert step.forward == pytest.approx(forward.flops() / 1e9)
+    assert step.backward == pytest.approx((forward.flops() + forward.flops(0)) / 1e9)
+    (refresh,) = Exchanges(backward, cluster(4), "ring").refresh()
+    cut = sum(tensor.nbytes for name, tensor in forward.state.items() if forward.is_cut(name))
+    assert (refresh.kind, refresh.members, refresh.payload) == ("all_gather", 4, cut)
+    assert step.sent == pytest.approx(simulate(forward, cluster(4)).sent + 3 / 4 * cut)
+    assert Exchanges(forward, cluster(4), "ring").refresh() == []
+
+
+def test_thousands_of_workers_are_a_few_classes() -> None:
+    chosen = plan(4096, NeuronPolicy(coverage=0.5))
+    link = Link.of(1e-5, 1e11)
+    step = simulate(chosen, Cluster(512, 8, link, link, flops=1e12), "sdp")
+    assert step.workers == 4096
+    assert step.sent == pytest.approx(chosen.communication(0).total)
+
+
+def test_many_owner_groups_are_two_exchanges_among_all() -> None:
+    chosen = plan(32, NeuronPolicy(coverage=0.75, slots=32))
+    groups = {bucket.owners for bucket in chosen.buckets() if 0 in bucket.owners}
+    assert len(groups) > 16
+    step = simulate(chosen, cluster(32))
+    assert step.collectives == 2
+    assert step.sent == pytest.approx(max(chosen.communication(rank).total for rank in range(32)))
+
+
+def test_the_cluster_must_have_the_plans_workers() -> None:
+    with pytest.raises(SDPError, match="4 workers, the cluster has 8"):
+        simulate(plan(4, NeuronPolicy(coverage=0.5)), cluster(8))
