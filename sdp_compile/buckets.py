@@ -11,8 +11,11 @@ from sdp_compile.elements import Piece
 from sdp_compile.ownership import OwnerSet, OwnerSets
 from sdp_compile.program import StateTensor
 
-DEFAULT_BUCKET_BYTES = 25 * 2**20
-"""As DistributedDataParallel's: large enough to hide latency, small enough to overlap."""
+DEFAULT_BUCKET_BYTES = 2**20
+"""Small enough to overlap. Measured with the default GPT (20 MiB), 4 Gloo workers, coverage 0.5: of the time that
+reductions after backward add to a step, 0.5 MiB hides 92%, 2 MiB 41%, 25 MiB (DistributedDataParallel's) 30%, because a
+bucket can only start when its last gradient is there. Networks of high latency and large models want more.
+"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,7 +52,8 @@ def sdp_compile(
             group they give that worker's subnetwork, which communicates with nobody.
         group: the workers' process group; default: the world, if there is one.
         lowering: ``sliced`` holds only what the worker owns; ``masked``, the reference, masks full-size parameters.
-        bucket_bytes: upper bound of the size of one gradient reduction.
+        bucket_bytes: upper bound of the size of one gradient reduction: small ones start earlier in backward, large
+            ones cost less latency.
         comm_dtype: the dtype in which gradients travel; default: their own.
         check_finite: whether each backward ends in an error on all ranks where a worker's gradient is infinite or NaN.
 
