@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sdp_compile.bench.contestant import Contestant
+from sdp_compile.runtime.sharded_gradient import held_gradients
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def measure(contestant: Contestant, meter: PeakMeter) -> MemoryUse:
     return MemoryUse(
         parameters=after.add(contestant.module.parameters()),
         buffers=after.add(contestant.module.buffers()),
-        gradients=after.add(parameter.grad for parameter in contestant.module.parameters()),
+        gradients=after.add(
+            gradient for parameter in contestant.module.parameters() for gradient in held_gradients(parameter)
+        ),
         optimizer=after.add(_optimizer_tensors(contestant.optimizer)),
         activations=activations,
         peak=meter.peak(),
