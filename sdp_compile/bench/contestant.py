@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,7 @@ def make_contestant(variant: Variant, work: Work, settings: BenchSettings) -> Co
     """The variant of ``work.model``, which is used up. Collective. AdamW with the same options for all."""
     make = {"ddp": _ddp, "ddp-checkpoint": _ddp, "fsdp2": _fsdp2, "sdp": _sdp, "local": _local}[variant.kind]
     module, call = make(variant, work, settings)
+    work = replace(work, model=module)  # of SDP, the original is of no more use, and would be counted as memory
     return Contestant(work, module, call, _optimizer(variant, module))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Iterable
@@ -49,6 +52,7 @@ def measure(contestant: Contestant, meter: PeakMeter) -> MemoryUse:
         return tensor
 
     contestant.optimizer.zero_grad(set_to_none=True)
+    meter.restart()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = contestant.work.loss(contestant.call)
     held = _Storages()
@@ -73,10 +77,10 @@ def measure(contestant: Contestant, meter: PeakMeter) -> MemoryUse:
 
 
 class PeakMeter:
-    """The most memory of the device that this process has held since the meter was made, beyond what it held then.
+    """The most memory of the device that this process holds in a step, beyond what it held before the model was built.
 
-    On an accelerator by its allocator; on the CPU by the resident set, which under torch.compile includes what the
-    compiler itself holds.
+    On an accelerator by its allocator; on the CPU by the resident set, which includes what capture and torch.compile
+    have loaded for good.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -86,6 +90,16 @@ class PeakMeter:
         else:
             torch.accelerator.reset_peak_memory_stats(device)
             self._before = torch.accelerator.memory_allocated(device)
+
+    def restart(self) -> None:
+        """Forgets the peak of building and compiling, where the system can: what follows is a step's."""
+        gc.collect()
+        if self._device.type != "cpu":
+            torch.accelerator.reset_peak_memory_stats(self._device)
+            return
+        with contextlib.suppress(OSError, AttributeError):  # not Linux, not glibc
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> int:
         if self._device.type == "cpu":
@@ -134,5 +148,8 @@ def _resident() -> int:
 
 
 def _most_resident() -> int:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

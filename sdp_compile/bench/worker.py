@@ -115,6 +115,7 @@ def _prepare(
     elif variant.kind == "fsdp2":
         predicted = prediction.predict_fsdp2(work.model, settings.workers)
     contestant = make_contestant(variant, work, settings)
+    work = contestant.work
     if isinstance(contestant.module, SDPModule):
         plan = contestant.module.plan
         predicted = prediction.predict_sdp(variant, plan, rank, settings.bucket_bytes or DEFAULT_BUCKET_BYTES)

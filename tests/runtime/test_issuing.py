@@ -22,7 +22,7 @@ from tests.runtime.models import batch, build, loss_of
 
 pytestmark = pytest.mark.timeout(150)
 WORKERS = 6
-STEPS = 25
+STEPS = 50
 
 
 class RandomOwners(Policy):
