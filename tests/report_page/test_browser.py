@@ -117,6 +117,8 @@ def test_the_search_narrows_the_graph_and_gives_way(driver: Chrome, page: Path, 
     one(driver, "#search").send_keys(Keys.CONTROL, "a", Keys.DELETE)  # without Enter: it follows what is typed
     WebDriverWait(driver, PATIENCE).until(lambda _: text(driver, "#found") == everything)
     click(driver, "#changes")
+    for run in all_of(driver, "#listing .run > summary"):  # many rows of one plain kind, here the reductions
+        click(driver, run)
     kinds = {one.text for one in all_of(driver, "#listing .row .kind")}
     assert kinds == {"sync", "sliced", "rewritten"}
 
