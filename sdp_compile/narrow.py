@@ -31,7 +31,10 @@ _MOST_RUNS = 32
 """More stretches than this are put in order by one gather instead of a concatenation of views."""
 
 _MOST_PRODUCTS = 3
-"""A weight in more stretches than this is joined for as long as one product takes: measured to be faster."""
+"""A weight in more stretches than this is joined for as long as one product takes: measured to be faster.
+
+In forward or in backward, never in both: a compiler would join it once and keep it in between.
+"""
 
 
 def join(owned: Tensor, rest: Tensor, dim: int, runs: Runs) -> Tensor:
@@ -117,10 +120,14 @@ def _ends(runs: Runs) -> Iterator[tuple[int, int]]:
 
 def _weights(owned: Tensor, rest: Tensor, dim: int, runs: Runs) -> list[tuple[Tensor, int, int]]:
     """(part, start, length) in the full weight along ``dim`` of the parts to multiply by."""
-    if len(runs) > _MOST_PRODUCTS:
+    if _is_scattered(runs):
         return [(join(owned, rest, dim, runs), 0, sum(runs))]
     stretches = _stretches(owned, rest, runs)
     return [(part.narrow(dim, start, size), position, size) for part, start, size, position in stretches]
+
+
+def _is_scattered(runs: Runs) -> bool:
+    return len(list(filter(None, runs))) > _MOST_PRODUCTS
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -186,6 +193,8 @@ class _LinearByColumns(torch.autograd.Function):
         mine = owned_part(x, 1, runs).contiguous() if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(mine, owned, rest)
         ctx.runs = runs
+        if _is_scattered(runs):
+            return _by_sum([(owned_part(x, 1, runs), owned.t()), (owned_part(x, 1, (0, *runs)), rest.t())], bias)
         weights = _weights(owned, rest, 1, runs)
         return _by_sum([(x.narrow(1, start, size), weight.t()) for weight, start, size in weights], bias)
 
