@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from sdp_compile.bench.plot import check_plot
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.cli.clean_errors import FAILED
+from sdp_compile.cli.json_file import write_json
 from sdp_compile.cli.launch import interruptible
 from sdp_compile.cli.progress import stages
-from sdp_compile.errors import SDPError
 
 
 def run(settings: BenchSettings, debug: bool = False) -> int:
@@ -35,23 +32,10 @@ def run(settings: BenchSettings, debug: bool = False) -> int:
     if debug:
         sys.stderr.writelines(f"{entry.variant.name}:\n{entry.details}" for entry in entries if entry.details)
     console.print(render(result))
-    _write(settings, result)
+    write_json(settings.json_path, result)
     if settings.plot_path is not None and any(not entry.reason for entry in entries):
         write_plot(result, settings.plot_path)
     wrong = mistakes(result)
     for line in wrong:
         Console(stderr=True).print(f"[bold red]Traffic:[/] {line}", soft_wrap=True, highlight=False)
     return FAILED if wrong or any(entry.reason for entry in entries) else 0
-
-
-def _write(settings: BenchSettings, result: dict[str, Any]) -> None:
-    if settings.json_path is None:
-        return
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    if settings.json_path == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(settings.json_path).write_text(text)
-    except OSError as error:
-        raise SDPError(f"--json {settings.json_path}: cannot write there ({error.strerror}).") from None

@@ -41,7 +41,8 @@ def _headline(result: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _table(title: str, *columns: str) -> Table:
+def variant_table(title: str, *columns: str) -> Table:
+    """A table of figures with one row per variant."""
     table = Table(title=title, title_justify="left", title_style="italic", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("variant", no_wrap=True)
     for column in columns:
@@ -53,7 +54,7 @@ def _time(variants: Sequence[Mapping[str, Any]]) -> Table:
     """Against the peers in eager mode; where something is compiled, also against compiled DDP and against itself."""
     compiled = any(variant["compiled"] for variant in variants)
     unit = "tokens" if variants[0]["tokens_per_second"] else "samples"
-    table = _table(
+    table = variant_table(
         "Step time in seconds (median, interquartile range), and in ratio to peers in the same round",
         "step", "IQR", "of\nDDP", "of\nFSDP2",
         *(("of DDP\n+compile", "of its\neager") if compiled else ()), f"{unit}\nper s",
@@ -81,7 +82,7 @@ def _ratio(variant: Mapping[str, Any], peer: str) -> str:
 
 def _memory(variants: Sequence[Mapping[str, Any]]) -> Table:
     dense = next((variant for variant in variants if variant["name"].removesuffix(COMPILED) == "ddp"), None)
-    table = _table(
+    table = variant_table(
         "MiB of the worker that holds most, by distinct storages; its state against DDP's; growth of its process",
         "para-\nmeters", "buf-\nfers", "gradi-\nents", "opti-\nmizer", "state", "of\nDDP", "acti-\nvations",
         "peak",
@@ -100,7 +101,7 @@ def _memory(variants: Sequence[Mapping[str, Any]]) -> Table:
 
 def _traffic(variants: Sequence[Mapping[str, Any]]) -> Table:
     """Of the worker that sends most; whether the formula holds is of all."""
-    table = _table(
+    table = variant_table(
         "MiB that a worker sends per step, payloads times their ring factors; balance of the work",
         "counted", "by the\nformula", "padding", "", "collec-\ntives", "FLOPs:\nmost/mean",
     )  # fmt: skip

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from sdp_compile.cli.json_file import write_json
 from sdp_compile.cli.models import LIBRARIES, check_inputs, check_words, load
 from sdp_compile.cli.settings import check_policy_words, policy_fields
 from sdp_compile.errors import SDPError
@@ -61,7 +59,7 @@ def run(settings: CheckSettings, debug: bool = False) -> int:
         from sdp_compile.cli.zoo import sweep_zoo
 
         rows, code = sweep_zoo(settings, policy, console)
-        _write(settings, {"zoo": settings.zoo, "models": rows})
+        write_json(settings.json_path, {"zoo": settings.zoo, "models": rows})
         return code
     from sdp_compile.checking.check import check
     from sdp_compile.cli.check_report import render
@@ -79,18 +77,5 @@ def run(settings: CheckSettings, debug: bool = False) -> int:
     if debug and result.details:
         sys.stderr.write(result.details)
     console.print(render(result, settings.model))
-    _write(settings, {"spec": settings.model, **result.to_dict()})
+    write_json(settings.json_path, {"spec": settings.model, **result.to_dict()})
     return result.exit_code
-
-
-def _write(settings: CheckSettings, report: Mapping[str, Any]) -> None:
-    if settings.json_path is None:
-        return
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    if settings.json_path == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(settings.json_path).write_text(text)
-    except OSError as error:
-        raise SDPError(f"--json {settings.json_path}: cannot write there ({error.strerror}).") from None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -13,6 +11,7 @@ from rich.console import Console
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.variants import LOCAL
 from sdp_compile.cli.clean_errors import FAILED
+from sdp_compile.cli.json_file import write_json
 from sdp_compile.cli.launch import interruptible
 from sdp_compile.cli.progress import stages
 from sdp_compile.errors import SDPError
@@ -88,7 +87,7 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
         ],
     }
     console.print(render(result))
-    _write(bench.json_path, result)
+    write_json(bench.json_path, result)
     return FAILED if any(outcome.prediction is None for outcome in outcomes) else 0
 
 
@@ -127,16 +126,3 @@ def _measure(settings: SimulateSettings, subject: Any, debug: bool) -> tuple[Any
     )
     rows = summarise(bench, entries)["variants"]
     return cluster, {row["name"]: row for row in rows}
-
-
-def _write(path: str | None, result: dict[str, Any]) -> None:
-    if path is None:
-        return
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(path).write_text(text)
-    except OSError as error:
-        raise SDPError(f"--json {path}: cannot write there ({error.strerror}).") from None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from sdp_compile.cli.bench_report import variant_table
 
 _MIB = 2**20
 
@@ -32,19 +33,11 @@ def render(result: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="italic", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("variant", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
 def _steps(result: Mapping[str, Any]) -> Table:
     """Milliseconds; the communication that no computation hides is part of the step."""
     rows = [row for row in result["variants"] if row["predicted"]]
     dense = next((row["predicted"]["seconds"] for row in rows if row["name"] == "ddp"), None)
-    table = _table(
+    table = variant_table(
         "Predicted step in milliseconds; MiB that the worker sends that sends most", "step", "of\nDDP", "for-\nward",
         "back-\nward", "ex-\nposed", "update", "commu-\nnication", "MiB\nsent",
     )  # fmt: skip
@@ -71,7 +64,7 @@ def _errors(result: Mapping[str, Any]) -> Table:
     """Predicted beside measured; a ratio to DDP is less disturbed than a time."""
     rows = [row for row in result["variants"] if row["predicted"] and (row["measured"] or {}).get("status") == "ok"]
     dense = next((row for row in rows if row["name"] == "ddp"), None)
-    table = _table(
+    table = variant_table(
         "Predicted and measured in this run: milliseconds, in ratio to DDP's, MiB sent", "pre-\ndicted",
         "mea-\nsured", "error", "of DDP", "mea-\nsured", "sent", "counted",
     )  # fmt: skip

@@ -87,9 +87,7 @@ class Exchange(Reduction):
         received = torch.empty_like(sent)
         with explained(self._everyone, "the gradient exchange", self.groups.rank):
             dist.all_to_all_single(received, sent, sizes, sizes, group=self.groups.group)
-        # Nothing is sent to oneself, so that all of it counts.
-        workers = self.groups.workers
-        self.groups.traffic.add("gradients", "all_to_all", sent.nbytes * workers / (workers - 1), workers)
+        self.groups.traffic.add_sent("gradients", sent.nbytes)  # nothing is sent to oneself
         found, start = {}, 0
         for peer, common in enumerate(self._common):
             for number in common:
