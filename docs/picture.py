@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sdp_compile.cli.report import render
+from sdp_compile.cli.train_report import render
 
 COMMAND = "$ sdp-compile train --baseline"
 

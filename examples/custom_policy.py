@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from sdp_compile import Policy, register_policy, sdp_compile
-from sdp_compile.structure.model import Structure
+from sdp_compile.structure.families import Structure
 
 
 @register_policy("core")

@@ -6,7 +6,7 @@ if __name__ != "sdp_compile.passes":
         "with classes that are not the same as the package's."
     )
 
-from sdp_compile.families import Masking
+from sdp_compile.ir.program import Program
 from sdp_compile.passes.base import Lowering, LoweringKind, Pass
 from sdp_compile.passes.dead_code import DeadCode
 from sdp_compile.passes.drop_blocks import DropBlocks
@@ -17,7 +17,7 @@ from sdp_compile.passes.slice_parameters import SliceParameters
 from sdp_compile.passes.split_parameters import SplitParameters
 from sdp_compile.passes.sync_gradients import SyncGradients
 from sdp_compile.passes.verify import Verify
-from sdp_compile.program import Program
+from sdp_compile.planning.families import Masking
 
 __all__ = [
     "DeadCode",

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import fx
 
-from sdp_compile.program import Capture, Program
-from sdp_compile.structure.blocks import Blocks
-from sdp_compile.structure.model import Structure
+from sdp_compile.ir.program import Capture, Program
+from sdp_compile.structure.blocks.finding import Blocks
+from sdp_compile.structure.families import Structure
 
 if TYPE_CHECKING:
-    from sdp_compile.plan import Plan
+    from sdp_compile.planning.plan import Plan
 
 LoweringKind = Literal["sliced", "masked"]
 

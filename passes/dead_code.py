@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sdp_compile.ir.effects import Effects, live_nodes
+from sdp_compile.ir.program import Program
 from sdp_compile.passes.base import Lowering, Pass, copy_program
-from sdp_compile.program import Program
-from sdp_compile.structure.effects import Effects, live_nodes
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch import fx
 
 from sdp_compile.errors import LoweringError
+from sdp_compile.ir.effects import Effects, operator_name, shape_text, tensor_value
+from sdp_compile.ir.program import Program
 from sdp_compile.passes.base import Lowering, Pass, copy_program
-from sdp_compile.program import Program
-from sdp_compile.structure.blocks import Branch
-from sdp_compile.structure.effects import Effects, operator_name, shape_text, tensor_value
-from sdp_compile.structure.residual import ADDS
+from sdp_compile.structure.blocks.finding import Branch
+from sdp_compile.structure.blocks.residual import ADDS
 
 aten = torch.ops.aten
 

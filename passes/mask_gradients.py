@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sdp_compile import ops
+from sdp_compile.ir.program import Program
+from sdp_compile.ops import inserted as ops
 from sdp_compile.passes.base import Lowering, Pass
 from sdp_compile.passes.mask_parameters import through_masks
-from sdp_compile.program import Program
 
 
 @dataclass(frozen=True)

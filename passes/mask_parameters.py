@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from sdp_compile import ops
+from sdp_compile.ir.program import Capture, Program, StateTensor
+from sdp_compile.ops import inserted as ops
 from sdp_compile.passes.base import Lowering, Pass, copy_program
-from sdp_compile.plan import Plan
-from sdp_compile.program import Capture, Program, StateTensor
+from sdp_compile.planning.plan import Plan
 
 
 def mask_name(parameter: str, dim: int) -> str:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from sdp_compile import ops
+from sdp_compile.ir.program import Mode, Program
+from sdp_compile.ops import inserted as ops
 from sdp_compile.passes.base import Lowering, Pass, copy_program
-from sdp_compile.program import Mode, Program
 from sdp_compile.structure.layout import Layout, families, kept_indices, restrict, spread
 
 Factor: TypeAlias = float | tuple[float, ...]

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from sdp_compile.ir.program import Program
 from sdp_compile.passes.base import Lowering, Pass, copy_program
-from sdp_compile.program import Program
-from sdp_compile.structure.analysis import NodeRewrites
+from sdp_compile.structure.axis_analysis import NodeRewrites
 from sdp_compile.structure.layout import Layout, kept_size
 
 

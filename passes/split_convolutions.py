@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sdp_compile.narrow import Geometry, Runs, Seen
+from sdp_compile.ops.narrow import Geometry, Runs, Seen
 
 aten = torch.ops.aten
 

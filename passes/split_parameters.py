@@ -9,11 +9,11 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import fx
 
-from sdp_compile import narrow
+from sdp_compile.ir.program import Program
+from sdp_compile.ops import narrow
 from sdp_compile.passes.base import Lowering, Pass, copy_program
 from sdp_compile.passes.split_convolutions import Channels, seen_by
-from sdp_compile.program import Program
-from sdp_compile.rest import Rest, rests
+from sdp_compile.planning.unowned import Rest, rests
 
 aten = torch.ops.aten
 

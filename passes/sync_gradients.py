@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from torch import fx
 
-from sdp_compile import ops
-from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.ir.program import Program
+from sdp_compile.ops import inserted as ops
 from sdp_compile.passes.base import Lowering, Pass, copy_program
-from sdp_compile.program import Program
+from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 
 
 @dataclass(frozen=True)

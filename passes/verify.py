@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from sdp_compile.errors import LoweringError
+from sdp_compile.ir.program import Program
+from sdp_compile.ir.sizes import Sizes
+from sdp_compile.ir.source import module_path, source_line
 from sdp_compile.passes.base import Lowering, Pass, copy_program
-from sdp_compile.program import Program
-from sdp_compile.source import module_path, source_line
 from sdp_compile.structure.layout import Layout, kept_size
-from sdp_compile.structure.sizes import Sizes
 
 
 @dataclass(frozen=True)

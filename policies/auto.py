@@ -7,14 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from sdp_compile.cost import flops_per_worker, size
 from sdp_compile.errors import NothingToPartition, PolicyError
-from sdp_compile.partition import Partition
+from sdp_compile.ownership.partition import Partition
+from sdp_compile.planning.cost import flops_per_worker, size
 from sdp_compile.policies.base import Policy
 from sdp_compile.policies.block import BlockPolicy
 from sdp_compile.policies.neuron import NeuronPolicy
 from sdp_compile.policies.registry import register_policy
-from sdp_compile.structure.model import Structure
+from sdp_compile.structure.families import Structure
 
 CLOSE = 0.05
 """Levels whose savings differ by less than this share of the larger are told apart by the balance of their FLOPs."""

@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from sdp_compile.policies.fields import Override
 from sdp_compile.policies.toml import to_toml
-from sdp_compile.structure.model import Structure
+from sdp_compile.structure.families import Structure
 
 __all__ = ["Override", "Policy"]
 

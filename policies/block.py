@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from sdp_compile.errors import NothingToPartition, PolicyError
-from sdp_compile.partition import Partition
+from sdp_compile.ownership.partition import Partition
 from sdp_compile.policies.base import Policy
 from sdp_compile.policies.designs import designs
 from sdp_compile.policies.placement import (
@@ -22,8 +22,8 @@ from sdp_compile.policies.placement import (
 )
 from sdp_compile.policies.registry import register_policy
 from sdp_compile.policies.rules import check_rules, decide
+from sdp_compile.structure.families import Family, Structure
 from sdp_compile.structure.layout import Indices
-from sdp_compile.structure.model import Family, Structure
 
 FAMILIES = {"branch": "blocks", "layer": "layers"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from sdp_compile.errors import PolicyError
+from sdp_compile.structure.families import Structure
 from sdp_compile.structure.layout import Layout, Leaf, Product, restrict
-from sdp_compile.structure.model import Structure
 
 
 def check_crossings(structure: Structure, parameters: Iterable[str], shares: Mapping[str, float], workers: int) -> None:

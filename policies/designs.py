@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from sdp_compile.errors import PolicyError
-from sdp_compile.ownership import Ownership, runs_of
+from sdp_compile.ownership.owners import Ownership, runs_of
 from sdp_compile.policies.balancing import balanced_cells
 from sdp_compile.policies.placement import Placement, workers_of
 from sdp_compile.structure.layout import Indices

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from typing_extensions import Self
 
 from sdp_compile.errors import PolicyError
-from sdp_compile.partition import did_you_mean
+from sdp_compile.ownership.partition import did_you_mean
 from sdp_compile.policies.designs import designs
 
 Model = TypeVar("Model", bound="PolicyModel")

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from sdp_compile.errors import NothingToPartition, PolicyError
-from sdp_compile.ownership import Ownership
-from sdp_compile.partition import Partition
+from sdp_compile.ownership.owners import Ownership
+from sdp_compile.ownership.partition import Partition
 from sdp_compile.policies.base import Policy
 from sdp_compile.policies.crossing import check_crossings
 from sdp_compile.policies.designs import designs
@@ -18,7 +18,7 @@ from sdp_compile.policies.placement import Grid, Placement, grid, rounding_note,
 from sdp_compile.policies.registry import register_policy
 from sdp_compile.policies.rules import Decision, check_rules, decide
 from sdp_compile.policies.selection import Candidate, choose_disjoint
-from sdp_compile.structure.model import Family, Structure
+from sdp_compile.structure.families import Family, Structure
 
 MEAN_COUNTS = 1e-3
 """What a byte saved on average counts beside one saved on the most loaded worker: it decides where that saves nothing

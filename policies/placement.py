@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdp_compile.errors import PolicyError
-from sdp_compile.ownership import OwnerSet
+from sdp_compile.ownership.owners import OwnerSet
+from sdp_compile.structure.families import Family, FamilyKind
 from sdp_compile.structure.layout import Indices
-from sdp_compile.structure.model import Family, FamilyKind
 
 Weights: TypeAlias = NDArray[np.float64]
 """One row per unit: parameter bytes and forward FLOPs."""

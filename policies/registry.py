@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdp_compile.errors import PolicyError
-from sdp_compile.partition import did_you_mean
+from sdp_compile.ownership.partition import did_you_mean
 from sdp_compile.policies.base import Policy
 from sdp_compile.policies.toml import read_toml
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from sdp_compile.errors import PolicyError
-from sdp_compile.partition import did_you_mean
+from sdp_compile.ownership.partition import did_you_mean
 from sdp_compile.policies.fields import Override
 
 Rules = Mapping[str, Override | Literal["shared"]]

@@ -23,33 +23,33 @@ from sdp_compile.errors import (
 
 if TYPE_CHECKING:
     from sdp_compile.checking.check import check
-    from sdp_compile.checking.result import CheckResult
+    from sdp_compile.checking.verdict import CheckResult
     from sdp_compile.compiler import sdp_compile
-    from sdp_compile.plan import Plan
+    from sdp_compile.planning.plan import Plan
     from sdp_compile.policies import AutoPolicy, BlockPolicy, NeuronPolicy, Policy, register_policy
-    from sdp_compile.runtime.module import SDPModule
-    from sdp_compile.runtime.norm import clip_grad_norm_
-    from sdp_compile.runtime.scaler import GradScaler
-    from sdp_compile.runtime.sharded import ShardedOptimizer
-    from sdp_compile.runtime.statistics import calibrate
-    from sdp_compile.structure.rules import rule
+    from sdp_compile.runtime.module.sdp_module import SDPModule
+    from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
+    from sdp_compile.runtime.optimizer.scaler import GradScaler
+    from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
+    from sdp_compile.runtime.state.statistics import calibrate
+    from sdp_compile.structure.operators import rule
 
 _HOMES = {
     "sdp_compile": "sdp_compile.compiler",
     "check": "sdp_compile.checking.check",
-    "CheckResult": "sdp_compile.checking.result",
-    "Plan": "sdp_compile.plan",
+    "CheckResult": "sdp_compile.checking.verdict",
+    "Plan": "sdp_compile.planning.plan",
     "AutoPolicy": "sdp_compile.policies",
     "BlockPolicy": "sdp_compile.policies",
     "NeuronPolicy": "sdp_compile.policies",
     "Policy": "sdp_compile.policies",
     "register_policy": "sdp_compile.policies",
-    "GradScaler": "sdp_compile.runtime.scaler",
-    "SDPModule": "sdp_compile.runtime.module",
-    "ShardedOptimizer": "sdp_compile.runtime.sharded",
-    "clip_grad_norm_": "sdp_compile.runtime.norm",
-    "calibrate": "sdp_compile.runtime.statistics",
-    "rule": "sdp_compile.structure.rules",
+    "GradScaler": "sdp_compile.runtime.optimizer.scaler",
+    "SDPModule": "sdp_compile.runtime.module.sdp_module",
+    "ShardedOptimizer": "sdp_compile.runtime.optimizer.sharded",
+    "clip_grad_norm_": "sdp_compile.runtime.optimizer.clipping",
+    "calibrate": "sdp_compile.runtime.state.statistics",
+    "rule": "sdp_compile.structure.operators",
 }
 
 __all__ = [

@@ -10,23 +10,23 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.capture import capture
 from sdp_compile.errors import DistributedError, PlanError
+from sdp_compile.ir.program import Capture, Program
 from sdp_compile.passes import Lowering, LoweringKind, lower, pipeline
 from sdp_compile.passes.mask_parameters import clear_unowned, mask_tensors, with_masks
-from sdp_compile.plan import Plan, make_plan
+from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.planning.plan import Plan, make_plan
+from sdp_compile.planning.unowned import with_rests
 from sdp_compile.policies import Policy, resolve_policy
-from sdp_compile.program import Capture, Program
-from sdp_compile.rest import with_rests
-from sdp_compile.runtime.groups import Groups
-from sdp_compile.runtime.handshake import Handshake, fingerprint
-from sdp_compile.runtime.initialisation import slice_tensors
-from sdp_compile.runtime.module import SDPModule
-from sdp_compile.runtime.runtime import Runtime
-from sdp_compile.structure.analyse import analyse
-from sdp_compile.structure.blocks import Blocks
-from sdp_compile.structure.model import Structure
+from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.comm.handshake import Handshake, fingerprint
+from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.peers import Runtime
+from sdp_compile.runtime.state.initialisation import slice_tensors
+from sdp_compile.structure.analysis import analyse
+from sdp_compile.structure.blocks.finding import Blocks
+from sdp_compile.structure.families import Structure
 
 
 def sdp_compile(

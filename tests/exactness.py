@@ -10,14 +10,14 @@ from torch import nn
 
 from sdp_compile.capture import capture
 from sdp_compile.compiler import compile_rank
+from sdp_compile.ir.program import Capture
 from sdp_compile.passes import LoweringKind
-from sdp_compile.plan import Plan, make_plan
+from sdp_compile.planning.plan import Plan, make_plan
 from sdp_compile.policies import Policy
-from sdp_compile.program import Capture
-from sdp_compile.runtime.module import SDPModule
-from sdp_compile.structure.analyse import analyse
-from sdp_compile.structure.blocks import Blocks
-from sdp_compile.structure.model import Structure
+from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.structure.analysis import analyse
+from sdp_compile.structure.blocks.finding import Blocks
+from sdp_compile.structure.families import Structure
 from tests.models import MODELS, doubled
 from tests.oracle import randomise, without_randomness
 

@@ -17,7 +17,7 @@ from sdp_compile.checking.oracle import (
     tensors_of,
     without_randomness,
 )
-from sdp_compile.plan import Plan
+from sdp_compile.planning.plan import Plan
 
 __all__ = [
     "Run",

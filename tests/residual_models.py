@@ -11,9 +11,9 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sdp_compile.ir.program import Capture, Program
 from sdp_compile.passes.base import Lowering, LoweringKind
-from sdp_compile.program import Capture, Program
-from sdp_compile.structure.blocks import Blocks
+from sdp_compile.structure.blocks.finding import Blocks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

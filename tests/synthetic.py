@@ -9,9 +9,9 @@ from math import prod
 import torch
 from torch import nn
 
-from sdp_compile.program import Capture, StateTensor
+from sdp_compile.ir.program import Capture, StateTensor
+from sdp_compile.structure.families import Family, FlopTerm, Frozen, Structure
 from sdp_compile.structure.layout import Layout, Leaf, Product, Sum, families, leaves
-from sdp_compile.structure.model import Family, FlopTerm, Frozen, Structure
 
 Layouts = Mapping[str, Sequence[Layout]]
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sdp_compile.capture import capture, retarget_devices
 from sdp_compile.errors import CaptureError
-from sdp_compile.program import Capture, Mode
+from sdp_compile.ir.program import Capture, Mode
 
 aten = torch.ops.aten
 

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from sdp_compile import BlockPolicy, NeuronPolicy, sdp_compile
 from sdp_compile.capture import capture
 from sdp_compile.compiler import compile_rank
-from sdp_compile.plan import make_plan
-from sdp_compile.program import Capture
-from sdp_compile.structure.analyse import analyse
+from sdp_compile.ir.program import Capture
+from sdp_compile.planning.plan import make_plan
+from sdp_compile.structure.analysis import analyse
 
 MIB = 2**20
 POLICIES = (NeuronPolicy(coverage=0.5), BlockPolicy(coverage=0.5))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdp_compile import narrow
+from sdp_compile.ops import narrow
 
 RUNS = st.lists(st.integers(1, 5), min_size=2, max_size=7)
 

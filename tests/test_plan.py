@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sdp_compile.cost import size
 from sdp_compile.errors import PlanError, PolicyError
-from sdp_compile.ownership import Ownership
-from sdp_compile.plan import Plan, make_plan
+from sdp_compile.ownership.owners import Ownership
+from sdp_compile.planning.cost import size
+from sdp_compile.planning.plan import Plan, make_plan
 from sdp_compile.policies import AutoPolicy, BlockPolicy, NeuronPolicy, Policy
 from sdp_compile.structure.layout import Leaf, Product, Sum
 from tests.synthetic import attention, blocks, capture_of, convolutions, mlp, nothing, recurrent, structure_of

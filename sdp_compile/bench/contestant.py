@@ -17,9 +17,9 @@ import sdp_compile
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.variants import Variant
 from sdp_compile.bench.work import Work
-from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.module import SDPModule
+from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.runtime.module.sdp_module import SDPModule
 
 LEARNING_RATE = 3e-4
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.traffic import CollectiveKind, sent_bytes
+from sdp_compile.runtime.comm.traffic import CollectiveKind, sent_bytes
 
 # The operators of c10d and _c10d_functional by the start of their names: what they are, and which argument holds
 # everybody's part. The functional all-gather has no such argument: its result does.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sdp_compile.bench.contestant import Contestant
-from sdp_compile.runtime.sharded_gradient import held_gradients
+from sdp_compile.runtime.sharding.gradient import held_gradients
 
 
 @dataclass(frozen=True)

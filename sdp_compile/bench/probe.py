@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sdp_compile.bench.contestant import Contestant
-from sdp_compile.runtime.traffic import CollectiveKind
+from sdp_compile.runtime.comm.traffic import CollectiveKind
 
 SIZES = (2**14, 2**20, 2**24)
 """Payloads in bytes: from where latency counts to where bandwidth does."""

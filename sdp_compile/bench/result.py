@@ -10,7 +10,7 @@ from os import cpu_count
 from statistics import quantiles
 from typing import Any
 
-from sdp_compile.bench.prediction import flops_imbalance
+from sdp_compile.bench.formula import flops_imbalance
 from sdp_compile.bench.race import Entry
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.variants import COMPILED, REFERENCES

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sdp_compile.bench.variants import Variant, choose
-from sdp_compile.cli.models import check_words
-from sdp_compile.cli.settings import DEFAULT_COVERAGE, DEFAULT_WORKERS, check_policy_words
 from sdp_compile.errors import PolicyError, SDPError
+from sdp_compile.models.spec import check_words
+from sdp_compile.train.settings import DEFAULT_COVERAGE, DEFAULT_WORKERS, check_policy_words
 
 GPT = "gpt"
 """The MODEL that is benched by default: see `sdp_compile.bench.work`."""

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from sdp_compile.errors import SDPError
-from sdp_compile.partition import did_you_mean
+from sdp_compile.ownership.partition import did_you_mean
 
 Kind = Literal["ddp", "ddp-checkpoint", "fsdp2", "sdp", "local"]
 

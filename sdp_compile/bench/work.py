@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 
 from sdp_compile.bench.settings import GPT, BenchSettings
 from sdp_compile.capture.inputs import Call, example_call
-from sdp_compile.cli import gpt
-from sdp_compile.cli.loop import cross_entropy
-from sdp_compile.cli.models import check_inputs, load
 from sdp_compile.errors import SDPError
+from sdp_compile.models import gpt
+from sdp_compile.models.spec import check_inputs, load
+from sdp_compile.train.loop import cross_entropy
 
 GPT_CONFIG = gpt.GPTConfig(layers=6, width=512, heads=8, hidden=2048, vocabulary=512, sequence=128)
 GPT_BATCH = 4

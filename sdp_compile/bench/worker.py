@@ -19,17 +19,18 @@ import torch
 import torch.distributed as dist
 from torch._inductor import config as inductor
 
-from sdp_compile.bench import memory, prediction
+from sdp_compile.bench import formula as prediction
+from sdp_compile.bench import memory
 from sdp_compile.bench.contestant import Contestant, make_contestant
 from sdp_compile.bench.counting import counted
 from sdp_compile.bench.probe import meet, probe
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.variants import LOCAL, VARIANTS, Variant
 from sdp_compile.bench.work import make_work
-from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
-from sdp_compile.cli.launch import local_worker_environment
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.module import SDPModule
+from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.processes import local_worker_environment
+from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.simulator.work import training_flops
 
 STOP: dict[str, Any] = {"stop": True}

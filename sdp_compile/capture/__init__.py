@@ -34,7 +34,7 @@ from sdp_compile.capture.inputs import Call, example_call, with_batch
 from sdp_compile.capture.precision import autocast_dtype, autocast_of, call_in, skeleton_in
 from sdp_compile.capture.refuse import refuse
 from sdp_compile.errors import CaptureError
-from sdp_compile.program import Capture, Mode, Precision, Program, StateTensor
+from sdp_compile.ir.program import Capture, Mode, Precision, Program, StateTensor
 
 __all__ = ["capture", "recapture", "retarget_devices"]
 

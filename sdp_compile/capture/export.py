@@ -24,7 +24,7 @@ from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
 from sdp_compile.capture.inputs import Call
 from sdp_compile.capture.observe import Observer
 from sdp_compile.errors import CaptureError
-from sdp_compile.program import Mode
+from sdp_compile.ir.program import Mode
 
 Sizes = Literal["all", "leading", "none"]
 Attempts: TypeAlias = tuple[tuple[Sizes, bool], ...]

@@ -17,7 +17,7 @@ from sdp_compile.capture.clone import named_state
 from sdp_compile.capture.refuse import refuse_collectives
 from sdp_compile.capture.regions import inline_regions
 from sdp_compile.errors import CaptureError
-from sdp_compile.program import InputSpec, Mode, Program
+from sdp_compile.ir.program import InputSpec, Mode, Program
 
 
 class Constants:

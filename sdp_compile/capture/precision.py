@@ -10,7 +10,7 @@ from torch import nn
 
 from sdp_compile.capture.clone import canonical_names, clone, named_state, to_meta
 from sdp_compile.capture.inputs import Call
-from sdp_compile.program import Capture, Precision
+from sdp_compile.ir.program import Capture, Precision
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

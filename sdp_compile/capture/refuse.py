@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from sdp_compile.capture.diagnosis import located
 from sdp_compile.errors import CaptureError
-from sdp_compile.source import module_path, source_line
+from sdp_compile.ir.source import module_path, source_line
 
 _WRAPPERS = {
     "DistributedDataParallel": "it would reduce gradients over all workers; sdp_compile() replaces it",

@@ -12,7 +12,7 @@ from torch import fx
 
 from sdp_compile.capture.diagnosis import located
 from sdp_compile.errors import CaptureError
-from sdp_compile.source import module_path, source_line
+from sdp_compile.ir.source import module_path, source_line
 
 enter_autocast = torch.amp.autocast_mode._enter_autocast
 exit_autocast = torch.amp.autocast_mode._exit_autocast

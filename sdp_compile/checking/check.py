@@ -17,14 +17,14 @@ from sdp_compile.capture.inputs import example_call
 from sdp_compile.checking import facts
 from sdp_compile.checking.oracle import silence
 from sdp_compile.checking.precision import declared_wide
-from sdp_compile.checking.result import CheckResult, Comparison, Verdict
 from sdp_compile.checking.stages import Stages
+from sdp_compile.checking.verdict import CheckResult, Comparison, Verdict
 from sdp_compile.checking.verification import NotComparable, Verification, comparable_call, reference
 from sdp_compile.compiler import compile_rank
 from sdp_compile.errors import PlanError, SDPError
-from sdp_compile.plan import make_plan
+from sdp_compile.planning.plan import make_plan
 from sdp_compile.policies import Policy, resolve_policy
-from sdp_compile.structure.analyse import analyse
+from sdp_compile.structure.analysis import analyse
 
 MOST_PARAMETERS = 200_000_000
 """Exactness needs the weights, a worker's slices and both gradients in float64: 200 M parameters are about 6 GiB."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from sdp_compile.checking.oracle import Run
-from sdp_compile.plan import Plan
+from sdp_compile.planning.plan import Plan
 
 TOLERANCE = 1e-9
 """Relative, in float64."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sdp_compile.checking.result import CutFamily, FrozenReason
-from sdp_compile.plan import Plan
-from sdp_compile.program import Capture
-from sdp_compile.structure.model import Frozen, Structure
+from sdp_compile.checking.verdict import CutFamily, FrozenReason
+from sdp_compile.ir.program import Capture
+from sdp_compile.planning.plan import Plan
+from sdp_compile.structure.families import Frozen, Structure
 
 
 def of_capture(captured: Capture) -> dict[str, Any]:

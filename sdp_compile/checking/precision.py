@@ -9,8 +9,8 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdp_compile.program import Precision, Program
-from sdp_compile.runtime.module import SDPModule
+from sdp_compile.ir.program import Precision, Program
+from sdp_compile.runtime.module.sdp_module import SDPModule
 
 _WIDER = {
     torch.float32: torch.float64,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sdp_compile.checking.result import CheckResult
+from sdp_compile.checking.verdict import CheckResult
 from sdp_compile.errors import SDPError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class _Worker:
 def check_named(job: dict[str, Any]) -> CheckResult:
     """Build and check one model of a library."""
     from sdp_compile.checking.check import check
-    from sdp_compile.checking.zoo import build
+    from sdp_compile.models.zoo import build
     from sdp_compile.policies import resolve_policy
 
     try:

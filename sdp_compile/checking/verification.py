@@ -16,9 +16,9 @@ from sdp_compile.capture.inputs import Call, with_batch
 from sdp_compile.checking.compare import Deviation, deviations, gradient_floor, relative_error
 from sdp_compile.checking.oracle import Run, randomise, run_compiled, run_original
 from sdp_compile.checking.precision import InFloat64, widened
-from sdp_compile.checking.result import Comparison
-from sdp_compile.plan import Plan
-from sdp_compile.runtime.module import SDPModule
+from sdp_compile.checking.verdict import Comparison
+from sdp_compile.planning.plan import Plan
+from sdp_compile.runtime.module.sdp_module import SDPModule
 
 _ROUNDING = 2.0**-52
 _MOST_ROUNDING = 1e-4

@@ -10,8 +10,8 @@ from sdp_compile.bench.plot import check_plot
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.cli.clean_errors import FAILED
 from sdp_compile.cli.json_file import write_json
-from sdp_compile.cli.launch import interruptible
-from sdp_compile.cli.progress import stages
+from sdp_compile.processes import interruptible
+from sdp_compile.progress import stages
 
 
 def run(settings: BenchSettings, debug: bool = False) -> int:

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from sdp_compile.cli.json_file import write_json
-from sdp_compile.cli.models import LIBRARIES, check_inputs, check_words, load
-from sdp_compile.cli.settings import check_policy_words, policy_fields
 from sdp_compile.errors import SDPError
+from sdp_compile.models.spec import LIBRARIES, check_inputs, check_words, load
+from sdp_compile.train.settings import check_policy_words, policy_fields
 
 
 @dataclass(frozen=True)

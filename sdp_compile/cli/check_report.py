@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sdp_compile.checking.result import CheckResult, Verdict
+from sdp_compile.checking.verdict import CheckResult, Verdict
 
 MOST_ROWS = 12
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from sdp_compile.cli.launch import WorkerFailure
 from sdp_compile.errors import SDPError
+from sdp_compile.processes import WorkerFailure
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 

@@ -10,8 +10,8 @@ import typer
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.cli import options
 from sdp_compile.cli.clean_errors import clean_errors
-from sdp_compile.cli.settings import DEFAULT_WORKERS
 from sdp_compile.cli.simulate import Hardware
+from sdp_compile.train.settings import DEFAULT_WORKERS
 
 _GIVEN = Hardware()
 

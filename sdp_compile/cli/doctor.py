@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdp_compile._version import __version__
-from sdp_compile.cli.settings import DEFAULT_WORKERS
+from sdp_compile.train.settings import DEFAULT_WORKERS
 
 TORCH = (2, 11)
 REQUIRED = ("jinja2", "networkx", "numpy", "pydantic", "rich", "safetensors", "scipy", "typer")
@@ -52,7 +52,7 @@ def run(as_json: bool) -> int:
     from rich.console import Console
 
     from sdp_compile.cli.doctor_report import render
-    from sdp_compile.cli.progress import stages
+    from sdp_compile.progress import stages
 
     with stages(1) as begin:
         begin("looking at this machine")

@@ -13,8 +13,8 @@ from sdp_compile.cli import options
 from sdp_compile.cli.clean_errors import clean_errors
 from sdp_compile.cli.comparing import bench, simulate
 from sdp_compile.cli.inspect import LoweringName, Mode, ViewName
-from sdp_compile.cli.settings import DEFAULT_WORKERS, TrainSettings, joined_workers
 from sdp_compile.errors import PolicyError
+from sdp_compile.train.settings import DEFAULT_WORKERS, TrainSettings, joined_workers
 
 app = typer.Typer(
     name="sdp-compile",
@@ -278,7 +278,7 @@ def report(
     Exit codes: 0 written; 1 failed unexpectedly; 2 wrong arguments, or a
     model, policy or file that cannot be used; 130 stopped by Ctrl-C.
     """
-    from sdp_compile.cli.report_page import run
+    from sdp_compile.cli.report import run
     from sdp_compile.cli.subject import SubjectWords
 
     with clean_errors(debug):

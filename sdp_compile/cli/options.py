@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sdp_compile.cli.models import LIBRARIES
+from sdp_compile.models.spec import LIBRARIES
 
 
 def complete_model(incomplete: str) -> Iterator[str]:

@@ -1,64 +1,38 @@
-"""The tables that a training run ends with, from the same report that is written as JSON."""
+"""``sdp-compile report``: the report page of a model's plan, from the command line's words to the file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import shlex
+from pathlib import Path
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
-_MIB = 2**20
-
-
-def render(report: Mapping[str, Any]) -> RenderableType:
-    """What each worker owns, and what came of it."""
-    run, policy = report["run"], report["policy"]
-    workers = report["workers"]
-    title = Text(
-        f"GPT, {workers[0]['dense_parameters'] / 1e6:.2f} M parameters · {len(workers)} workers · "
-        f"{policy['policy']}, {_owners(policy)} · {run['steps']} steps · {run['device']}",
-        style="bold",
-    )
-    return Group(Text(), title, Text(), owned(workers), outcome(report))
+from sdp_compile.cli.subject import SubjectWords, subject_of
+from sdp_compile.errors import SDPError
+from sdp_compile.progress import stages
 
 
-def _owners(policy: Mapping[str, Any]) -> str:
-    return f"coverage {policy['coverage']}" if "coverage" in policy else f"{policy.get('replicas')} replicas"
+def run(words: SubjectWords, output: Path, rank: int) -> None:
+    """Write the page to ``output`` and say so on standard error."""
+    if not 0 <= rank < words.workers:
+        raise SDPError(f"--rank {rank}: there are workers 0 to {words.workers - 1}; see --workers.")
+    if output.is_dir() or not output.resolve().parent.is_dir():
+        raise SDPError(f"--output {output}: name a file in a folder that exists.")
+    subject = subject_of(words)
+    from sdp_compile.planning.cost import size
+    from sdp_compile.report_page import write_report
+
+    with stages(1) as begin:
+        begin("writing the page")
+        nbytes = write_report(subject, output, rank, command(words, rank))
+    Console(stderr=True).print(f"{output}: {size(nbytes)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def owned(workers: list[Mapping[str, Any]]) -> Table:
-    """One row per worker: what it owns, measured, against the dense model."""
-    table = Table(title="What each worker owns", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
-    for heading in ("worker", "parameters", "share", "gradients\n+ optimizer", "dense", "share", "with\nparameters"):
-        table.add_column(heading, justify="right")
-    for worker in workers:
-        held = worker["gradient_bytes"] + worker["optimizer_bytes"]
-        dense = worker["dense_gradient_bytes"] + worker["dense_optimizer_bytes"]
-        table.add_row(
-            str(worker["rank"]),
-            f"{worker['parameters']:,}",
-            f"{worker['parameters'] / worker['dense_parameters']:.1%}",
-            f"{held / _MIB:.1f} MiB",
-            f"{dense / _MIB:.1f} MiB",
-            f"{held / dense:.1%}",
-            f"{worker['state_share']:.1%}",
-        )
-    return table
-
-
-def outcome(report: Mapping[str, Any]) -> Table:
-    """Validation loss of the assembled full model and speed, beside the dense baseline where it was run."""
-    table = Table(title="The assembled full model", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
-    table.add_column("training")
-    for heading in ("validation loss before", "after", "tokens per second"):
-        table.add_column(heading, justify="right")
-    rows = [("subnetworks", report)]
-    if report["baseline"] is not None:
-        rows.append(("dense data parallel", report["baseline"]))
-    for name, result in rows:
-        loss = result["validation_loss"]
-        table.add_row(name, f"{loss['before']:.3f}", f"{loss['after']:.3f}", f"{result['tokens_per_second']:,.0f}")
-    return table
+def command(words: SubjectWords, rank: int) -> str:
+    """The command that makes the same page again."""
+    parts = ["sdp-compile", "report", words.model, "--policy", words.policy, "--workers", str(words.workers)]
+    parts += [] if words.coverage is None else ["--coverage", f"{words.coverage:g}"]
+    parts += [] if words.masking is None else ["--masking", words.masking]
+    parts += [word for text in words.inputs for word in ("--input", text)]
+    parts += [word for text in words.overrides for word in ("--set", text)]
+    return shlex.join(parts + (["--rank", str(rank)] if rank else []))

@@ -12,9 +12,9 @@ from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.variants import LOCAL
 from sdp_compile.cli.clean_errors import FAILED
 from sdp_compile.cli.json_file import write_json
-from sdp_compile.cli.launch import interruptible
-from sdp_compile.cli.progress import stages
 from sdp_compile.errors import SDPError
+from sdp_compile.processes import interruptible
+from sdp_compile.progress import stages
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class SimulateSettings:
 
 def run(settings: SimulateSettings, debug: bool = False) -> int:
     """Predict, and with ``validate`` measure; print, write; the exit code."""
+    from sdp_compile.bench.simulated import Subject
     from sdp_compile.bench.work import make_work
     from sdp_compile.cli.simulate_report import render
-    from sdp_compile.simulator.variants import Subject
 
     bench, console = settings.bench, Console(stderr=settings.bench.json_path == "-")
     with stages(2) as begin:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdp_compile.cli.models import check_inputs, check_words, load
-from sdp_compile.cli.progress import stages
-from sdp_compile.cli.settings import check_policy_words, policy_fields
+from sdp_compile.models.spec import check_inputs, check_words, load
+from sdp_compile.progress import stages
+from sdp_compile.train.settings import check_policy_words, policy_fields
 
 if TYPE_CHECKING:
     from sdp_compile.inspector.subject import Subject
@@ -44,8 +44,8 @@ def subject_of(words: SubjectWords) -> Subject:
             check_inputs(words.model, loaded.model)
         from sdp_compile.capture import capture
         from sdp_compile.inspector.subject import Subject
-        from sdp_compile.plan import make_plan
-        from sdp_compile.structure.analyse import analyse
+        from sdp_compile.planning.plan import make_plan
+        from sdp_compile.structure.analysis import analyse
 
         begin(f"capturing {type(loaded.model).__name__}")
         captured = capture(loaded.model, loaded.example_inputs)

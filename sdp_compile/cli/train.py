@@ -6,21 +6,21 @@ import os
 import sys
 from pathlib import Path
 
-from sdp_compile.cli.launch import launch, worker_command
-from sdp_compile.cli.settings import TrainSettings
 from sdp_compile.errors import SDPError
+from sdp_compile.processes import launch, worker_command
+from sdp_compile.train.settings import TrainSettings
 
 
 def train(settings: TrainSettings) -> None:
     """Start ``settings.workers`` workers here and see them through."""
     check_policy(settings)
     prepare_output(settings)
-    launch(worker_command("sdp_compile.cli.worker", settings.dumps()), settings.workers)
+    launch(worker_command("sdp_compile.train.worker", settings.dumps()), settings.workers)
 
 
 def join(settings: TrainSettings) -> None:
     """Be one worker of the process group that torchrun has set up."""
-    from sdp_compile.cli.worker import describe, work
+    from sdp_compile.train.worker import describe, work
 
     prepare_output(settings)
     try:
@@ -36,7 +36,7 @@ def join(settings: TrainSettings) -> None:
 
 def check_policy(settings: TrainSettings) -> None:
     """Refuse a policy that cannot be made, before any worker is started for it."""
-    from sdp_compile.cli.choice import choose_policy
+    from sdp_compile.train.policy import choose_policy
 
     choose_policy(settings)
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sdp_compile.checking.result import CheckResult
 from sdp_compile.checking.sweep import Row, sweep
-from sdp_compile.checking.zoo import models_of
+from sdp_compile.checking.verdict import CheckResult
+from sdp_compile.models.zoo import models_of
 
 if TYPE_CHECKING:
     from sdp_compile.cli.check import CheckSettings

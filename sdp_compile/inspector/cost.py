@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdp_compile.cost import ring_all_reduce_bytes
 from sdp_compile.inspector.plain import View
 from sdp_compile.inspector.subject import Subject
-from sdp_compile.ownership import OwnerSet, OwnerSets
+from sdp_compile.ownership.owners import OwnerSet, OwnerSets
+from sdp_compile.planning.cost import ring_all_reduce_bytes
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from sdp_compile.inspector.repeats import Fold, folds
 from sdp_compile.inspector.replay import Step, replay
 from sdp_compile.inspector.rows import Listing, Row, listing, original_calls, outline
 from sdp_compile.inspector.subject import Subject
-from sdp_compile.partition import did_you_mean
+from sdp_compile.ir.program import Mode
+from sdp_compile.ownership.partition import did_you_mean
 from sdp_compile.passes import LoweringKind, Pass
-from sdp_compile.program import Mode
 
 Change = Literal["same", "insert", "remove", "change", "slice"]
 

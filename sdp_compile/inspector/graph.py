@@ -13,9 +13,9 @@ from sdp_compile.inspector.repeats import Fold, folds
 from sdp_compile.inspector.replay import replay
 from sdp_compile.inspector.rows import Row, listing, original_calls
 from sdp_compile.inspector.subject import Subject
-from sdp_compile.partition import did_you_mean
+from sdp_compile.ir.program import Mode
+from sdp_compile.ownership.partition import did_you_mean
 from sdp_compile.passes import LoweringKind, Pass
-from sdp_compile.program import Mode
 
 
 @dataclass(frozen=True)

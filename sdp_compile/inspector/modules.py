@@ -10,9 +10,9 @@ from torch import nn
 
 from sdp_compile.inspector.plain import place
 from sdp_compile.inspector.subject import Subject
-from sdp_compile.program import StateTensor
+from sdp_compile.ir.program import StateTensor
+from sdp_compile.structure.families import Frozen
 from sdp_compile.structure.layout import Layout, Leaf, Product, families
-from sdp_compile.structure.model import Frozen
 
 _NUMBER = re.compile(r"\d+")
 

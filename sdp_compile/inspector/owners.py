@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdp_compile.families import CutFamily
 from sdp_compile.inspector.plain import View
+from sdp_compile.inspector.plan_report import dense_bytes, parameter_bytes
 from sdp_compile.inspector.subject import Subject
-from sdp_compile.ownership import OwnerSet, OwnerSets, Ownership
-from sdp_compile.plan import Plan
-from sdp_compile.report import dense_bytes, parameter_bytes
+from sdp_compile.ownership.owners import OwnerSet, OwnerSets, Ownership
+from sdp_compile.planning.families import CutFamily
+from sdp_compile.planning.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def place(source: str) -> tuple[str, str]:
-    """(``file:line``, the code there) of a `sdp_compile.source.source_line`, the file's path shortened.
+    """(``file:line``, the code there) of a `sdp_compile.ir.source.source_line`, the file's path shortened.
 
     Both are "" for what is no line of a model: capture computes some sizes itself.
     """

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.errors import PlanError
 from sdp_compile.inspector.subject import Subject
+from sdp_compile.ir.program import Mode, Program
 from sdp_compile.passes import Lowering, LoweringKind, Pass, SliceParameters, Verify, pipeline
 from sdp_compile.passes.mask_parameters import mask_tensors, with_masks
-from sdp_compile.program import Mode, Program
-from sdp_compile.rest import with_rests
+from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.planning.unowned import with_rests
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,14 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from sdp_compile import narrow, ops
 from sdp_compile.inspector.naming import Naming, target_text
 from sdp_compile.inspector.plain import place
 from sdp_compile.inspector.replay import Step
 from sdp_compile.inspector.subject import Subject
-from sdp_compile.source import module_path, source_line
+from sdp_compile.ir.sizes import Sizes
+from sdp_compile.ir.source import module_path, source_line
+from sdp_compile.ops import inserted as ops
+from sdp_compile.ops import narrow
 from sdp_compile.structure.layout import kept_size
-from sdp_compile.structure.sizes import Sizes
 
 Kind = Literal["input", "state", "compute", "output", "mask", "sync", "rescale", "drop", "join", "size", "rewritten"]
 

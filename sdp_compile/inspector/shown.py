@@ -22,10 +22,10 @@ from sdp_compile.inspector.render.owners import render_owners
 from sdp_compile.inspector.render.structure import render_structure
 from sdp_compile.inspector.structure import StructureView, structure_view
 from sdp_compile.inspector.subject import Subject
-from sdp_compile.partition import did_you_mean
+from sdp_compile.ownership.partition import did_you_mean
 
 if TYPE_CHECKING:
-    from sdp_compile.runtime.module import SDPModule
+    from sdp_compile.runtime.module.sdp_module import SDPModule
 
 PLAIN_WIDTH = 120
 """Columns of what is rendered without a terminal to ask."""

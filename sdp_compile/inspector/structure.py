@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sdp_compile.inspector.modules import Module, module_tree, unnumbered
 from sdp_compile.inspector.plain import View, place
 from sdp_compile.inspector.subject import Subject
-from sdp_compile.structure.model import Family
+from sdp_compile.structure.families import Family
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sdp_compile.plan import Plan
-from sdp_compile.program import Capture
-from sdp_compile.structure.analyse import analyse
-from sdp_compile.structure.blocks import Blocks
-from sdp_compile.structure.model import Structure
+from sdp_compile.ir.program import Capture
+from sdp_compile.planning.plan import Plan
+from sdp_compile.structure.analysis import analyse
+from sdp_compile.structure.blocks.finding import Blocks
+from sdp_compile.structure.families import Structure
 
 if TYPE_CHECKING:
-    from sdp_compile.runtime.module import SDPModule
+    from sdp_compile.runtime.module.sdp_module import SDPModule
 
 
 @dataclass(frozen=True, eq=False)

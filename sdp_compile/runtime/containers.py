@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sdp_compile.capture.clone import canonical_names, is_persistent
 from sdp_compile.errors import SDPError
-from sdp_compile.program import Capture
+from sdp_compile.ir.program import Capture
 
 
 def register_tensors(root: nn.Module, capture: Capture, tensors: Mapping[str, Tensor]) -> None:

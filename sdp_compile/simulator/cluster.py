@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.traffic import CollectiveKind
+from sdp_compile.runtime.comm.traffic import CollectiveKind
 
 
 @dataclass(frozen=True)

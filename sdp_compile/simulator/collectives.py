@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import ceil, log2
 from typing import Literal
 
-from sdp_compile.runtime.traffic import CollectiveKind, sent_bytes
+from sdp_compile.runtime.comm.traffic import CollectiveKind, sent_bytes
 from sdp_compile.simulator.cluster import Link
 
 Algorithm = Literal["ring", "tree", "best"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from sdp_compile.buckets import Bucket
-from sdp_compile.ownership import OwnerSet, is_member
-from sdp_compile.plan import Plan
-from sdp_compile.runtime.exchange import is_crowded
-from sdp_compile.runtime.traffic import CollectiveKind, sent_bytes
+from sdp_compile.ownership.owners import OwnerSet, is_member
+from sdp_compile.planning.buckets import Bucket
+from sdp_compile.planning.plan import Plan
+from sdp_compile.runtime.comm.traffic import CollectiveKind, sent_bytes
+from sdp_compile.runtime.gradients.all_to_all import is_crowded
 from sdp_compile.simulator import collectives
 from sdp_compile.simulator.cluster import Cluster
 from sdp_compile.simulator.timeline import Exchange

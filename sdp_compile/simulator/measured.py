@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sdp_compile.runtime.traffic import CollectiveKind, sent_bytes
+from sdp_compile.runtime.comm.traffic import CollectiveKind, sent_bytes
 from sdp_compile.simulator.cluster import Cluster, Link
 from sdp_compile.simulator.collectives import ring_seconds
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sdp_compile.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.errors import SDPError
-from sdp_compile.plan import Plan
+from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.planning.plan import Plan
 from sdp_compile.simulator import fsdp2
 from sdp_compile.simulator.cluster import Cluster
 from sdp_compile.simulator.collectives import Algorithm
 from sdp_compile.simulator.exchanges import Exchanges
-from sdp_compile.simulator.result import Prediction
+from sdp_compile.simulator.step import Prediction
 from sdp_compile.simulator.timeline import Exchange, Work, step_ends
 from sdp_compile.simulator.work import training_flops, work_of
 

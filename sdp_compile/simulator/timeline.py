@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdp_compile.runtime.traffic import CollectiveKind, sent_bytes
+from sdp_compile.runtime.comm.traffic import CollectiveKind, sent_bytes
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from sdp_compile.program import StateTensor
+from sdp_compile.ir.program import StateTensor
+from sdp_compile.structure.families import Family
 from sdp_compile.structure.layout import Layout, Leaf, Sum
-from sdp_compile.structure.model import Family
 
 
 def axis_families(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from sdp_compile.structure.families import FlopTerm
 from sdp_compile.structure.layout import Layout, families
-from sdp_compile.structure.model import FlopTerm
 
 aten = torch.ops.aten
 

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from sdp_compile.bench.contestant import repeated_blocks
-from sdp_compile.bench.prediction import Prediction, flops_imbalance, predict_ddp, predict_fsdp2
+from sdp_compile.bench.formula import Prediction, flops_imbalance, predict_ddp, predict_fsdp2
 from tests.bench.models import Block, Residual
 
 

@@ -14,8 +14,8 @@ from sdp_compile import CheckResult, NeuronPolicy, check
 from sdp_compile.checking import check as module
 from sdp_compile.checking.sweep import Row, sweep
 from sdp_compile.checking.verification import reference
-from sdp_compile.structure import rules
-from sdp_compile.structure.rules import Context, Value
+from sdp_compile.structure import operators as rules
+from sdp_compile.structure.operators import Context, Value
 
 pytestmark = pytest.mark.timeout(120)
 Tensor = torch.Tensor

@@ -12,9 +12,9 @@ from torch import nn
 from sdp_compile import NeuronPolicy, check
 from sdp_compile.capture import capture
 from sdp_compile.capture.clone import clone, to_meta
-from sdp_compile.checking.zoo import build, models_of
-from sdp_compile.plan import make_plan
-from sdp_compile.structure.analyse import analyse
+from sdp_compile.models.zoo import build, models_of
+from sdp_compile.planning.plan import make_plan
+from sdp_compile.structure.analysis import analyse
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sdp_compile.cli.inputs import Input, parse_input, parse_setting
 from sdp_compile.cli.main import app
 from sdp_compile.errors import SDPError
+from sdp_compile.models.inputs import Input, parse_input, parse_setting
 from tests.cli.test_main import command
 
 pytestmark = pytest.mark.timeout(120)

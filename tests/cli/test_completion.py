@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from sdp_compile.cli.clean_errors import clean_errors
 from sdp_compile.cli.main import app
-from sdp_compile.cli.progress import stages
 from sdp_compile.errors import PolicyError
+from sdp_compile.progress import stages
 from tests.cli.test_main import ROOT, WITHOUT_TORCH
 
 pytestmark = pytest.mark.timeout(120)

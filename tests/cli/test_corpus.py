@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sdp_compile.cli.corpus import load_corpus
 from sdp_compile.errors import SDPError
+from sdp_compile.train.corpus import load_corpus
 
 
 def test_it_is_the_standard_library() -> None:

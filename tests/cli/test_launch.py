@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdp_compile.cli.launch import WorkerFailure, launch
+from sdp_compile.processes import WorkerFailure, launch
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -24,14 +24,14 @@ def fail(message, at=None, expected=True):
 """
 LINGER = """
 import os, sys, time
-from sdp_compile.cli.worker import watch_leash
+from sdp_compile.train.worker import watch_leash
 watch_leash(int(os.environ["SDP_COMPILE_LEASH_FD"]))
 open(f"{sys.argv[1]}/{os.environ['RANK']}-{os.getpid()}", "w").close()
 time.sleep(100)
 """
 PARENT = """
 import sys
-from sdp_compile.cli.launch import launch
+from sdp_compile.processes import launch
 try:
     launch([sys.executable, "-c", sys.argv[1], sys.argv[2]], 3)
 except KeyboardInterrupt:

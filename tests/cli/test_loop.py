@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from sdp_compile.cli.gpt import GPT, GPTConfig
-from sdp_compile.cli.loop import Windows, cross_entropy, schedule
-from sdp_compile.cli.measure import measure, measure_dense
+from sdp_compile.models.gpt import GPT, GPTConfig
+from sdp_compile.train.loop import Windows, cross_entropy, schedule
+from sdp_compile.train.memory import measure, measure_dense
 
 
 def test_windows_are_text_and_its_continuation() -> None:

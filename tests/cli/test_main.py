@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import sdp_compile
-from sdp_compile.cli.settings import TrainSettings, joined_workers
 from sdp_compile.errors import DistributedError
+from sdp_compile.train.settings import TrainSettings, joined_workers
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from sdp_compile.cli.corpus import load_corpus
-from sdp_compile.cli.gpt import GPT, GPTConfig
+from sdp_compile.models.gpt import GPT, GPTConfig
+from sdp_compile.train.corpus import load_corpus
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sdp_compile.cli import worker
 from sdp_compile.errors import PlanError
+from sdp_compile.train import worker
 
 
 class Exit(BaseException):

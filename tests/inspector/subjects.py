@@ -10,12 +10,12 @@ from torch import nn
 
 from sdp_compile.capture import capture
 from sdp_compile.inspector import Subject
-from sdp_compile.plan import make_plan
+from sdp_compile.ir.program import Capture
+from sdp_compile.planning.plan import make_plan
 from sdp_compile.policies import resolve_policy
-from sdp_compile.program import Capture
-from sdp_compile.structure.analyse import analyse
-from sdp_compile.structure.blocks import Blocks
-from sdp_compile.structure.model import Structure
+from sdp_compile.structure.analysis import analyse
+from sdp_compile.structure.blocks.finding import Blocks
+from sdp_compile.structure.families import Structure
 from tests.inspector.models import Hostile, Tiny
 from tests.models import MODELS
 

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import pytest
 from torch import fx
 
-from sdp_compile import ops
 from sdp_compile.errors import PlanError
 from sdp_compile.inspector import DiffView, Subject, diff_view
 from sdp_compile.inspector.replay import replay
+from sdp_compile.ir.program import Program
+from sdp_compile.ops import inserted as ops
 from sdp_compile.passes import Lowering, Pass, pipeline
 from sdp_compile.passes.base import copy_program
-from sdp_compile.program import Program
 from tests.inspector.subjects import library, tiny
 
 pytestmark = pytest.mark.timeout(120)

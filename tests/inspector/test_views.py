@@ -33,7 +33,7 @@ from sdp_compile.inspector import (
 from sdp_compile.inspector.modules import Module
 from sdp_compile.inspector.shown import VIEWS, text
 from sdp_compile.passes import LoweringKind, pipeline
-from sdp_compile.runtime.module import SDPModule
+from sdp_compile.runtime.module.sdp_module import SDPModule
 from tests.inspector.models import HOSTILE, Tiny
 from tests.inspector.subjects import analysed, hostile, library, planned, tiny
 

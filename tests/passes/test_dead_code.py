@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sdp_compile.ir.program import Capture, Program, StateTensor
 from sdp_compile.passes.dead_code import DeadCode
-from sdp_compile.program import Capture, Program, StateTensor
-from sdp_compile.structure.blocks import Blocks
+from sdp_compile.structure.blocks.finding import Blocks
 from tests import residual_models as models
 
 aten = torch.ops.aten

@@ -10,11 +10,11 @@ from torch import nn
 
 from sdp_compile.capture import capture
 from sdp_compile.errors import LoweringError
+from sdp_compile.ir.program import Capture, Mode, Program
 from sdp_compile.passes.base import Lowering, LoweringKind, copy_program
 from sdp_compile.passes.dead_code import DeadCode
 from sdp_compile.passes.drop_blocks import DropBlocks
-from sdp_compile.program import Capture, Mode, Program
-from sdp_compile.structure.blocks import Blocks, find_blocks
+from sdp_compile.structure.blocks.finding import Blocks, find_blocks
 from tests import residual_models as models
 from tests.oracle import randomise, relative_error, run_original, scalar, tensors_of, without_randomness
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from sdp_compile import BlockPolicy, LoweringError, NeuronPolicy, PlanError, sdp_compile
 from sdp_compile.capture import capture
 from sdp_compile.passes import Lowering, SliceParameters, SyncGradients, Verify
-from sdp_compile.plan import make_plan
+from sdp_compile.planning.plan import make_plan
 from sdp_compile.policies import Policy
-from sdp_compile.structure.analyse import analyse
+from sdp_compile.structure.analysis import analyse
 from tests.oracle import assert_exact, randomise
 
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdp_compile import BlockPolicy, NeuronPolicy, check, narrow, sdp_compile
+from sdp_compile import BlockPolicy, NeuronPolicy, check, sdp_compile
+from sdp_compile.ops import narrow
 from sdp_compile.policies import Policy
 
 _GENERATOR = torch.Generator().manual_seed(0)

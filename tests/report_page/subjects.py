@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from sdp_compile.capture import capture
 from sdp_compile.inspector import Subject
-from sdp_compile.plan import make_plan
+from sdp_compile.planning.plan import make_plan
 from sdp_compile.policies import Policy
-from sdp_compile.structure.analyse import analyse
+from sdp_compile.structure.analysis import analyse
 
 HOSTILE = (
     "<img src=x onerror=hacked=1>",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdp_compile import ShardedOptimizer, clip_grad_norm_
-from sdp_compile.runtime.state import full_state_dict
+from sdp_compile.runtime.state.full_state import full_state_dict
 from tests.runtime.stub import batch
 
 WORKERS = 4

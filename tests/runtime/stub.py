@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from sdp_compile.ownership import Ownership
-from sdp_compile.plan import CutFamily, Plan
-from sdp_compile.program import Capture, Program, StateTensor
-from sdp_compile.runtime.initialisation import slice_tensors
+from sdp_compile.ir.program import Capture, Program, StateTensor
+from sdp_compile.ownership.owners import Ownership
+from sdp_compile.planning.plan import CutFamily, Plan
+from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.structure.layout import Layout, Leaf, Product
 
 HIDDEN, WIDTH, CLASSES = 8, 6, 5

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.statistics import calibrate
+from sdp_compile.runtime.state.statistics import calibrate
 
 
 class Model(nn.Module):

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from sdp_compile import NeuronPolicy, sdp_compile
-from sdp_compile.runtime.module import SDPModule
+from sdp_compile.runtime.module.sdp_module import SDPModule
 from tests.models import MODELS, Example
 
 

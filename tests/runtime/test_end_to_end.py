@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdp_compile import BlockPolicy, NeuronPolicy, clip_grad_norm_, sdp_compile
 from sdp_compile.errors import SDPError
-from sdp_compile.plan import Plan
-from sdp_compile.runtime.pieces import Local
+from sdp_compile.planning.holdings import Local
+from sdp_compile.planning.plan import Plan
 from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
 

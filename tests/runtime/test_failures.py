@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.groups import Groups
-from sdp_compile.runtime.runtime import Runtime
+from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.peers import Runtime
 from tests.distributed import WorkerFailed, run_workers
 from tests.runtime.stub import CYCLIC, Subnet, batch, capture_of, network, plan_of
 from tests.runtime.test_gradients import WORKERS, compare, connected, gradients, loss_of

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.groups import Groups
-from sdp_compile.runtime.norm import clip_grad_norm_
-from sdp_compile.runtime.runtime import Runtime
+from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
+from sdp_compile.runtime.peers import Runtime
 from tests.distributed import WorkerFailed, run_workers
 from tests.runtime.stub import CYCLIC, SCATTERED, Subnet, batch, capture_of, network, oracle_gradients, plan_of
 

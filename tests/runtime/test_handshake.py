@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from sdp_compile.errors import DistributedError, PolicyError, SDPError
-from sdp_compile.runtime.handshake import Handshake
+from sdp_compile.runtime.comm.handshake import Handshake
 from tests.distributed import run_workers
 
 pytestmark = pytest.mark.timeout(120)

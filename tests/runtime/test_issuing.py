@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sdp_compile import sdp_compile
-from sdp_compile.plan import Plan
+from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Policy
-from sdp_compile.structure.model import Structure
+from sdp_compile.structure.families import Structure
 from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.guard import needs_broadcast
-from sdp_compile.runtime.optimizer import full_optimizer_state_dict, load_full_optimizer_state_dict
-from sdp_compile.runtime.optimizer_groups import merged_groups
-from sdp_compile.runtime.state import full_state_dict, load_full_state_dict
+from sdp_compile.runtime.optimizer.full_state import full_optimizer_state_dict, load_full_optimizer_state_dict
+from sdp_compile.runtime.optimizer.guard import needs_broadcast
+from sdp_compile.runtime.optimizer.param_groups import merged_groups
+from sdp_compile.runtime.state.full_state import full_state_dict, load_full_state_dict
 from tests.distributed import run_workers
 from tests.runtime.stub import CYCLIC, SCATTERED, batch, capture_of, network, plan_of
 from tests.runtime.test_gradients import full_of, loss_of

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from sdp_compile import BlockPolicy, NeuronPolicy, sdp_compile
-from sdp_compile.runtime.module import SDPModule
+from sdp_compile.runtime.module.sdp_module import SDPModule
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdp_compile import BlockPolicy, NeuronPolicy, ShardedOptimizer, sdp_compile
-from sdp_compile.runtime.pieces import Local
+from sdp_compile.planning.holdings import Local
 from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile import BlockPolicy, GradScaler, NeuronPolicy, ShardedOptimizer, sdp_compile
-from sdp_compile.runtime.optimizer import full_optimizer_state_dict
-from sdp_compile.runtime.sharded_gradient import held_gradients
-from sdp_compile.runtime.state import full_state_dict
+from sdp_compile.runtime.optimizer.full_state import full_optimizer_state_dict
+from sdp_compile.runtime.sharding.gradient import held_gradients
+from sdp_compile.runtime.state.full_state import full_state_dict
 from tests.distributed import run_workers
 from tests.runtime import models
 from tests.runtime.sharded import CLOSE, WORKERS, backward_of, check_owners, compare, optimizer_of, train

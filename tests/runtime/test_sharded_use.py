@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sdp_compile import GradScaler, NeuronPolicy, ShardedOptimizer, clip_grad_norm_, sdp_compile
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.optimizer import full_optimizer_state_dict, load_full_optimizer_state_dict
-from sdp_compile.runtime.state import full_state_dict, load_full_state_dict
+from sdp_compile.runtime.optimizer.full_state import full_optimizer_state_dict, load_full_optimizer_state_dict
+from sdp_compile.runtime.state.full_state import full_state_dict, load_full_state_dict
 from tests.distributed import run_workers
 from tests.runtime import models
 from tests.runtime.sharded import CLOSE, OPTIMIZERS, WORKERS, backward_of, check_owners, compare, optimizer_of, train

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.groups import Groups
-from sdp_compile.runtime.runtime import Runtime
-from sdp_compile.runtime.state import full_model, full_state_dict, load_full_state_dict
-from sdp_compile.runtime.statistics import running_statistics
+from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.peers import Runtime
+from sdp_compile.runtime.state.full_state import full_model, full_state_dict, load_full_state_dict
+from sdp_compile.runtime.state.statistics import running_statistics
 from tests.distributed import run_workers
 from tests.runtime.stub import CYCLIC, SCATTERED, Net, Subnet, batch, capture_of, network, plan_of
 

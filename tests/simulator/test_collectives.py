@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.traffic import CollectiveKind
+from sdp_compile.runtime.comm.traffic import CollectiveKind
 from sdp_compile.simulator.cluster import Cluster, Link
 from sdp_compile.simulator.collectives import Algorithm, seconds
 

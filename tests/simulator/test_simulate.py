@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdp_compile import BlockPolicy, NeuronPolicy, Policy
-from sdp_compile.bench.prediction import predict_fsdp2
+from sdp_compile.bench.formula import predict_fsdp2
 from sdp_compile.capture import capture
 from sdp_compile.errors import SDPError
-from sdp_compile.plan import Plan, make_plan
-from sdp_compile.program import Capture
+from sdp_compile.ir.program import Capture
+from sdp_compile.planning.plan import Plan, make_plan
 from sdp_compile.simulator import Cluster, Link, simulate
 from sdp_compile.simulator.exchanges import Exchanges
 from sdp_compile.simulator.simulate import Strategy
-from sdp_compile.structure.analyse import analyse
-from sdp_compile.structure.model import Structure
+from sdp_compile.structure.analysis import analyse
+from sdp_compile.structure.families import Structure
 from tests.bench.models import Residual
 
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "ddp-checkpoint", "fsdp2", "sdp", "sdp-sharded")

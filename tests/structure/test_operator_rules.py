@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from sdp_compile import NeuronPolicy
 from sdp_compile.capture import capture
 from sdp_compile.compiler import compile_rank
-from sdp_compile.plan import make_plan
-from sdp_compile.structure.analyse import analyse
+from sdp_compile.planning.plan import make_plan
+from sdp_compile.structure.analysis import analyse
 from tests.oracle import assert_exact, randomise
 
 Tensor = torch.Tensor

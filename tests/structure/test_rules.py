@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from sdp_compile import CaptureError, NeuronPolicy, NothingToPartition, sdp_compile
 from sdp_compile.capture import capture
-from sdp_compile.structure.analyse import analyse
-from sdp_compile.structure.rules import Context, Value, rule
+from sdp_compile.structure.analysis import analyse
+from sdp_compile.structure.operators import Context, Value, rule
 from tests.oracle import assert_exact, randomise
 
 Tensor = torch.Tensor
@@ -147,7 +147,7 @@ def test_an_operator_without_a_rule_freezes_and_says_so() -> None:
 
 
 def test_a_user_adds_a_rule_with_the_decorator() -> None:
-    from sdp_compile.structure.rules import _RULES
+    from sdp_compile.structure.operators import _RULES
 
     operator = torch.ops.sdp_tests.triple.default
 

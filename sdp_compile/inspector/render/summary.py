@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from sdp_compile.cost import size
+from sdp_compile.inspector.plan_report import dense_bytes, parameter_bytes
 from sdp_compile.inspector.render.lines import Line, Lines
 from sdp_compile.inspector.render.style import DIM, counted, heading
-from sdp_compile.report import dense_bytes, parameter_bytes
+from sdp_compile.planning.cost import size
 
 if TYPE_CHECKING:
-    from sdp_compile.plan import Plan
+    from sdp_compile.planning.plan import Plan
 
 _TELLING = ("coverage", "replicas", "masking", "design", "rescale")
 

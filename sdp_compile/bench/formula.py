@@ -1,0 +1,80 @@
+"""What the formulas say that a worker sends per step, to be set beside what was counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from torch import nn
+
+from sdp_compile.bench.contestant import repeated_blocks
+from sdp_compile.bench.variants import Variant
+from sdp_compile.planning.plan import Plan
+from sdp_compile.runtime.comm.traffic import sent_bytes
+
+TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes that one worker sends; ``padding`` is how many more fill up unequal parts."""
+
+    nbytes: float
+    padding: float = 0.0
+
+    def holds(self, counted: float) -> bool:
+        """Whether a count is what was predicted, to 1%, with or without the padding."""
+        return (1 - TOLERANCE) * self.nbytes <= counted <= (1 + TOLERANCE) * (self.nbytes + self.padding)
+
+
+def predict_ddp(model: nn.Module, workers: int) -> Prediction:
+    """One ring all-reduce of all gradients; the buffers are broadcast before each forward pass."""
+    gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    return Prediction(sent_bytes("all_reduce", gradients, workers) + sent_bytes("broadcast", buffers, workers))
+
+
+def predict_fsdp2(model: nn.Module, workers: int) -> Prediction:
+    """Each block's parameters are gathered for forward and again for backward, the root's once; gradients are
+    reduce-scattered. Dimension 0 of each parameter is padded to a multiple of the workers."""
+    of_blocks = dict.fromkeys(parameter for block in repeated_blocks(model) for parameter in block.parameters())
+    of_root = [parameter for parameter in model.parameters() if parameter not in of_blocks]
+    plain = padded = 0.0
+    for parameters, gathers in ((list(of_blocks), 2), (of_root, 1)):
+        plain += _fsdp2_bytes(parameters, gathers, workers, pad=False)
+        padded += _fsdp2_bytes(parameters, gathers, workers, pad=True)
+    return Prediction(plain, padded - plain)
+
+
+def _fsdp2_bytes(parameters: Sequence[nn.Parameter], gathers: int, workers: int, pad: bool) -> float:
+    total = 0.0
+    for parameter in parameters:
+        rows = parameter.shape[0] if parameter.ndim else 1
+        nbytes = parameter.nbytes / rows * (ceil(rows / workers) * workers) if pad and rows else parameter.nbytes
+        total += sent_bytes("all_gather", nbytes, workers) * gathers
+        total += sent_bytes("reduce_scatter", nbytes, workers) * parameter.requires_grad
+    return total
+
+
+def predict_sdp(variant: Variant, plan: Plan, rank: int, bucket_bytes: int) -> Prediction:
+    """The plan's own figure (DESIGN: 2 (P-1)/P of each owner set's gradients, and the refresh of backward masking).
+
+    Owner-sharded state turns each all-reduce into a reduce-scatter and an all-gather of equal parts.
+    """
+    padding = 0.0
+    if variant.sharded:
+        padding = sum(_part_padding(len(bucket.owners), bucket.dtype.itemsize) for bucket in
+                       plan.buckets(rank, bucket_bytes))  # fmt: skip
+    return Prediction(plan.communication(rank).total, padding)
+
+
+def _part_padding(members: int, itemsize: int) -> float:
+    """At most one element for each member but one."""
+    return sent_bytes("all_reduce", (members - 1) * itemsize, members)
+
+
+def flops_imbalance(flops: Iterable[float]) -> float:
+    """FLOPs of the most loaded worker over the mean."""
+    values = list(flops)
+    return max(values) * len(values) / sum(values) if sum(values) else 1.0

@@ -1,0 +1,64 @@
+"""The tables that a training run ends with, from the same report that is written as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_MIB = 2**20
+
+
+def render(report: Mapping[str, Any]) -> RenderableType:
+    """What each worker owns, and what came of it."""
+    run, policy = report["run"], report["policy"]
+    workers = report["workers"]
+    title = Text(
+        f"GPT, {workers[0]['dense_parameters'] / 1e6:.2f} M parameters · {len(workers)} workers · "
+        f"{policy['policy']}, {_owners(policy)} · {run['steps']} steps · {run['device']}",
+        style="bold",
+    )
+    return Group(Text(), title, Text(), owned(workers), outcome(report))
+
+
+def _owners(policy: Mapping[str, Any]) -> str:
+    return f"coverage {policy['coverage']}" if "coverage" in policy else f"{policy.get('replicas')} replicas"
+
+
+def owned(workers: list[Mapping[str, Any]]) -> Table:
+    """One row per worker: what it owns, measured, against the dense model."""
+    table = Table(title="What each worker owns", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
+    for heading in ("worker", "parameters", "share", "gradients\n+ optimizer", "dense", "share", "with\nparameters"):
+        table.add_column(heading, justify="right")
+    for worker in workers:
+        held = worker["gradient_bytes"] + worker["optimizer_bytes"]
+        dense = worker["dense_gradient_bytes"] + worker["dense_optimizer_bytes"]
+        table.add_row(
+            str(worker["rank"]),
+            f"{worker['parameters']:,}",
+            f"{worker['parameters'] / worker['dense_parameters']:.1%}",
+            f"{held / _MIB:.1f} MiB",
+            f"{dense / _MIB:.1f} MiB",
+            f"{held / dense:.1%}",
+            f"{worker['state_share']:.1%}",
+        )
+    return table
+
+
+def outcome(report: Mapping[str, Any]) -> Table:
+    """Validation loss of the assembled full model and speed, beside the dense baseline where it was run."""
+    table = Table(title="The assembled full model", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
+    table.add_column("training")
+    for heading in ("validation loss before", "after", "tokens per second"):
+        table.add_column(heading, justify="right")
+    rows = [("subnetworks", report)]
+    if report["baseline"] is not None:
+        rows.append(("dense data parallel", report["baseline"]))
+    for name, result in rows:
+        loss = result["validation_loss"]
+        table.add_row(name, f"{loss['before']:.3f}", f"{loss['after']:.3f}", f"{result['tokens_per_second']:,.0f}")
+    return table

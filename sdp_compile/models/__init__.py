@@ -1,0 +1,1 @@
+"""Models by name: torchvision, timm, transformers, a factory or a file."""

@@ -1,0 +1,1 @@
+"""Functions that passes insert into graphs, besides ATen operators."""

@@ -1,0 +1,75 @@
+"""What a plan's owner sets amount to as a whole: owners per element, and how fast the workers' copies mix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse.linalg import eigsh
+
+from sdp_compile.ownership.owners import OwnerSet, worker_classes
+
+DENSE_EIGENSOLVER_LIMIT = 1000
+"""Up to this many worker classes all eigenvalues are computed, beyond it the two largest by Lanczos iteration."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Owners per parameter element: over all elements, and over those that are not owned by all (``cut``)."""
+
+    min: int
+    mean: float
+    max: int
+    cut: Coverage | None = None
+
+
+def coverage(elements: Mapping[OwnerSet, int], cut: Mapping[OwnerSet, int]) -> Coverage:
+    """From the number of elements of each owner set; ``cut`` counts those that some family cuts."""
+    return _coverage(elements, _coverage(cut) if sum(cut.values()) else None)
+
+
+def _coverage(elements: Mapping[OwnerSet, int], cut: Coverage | None = None) -> Coverage:
+    counts = [(len(owners), count) for owners, count in elements.items() if count]
+    if not counts:
+        return Coverage(0, 0.0, 0, cut)
+    mean = sum(owners * count for owners, count in counts) / sum(count for _, count in counts)
+    return Coverage(min(counts)[0], mean, max(counts)[0], cut)
+
+
+def spectral_gap(elements: Mapping[OwnerSet, int], workers: int) -> float:
+    """1 minus the second largest eigenvalue of the workers' averaging matrix; 1 where nothing is cut.
+
+    The matrix is W = mean over the elements of (averaging over the element's owners, identity on all others): the
+    expected gossip step of a random element (Boyd et al., "Randomized Gossip Algorithms", 2006). It is symmetric and
+    doubly stochastic. The gap is 0 exactly when the workers fall into groups that share no cut element, 1 - C for
+    workers that share nothing but ownership of everything else, and 1 under full replication.
+    """
+    total = sum(elements.values())
+    if workers == 1 or not total:
+        return 1.0
+    classes = worker_classes(elements, workers)
+    sizes = np.array([len(members) for members in classes], dtype=np.float64)
+    share, quotient = np.zeros(len(classes)), np.zeros((len(classes), len(classes)))
+    for owners, count in elements.items():
+        holders = set(owners)
+        held = np.array([members[0] in holders for members in classes])
+        share[held] += count / total
+        scaled = np.sqrt(sizes[held])
+        quotient[np.ix_(held, held)] += count / total / len(owners) * np.outer(scaled, scaled)
+    quotient[np.diag_indices_from(quotient)] += 1 - share
+    # W on vectors that are constant within each class is the quotient; on those that sum to 0 within one class, of
+    # two and more workers, it is the identity where the class owns nothing, and 0 elsewhere.
+    within = [1 - float(share[number]) for number, size in enumerate(sizes) if size > 1]
+    return float(np.clip(1 - max([_second_largest(quotient), *within]), 0.0, 1.0))
+
+
+def _second_largest(matrix: NDArray[np.float64]) -> float:
+    size = len(matrix)
+    if size == 1:
+        return 0.0
+    if size <= DENSE_EIGENSOLVER_LIMIT:
+        return float(np.linalg.eigvalsh(matrix)[-2])
+    values = eigsh(matrix, k=2, which="LA", return_eigenvectors=False, v0=np.ones(size))
+    return float(min(values))

@@ -1,0 +1,64 @@
+"""Gradient buckets: what is reduced together, and the one order in which all ranks reduce."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from sdp_compile.ir.program import StateTensor
+from sdp_compile.ownership.elements import Piece
+from sdp_compile.ownership.owners import OwnerSet, OwnerSets
+
+DEFAULT_BUCKET_BYTES = 8 * 2**20
+"""Measured with `sdp-compile bench` (GPT, 19.5 M parameters, 4 Gloo workers on 2 cores, coverage 0.5), step time over
+DDP's: 2 MiB 0.53 forward and 0.89 backward masking, 8 MiB 0.53 and 0.88; 1 MiB 0.55 and 0.96. Small buckets start
+earlier, each costs a round of messages. Where communication is slow beside computation, smaller ones hide more of it.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """Gradient pieces of one dtype that the same ``owners`` reduce in one collective.
+
+    ``number`` counts over the buckets of all ranks, so that any two ranks agree on the order of those they share.
+    """
+
+    number: int
+    owners: OwnerSet
+    dtype: torch.dtype
+    pieces: tuple[Piece, ...]
+    nbytes: int
+
+
+def make_buckets(pieces: Iterable[Piece], state: Mapping[str, StateTensor], bucket_bytes: int) -> tuple[Bucket, ...]:
+    """Fills buckets with ``pieces``, which come in the order in which gradients become ready in the full model.
+
+    A bucket is closed before it would exceed ``bucket_bytes`` (a larger piece stands alone). Buckets are sorted by the
+    position of their last piece, that is by when they become ready: a total order that follows from the plan alone,
+    so two ranks can never issue two common collectives in different orders.
+    """
+    known = OwnerSets()
+    opened: dict[tuple[int, torch.dtype], list[Piece]] = {}
+    filled: dict[tuple[int, torch.dtype], int] = {}
+    last: dict[tuple[int, torch.dtype], int] = {}
+    closed: list[tuple[int, Bucket]] = []
+
+    def close(key: tuple[int, torch.dtype]) -> None:
+        bucket = Bucket(-1, known.sets[key[0]], key[1], tuple(opened.pop(key)), filled.pop(key))
+        closed.append((last[key], bucket))
+
+    for position, piece in enumerate(pieces):
+        dtype = state[piece.name].dtype
+        key, nbytes = (known.number(piece.owners), dtype), piece.numel * dtype.itemsize
+        if key in opened and filled[key] + nbytes > bucket_bytes:
+            close(key)
+        opened.setdefault(key, []).append(piece)
+        filled[key] = filled.get(key, 0) + nbytes
+        last[key] = position
+    for key in list(opened):
+        close(key)
+    # No two buckets have their last piece in common: the owners need not decide.
+    closed.sort(key=lambda entry: entry[0])
+    return tuple(replace(bucket, number=number) for number, (_, bucket) in enumerate(closed))

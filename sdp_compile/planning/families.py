@@ -1,0 +1,76 @@
+"""The families that a plan cuts, and the structure as it looks to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sdp_compile.errors import StructureError
+from sdp_compile.structure.families import FamilyKind, FlopTerm, Structure
+from sdp_compile.structure.layout import Layout, Leaf, restrict
+
+if TYPE_CHECKING:  # policies come this way too, and a policy that cannot be is refused before torch is loaded
+    from sdp_compile.ir.program import StateTensor
+
+
+Masking = Literal["forward", "backward"]
+"""The regime: a worker computes with its subnetwork, or with the full model and keeps the gradients that it owns."""
+
+
+@dataclass(frozen=True)
+class CutFamily:
+    """A family that the plan partitions. Each of its units has ``replicas`` owners (at least, with unequal workers)."""
+
+    name: str
+    kind: FamilyKind
+    units: int
+    unit_bytes: tuple[int, ...]
+    unit_flops: tuple[float, ...]
+    module_path: str
+    depth: int
+    parameters: tuple[str, ...]
+    unit_names: tuple[str, ...]
+    replicas: int
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """The training factors N/|O(u)| of one family on one rank, for its owned ``units`` in ascending order."""
+
+    family: str
+    kind: FamilyKind
+    units: tuple[int, ...]
+    factors: tuple[float, ...]
+
+
+def layouts_of_state(
+    state: Mapping[str, StateTensor], structure: Structure, cut: frozenset[str], masking: Masking
+) -> dict[str, tuple[Layout, ...]]:
+    """The layouts of all tensors, with every family that is not cut made anonymous.
+
+    Under backward masking only parameters have owners: each worker computes the full model, with all of its buffers.
+    """
+    uncut: frozenset[str] = frozenset()
+    return {
+        name: _restricted(name, tensor, structure, cut if masking == "forward" or tensor.kind == "parameter" else uncut)
+        for name, tensor in state.items()
+    }
+
+
+def _restricted(name: str, tensor: StateTensor, structure: Structure, cut: frozenset[str]) -> tuple[Layout, ...]:
+    layouts = structure.layouts.get(name)
+    if layouts is None:
+        return tuple(Leaf(size) for size in tensor.shape)
+    if tuple(layout.size for layout in layouts) != tensor.shape:
+        raise StructureError(f"The analysis found {name!r} to have {layouts}, its shape is {tensor.shape}.")
+    return tuple(restrict(layout, cut) for layout in layouts)
+
+
+def restricted_work(work: Iterable[FlopTerm], cut: frozenset[str]) -> tuple[FlopTerm, ...]:
+    """The same FLOPs, one term for each combination of families in use."""
+    totals: dict[tuple[str, ...], float] = {}
+    for term in work:
+        axes = tuple(sorted(axis for axis in term.axes if axis in cut))
+        totals[axes] = totals.get(axes, 0.0) + term.flops
+    return tuple(FlopTerm(flops, axes) for axes, flops in totals.items())

@@ -1,0 +1,171 @@
+"""Plans as JSON: compact, canonical, and readable without the model.
+
+Owner sets are stored once, as ranges of workers; sequences of figures as runs. So the file of a plan over thousands of
+workers stays small, and equal plans give equal text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sdp_compile.errors import PlanError
+from sdp_compile.ir.program import StateTensor
+from sdp_compile.ownership.owners import OwnerSet, OwnerSets, Ownership
+from sdp_compile.planning.families import CutFamily
+from sdp_compile.structure.families import FlopTerm, Frozen
+from sdp_compile.structure.layout import Layout, Leaf, Product, Sum
+
+if TYPE_CHECKING:
+    from sdp_compile.planning.plan import Plan
+
+FORMAT = "sdp-compile plan 1"
+
+
+def dumps(plan: Plan) -> str:
+    """The plan as one JSON object."""
+    figures = {family.name: [_runs(family.unit_bytes), _runs(family.unit_flops)] for family in plan.families}
+    document = {**_essence(plan), "policy": plan.policy, "notes": plan.notes, "figures": figures,
+                "frozen": [asdict(frozen) for frozen in plan.frozen],
+                "work": [[term.flops, term.axes] for term in plan.work]}  # fmt: skip
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def digest(plan: Plan) -> str:
+    """SHA-256 over what decides the workers' programs and collectives."""
+    decides = {key: plan.policy.get(key) for key in ("masking", "rescale")}
+    text = json.dumps({**_essence(plan), "policy": decides}, sort_keys=True, separators=(",", ":"))
+    return sha256(text.encode()).hexdigest()
+
+
+def loads(text: str) -> Plan:
+    """The plan of a JSON text; PlanError where it is broken or of another format."""
+    try:
+        document = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"This is no plan: the text is no JSON ({error}).") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise PlanError(f"This is no plan of this version: expected format {FORMAT!r}, found {found!r}. Make it again.")
+    try:
+        return _plan(document)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise PlanError(f"The plan is damaged ({type(error).__name__}: {error}). Make it again.") from error
+
+
+def _essence(plan: Plan) -> dict[str, Any]:
+    known = OwnerSets()
+    owners = {}
+    for ownership in dict.fromkeys(plan.ownership.values()):
+        numbers = [known.number(members) for members in ownership.sets]
+        owners[ownership] = [[units, numbers[label]] for units, label in ownership.label_runs]
+    return {
+        "format": FORMAT,
+        "workers": plan.workers,
+        "owner_sets": [_ranges(members) for members in known.sets],
+        "families": [
+            {"name": family.name, "kind": family.kind, "units": family.units, "module_path": family.module_path,
+             "depth": family.depth, "parameters": family.parameters, "unit_names": family.unit_names,
+             "replicas": family.replicas, "owners": owners[plan.ownership[family.name]]}
+            for family in plan.families
+        ],
+        # Lists of pairs: the order of the state is that of the original model, and sorting keys would lose it.
+        "state": [
+            [name, list(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.kind, tensor.requires_grad,
+             tensor.persistent, [_layout(layout) for layout in plan.layouts[name]]]
+            for name, tensor in plan.state.items()
+        ],
+        "aliases": [list(pair) for pair in plan.aliases.items()],
+        "members": [list(pair) for pair in sorted(plan.members.items())],
+        "order": plan.order,
+    }  # fmt: skip
+
+
+def _plan(document: Mapping[str, Any]) -> Plan:
+    from sdp_compile.planning.plan import Plan
+
+    sets = [
+        tuple(worker for start, stop in ranges for worker in range(start, stop)) for ranges in document["owner_sets"]
+    ]
+    families, ownership = [], {}
+    for entry in document["families"]:
+        unit_bytes, unit_flops = document["figures"][entry["name"]]
+        families.append(
+            CutFamily(
+                entry["name"], entry["kind"], entry["units"], tuple(_expand(unit_bytes)), tuple(_expand(unit_flops)),
+                entry["module_path"], entry["depth"], tuple(entry["parameters"]), tuple(entry["unit_names"]),
+                entry["replicas"],
+            )
+        )  # fmt: skip
+        ownership[entry["name"]] = Ownership.from_runs((units, sets[number]) for units, number in entry["owners"])
+        if len(ownership[entry["name"]]) != entry["units"]:
+            raise ValueError(f"{entry['name']!r} has {entry['units']} units and owners of another number")
+    state, layouts = {}, {}
+    for name, shape, dtype, kind, requires_grad, persistent, layout in document["state"]:
+        state[name] = StateTensor(tuple(shape), _dtype(dtype), kind, requires_grad, persistent)
+        layouts[name] = tuple(_read_layout(item) for item in layout)
+    return Plan(
+        workers=document["workers"],
+        families=tuple(families),
+        ownership=ownership,
+        state=state,
+        aliases=dict(document["aliases"]),
+        layouts=layouts,
+        members=dict(document["members"]),
+        order=tuple(document["order"]),
+        work=tuple(FlopTerm(flops, tuple(axes)) for flops, axes in document["work"]),
+        policy=document["policy"],
+        notes=tuple(document["notes"]),
+        frozen=tuple(Frozen(**entry) for entry in document["frozen"]),
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"no dtype {name!r}")
+    return dtype
+
+
+def _layout(layout: Layout) -> Any:
+    """A range as its size, an axis as [size, family], products and sums as objects."""
+    if isinstance(layout, Leaf):
+        return layout.size if layout.family is None else [layout.size, layout.family]
+    if isinstance(layout, Product):
+        return {"product": [_layout(factor) for factor in layout.factors]}
+    return {"sum": [_layout(part) for part in layout.parts]}
+
+
+def _read_layout(item: Any) -> Layout:
+    if isinstance(item, int):
+        return Leaf(item)
+    if isinstance(item, list):
+        return Leaf(item[0], item[1])
+    if "product" in item:
+        return Product(tuple(_read_layout(factor) for factor in item["product"]))
+    return Sum(tuple(_read_layout(part) for part in item["sum"]))
+
+
+def _ranges(members: OwnerSet) -> list[list[int]]:
+    """Ascending numbers as [start, stop) ranges."""
+    result: list[list[int]] = []
+    for worker in members:
+        if result and result[-1][1] == worker:
+            result[-1][1] += 1
+        else:
+            result.append([worker, worker + 1])
+    return result
+
+
+def _runs(figures: Sequence[float]) -> list[list[float]]:
+    return [[len(list(run)), figure] for figure, run in groupby(figures)]
+
+
+def _expand(runs: Iterable[Sequence[Any]]) -> list[Any]:
+    return [figure for count, figure in runs for _ in range(count)]

@@ -1,0 +1,1 @@
+"""Process groups, and the collectives that everything else is made of."""

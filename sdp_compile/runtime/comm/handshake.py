@@ -1,0 +1,203 @@
+"""Agreement of all workers before anything collective happens: they go on together or fail together.
+
+A rank that fails alone, or that runs another model or policy, would leave the others waiting in a collective until its
+timeout. So every rank first states what it is about to do, through the process group's key-value store; worker 0 reads
+all statements and publishes one verdict. The traffic grows linearly with the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+
+from sdp_compile.errors import DistributedError
+from sdp_compile.ir.program import Capture
+
+LIMIT_SECONDS = 55.0
+"""How long a rank waits for the others at start: all of them have raised a minute after the first one arrived."""
+
+
+def fingerprint(capture: Capture) -> tuple[str, ...]:
+    """One line per parameter, buffer and tie of a model: what must be the same on all ranks."""
+    lines = [
+        f"{name}: {tensor.kind} {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        + (" requires_grad" if tensor.requires_grad else "")
+        for name, tensor in capture.state.items()
+    ]
+    ties = [f"{name}: tied to {target}" for name, target in sorted(capture.aliases.items()) if name != target]
+    return (*lines, *ties)
+
+
+class Handshake:
+    """A context in which a rank prepares something, ended by ``agree``.
+
+    An exception that leaves the context before ``agree`` is published: it is raised here as it is, and the others raise
+    a DistributedError that quotes it. Without a process group (``group=None``) nothing happens.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup | None, topic: str = "sdp_compile()", limit: float = LIMIT_SECONDS
+    ) -> None:
+        self._topic, self._limit, self._done = topic, limit, group is None
+        if group is not None and not self._done:
+            self._rank, self._workers = dist.get_rank(group), dist.get_world_size(group)
+            store = dist.distributed_c10d._get_process_group_store(group)
+            # The number of the call lives in the store: it survives every object of this process.
+            call = PrefixStore("sdp_compile", store).add(f"calls/{self._rank}", 1)
+            self._store = PrefixStore(f"sdp_compile/{call}", store)
+
+    def __enter__(self) -> Handshake:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._done or not isinstance(error, Exception):
+            return
+        self._done = True
+        text = f"{type(error).__name__}: {error}"
+        try:
+            self._publish({"error": text})
+            if self._rank != 0:
+                self._store.add("read", 1)  # knows already
+            else:
+                self._decide(f"Worker 0 failed in {self._topic}: {text}", deadline=time.monotonic() + self._limit)
+        except (RuntimeError, OSError):
+            # The store is gone too. The user's own error is what matters.
+            pass
+
+    def agree(self, statement: str, details: Sequence[str] = (), what: str = "plan digest") -> None:
+        """Returns where all ranks state the same, else raises a DistributedError on every rank.
+
+        ``statement`` is what is compared by name (``what``), ``details`` are lines of which the first difference is
+        quoted.
+        """
+        if self._done:
+            return
+        self._done = True
+        deadline = time.monotonic() + self._limit
+        try:
+            lines = hashlib.sha256("\n".join(details).encode()).hexdigest()
+            if not self._store.check([f"details/{lines}"]):
+                self._store.set(f"details/{lines}", json.dumps(list(details)))
+            self._publish({"topic": self._topic, "statement": statement, "details": lines})
+            if self._rank == 0:
+                verdict = self._collect(what, deadline)
+                self._decide(verdict, deadline)
+            else:
+                verdict = self._await_verdict(deadline)
+        except (RuntimeError, OSError) as error:
+            raise DistributedError(
+                f"Worker {self._rank} lost the process group's store in {self._topic}: the process that serves it has "
+                f"ended ({_first_line(error)}). Look at the other ranks' output for the cause."
+            ) from error
+        if verdict:
+            raise DistributedError(verdict)
+
+    def _publish(self, message: dict[str, Any]) -> None:
+        self._store.set(f"rank/{self._rank}", json.dumps(message))
+
+    def _await_verdict(self, deadline: float) -> str:
+        if not self._wait(["verdict"], deadline + 2):  # worker 0 itself may need all of its time
+            missing = self._missing()
+            # Whoever still comes must not go on without this rank.
+            self._publish({"error": f"waited for {self._limit:.0f} s, then gave up"})
+            self._store.add("read", 1)
+            return missing
+        verdict = self._store.get("verdict").decode()
+        self._store.add("read", 1)
+        return verdict
+
+    def _decide(self, verdict: str, deadline: float) -> None:
+        """Publishes the verdict. A bad one ends this process, maybe with the store in it: lets the others read it."""
+        self._store.set("verdict", verdict)
+        while verdict and self._store.add("read", 0) < self._workers - 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _collect(self, what: str, deadline: float) -> str:
+        """Worker 0's verdict over all messages: the empty text is agreement."""
+        if not self._wait([f"rank/{rank}" for rank in range(self._workers)], deadline):
+            return self._missing()
+        texts = self._store.multi_get([f"rank/{rank}" for rank in range(self._workers)])
+        messages: list[dict[str, str]] = [json.loads(text) for text in texts]
+        failed = {rank: message["error"] for rank, message in enumerate(messages) if "error" in message}
+        if failed:
+            return f"{_workers_text(failed)} failed in {self._topic}: " + _quoted(failed)
+        if len({message["topic"] for message in messages}) > 1:
+            return "The workers called different things: " + _quoted(_split(messages, "topic"))
+        if len({message["details"] for message in messages}) > 1:
+            return self._difference([message["details"] for message in messages])
+        if len({message["statement"] for message in messages}) > 1:
+            return (
+                f"The workers disagree in {self._topic}, they have different {what}s: "
+                f"{_quoted(_split(messages, 'statement'))}. Give every rank the same model, inputs and policy."
+            )
+        return ""
+
+    def _difference(self, hashes: list[str]) -> str:
+        ours = hashes[0]
+        others = [rank for rank, hash_ in enumerate(hashes) if hash_ != ours]
+        here, there = (json.loads(self._store.get(f"details/{hash_}")) for hash_ in (ours, hashes[others[0]]))
+        position = next(
+            (at for at, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), min(len(here), len(there))
+        )
+        lines = [lines[position] if position < len(lines) else "nothing" for lines in (here, there)]
+        same = [rank for rank, hash_ in enumerate(hashes) if hash_ == ours]
+        return (
+            f"The workers have different models or options: {_workers_text(same)} has `{lines[0]}` where "
+            f"{_workers_text([rank for rank, hash_ in enumerate(hashes) if hash_ == hashes[others[0]]])} has "
+            f"`{lines[1]}`"
+            + (f" ({_workers_text(others)} differ from worker 0)" if len(set(hashes)) > 2 else "")
+            + ". Build the same model and pass the same options on every rank."
+        )
+
+    def _missing(self) -> str:
+        absent = [rank for rank in range(self._workers) if not self._store.check([f"rank/{rank}"])]
+        if not absent:
+            return f"Worker 0 received every rank's statement in {self._topic} but did not answer in time."
+        return (
+            f"{_workers_text(absent)} did not reach {self._topic} within {self._limit:.0f} s of the others. Every rank "
+            "must call it; look at the missing ranks' output. In a training loop this is what an uneven number of "
+            "batches per rank looks like (the case for which DDP has `Join`): give every rank the same number of steps."
+        )
+
+    def _wait(self, keys: list[str], deadline: float) -> bool:
+        """Waits for all keys; False when the time is over. Polls, because a timed-out wait shouts on the terminal."""
+        pause, waiting = 0.002, keys
+        while True:
+            waiting = [] if self._store.check(waiting) else waiting
+            if not waiting:
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.1)
+
+
+def _split(messages: list[dict[str, str]], field: str) -> dict[int, str]:
+    return {rank: message[field] for rank, message in enumerate(messages)}
+
+
+def _workers_text(ranks: Iterable[int]) -> str:
+    numbers = sorted(ranks)
+    shown = ", ".join(map(str, numbers[:16])) + (f" and {len(numbers) - 16} more" if len(numbers) > 16 else "")
+    return f"worker {shown}" if len(numbers) == 1 else f"workers {shown}"
+
+
+def _quoted(texts: dict[int, str]) -> str:
+    """The distinct texts, each with the ranks that it comes from."""
+    ranks: dict[str, list[int]] = {}
+    for rank, text in texts.items():
+        ranks.setdefault(text, []).append(rank)
+    return "; ".join(f"{_workers_text(numbers)}: {text}" for text, numbers in ranks.items())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

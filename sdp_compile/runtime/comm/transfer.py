@@ -1,0 +1,115 @@
+"""Moving pieces of full tensors between workers: to all owners alike, or together to full tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sdp_compile.ownership.elements import Piece
+from sdp_compile.ownership.owners import is_member
+from sdp_compile.planning.holdings import Local, Region, batches
+from sdp_compile.runtime.comm.groups import Groups, explained
+
+
+@torch.no_grad()
+def equalise(names: Iterable[tuple[str, Tensor]], local: Local, groups: Groups) -> None:
+    """Makes every piece of the tensors, given by full-model names, what it is on its first owner. Collective.
+
+    One name can come with several tensors of the same slice (states of an optimizer). Owner sets are visited in
+    the plan's global order, pieces within one in the order given, which must be the same on all of their owners.
+    """
+    by_owners: dict[tuple[int, ...], list[tuple[Piece, Tensor]]] = {}
+    for name, tensor in names:
+        for piece in local.plan.pieces(name):
+            if len(piece.owners) > 1 and piece.numel and is_member(groups.rank, piece.owners):
+                by_owners.setdefault(piece.owners, []).append((piece, tensor))
+    for owners in sorted(by_owners):
+        pieces = by_owners[owners]
+        sizes = [(piece.numel * tensor.element_size(), (tensor.dtype, tensor.device)) for piece, tensor in pieces]
+        for batch in batches(sizes):
+            regions = [(local.region(piece), tensor) for piece, tensor in pieces[batch]]
+            flat = _flat([region.read(tensor) for region, tensor in regions], groups)
+            with explained(owners, "state", groups.rank):
+                groups.broadcast(flat, owners[0], owners)
+            if owners[0] != groups.rank:
+                _unpack(flat, regions)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A full tensor to assemble under ``key`` from the slices of ``name`` (a parameter, or a state of its shape)."""
+
+    key: str
+    name: str
+    dtype: torch.dtype
+
+
+@torch.no_grad()
+def assemble(
+    requests: Sequence[Request], tensors: Mapping[str, Tensor], local: Local, groups: Groups | None,
+    *, wanted: Sequence[int] | None, device: torch.device,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Full tensors on ``device`` from the workers' ``tensors`` by key, each piece from its first owner. Collective.
+
+    ``wanted`` are the workers that get the result: None for all, else one; the others get an empty dictionary. All
+    workers pass the same requests. Without ``groups`` this worker owns everything.
+    """
+    rank = groups.rank if groups is not None else local.rank
+    receives = wanted is None or rank in wanted
+    result = {
+        request.key: torch.zeros(local.plan.state[request.name].shape, dtype=request.dtype, device=device)
+        for request in (requests if receives else ())
+    }
+    pieces = [
+        (request, piece)
+        for request in requests
+        for piece in local.plan.pieces(request.name)
+        if piece.owners and piece.numel
+    ]
+    # By source, so that batches are long; sorting is stable and the same everywhere.
+    pieces.sort(key=lambda entry: entry[1].owners[0])
+    sizes = [(piece.numel * request.dtype.itemsize, (piece.owners[0], request.dtype)) for request, piece in pieces]
+    for batch in batches(sizes):
+        part = pieces[batch]
+        source, dtype = part[0][1].owners[0], part[0][0].dtype
+        if rank == source:
+            mine = [local.region(piece).read(tensors[request.key]) for request, piece in part]
+            flat = _flat(mine, groups)
+        elif receives or wanted is None:
+            assert groups is not None
+            flat = torch.empty(sum(piece.numel for _, piece in part), dtype=dtype, device=groups.device)
+        else:
+            continue
+        if groups is not None and groups.workers > 1:
+            with explained(tuple(range(groups.workers)), "full state", rank):
+                if wanted is None:
+                    groups.broadcast(flat, source)
+                elif source not in wanted:
+                    _send(flat, source, wanted[0], groups)
+        if receives:
+            _unpack(flat, [(Region(piece.index), result[request.key]) for request, piece in part])
+    return result
+
+
+def _send(flat: Tensor, source: int, target: int, groups: Groups) -> None:
+    """From one worker to another, called by both."""
+    if groups.rank == source:
+        dist.send(flat.view(torch.uint8), dst=groups.global_rank(target), group=groups.group)
+    else:
+        dist.recv(flat.view(torch.uint8), src=groups.global_rank(source), group=groups.group)
+
+
+def _flat(parts: Sequence[Tensor], groups: Groups | None) -> Tensor:
+    flat = torch.cat([part.detach().reshape(-1) for part in parts])
+    return flat if groups is None else flat.to(groups.wire(flat.device))
+
+
+def _unpack(flat: Tensor, regions: Iterable[tuple[Region, Tensor]]) -> None:
+    offset = 0
+    for region, tensor in regions:
+        region.write(tensor.detach(), flat[offset : offset + region.numel])
+        offset += region.numel

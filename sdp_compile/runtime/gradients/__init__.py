@@ -1,0 +1,1 @@
+"""The gradient engine: averages gradients over their owners while backward runs."""

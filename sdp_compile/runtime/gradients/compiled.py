@@ -1,0 +1,74 @@
+"""Reductions launched from inside a compiled backward, where autograd's hooks come too late.
+
+TorchDynamo sees the marks of a graph as an autograd function, the identity in forward. Its backward calls an operator
+of which compilers know only that its calls must happen. It hands the gradients to the module's gradient engine, which
+issues what it may in the same order as in eager mode: no compiler option can change the order of collectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch._library.effects import EffectType
+from torch.library import custom_op
+
+from sdp_compile.ops import inserted as ops
+
+if TYPE_CHECKING:
+    from sdp_compile.runtime.gradients.engine import GradientEngine
+
+_engines: WeakValueDictionary[int, GradientEngine] = WeakValueDictionary()
+"""By the number of their module, which stands in compiled code."""
+
+
+def launched_by(module: int, engine: GradientEngine) -> None:
+    """Lets the graphs of the module with this number launch reductions of ``engine``."""
+    _engines[module] = engine
+
+
+# Any layout will do: a copy would be another tensor than the one that autograd gets.
+@custom_op("sdp_compile::launch", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+def _launch(gradients: list[Tensor], module: int, bucket: int) -> None:
+    engine = _engines.get(module)
+    if engine is not None:
+        engine.launch(bucket, gradients)
+
+
+@_launch.register_fake
+def _(gradients: list[Tensor], module: int, bucket: int) -> None:
+    return None
+
+
+_launch.register_effect(EffectType.ORDERED)
+
+
+class _Mark(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, module: int, bucket: int, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.module, ctx.bucket = module, bucket
+        return tuple(parameter.view_as(parameter) for parameter in parameters)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        _launch(list(gradients), ctx.module, ctx.bucket)
+        return (None, None, *gradients)
+
+
+def with_launches(names: Mapping[str, Any], module: int) -> dict[str, Any]:
+    """The global names of a graph's code, where the marks launch reductions of ``module`` when they are compiled."""
+    mark = _mark(module)
+    return {name: mark if value is ops.all_reduce_mean else value for name, value in names.items()}
+
+
+def _mark(module: int) -> Callable[..., tuple[Tensor, ...]]:
+    def all_reduce_mean(*parameters: Tensor, bucket: int, owners: tuple[int, ...]) -> tuple[Tensor, ...]:
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled():
+            result: tuple[Tensor, ...] = _Mark.apply(module, bucket, *parameters)
+            return result
+        return ops.all_reduce_mean(*parameters, bucket=bucket, owners=owners)
+
+    return all_reduce_mean

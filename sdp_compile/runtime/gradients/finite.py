@@ -1,0 +1,48 @@
+"""The check for gradients that are infinite or NaN, on any worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from sdp_compile.errors import SDPError
+from sdp_compile.runtime.comm.agreement import maxima
+from sdp_compile.runtime.comm.groups import Groups
+
+
+def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds an infinite or NaN element; None where all are finite."""
+    named = [(name, tensor) for name, tensor in tensors if tensor.numel()]
+    if not named:
+        return None
+    # The largest absolute value is NaN where any element is.
+    norms = torch._foreach_norm([tensor for _, tensor in named], torch.inf)
+    finite = torch.stack([norm.isfinite().to(norms[0].device) for norm in norms]).tolist()
+    return next((name for (name, _), good in zip(named, finite, strict=True) if not good), None)
+
+
+def require_finite(local: str | None, average: str | None, groups: Groups) -> None:
+    """Raises the same SDPError on all workers where any of them reports a tensor. Collective.
+
+    ``local``: the name of a parameter whose gradient is not finite on this worker; ``average``: of one whose gradient
+    is not finite once averaged.
+    """
+    (found,) = maxima([float(local is not None or average is not None)], "the check for finite gradients", groups)
+    if not found:
+        return
+    reports = groups.gather_json([local, average])
+    own = [f"worker {rank} ({name!r})" for rank, (name, _) in enumerate(reports) if name is not None]
+    if own:
+        what = f"Gradients are not finite (infinite or NaN) on {', '.join(own)}"
+    else:
+        rank, name = next((rank, name) for rank, (_, name) in enumerate(reports) if name is not None)
+        what = (
+            f"All workers' gradients are finite, but the average of {name!r} is not (on worker {rank}): the sum over "
+            "its owners overflows; comm_dtype=torch.bfloat16 or torch.float32 has the range for it"
+        )
+    raise SDPError(
+        f"{what}. Nothing was averaged and the optimizer must not step. Look at this worker's batch and learning rate; "
+        "to train in float16 use sdp_compile.GradScaler without check_finite=True."
+    )

@@ -1,0 +1,87 @@
+"""The gradient engine's reduction while a `ShardedOptimizer` lives: each owner gets the mean of its own chunk."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from sdp_compile.planning.buckets import Bucket
+from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.gradients.reduction import EVERYTHING, Reduction
+from sdp_compile.runtime.gradients.shard_layout import ShardLayout
+from sdp_compile.runtime.sharding.collectives import InFlight, scatter
+from sdp_compile.runtime.sharding.gradient import ShardedGradient, local_gradient
+from sdp_compile.runtime.sharding.shards import Shard
+
+if TYPE_CHECKING:
+    from sdp_compile.runtime.module.sdp_module import SDPModule
+
+
+class ReduceScatter(Reduction):
+    """Reduces every bucket to the chunk that this worker steps.
+
+    ``.grad`` of the parameters becomes a `ShardedGradient`, which frees this worker's own gradient. ``optimizer`` is
+    the one that may step the module's parameters.
+    """
+
+    def __init__(self, groups: Groups, module: SDPModule, layout: ShardLayout, optimizer: Optimizer) -> None:
+        super().__init__(groups)
+        self.layout = layout
+        self._module = weakref.ref(module)
+        self._optimizer = weakref.ref(optimizer)
+        self._in_flight: dict[int, InFlight] = {}
+
+    def serves(self, optimizer: Optimizer) -> bool:
+        """Whether it reduces for this optimizer."""
+        return self._optimizer() is optimizer
+
+    def length(self, bucket: Bucket, numel: int) -> int:
+        return self.layout.buckets[bucket.number].chunk * len(bucket.owners)
+
+    def start(self, bucket: Bucket, flat: Tensor) -> None:
+        self._in_flight[bucket.number] = scatter(flat, bucket.owners, self.groups, f"gradient bucket {bucket.number}")
+
+    def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
+        return self._in_flight.pop(bucket.number).mean(), EVERYTHING
+
+    def keep(self, bucket: Bucket, averages: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Puts this worker's chunk into the sharded gradients of its parameters."""
+        own = self.layout.buckets[bucket.number]
+        for name in dict.fromkeys(name for name, _ in own.pieces):
+            if self.layout.first[name] == bucket.number:
+                self._let_go(name, parameters[name])
+        for offset, shard in own.shards:
+            _add(shard, averages[offset : offset + shard.parameter.numel()], parameters[shard.name])
+        return True
+
+    def end(self) -> None:
+        """Drops the sharded gradients: nobody can use them any more."""
+        module = self._module()
+        for parameter in [] if module is None else module.parameters():
+            if isinstance(parameter.grad, ShardedGradient):
+                parameter.grad = None
+
+    def _let_go(self, name: str, parameter: nn.Parameter) -> None:
+        fresh = local_gradient(parameter)
+        if parameter.grad is None and not parameter.requires_grad:  # frozen by the user since, on all ranks
+            return
+        if isinstance(parameter.grad, ShardedGradient):  # not zeroed since the last reduction: they add up
+            parameter.grad.fresh = None
+        else:
+            parameter.grad = ShardedGradient(name, parameter)
+        if name in self.layout.alone:
+            for _, shard in self.layout.alone[name].shards:
+                part = torch.zeros_like(shard.parameter) if fresh is None else shard.part(fresh).clone()
+                _add(shard, part, parameter)
+
+
+def _add(shard: Shard, part: Tensor, parameter: nn.Parameter) -> None:
+    gradient = parameter.grad
+    if isinstance(gradient, ShardedGradient):
+        part = part.to(parameter.device, parameter.dtype).reshape(shard.parameter.shape)
+        gradient.parts[shard] = gradient.parts[shard].add_(part) if shard in gradient.parts else part

@@ -1,0 +1,86 @@
+"""How the owners of a bucket average it: the strategies between which the gradient engine chooses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sdp_compile.planning.buckets import Bucket
+from sdp_compile.runtime.comm.groups import Groups, explained
+from sdp_compile.runtime.comm.streams import issue
+
+EVERYTHING = slice(None)
+"""All elements of a bucket."""
+
+
+class Reduction(ABC):
+    """One way to average buckets over their owners.
+
+    The gradient engine packs this worker's gradients of a bucket into a flat buffer and calls ``start`` for one bucket
+    after the other, in ascending number on every worker, during backward; then ``started_all`` once, and ``finish`` for
+    each bucket in the same order, also where backward failed. ``start`` must not wait; it issues
+    collectives through `sdp_compile.runtime.comm.streams.issue`, in the groups' ``raw_group`` and ``raw_group_of``.
+    ``GradientEngine`` takes another strategy through its attribute ``reduction``, on all
+    workers alike and between two backward passes.
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        self.groups = groups
+
+    def length(self, bucket: Bucket, numel: int) -> int:
+        """The elements of the flat buffer for a bucket of ``numel`` elements; what it has in excess is zero."""
+        return numel
+
+    @abstractmethod
+    def start(self, bucket: Bucket, flat: Tensor) -> None:
+        """Issues the reduction of ``flat``, which is the strategy's from now on; does not wait."""
+
+    def started_all(self) -> None:  # noqa: B027
+        """Called after the last ``start`` of a backward."""
+
+    @abstractmethod
+    def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
+        """Waits; returns the flat buffer and the part of it that holds averages now, which goes into ``.grad``.
+
+        What lies outside that part leaves ``.grad`` as it is: this worker's own gradient.
+        """
+
+    def keep(self, bucket: Bucket, averages: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Whether the strategy has put what ``finish`` returned in another place than ``.grad``.
+
+        Called for each bucket in the same order, once it is certain that this reduction holds.
+        """
+        return False
+
+
+class AllReduce(Reduction):
+    """One all-reduce per bucket, each in its owners' process group."""
+
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups)
+        self._in_flight: dict[int, tuple[Tensor, Callable[[], object]]] = {}
+
+    def start(self, bucket: Bucket, flat: Tensor) -> None:
+        if flat.dtype == torch.float16:  # a sum over many owners could overflow
+            flat.div_(len(bucket.owners))
+        with self._explained(bucket):
+            group = self.groups.raw_group_of(bucket.owners)
+            wait = issue(lambda: dist.all_reduce(flat, group=group, async_op=True), flat)
+        self.groups.traffic.add("gradients", "all_reduce", flat.nbytes, len(bucket.owners))
+        self._in_flight[bucket.number] = flat, wait
+
+    def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
+        flat, wait = self._in_flight.pop(bucket.number)
+        with self._explained(bucket):
+            wait()
+        if flat.dtype != torch.float16:
+            flat.div_(len(bucket.owners))
+        return flat, EVERYTHING
+
+    def _explained(self, bucket: Bucket) -> AbstractContextManager[None]:
+        return explained(bucket.owners, f"gradient bucket {bucket.number}", self.groups.rank)

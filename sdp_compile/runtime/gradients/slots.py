@@ -1,0 +1,87 @@
+"""Gradients of a bucket in one flat buffer, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from sdp_compile.errors import SDPError
+from sdp_compile.planning.buckets import Bucket
+from sdp_compile.planning.holdings import Local, Region
+from sdp_compile.runtime.sharding.gradient import local_gradient
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A piece of the parameter ``name``: where it lies in this worker's tensor, and in the flat buffer."""
+
+    name: str
+    region: Region
+    place: slice
+
+
+class Slot:
+    """What this worker holds of one bucket."""
+
+    def __init__(self, bucket: Bucket, local: Local, comm_dtype: torch.dtype | None) -> None:
+        self.bucket, self._comm_dtype = bucket, comm_dtype
+        entries, start = [], 0
+        for piece in bucket.pieces:
+            entries.append(Entry(piece.name, local.region(piece), slice(start, start + piece.numel)))
+            start += piece.numel
+        self.entries, self.numel = tuple(entries), start
+        self.names = tuple(dict.fromkeys(entry.name for entry in entries))
+
+    def pack(self, parameters: Mapping[str, nn.Parameter], length: int, given: Mapping[str, Tensor]) -> Tensor:
+        """A new flat buffer of ``length`` elements with ``.grad`` plus the ``given`` gradients; zeros where none is."""
+        first = parameters[self.names[0]]
+        dtype = reduce(torch.promote_types, (parameters[name].dtype for name in self.names))
+        if self._comm_dtype is not None and not dtype.is_complex:
+            dtype = self._comm_dtype
+        flat = torch.empty(length, dtype=dtype, device=first.device)
+        flat[self.numel :].zero_()
+        for entry in self.entries:
+            out = flat[entry.place].view(entry.region.shape)
+            new, old = given.get(entry.name), local_gradient(parameters[entry.name])
+            for gradient in (new, old):
+                if gradient is not None and gradient.layout != torch.strided:
+                    raise SDPError(
+                        f"The gradient of {entry.name!r} is sparse; sparse gradients cannot be averaged over slices. "
+                        "Build its embedding with sparse=False."
+                    )
+            if new is not None and old is not None:
+                # Added in the gradient's dtype, as autograd will.
+                out.copy_(entry.region.read(old) + entry.region.read(new))
+            elif new is not None or old is not None:
+                gradient = new if old is None else old
+                assert gradient is not None
+                if gradient.dtype == dtype:
+                    entry.region.copy(gradient, out)
+                else:
+                    out.copy_(entry.region.read(gradient))
+            else:
+                out.zero_()
+        return flat
+
+    def unpack(self, flat: Tensor, part: slice, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Writes what lies in ``part`` of the flat buffer into ``.grad``, which it makes where there is none."""
+        first, last, _ = part.indices(self.numel)
+        for entry in self.entries:
+            parameter = parameters[entry.name]
+            if parameter.grad is None:
+                if not parameter.requires_grad:  # frozen by the user since, on all ranks
+                    continue
+                parameter.grad = torch.zeros_like(parameter)
+            start, stop = max(entry.place.start, first), min(entry.place.stop, last)
+            values = flat[start:stop]
+            if start >= stop:
+                continue
+            if stop - start < entry.region.numel:
+                whole = entry.region.copy(parameter.grad).view(-1)
+                whole[start - entry.place.start : stop - entry.place.start] = values.to(whole.device, whole.dtype)
+                values = whole
+            entry.region.write(parameter.grad, values)

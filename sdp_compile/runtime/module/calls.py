@@ -1,0 +1,186 @@
+"""From a call of the compiled module to the flat inputs of its graph, with errors that say what was captured."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from sdp_compile.capture.inputs import describe
+from sdp_compile.capture.regions import autocast_devices
+from sdp_compile.errors import SDPError
+from sdp_compile.ir.program import Program
+
+
+class Caller:
+    """Binds calls to the captured arguments, which may be passed by position or by keyword, and checks them.
+
+    Everything here also runs under TorchDynamo, hence the plain Python.
+    """
+
+    def __init__(self, model: nn.Module, program: Program) -> None:
+        self.name = type(model).__name__
+        parameters = inspect.signature(model.forward).parameters.values()
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self.names = [parameter.name for parameter in parameters if parameter.kind in positional]
+        self.defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+        args, kwargs = program.in_spec.children()
+        self.positional = args.num_children
+        self.keywords: list[str] = list(kwargs.context or [])
+        self.in_spec = program.in_spec
+        self.out_spec = program.out_spec
+        self.is_single = program.out_spec.is_leaf()
+        # Without containers among the arguments, the flat inputs are the arguments themselves.
+        self.is_flat = all(child.is_leaf() for child in (*args.children(), *kwargs.children()))
+        self.constants = list(program.constants.items())
+        self.inputs = [
+            (index, spec.name, len(spec.dims), list(enumerate(spec.dims))) for index, spec in program.inputs.items()
+        ]
+        self.captured = self._describe(program)
+        self.guards = program.guards
+        self.autocast_devices = autocast_devices(program.graph)
+        self.violated = compiled_guards(program.guards)
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The flat inputs of the graph. Raises `SDPError` where the call is not one that was captured."""
+        if len(args) != self.positional or list(kwargs) != self.keywords:
+            args, kwargs = self._rearranged(args, kwargs)
+        flat = [*args, *kwargs.values()] if self.is_flat else self._flatten(args, kwargs)
+        self._check(flat)
+        if self.guards and not torch.compiler.is_compiling():
+            self._check_guards(args, kwargs)
+        return flat
+
+    def dtypes(self, flat: list[Any]) -> tuple[torch.dtype, ...]:
+        """The dtypes of the inputs that are tensors."""
+        return tuple([flat[index].dtype for index, _, _, _ in self.inputs])
+
+    def result(self, outputs: list[Any]) -> Any:
+        """What the model returns, from the flat outputs of the graph."""
+        return outputs[0] if self.is_single else pytree.tree_unflatten(outputs, self.out_spec)
+
+    def _rearranged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same arguments in the captured positions and order; those at their default value need not be there."""
+        if len(args) > max(self.positional, len(self.names)):
+            raise self._error(f"{len(args)} positional arguments were given")
+        given = dict(zip(self.names, args, strict=False)) if len(args) <= len(self.names) else {}
+        rest = () if given or not args else args
+        for key, value in kwargs.items():
+            if key in given:
+                raise self._error(f"{key!r} was given twice")
+            given[key] = value
+        wanted = [*self.names[: self.positional], *self.keywords]
+        for key in list(given):
+            if key not in wanted and key in self.defaults and is_same(given[key], self.defaults[key]):
+                del given[key]
+        extra = [key for key in given if key not in wanted]
+        missing = [key for key in wanted if key not in given]
+        if extra or (missing and not rest):
+            problems = [f"argument {key!r} was not part of the capture" for key in extra]
+            problems += [f"argument {key!r} is missing" for key in missing]
+            raise self._error("; ".join(problems))
+        if rest:
+            return rest, {key: given[key] for key in self.keywords}
+        ordered = tuple([given[name] for name in self.names[: self.positional]])
+        return ordered, {key: given[key] for key in self.keywords}
+
+    def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        flat, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self.in_spec:
+            raise self._error("the containers among the arguments have another structure")
+        return flat
+
+    def _check(self, flat: list[Any]) -> None:
+        for index, constant in self.constants:
+            if not is_same(flat[index], constant):
+                raise self._error(
+                    f"an argument is {describe(flat[index])} where {describe(constant)} was captured, and values "
+                    "that are no tensors are fixed"
+                )
+        sizes: dict[str, int] = {}
+        for index, name, ndim, dims in self.inputs:
+            value = flat[index]
+            if not isinstance(value, torch.Tensor):
+                raise self._error(f"input {name!r} is {describe(value)} where a tensor was captured")
+            if value.ndim != ndim:
+                raise self._error(f"input {name!r} has {value.ndim} dimensions where {ndim} were captured")
+            for dim, size in dims:
+                if isinstance(size, int):
+                    if value.shape[dim] != size:
+                        raise self._error(
+                            f"input {name!r} has size {value.shape[dim]} in dimension {dim}, which is fixed to {size}"
+                        )
+                elif size is not None:
+                    if size not in sizes:
+                        sizes[size] = value.shape[dim]
+                    elif sizes[size] != value.shape[dim]:
+                        raise self._error(
+                            f"input {name!r} has size {value.shape[dim]} in dimension {dim}, which must equal "
+                            f"{sizes[size]} of an input before it"
+                        )
+
+    def _check_guards(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = {**dict(zip(self.names, args, strict=False)), **kwargs, "args": args}
+        number = self.violated(named)
+        if number >= 0:
+            raise self._error(
+                f"the model takes another path at these sizes than at the captured ones, where "
+                f"{self.guards[number]} holds"
+            )
+
+    def _error(self, what: str) -> SDPError:
+        return SDPError(
+            f"The compiled {self.name} was called in another way than it was captured: {what}. "
+            f"Captured: {self.captured}. Call it like the example inputs, or pass sdp_compile() example inputs like "
+            "this call."
+        )
+
+    def _describe(self, program: Program) -> str:
+        leaves = [
+            describe_input(program.inputs[index].dims)
+            if index in program.inputs
+            else describe(program.constants.get(index))
+            for index in range(program.in_spec.num_leaves)
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, program.in_spec)
+        parts = [_text(value) for value in args] + [f"{key}={_text(value)}" for key, value in kwargs.items()]
+        return f"({', '.join(parts)})"
+
+
+def describe_input(dims: tuple[int | str | None, ...]) -> str:
+    """The shape of an input, free sizes by letter."""
+    return "tensor[" + ", ".join(str(dim) if isinstance(dim, int) else (dim or "?") for dim in dims) + "]"
+
+
+def is_same(value: Any, captured: Any) -> bool:
+    """Whether a non-tensor argument is the captured one."""
+    if value is captured:
+        return True
+    if isinstance(value, torch.Tensor) or isinstance(captured, torch.Tensor):
+        return False
+    return type(value) is type(captured) and bool(value == captured)
+
+
+def compiled_guards(guards: tuple[str, ...]) -> Callable[[Mapping[str, Any]], int]:
+    """A function of the arguments by name that returns the number of the first condition that fails, or -1."""
+    lines = ["def violated(L):"]
+    for number, guard in enumerate(guards):
+        lines.append(f"    if not ({guard}): return {number}")
+    lines.append("    return -1")
+    scope: dict[str, Any] = {"torch": torch, "math": math}
+    exec("\n".join(lines), scope)
+    function: Callable[[Mapping[str, Any]], int] = scope["violated"]
+    return function
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(map(_text, value)) + ")"
+    return str(value)

@@ -1,0 +1,207 @@
+"""Full optimizer states: assembled from the workers' slices by parameter name, and cut into them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from sdp_compile.errors import SDPError
+from sdp_compile.planning.holdings import Local
+from sdp_compile.runtime.comm.transfer import Request, assemble
+from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
+from sdp_compile.runtime.optimizer.param_groups import decode, encode, merged_groups
+from sdp_compile.runtime.optimizer.shard_states import slices_of
+from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
+from sdp_compile.runtime.state.full_state import device_of, enter, responsible
+
+if TYPE_CHECKING:
+    from sdp_compile.runtime.module.sdp_module import SDPModule
+
+__all__ = ["full_optimizer_state_dict", "install_optimizer_guard", "load_full_optimizer_state_dict"]
+
+
+def full_optimizer_state_dict(
+    module: SDPModule, optimizer: Optimizer, rank0_only: bool = False, cpu_offload: bool = False
+) -> dict[str, Any]:
+    """The optimizer state of the original model, with full tensors under parameter names. Collective.
+
+    Each group's ``params`` are names in the order of the original model's ``named_parameters()``. PyTorch matches
+    parameters by position, so ``torch.optim.AdamW(original.parameters()).load_state_dict()`` takes it as it is.
+    """
+    what = "full_optimizer_state_dict()"
+    runtime, mine = enter(module, what, f"rank0_only={rank0_only}", lambda: _described(module, optimizer))
+    groups = None if runtime is None else runtime.groups
+    everyone = [mine] if groups is None else groups.gather_json(mine)
+    states: dict[str, dict[str, Any]] = {name: state for rank in everyone for name, state in rank["state"].items()}
+    order = [name for name in module.plan.state if name in states]
+    requests = [
+        Request(f"{name}:{key}", name, getattr(torch, entry["dtype"]))
+        for name in order
+        for key, entry in states[name].items()
+        if entry["per_element"]
+    ]
+    held = (
+        slices_of(optimizer, module, requests)
+        if isinstance(optimizer, ShardedOptimizer)
+        else _element_states(module, optimizer, requests)
+    )
+    full = assemble(
+        requests,
+        held,
+        Local(module.plan, module.rank, module.lowering),
+        groups,
+        wanted=(0,) if rank0_only else None,
+        device=torch.device("cpu") if cpu_offload else device_of(module),
+    )
+    if rank0_only and module.rank != 0:
+        return {}
+    return {
+        "state": {
+            name: {
+                key: full[f"{name}:{key}"] if entry["per_element"] else decode(entry["value"])
+                for key, entry in states[name].items()
+            }
+            for name in order
+        },
+        "param_groups": merged_groups([rank["groups"] for rank in everyone], list(module.plan.state)),
+    }
+
+
+def load_full_optimizer_state_dict(module: SDPModule, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Loads this worker's slices of a full optimizer state. Nothing is communicated: give every rank the same state.
+
+    Takes what ``full_optimizer_state_dict`` returns, and the ``state_dict()`` of an optimizer of all of the original
+    model's parameters in one group.
+    """
+    state = _by_name(module, state)
+    source = {name: group for group in state["param_groups"] for name in group["params"]}
+    names, local = _names(module), Local(module.plan, module.rank, module.lowering)
+    states: dict[str, dict[str, Any]] = {}
+    groups = []
+    for number, group in enumerate(optimizer.param_groups):
+        members = [_name_of(parameter, names) for parameter in group["params"]]
+        absent = [name for name in members if name not in source]
+        if absent:
+            raise SDPError(f"The optimizer state lacks {len(absent)} parameters of group {number}: {absent[0]!r}, ...")
+        if len({id(source[name]) for name in members}) > 1:
+            raise SDPError(
+                f"The parameters of the optimizer's group {number} lie in several groups of the loaded state. Build "
+                "the optimizer with the groups with which the state was saved."
+            )
+        options = {key: value for key, value in group.items() if key != "params"}
+        if members:
+            saved = source[members[0]]
+            options.update((key, value) for key, value in saved.items() if key not in ("params", "param_names"))
+        groups.append({**options, "params": members})
+        states.update((name, _sliced(name, state["state"][name], local)) for name in members if name in state["state"])
+    if isinstance(optimizer, ShardedOptimizer):
+        optimizer.load_slices(groups, states)
+        return
+    positions = {name: position for position, name in enumerate(name for group in groups for name in group["params"])}
+    optimizer.load_state_dict(
+        {
+            "state": {positions[name]: value for name, value in states.items()},
+            "param_groups": [{**group, "params": [positions[name] for name in group["params"]]} for group in groups],
+        }
+    )
+
+
+def _described(module: SDPModule, optimizer: Optimizer) -> dict[str, Any]:
+    """What the others need to know of this rank's optimizer: its groups, and the states that this rank answers for."""
+    names = _names(module)
+    groups = []
+    states: dict[str, dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        members = [_name_of(parameter, names) for parameter in group["params"]]
+        options = {key: encode(value, f"the optimizer's option {key!r}") for key, value in group.items()
+                   if key not in ("params", "param_names")}  # fmt: skip
+        groups.append({"options": options, "names": members, "named": "param_names" in group})
+        for name, parameter in zip(members, group["params"], strict=True):
+            if isinstance(optimizer, ShardedOptimizer):
+                stepped = [shard.parameter for shard in optimizer.layout.shards[name][:1]]
+            else:
+                stepped = [parameter] if responsible(module, name) == module.rank else []
+            for held in stepped:
+                if state := optimizer.state.get(held):
+                    states[name] = {key: _entry(name, key, value, held) for key, value in state.items()}
+    return {"groups": groups, "state": states}
+
+
+def _entry(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, Any]:
+    if isinstance(value, Tensor) and value.shape == parameter.shape:
+        return {"per_element": True, "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise SDPError(
+            f"The optimizer's state {key!r} of {name!r} has shape {list(value.shape)}, the parameter's slice "
+            f"{list(parameter.shape)}: it is not per element and cannot be assembled from slices."
+        )
+    return {"per_element": False, "value": encode(value, f"the optimizer's state {key!r} of {name!r}")}
+
+
+def _element_states(module: SDPModule, optimizer: Optimizer, requests: list[Request]) -> dict[str, Tensor]:
+    """This rank's slices of the requested states; zeros where its optimizer has not made them yet."""
+    parameters = {name: parameter for parameter, name in _names(module).items()}
+    result = {}
+    for request in requests:
+        if request.name in parameters:
+            parameter = parameters[request.name]
+            value = optimizer.state.get(parameter, {}).get(request.key[len(request.name) + 1 :])
+            result[request.key] = value if value is not None else torch.zeros_like(parameter, dtype=request.dtype)
+    return result
+
+
+def _sliced(name: str, state: Mapping[str, Any], local: Local) -> dict[str, Any]:
+    shape, region = local.plan.state[name].shape, local.own(name)
+    result = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and tuple(value.shape) == shape and region is not None:
+            result[key] = region.read(value).clone()
+        elif isinstance(value, Tensor) and value.numel() != 1:
+            raise SDPError(
+                f"The state {key!r} of {name!r} has shape {list(value.shape)}; the full parameter's is {list(shape)}."
+            )
+        else:
+            result[key] = value.clone() if isinstance(value, Tensor) else value
+    return result
+
+
+def _by_name(module: SDPModule, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state with names for parameters, where it comes with the positions of the original's parameters."""
+    if not {"state", "param_groups"} <= set(state):
+        raise SDPError("This is no optimizer state: it must have the keys 'state' and 'param_groups'.")
+    keys = [key for group in state["param_groups"] for key in group["params"]]
+    if all(isinstance(key, str) for key in keys):
+        return state
+    names = [name for name, tensor in module.plan.state.items() if tensor.kind == "parameter"]
+    if len(state["param_groups"]) != 1 or len(keys) != len(names):
+        raise SDPError(
+            f"The optimizer state numbers {len(keys)} parameters in {len(state['param_groups'])} groups; numbers can "
+            f"only be matched where one group holds all {len(names)} of the original. Use full_optimizer_state_dict()."
+        )
+    by_key = dict(zip(keys, names, strict=True))
+    return {
+        "state": {by_key[key]: value for key, value in state["state"].items()},
+        "param_groups": [{**state["param_groups"][0], "params": names}],
+    }
+
+
+def _names(module: SDPModule) -> dict[Tensor, str]:
+    """The canonical name of each parameter of the module."""
+    return {
+        parameter: name
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if name in module.plan.state
+    }
+
+
+def _name_of(parameter: Tensor, names: Mapping[Tensor, str]) -> str:
+    if parameter not in names:
+        raise SDPError(
+            f"The optimizer holds a parameter of shape {list(parameter.shape)} that is not the module's. Build the "
+            "optimizer after sdp_compile() and materialize(), from the compiled module's parameters."
+        )
+    return names[parameter]

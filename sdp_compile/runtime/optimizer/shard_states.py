@@ -1,0 +1,60 @@
+"""The states of shards, put together to the worker's slices, as an optimizer that is not sharded holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdp_compile.runtime.comm.transfer import Request
+from sdp_compile.runtime.gradients.shard_layout import parameters_of
+from sdp_compile.runtime.optimizer.shard_values import gathered
+from sdp_compile.runtime.peers import require_runtime
+from sdp_compile.runtime.sharding.shards import ShardedBucket
+
+if TYPE_CHECKING:
+    from sdp_compile.runtime.module.sdp_module import SDPModule
+    from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
+
+
+@torch.no_grad()
+def slices_of(optimizer: ShardedOptimizer, module: SDPModule, requests: Sequence[Request]) -> dict[str, Tensor]:
+    """This worker's slices of the requested states by request; zeros where there are none yet. Collective.
+
+    All workers pass the same requests, whose keys are ``NAME:STATE``.
+    """
+    parameters = parameters_of(module)
+    runtime = require_runtime(module, "full_optimizer_state_dict()")
+    result = {
+        request.key: torch.zeros_like(parameters[request.name], dtype=request.dtype)
+        for request in requests
+        if request.name in parameters
+    }
+    for shards in optimizer.layout.shards.values():
+        for shard in shards:
+            if shard.region is None:
+                for key, value in optimizer.state.get(shard.parameter, {}).items():
+                    if f"{shard.name}:{key}" in result:
+                        result[f"{shard.name}:{key}"].copy_(value)
+    for bucket in optimizer.layout:
+        assert runtime is not None
+        for key, dtype in _states(bucket, requests):
+            held = [(offset, shard, optimizer.state.get(shard.parameter, {}).get(key))
+                    for offset, shard in bucket.shards]  # fmt: skip
+            parts = [(offset, value) for offset, shard, value in held
+                     if isinstance(value, Tensor) and value.shape == shard.parameter.shape]  # fmt: skip
+            chunk = bucket.packed(parts, dtype, parameters[bucket.pieces[0][0]].device)
+            rows = gathered(bucket, chunk, runtime.groups, "state").rows()
+            wanted = {name: result.get(f"{name}:{key}") for name, _ in bucket.pieces}
+            bucket.write(rows, {name: value for name, value in wanted.items()
+                                if value is not None and value.dtype == dtype})  # fmt: skip
+    return result
+
+
+def _states(bucket: ShardedBucket, requests: Sequence[Request]) -> list[tuple[str, torch.dtype]]:
+    """The states that are requested of parameters in a bucket, each with its dtypes, in the requests' order."""
+    names = {name for name, _ in bucket.pieces}
+    return list(dict.fromkeys((request.key[len(request.name) + 1 :], request.dtype) for request in requests
+                              if request.name in names))  # fmt: skip

@@ -1,0 +1,80 @@
+"""What a step does with shards: lends them gradients and values, and publishes the stepped values to the owners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sdp_compile.errors import DistributedError, SDPError
+from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.gradients.shard_layout import ShardLayout
+from sdp_compile.runtime.sharding.collectives import InFlight, gather
+from sdp_compile.runtime.sharding.gradient import ShardedGradient
+from sdp_compile.runtime.sharding.shards import ShardedBucket
+
+
+@contextmanager
+def bound(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], with_values: bool) -> Iterator[None]:
+    """Within, shards of parameters with a gradient have their part as ``.grad``; their values too if asked for."""
+    try:
+        for name, shards in layout.shards.items():
+            parameter = parameters[name]
+            gradient = _reduced(name, parameter, layout)
+            for shard in shards:
+                part = gradient.parts[shard] if isinstance(gradient, ShardedGradient) else gradient
+                if part is not None:
+                    shard.bind(shard.part(parameter.detach()) if with_values else part, part)
+        yield
+    finally:
+        for shards in layout.shards.values():
+            for shard in shards:
+                shard.release()
+
+
+@torch.no_grad()
+def publish(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], groups: Groups | None) -> None:
+    """Brings the owners' bound values together on all of them. Collective inside each owner group."""
+    waiting: list[tuple[ShardedBucket, InFlight]] = []
+    for bucket in layout:
+        assert groups is not None
+        parts = [
+            (offset, shard.part(parameters[shard.name]) if shard.parameter.grad is None else shard.parameter)
+            for offset, shard in bucket.shards
+        ]
+        chunk = bucket.packed(parts, bucket.dtype(parameters), parameters[bucket.pieces[0][0]].device)
+        waiting.append((bucket, gathered(bucket, chunk, groups, "shards")))
+        if len(waiting) > 1:  # one travels while the other is written
+            _write(*waiting.pop(0), parameters)
+    for entry in waiting:
+        _write(*entry, parameters)
+
+
+def gathered(bucket: ShardedBucket, chunk: Tensor, groups: Groups, counted_as: str) -> InFlight:
+    """The owners' chunks of a bucket, on their way to all of them."""
+    chunk = chunk.to(groups.wire(chunk.device))
+    return gather(chunk, bucket.owners, groups, f"the shards of gradient bucket {bucket.number}", counted_as)
+
+
+def _write(bucket: ShardedBucket, in_flight: InFlight, parameters: Mapping[str, nn.Parameter]) -> None:
+    bucket.write(in_flight.rows(), parameters)
+
+
+def _reduced(name: str, parameter: nn.Parameter, layout: ShardLayout) -> Tensor | None:
+    """The gradient of a parameter, which must have been reduced."""
+    gradient = parameter.grad
+    if name not in layout.first or gradient is None:
+        return gradient
+    if not isinstance(gradient, ShardedGradient):
+        raise SDPError(
+            f"The gradient of {name!r} was not reduced to shards: it was there before the ShardedOptimizer was made, "
+            "or was set by hand. Call zero_grad() and run backward again."
+        )
+    if gradient.fresh is not None:
+        raise DistributedError(
+            f"The gradient of {name!r} was accumulated under no_sync() and never synchronised. Run the last backward "
+            "of a step outside of it, or call sync_gradients() before the step."
+        )
+    return gradient

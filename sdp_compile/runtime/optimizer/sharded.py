@@ -1,0 +1,202 @@
+"""An optimizer whose state the owners of a unit split among themselves: ZeRO inside of every owner group."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from sdp_compile.errors import SDPError
+from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
+from sdp_compile.runtime.gradients.reduction import Reduction
+from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
+from sdp_compile.runtime.optimizer.clipping import unwrapped
+from sdp_compile.runtime.optimizer.guard import check_elementwise, install_optimizer_guard
+from sdp_compile.runtime.optimizer.shard_values import bound, publish
+from sdp_compile.runtime.sharding.shards import Shard
+from sdp_compile.runtime.state.full_state import enter
+
+if TYPE_CHECKING:
+    from sdp_compile.runtime.gradients.engine import GradientEngine
+
+_NOT_OPTIONS = ("params", "param_names")
+
+
+class ShardedOptimizer(Optimizer):
+    """Wraps an element-wise optimizer of ``torch.optim`` so that each of P owners keeps 1/P of the state. Collective.
+
+    ``ShardedOptimizer(model, torch.optim.AdamW, lr=1e-3)`` is used like ``torch.optim.AdamW(model.parameters(),
+    lr=1e-3)`` and like PyTorch's ZeroRedundancyOptimizer: ``step``, ``zero_grad``, parameter groups (``params``: a list
+    of dicts) and learning rate schedulers. While it lives, backward reduces each owner's chunk of the gradients only,
+    ``.grad`` of these parameters is a `ShardedGradient` without values, and ``step`` brings the new values
+    together: as many bytes as an all-reduce. Deleting it gives the model its ordinary gradients back.
+
+    ``model`` is an SDPModule or ``torch.compile``'s wrapper of one; ``optimizer`` an optimizer's class; ``params``
+    default to all of the model's parameters. Raises `SDPError` for optimizers that are not element-wise. Source:
+    Rajbhandari et al., ZeRO (arXiv 1910.02054), stage 2.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: type[Optimizer],
+        params: Iterable[Any] | None = None,
+        **defaults: Any,
+    ) -> None:
+        self.module = module = unwrapped(model)
+        runtime, _ = enter(module, "ShardedOptimizer()", str(optimizer), lambda: self._check(optimizer))
+        self._layout = ShardLayout(module)
+        self._groups = None if runtime is None else runtime.groups
+        known = optimizer([{"params": []}], **defaults).defaults
+        super().__init__(module.parameters() if params is None else params, known)
+        groups = [{**_options(group), "params": self._shard_parameters(group)} for group in self.param_groups]
+        self._inner = optimizer(groups, **defaults)
+        self.state = self._inner.state
+        install_optimizer_guard()
+        if runtime is not None:
+            reduction = ReduceScatter(runtime.groups, module, self._layout, self)
+            before, runtime.engine.reduction = runtime.engine.reduction, reduction
+            weakref.finalize(self, _end, reduction, before, weakref.ref(runtime.engine)).atexit = False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        if hasattr(self, "_inner"):  # the constructor wraps all of its groups at once
+            group = self.param_groups[-1]
+            self._inner.add_param_group({**_options(group), "params": self._shard_parameters(group)})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the own shards, after which all owners hold all values. Collective inside each owner group."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        parameters = parameters_of(self.module)
+        self._check_parameters(parameters)
+        self._follow_options()
+        with bound(self._layout, parameters, with_values=True):
+            self._inner.step()
+            publish(self._layout, parameters, self._groups)
+        return loss
+
+    @contextmanager
+    def gradients(self) -> Iterator[Optimizer]:
+        """Within, the wrapped optimizer of the own shards, with their reduced gradients, to scale them in place."""
+        with bound(self._layout, parameters_of(self.module), with_values=False):
+            yield self._inner
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of this worker's own shards, for the same worker of the same plan.
+
+        ``model.full_optimizer_state_dict(optimizer)`` is the one that fits any number of workers.
+        """
+        self._follow_options()
+        return {**self._inner.state_dict(), "shards": self._identity()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads what ``state_dict`` returned on the same worker of the same plan, with the same groups."""
+        if state_dict.get("shards") != self._identity():
+            raise SDPError(
+                f"This is not the state of worker {self.module.rank}'s shards under this plan, bucket size and "
+                "grouping of parameters. Save model.full_optimizer_state_dict(optimizer), which fits any, and load it "
+                "with load_full_optimizer_state_dict()."
+            )
+        self._inner.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self._adopt()
+
+    def load_slices(self, options: list[dict[str, Any]], states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Loads the options of all groups, and from states by parameter, in the worker's slices, the own shards."""
+        groups: list[dict[str, Any]] = []
+        loaded: dict[int, dict[str, Any]] = {}
+        for group, new in zip(self.param_groups, options, strict=True):
+            first = sum(len(known["params"]) for known in groups)
+            shards = self._shards(group)
+            groups.append({**_options(new), "params": list(range(first, first + len(shards)))})
+            for number, shard in enumerate(shards, first):
+                if shard.name in states:
+                    shape = self.module.get_parameter(shard.name).shape
+                    loaded[number] = {key: _part(shard, value, shape) for key, value in states[shard.name].items()}
+        self._inner.load_state_dict({"state": loaded, "param_groups": groups})
+        self._adopt()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise SDPError(
+            "A ShardedOptimizer cannot be pickled or copied: it is tied to its model. Save its state_dict(), or "
+            "model.full_optimizer_state_dict(optimizer)."
+        )
+
+    @property
+    def layout(self) -> ShardLayout:
+        """Which elements this worker steps."""
+        return self._layout
+
+    def _check(self, optimizer: type[Optimizer]) -> None:
+        if not isinstance(optimizer, type):
+            raise SDPError(
+                "ShardedOptimizer takes the class of an optimizer and its options, as in ShardedOptimizer(model, "
+                f"torch.optim.AdamW, lr=1e-3); it was given a {type(optimizer).__name__}."
+            )
+        check_elementwise(optimizer)
+        runtime = self.module.runtime
+        if runtime is not None and isinstance(runtime.engine.reduction, ReduceScatter):
+            raise SDPError(
+                "The model has a ShardedOptimizer already, and can have one at a time: delete it first. For other "
+                "options on some parameters give one ShardedOptimizer parameter groups."
+            )
+
+    def _shard_parameters(self, group: Mapping[str, Any]) -> list[nn.Parameter]:
+        return [shard.parameter for shard in self._shards(group)]
+
+    def _shards(self, group: Mapping[str, Any]) -> list[Shard]:
+        names = {parameter: name for name, parameter in parameters_of(self.module).items()}
+        for parameter in group["params"]:
+            if parameter not in names:
+                raise SDPError(
+                    f"The optimizer was given a parameter of shape {list(parameter.shape)} that is not the module's. "
+                    "Build it after sdp_compile() and materialize(), from the compiled module's parameters."
+                )
+        return [shard for parameter in group["params"] for shard in self._layout.shards[names[parameter]]]
+
+    def _check_parameters(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        current = set(parameters.values())
+        if any(parameter not in current for group in self.param_groups for parameter in group["params"]):
+            raise SDPError(
+                "The model's parameters were replaced after the ShardedOptimizer was made (load_state_dict("
+                "assign=True), or a conversion that makes new ones). Delete it and build another one."
+            )
+
+    def _follow_options(self) -> None:
+        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            inner.update(_options(group))
+
+    def _adopt(self) -> None:
+        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            group.update(_options(inner))
+        self.state = self._inner.state
+
+    def _identity(self) -> dict[str, Any]:
+        names = [
+            [(shard.name, shard.start, shard.stop) for shard in self._shards(group)] for group in self.param_groups
+        ]
+        return {"plan": self.module.plan.digest, "worker": self.module.rank, "names": names}
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
+
+
+def _part(shard: Shard, value: Any, shape: torch.Size) -> Any:
+    return shard.part(value).clone() if isinstance(value, Tensor) and value.shape == shape else value
+
+
+def _end(reduction: ReduceScatter, before: Reduction, engine: weakref.ref[GradientEngine]) -> None:
+    """Gives the model its ordinary gradients back."""
+    reduction.end()
+    current = engine()
+    if current is not None and current.reduction is reduction:
+        current.reduction = before

@@ -1,0 +1,1 @@
+"""Shards: which elements each owner of a unit steps, and how shards travel."""

@@ -1,0 +1,91 @@
+"""What stands in a parameter's ``.grad`` while its owners hold the gradient in shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sdp_compile.errors import SDPError
+from sdp_compile.runtime.sharding.shards import Shard
+
+_aten = torch.ops.aten
+
+
+class ShardedGradient(Tensor):
+    """A gradient of which this worker holds only the ``parts`` that belong to its own shards.
+
+    It has the parameter's shape, dtype and device, so that ``.grad is None`` and ``zero_grad()`` keep their meaning,
+    but no values: whoever would read or change them gets an `SDPError`. What a later backward accumulates on top,
+    until it is reduced as well, is ``fresh``.
+    """
+
+    parameter_name: str
+    parts: dict[Shard, Tensor]
+    fresh: Tensor | None
+
+    @staticmethod
+    def __new__(cls, name: str, like: Tensor) -> ShardedGradient:
+        self: ShardedGradient = Tensor._make_wrapper_subclass(
+            cls, like.shape, dtype=like.dtype, device=like.device, storage_size=0
+        )
+        self.parameter_name, self.parts, self.fresh = name, {}, None
+        return self
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"ShardedGradient({self.parameter_name!r}, shape={list(self.shape)})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        first = args[0] if args else None
+        if func is _aten.add_.Tensor and isinstance(first, ShardedGradient):  # how autograd accumulates
+            first.fresh = args[1].clone() if first.fresh is None else first.fresh.add_(args[1])
+            return first
+        if func is _aten.zero_.default and isinstance(first, ShardedGradient):
+            return first._zero()
+        if func is _aten._foreach_zero_.default:
+            for gradient in args[0]:
+                gradient._zero() if isinstance(gradient, ShardedGradient) else gradient.zero_()
+            return None
+        if func is _aten._to_copy.default and isinstance(first, ShardedGradient):  # the module is converted
+            options = {key: value for key, value in (kwargs or {}).items() if key in ("dtype", "device")}
+            return first._converted(**options)
+        leaves = pytree.tree_leaves((args, kwargs))
+        sharded = next(leaf for leaf in leaves if isinstance(leaf, ShardedGradient))
+        raise SDPError(
+            f"The gradient of {sharded.parameter_name!r} cannot be read or changed here ({func}): the model has a "
+            "ShardedOptimizer, so each owner holds only its shard of it. Clip with sdp_compile.clip_grad_norm_(), "
+            "scale with sdp_compile.GradScaler; to read gradients, or to step another optimizer, delete the "
+            "ShardedOptimizer."
+        )
+
+    def _zero(self) -> ShardedGradient:
+        self.fresh = None
+        for part in self.parts.values():
+            part.zero_()
+        return self
+
+    def _converted(self, **options: Any) -> ShardedGradient:
+        like = torch.empty((), dtype=self.dtype, device=self.device).to(**options)
+        result = ShardedGradient(self.parameter_name, like.expand(self.shape))
+        result.parts = {shard: part.to(**options) for shard, part in self.parts.items()}
+        result.fresh = None if self.fresh is None else self.fresh.to(**options)
+        return result
+
+
+def local_gradient(parameter: Tensor) -> Tensor | None:
+    """What this worker has accumulated in ``.grad`` since its last reduction; None where nothing."""
+    gradient = parameter.grad
+    return gradient.fresh if isinstance(gradient, ShardedGradient) else gradient
+
+
+def held_gradients(parameter: Tensor) -> list[Tensor]:
+    """The tensors in which this worker holds the parameter's gradient: ``.grad``, or its shards of it."""
+    gradient = parameter.grad
+    if isinstance(gradient, ShardedGradient):
+        return list(gradient.parts.values())
+    return [] if gradient is None else [gradient]

@@ -1,0 +1,1 @@
+"""Full state from the workers' slices, and slices from full state."""

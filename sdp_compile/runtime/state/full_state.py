@@ -1,0 +1,173 @@
+"""Full state dictionaries of a partitioned module: assembled from the workers' slices, and cut into them again."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from sdp_compile.errors import SDPError
+from sdp_compile.passes.mask_parameters import clear_unowned
+from sdp_compile.planning.holdings import Local, local_tensors, replace_tensors
+from sdp_compile.runtime.comm.handshake import Handshake
+from sdp_compile.runtime.comm.transfer import Request, assemble
+from sdp_compile.runtime.peers import Runtime, require_runtime
+from sdp_compile.runtime.state.statistics import merge_running_statistics, running_statistics
+
+if TYPE_CHECKING:
+    from sdp_compile.runtime.module.sdp_module import SDPModule
+
+Prepared = TypeVar("Prepared")
+
+_warned: weakref.WeakSet[SDPModule] = weakref.WeakSet()
+
+
+def full_state_dict(module: SDPModule, rank0_only: bool = False, cpu_offload: bool = False) -> dict[str, Any]:
+    """The state dictionary of the original model with the full tensors. Collective.
+
+    It has every key of the original model's ``state_dict()`` in its order, tied ones included (they share a tensor),
+    and loads there with ``strict=True``. ``rank0_only`` gives the other ranks an empty dictionary, ``cpu_offload`` puts
+    the result on the CPU. Running statistics are merged over their owners; the module's own stay as they are.
+    """
+    runtime, _ = enter(module, "full_state_dict()", f"rank0_only={rank0_only}", lambda: None)
+    plan, keys = module.plan, list(module.capture.skeleton.state_dict())
+    names = list(dict.fromkeys(plan.aliases[key] for key in keys if key in plan.aliases))
+    tensors = {**local_tensors(module), **merge_running_statistics(module)}
+    dtypes = _dtypes(module, names, tensors, runtime)
+    full = assemble(
+        [Request(name, name, dtypes[name]) for name in names],
+        tensors,
+        Local(plan, module.rank, module.lowering),
+        None if runtime is None else runtime.groups,
+        wanted=(0,) if rank0_only else None,
+        device=torch.device("cpu") if cpu_offload else device_of(module),
+    )
+    if not full and names:
+        return {}
+    _warn_of_statistics(module)
+    extra = module.capture.skeleton.state_dict()
+    return {key: full[plan.aliases[key]] if key in plan.aliases else extra[key] for key in keys}
+
+
+@torch.no_grad()
+def load_full_state_dict(module: SDPModule, state: Mapping[str, Any], strict: bool = True) -> _IncompatibleKeys:
+    """Copies this worker's slices of a full state dictionary into the module, keeping its dtypes and devices.
+
+    Nothing is communicated: give every rank the same state. One name of a tied parameter is enough. With ``strict``
+    missing and unexpected keys are an SDPError; a wrong shape always is one.
+    """
+    plan, tensors, local = module.plan, local_tensors(module), Local(module.plan, module.rank, module.lowering)
+    if any(tensor.device.type == "meta" for tensor in tensors.values()):
+        raise SDPError("The module is on the meta device, with no values to load into: use materialize(weights=state).")
+    expected = module.capture.skeleton.state_dict().keys()
+    found = {plan.aliases[key]: key for key in state if key in plan.aliases}
+    missing = [key for key in expected if key in plan.aliases and plan.aliases[key] not in found]
+    unexpected = [key for key in state if key not in expected]
+    wrong = [
+        f"{key}: {list(torch.as_tensor(state[key]).shape)} instead of {list(plan.state[name].shape)}"
+        for name, key in found.items()
+        if tuple(torch.as_tensor(state[key]).shape) != plan.state[name].shape
+    ]
+    problems = [f"shapes do not fit: {_shortened(wrong)}"] if wrong else []
+    if strict:
+        problems += [f"missing keys: {_shortened(missing)}"] if missing else []
+        problems += [f"unexpected keys: {_shortened(unexpected)}"] if unexpected else []
+    if problems:
+        raise SDPError(
+            "The state does not fit the original model: "
+            + "; ".join(problems)
+            + ". It must be a full state dictionary (full_state_dict(), or the original model's state_dict())."
+        )
+    for held in local.held():
+        if held.source in found and held.name in tensors:
+            tensors[held.name].copy_(held.region.read(torch.as_tensor(state[found[held.source]])))
+    if module.lowering == "masked" and plan.masking == "forward":
+        clear_unowned(tensors, plan, module.rank)
+    return _IncompatibleKeys(missing, unexpected)
+
+
+def full_model(module: SDPModule) -> nn.Module:
+    """A new copy of the original model with the full weights, on the module's device and in its mode. Collective."""
+    state = full_state_dict(module)
+    capture, device = module.capture, device_of(module)
+    model: nn.Module = copy.deepcopy(capture.skeleton)
+    own, held = local_tensors(module), local_tensors(model)
+    new: dict[str, Tensor] = {}
+    for name, tensor in held.items():
+        if name in state:
+            value = state[name]
+        elif name in own and own[name].shape == tensor.shape:
+            value = own[name].detach().clone()  # a buffer outside of the state dictionary that nobody cut
+        else:
+            value = tensor.detach().to(device)
+        new[name] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    replace_tensors(model, new)
+    return model.train(module.training)
+
+
+def enter(
+    module: SDPModule, what: str, statement: str, prepare: Callable[[], Prepared]
+) -> tuple[Runtime | None, Prepared]:
+    """Starts a collective on the module's state: all ranks must call the same one, and none fail in ``prepare``.
+
+    The limit is the process group's, not that of the start: in mid-training a rank may come late.
+    """
+    runtime = require_runtime(module, what)
+    group = None if runtime is None else runtime.group
+    limit = 0.0 if runtime is None else max(runtime.groups.timeout.total_seconds(), 1.0)
+    with Handshake(group, what, limit) as handshake:
+        if any(tensor.device.type == "meta" for tensor in module.parameters()):
+            raise SDPError(f"{what}: the module is on the meta device and has no values yet; call materialize() first.")
+        prepared = prepare()
+        handshake.agree(statement, what="argument")
+    return runtime, prepared
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of the module's first tensor."""
+    return next((tensor.device for tensor in local_tensors(module).values()), torch.device("cpu"))
+
+
+def responsible(module: SDPModule, name: str) -> int:
+    """The worker that answers for a tensor: the first owner of its first element that has one."""
+    return next((piece.owners[0] for piece in module.plan.pieces(name) if piece.owners and piece.numel), 0)
+
+
+def _dtypes(
+    module: SDPModule, names: list[str], tensors: Mapping[str, Tensor], runtime: Runtime | None
+) -> dict[str, torch.dtype]:
+    """The dtype that each tensor has now, also where this worker holds nothing of it."""
+    mine = {
+        name: str(tensors[name].dtype).removeprefix("torch.")
+        for name in names
+        if responsible(module, name) == module.rank and name in tensors
+    }
+    gathered = [mine] if runtime is None else runtime.groups.gather_json(mine)
+    known: dict[str, str] = {name: dtype for part in gathered for name, dtype in part.items()}
+    return {name: getattr(torch, known[name]) if name in known else module.plan.state[name].dtype for name in names}
+
+
+def _warn_of_statistics(module: SDPModule) -> None:
+    plan = module.plan
+    if plan.masking == "backward":  # each worker sees the activations of the full model
+        return
+    cut = plan.workers > 1 and any(plan.is_cut(name) for name in plan.state)
+    if module in _warned or module.rank != 0 or not cut or not running_statistics(module.capture):
+        return
+    _warned.add(module)
+    warnings.warn(
+        "The model has running statistics (BatchNorm). They were merged over their owners, but each worker saw the "
+        "activations of its own subnetwork: before evaluating the full model, re-estimate them with "
+        "sdp_compile.calibrate(full_model, batches).",
+        stacklevel=4,
+    )
+
+
+def _shortened(items: list[str], shown: int = 10) -> str:
+    return ", ".join(items[:shown]) + (f" and {len(items) - shown} more" if len(items) > shown else "")

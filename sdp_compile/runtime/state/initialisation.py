@@ -1,0 +1,122 @@
+"""From full values, or from none, to the slices that a worker holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sdp_compile.errors import SDPError
+from sdp_compile.ir.program import Capture
+from sdp_compile.planning.holdings import Held, Local, local_tensors, replace_tensors
+from sdp_compile.planning.plan import Plan
+from sdp_compile.runtime.state.initialisers import Initialisers
+from sdp_compile.runtime.state.weights import Weights, open_weights
+
+if TYPE_CHECKING:
+    from sdp_compile.runtime.module.sdp_module import SDPModule
+
+PathLike = str | os.PathLike[str]
+
+
+@torch.no_grad()
+def slice_tensors(
+    capture: Capture, plan: Plan, rank: int, values: Mapping[str, Tensor], device: torch.device | str | None = None,
+    lowering: str = "sliced",
+) -> dict[str, Tensor]:  # fmt: skip
+    """What worker ``rank`` holds of each tensor, by canonical name; tensors of which it holds nothing are left out.
+
+    ``values`` are the full tensors by canonical name (lifted constants may be missing), meta tensors included. The
+    results are copies, parameters are ``nn.Parameter``; they stay on their tensor's device where ``device`` is None.
+    """
+    result: dict[str, Tensor] = {}
+    for held in Local(plan, rank, lowering).held():
+        if held.source not in capture.state:
+            continue
+        description = capture.state[held.source]
+        value = values[held.source] if held.source in values else capture.constants[held.source]
+        piece = held.region.copy(value.detach())
+        piece = piece if device is None else piece.to(device)
+        is_parameter = description.kind == "parameter" and held.name == held.source
+        result[held.name] = nn.Parameter(piece, description.requires_grad) if is_parameter else piece
+    return result
+
+
+@torch.no_grad()
+def materialize(
+    module: SDPModule, weights: PathLike | Mapping[str, Tensor] | None = None,
+    device: torch.device | str | None = None, seed: int = 0,
+) -> SDPModule:  # fmt: skip
+    """Fills a module on the meta device with its slices of the full values, one tensor at a time; returns the module.
+
+    ``weights`` is a mapping by the original model's names, or the path of a safetensors file, of an index of several,
+    or of a folder with either, of which only the slices are read. Without weights every tensor is initialised by the
+    original's own modules (``reset_parameters``, or transformers' ``_init_weights``) on the CPU, with random numbers
+    that depend on its name and ``seed`` alone: the owners of an element agree. Buffers that weights lack because they
+    are outside of ``state_dict()`` are initialised so too. The full tensors never exist together.
+
+    Collective where there are peers: values are made equal at the end. Create optimizers afterwards, the parameters
+    are new ones.
+    """
+    tensors, skeleton, state = local_tensors(module), module.capture.skeleton, module.plan.state
+    held = [one for one in Local(module.plan, module.rank, module.lowering).held() if one.name in tensors]
+    if weights is None:
+        empty = [one for one in held if tensors[one.name].is_meta]
+        new = _slices(module, Initialisers(skeleton, seed), empty, tensors, device)
+    else:
+        source = open_weights(weights)
+        outside = [
+            one for one in held
+            if tensors[one.name].is_meta and not state[one.source].persistent and one.source not in source
+        ]  # fmt: skip
+        new = _slices(module, source, [one for one in held if one not in outside], tensors, device)
+        if outside:
+            new |= _slices(module, Initialisers(skeleton, seed), outside, tensors, device)
+    replace_tensors(module, new)
+    if device is not None:
+        module.to(device)
+    if module.runtime is not None:
+        module.runtime.equalise(module)
+        module.runtime.refresh()
+    return module
+
+
+def _slices(
+    module: SDPModule, source: Weights, held: Sequence[Held], tensors: Mapping[str, Tensor],
+    device: torch.device | str | None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What is to stand for the tensors that the module holds; SDPError where the source lacks one on the meta device.
+
+    What has a value already may stay as it is.
+    """
+    aliases = _aliases(module.plan)
+    keys = {one.source: next((alias for alias in aliases[one.source] if alias in source), None) for one in held}
+    absent = [one.source for one in held if keys[one.source] is None and tensors[one.name].is_meta]
+    if absent:
+        raise SDPError(source.explain(list(dict.fromkeys(absent))))
+    result: dict[str, Tensor] = {}
+    for one in held:
+        key, old = keys[one.source], tensors[one.name]
+        if key is None:
+            continue
+        value = source.read(key, module.plan.state[one.source].shape, one.region).to(_target(old, device), old.dtype)
+        result[one.name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+    return result
+
+
+def _aliases(plan: Plan) -> dict[str, list[str]]:
+    """All names of each tensor, the canonical one first."""
+    result = {name: [name] for name in plan.state}
+    for alias, name in plan.aliases.items():
+        if alias != name:
+            result[name].append(alias)
+    return result
+
+
+def _target(old: Tensor, device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    return old.device if not old.is_meta else torch.device("cpu")

@@ -1,0 +1,211 @@
+"""Running statistics: merged over the workers that own them, and re-estimated on the full model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from sdp_compile.errors import SDPError
+from sdp_compile.ir.program import Capture
+from sdp_compile.ownership.owners import is_member
+from sdp_compile.planning.holdings import Local, Region, local_tensors
+from sdp_compile.runtime.comm.groups import Groups, explained
+
+if TYPE_CHECKING:
+    from sdp_compile.runtime.module.sdp_module import SDPModule
+
+
+@dataclass(frozen=True)
+class RunningStatistics:
+    """Buffers that training moves: means with the variances around them, and integer counters (canonical names)."""
+
+    means: tuple[str, ...]
+    variances: tuple[tuple[str, str | None], ...]
+    counters: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.means or self.variances)
+
+
+def running_statistics(capture: Capture) -> RunningStatistics:
+    """The running statistics of a model, read off its graphs.
+
+    They are what an operator takes as ``running_mean`` and ``running_var``; a counter is an integer buffer that an
+    operator writes to.
+    """
+    means: dict[str, None] = {}
+    variances: dict[str, str | None] = {}
+    counters: dict[str, None] = {}
+    for program in capture.programs.values():
+        for node in program.graph.nodes:
+            arguments = {name: value for name, value, _ in _arguments(node)}
+            mean, variance = (_state_name(arguments.get(key)) for key in ("running_mean", "running_var"))
+            if mean is not None:
+                means[mean] = None
+            if variance is not None:
+                variances[variance] = mean
+            for _, value, written in _arguments(node):
+                name = _state_name(value)
+                if written and name is not None and _is_integer(capture, name):
+                    counters[name] = None
+    return RunningStatistics(tuple(means), tuple(variances.items()), tuple(counters))
+
+
+@torch.no_grad()
+def merge_running_statistics(module: SDPModule) -> dict[str, Tensor]:
+    """This worker's slices of the running statistics, merged over the owners of each channel. Collective.
+
+    Means are averaged; a variance is the total variance, the mean of the variances plus that of the squared distances
+    of the means; counters are the maximum. The module's own buffers are left alone.
+    """
+    statistics, tensors = running_statistics(module.capture), local_tensors(module)
+    runtime = module.runtime
+    names = [*statistics.means, *(name for name, _ in statistics.variances), *statistics.counters]
+    if runtime is None or not names:
+        return {}
+    local, groups = Local(module.plan, module.rank, module.lowering), runtime.groups
+    merged = {name: tensors[name].detach().clone() for name in names if name in tensors}
+    _reduce(statistics.means, {name: tensor.double() for name, tensor in merged.items()}, merged, local, groups)
+    spread = {
+        name: tensors[name].double() + ((tensors[mean].double() - merged[mean].double()) ** 2 if mean in merged else 0)
+        for name, mean in statistics.variances
+        if name in merged
+    }
+    _reduce([name for name, _ in statistics.variances], spread, merged, local, groups)
+    _reduce(statistics.counters, dict(merged), merged, local, groups, maximum=True)
+    return merged
+
+
+def _reduce(
+    names: Iterable[str], values: Mapping[str, Tensor], merged: dict[str, Tensor], local: Local, groups: Groups,
+    maximum: bool = False,
+) -> None:  # fmt: skip
+    """Writes the mean (or maximum) over the owners of each element of ``values`` into ``merged``."""
+    by_owners: dict[tuple[int, ...], list[tuple[str, Region]]] = {}
+    for name in names:
+        for piece in local.plan.pieces(name):
+            if len(piece.owners) > 1 and piece.numel and is_member(groups.rank, piece.owners):
+                by_owners.setdefault(piece.owners, []).append((name, local.region(piece)))
+    for owners in sorted(by_owners):
+        regions = by_owners[owners]
+        flat = torch.cat([region.read(values[name]).reshape(-1) for name, region in regions])
+        sent = flat.to(groups.wire(flat.device))
+        with explained(owners, "running statistics", groups.rank):
+            operation = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
+            dist.all_reduce(sent, op=operation, group=groups.process_group(owners))
+        if not maximum:
+            sent = sent / len(owners)
+        offset = 0
+        for name, region in regions:
+            region.write(merged[name], sent[offset : offset + region.numel])
+            offset += region.numel
+
+
+@torch.no_grad()
+def calibrate(full_model: nn.Module, batches: Iterable[Any], device: torch.device | str | None = None) -> nn.Module:
+    """Re-estimates the running statistics of a full model by running ``batches`` through it, and returns it.
+
+    Statistics merged from subnetworks are not those of the full model; without this step it can be far off. A few
+    hundred training samples do. Each batch is the model's input: a tensor, or a mapping of keyword arguments. A list
+    or tuple, as a DataLoader yields it, counts as (input, label, ...): only its first entry is used. Entries are moved
+    to ``device`` (default: the model's).
+
+    Every statistic becomes the plain average over the batches. All other layers run in evaluation mode (no dropout), no
+    gradient is computed, and modes and momenta are as before afterwards.
+    """
+    if isinstance(getattr(full_model, "_orig_mod", full_model), fx.GraphModule) and hasattr(full_model, "plan"):
+        raise SDPError("calibrate() takes the full model and was given a worker's subnetwork: pass model.full_model().")
+    layers: list[Any] = [layer for layer in full_model.modules() if _has_statistics(layer)]
+    if not layers:
+        return full_model
+    target = torch.device(device) if device is not None else next(full_model.parameters()).device
+    seen = 0
+    with _estimating(full_model, layers):
+        for batch in batches:
+            args, kwargs = _inputs(batch, target)
+            for layer in layers:
+                # None is the cumulative average; instance normalisation has no such mode.
+                layer.momentum = None if isinstance(layer, _BatchNorm) else 1 / (seen + 1)
+            full_model(*args, **kwargs)
+            seen += 1
+        if not seen:
+            raise SDPError("calibrate() was given no batches: pass an iterable of inputs, for example a DataLoader.")
+    return full_model
+
+
+@contextmanager
+def _estimating(model: nn.Module, layers: list[Any]) -> Iterator[None]:
+    """Evaluation mode but for the layers with statistics, which average cumulatively from zero."""
+    modes = {module: module.training for module in model.modules()}
+    before = [(layer, layer.momentum, _copies(layer)) for layer in layers]
+    try:
+        model.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.training = True
+        yield
+    except BaseException:
+        for layer, _, buffers in before:
+            for name, value in buffers.items():
+                layer._buffers[name].copy_(value)
+        raise
+    finally:
+        for layer, momentum, _ in before:
+            layer.momentum = momentum
+        for module, training in modes.items():
+            module.training = training
+
+
+def _copies(layer: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in layer._buffers.items() if value is not None}
+
+
+def _has_statistics(layer: nn.Module) -> bool:
+    """BatchNorm, InstanceNorm with statistics, and look-alikes that keep their attributes and methods."""
+    if isinstance(layer, _NormBase):
+        return layer.running_mean is not None
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    buffers = all(isinstance(getattr(layer, name, None), Tensor) for name in names)
+    return buffers and hasattr(layer, "momentum") and callable(getattr(layer, "reset_running_stats", None))
+
+
+def _inputs(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, (tuple, list)):
+        if not batch:
+            raise SDPError("calibrate() was given an empty batch.")
+        batch = batch[0]
+    if isinstance(batch, Mapping):
+        return (), {name: _moved(value, device) for name, value in batch.items()}
+    return (_moved(batch, device),), {}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _arguments(node: fx.Node) -> list[tuple[str, Any, bool]]:
+    """(name in the operator's schema, value, whether it is written to) for each argument of an operator call."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None:
+        return []
+    result = []
+    for position, argument in enumerate(schema.arguments):
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+        result.append((argument.name, value, argument.alias_info is not None and argument.alias_info.is_write))
+    return result
+
+
+def _is_integer(capture: Capture, name: str) -> bool:
+    dtype = capture.state[name].dtype if name in capture.state else torch.bool
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def _state_name(value: Any) -> str | None:
+    return str(value.target) if isinstance(value, fx.Node) and value.op == "get_attr" else None

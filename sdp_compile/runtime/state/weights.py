@@ -1,0 +1,133 @@
+"""Full weights to read slices of: a mapping, or safetensors files of which only the slices are read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from sdp_compile.errors import SDPError
+from sdp_compile.planning.holdings import Region
+from sdp_compile.structure.layout import Indices
+
+_MAX_READS = 64
+"""More separate runs of rows than this are read as one range and picked from in memory."""
+
+
+class Weights(Protocol):
+    """Where full tensors come from."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def read(self, name: str, shape: tuple[int, ...], region: Region) -> Tensor:
+        """A copy of the region of the tensor, whose full shape must be ``shape``."""
+        ...
+
+    def explain(self, absent: list[str]) -> str:
+        """The error text where some tensors have no source."""
+        ...
+
+
+def open_weights(weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> Weights:
+    """The source that ``weights`` means: a mapping, a .safetensors file, an index of several, or a folder of those."""
+    if isinstance(weights, Mapping):
+        return _Mapped(weights)
+    path = Path(weights)
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise SDPError(f"{path} holds {len(found)} safetensors files or indices; name the one to load.")
+        path = found[0]
+    if not path.is_file():
+        raise SDPError(f"There is no weights file {path}.")
+    try:
+        if path.suffix == ".json":
+            index = json.loads(path.read_text())["weight_map"]
+            return _Files(path, {name: path.parent / file for name, file in index.items()})
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return _Files(path, dict.fromkeys(file.keys(), path))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SDPError(f"{path} is no index of safetensors files: it has no `weight_map` of names to files.") from error
+    except Exception as error:  # safetensors' own error type is not public in all versions
+        raise SDPError(f"{path} cannot be read as a safetensors file: {error}") from error
+    raise SDPError(f"{path} is neither a .safetensors file nor an index (.json) of such files.")
+
+
+class _Mapped:
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._values = values
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def read(self, name: str, shape: tuple[int, ...], region: Region) -> Tensor:
+        value = torch.as_tensor(self._values[name]).detach()
+        _check(name, tuple(value.shape), shape, "the weights")
+        return region.copy(value)
+
+    def explain(self, absent: list[str]) -> str:
+        return _missing(absent, "The weights")
+
+
+class _Files:
+    """A file is open for one tensor at a time: closing it gives back the memory that it was mapped to."""
+
+    def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
+        self._path, self._files = path, files
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def read(self, name: str, shape: tuple[int, ...], region: Region) -> Tensor:
+        path = self._files[name]
+        try:
+            file: Any = safe_open(path, framework="pt")
+        except Exception as error:
+            raise SDPError(f"{path}, named by {self._path}, cannot be read: {error}") from error
+        with file:
+            stored = file.get_slice(name)
+            _check(name, tuple(stored.get_shape()), shape, str(self._path))
+            return _part(stored, region) if shape else cast(Tensor, file.get_tensor(name)).clone()
+
+    def explain(self, absent: list[str]) -> str:
+        return _missing(absent, str(self._path))
+
+
+def _part(stored: Any, region: Region) -> Tensor:
+    """A copy of the region of a tensor in a file."""
+    outer, *inner = region.index
+    within = tuple(slice(int(index[0]), int(index[-1]) + 1) if len(index) else slice(0, 0) for index in inner)
+    result: Tensor = stored[(slice(0, 0), *within)].new_empty(region.shape)
+    done = 0
+    for rows in _runs(outer):
+        part = stored[(slice(int(rows[0]), int(rows[-1]) + 1), *within)]
+        relative = [rows - rows[0], *(index - index[0] if len(index) else index for index in inner)]
+        Region(relative).copy(part, result[done : done + len(rows)])
+        done += len(rows)
+    return result
+
+
+def _runs(index: Indices) -> Iterator[Indices]:
+    """The runs of consecutive numbers in an ascending list, or all of it where they are too many."""
+    if not len(index):
+        return
+    breaks = np.flatnonzero(np.diff(index) != 1) + 1
+    yield from (np.split(index, breaks) if len(breaks) < _MAX_READS else [index])
+
+
+def _check(name: str, shape: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
+    if shape != tuple(expected):
+        raise SDPError(f"{name!r} has shape {list(shape)} in {where}; the model's is {list(expected)}.")
+
+
+def _missing(absent: list[str], where: str) -> str:
+    more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+    return f"{where} lack {', '.join(absent[:10])}{more}. Names must be those of the original model's state_dict()."

@@ -1,0 +1,241 @@
+"""Walk the captured programs with the rules, and read off which parameter dimensions are cut together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from sdp_compile.errors import CaptureError
+from sdp_compile.ir.program import Capture, Mode, StateTensor
+from sdp_compile.ir.sizes import Sizes
+from sdp_compile.ir.source import module_path, source_line
+from sdp_compile.structure import axes
+from sdp_compile.structure.axes import Axis, Dim, Reason
+from sdp_compile.structure.families import Frozen
+from sdp_compile.structure.layout import Layout, Leaf, Product, Sum
+from sdp_compile.structure.operators import Context, Rewrites, Value, bind, find_rule, mutated_argument
+from sdp_compile.structure.operators.convolution import KERNEL
+from sdp_compile.structure.operators.elementwise import elementwise, is_pointwise
+from sdp_compile.structure.operators.reduction import mean_of_full
+
+
+@dataclass(frozen=True)
+class NodeRewrites:
+    """`Rewrites` of one node with its dimensions resolved: what lowering must change there."""
+
+    resizes: tuple[tuple[str, int | None, tuple[Layout, ...]], ...]
+    pins: Mapping[str, Any]
+    operator: Any
+
+
+class AxisAnalysis:
+    """Axes of all tensors of a capture; both modes share the axes of the parameters and buffers."""
+
+    def __init__(self, capture: Capture, streams: Mapping[Mode, frozenset[str]] | None = None) -> None:
+        """``streams`` names the adds of the residual stream in each mode."""
+        self.capture = capture
+        self.sizes = Sizes()
+        self.state = {name: _state_value(tensor) for name, tensor in capture.state.items()}
+        self.values: dict[Mode, dict[fx.Node, Any]] = {}
+        self._rewrites: dict[fx.Node, Rewrites] = {}
+        for mode, program in capture.programs.items():
+            self.values[mode] = self._walk(program.graph)
+        self._keep_means_of_streams(streams or {})
+        self.names = _name_axes(self.state, capture.state)
+        self._resolved: dict[Axis, Layout] = {}
+
+    def _walk(self, graph: fx.Graph) -> dict[fx.Node, Any]:
+        values: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                values[node] = self.state.get(str(node.target))
+            elif node.op == "placeholder":
+                values[node] = self._whole(node, Reason("it is an input of the model", node))
+            elif node.op == "call_function":
+                values[node] = self._call(node, values)
+            elif node.op == "output":
+                reason = Reason("it is an output of the model", node)
+                for value in _tensors([values[a] for a in node.all_input_nodes]):
+                    for dim in value.dims:
+                        axes.freeze(dim, reason)
+        return values
+
+    def _keep_means_of_streams(self, adds: Mapping[Mode, frozenset[str]]) -> None:
+        """Freezes a residual stream that a mean runs over (RMSNorm).
+
+        Lowering could divide by the full length, as it does elsewhere; but then every projection would be cut along the
+        stream as well, and ``axes="all"`` would need more replicas to own each of its elements.
+        """
+        stream = {
+            leaf
+            for mode, names in adds.items()
+            for node, value in self.values[mode].items()
+            if node.name in names
+            for tensor in _tensors([value])
+            for dim in tensor.dims
+            for leaf in _leaves(dim)
+        }
+        for node, rewrites in self._rewrites.items():
+            if rewrites.operator is mean_of_full:
+                reason = Reason("a mean over the residual stream needs all of it", node)
+                for dim in [dim for resize in rewrites.resizes for dim in resize.dims]:
+                    if not stream.isdisjoint(_leaves(dim)):
+                        axes.freeze(dim, reason)
+
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        if getattr(node.target, "__name__", "") == "getitem":
+            source, position = cast(tuple[fx.Node, int], node.args)
+            container = values[source]
+            return container[position] if isinstance(container, list) else None
+        inputs = list(_tensors([values[a] for a in node.all_input_nodes]))
+        self._refuse_writes_to_parameters(node, values)
+        rule = find_rule(node.target)
+        if rule is None and is_pointwise(node.target):
+            rule = elementwise
+        if rule is None:
+            return self._opaque(node, inputs)
+        context = Context(node, self.sizes.distinct)
+        arguments = bind(node, lambda arg: fx.map_arg(arg, lambda n: values[n]))
+        result = rule(context, **arguments)
+        self._rewrites[node] = context.rewrites
+        return result
+
+    def _refuse_writes_to_parameters(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
+        """A forward that changes its parameters (RWKV rescales its own in eval mode) has no gradient that holds."""
+        written = mutated_argument(node.target)
+        if written is None:
+            return
+        target = bind(node, lambda arg: fx.map_arg(arg, lambda n: values[n]))[written]
+        for name, value in self.state.items():
+            shares = isinstance(target, Value) and target.storage is value.storage
+            if shares and self.capture.state[name].kind == "parameter":
+                raise CaptureError(
+                    f"The model's forward changes its parameter {name!r} in place, at {source_line(node)} "
+                    f"(module {module_path(node) or 'the model itself'}). Owners would no longer agree on its value: "
+                    "change parameters outside of forward."
+                )
+
+    def _opaque(self, node: fx.Node, inputs: list[Value]) -> Any:
+        """An operator without a rule: nothing that touches it is cut."""
+        if not isinstance(node.meta.get("val"), (torch.Tensor, list, tuple)):
+            return None  # arithmetic on sizes, which stay those of the full model
+        operator = str(node.target).removeprefix("aten.")
+        reason = Reason(f"{operator} has no rule", node)
+        for value in inputs:
+            value.storage.nonzero = value.storage.nonzero or mutated_argument(node.target) is not None
+            for dim in value.dims:
+                axes.freeze(dim, reason)
+        return self._whole(node, reason)
+
+    def _whole(self, node: fx.Node, reason: Reason) -> Any:
+        def whole(tensor: Any) -> Any:
+            if isinstance(tensor, (list, tuple)):
+                return [whole(item) for item in tensor]
+            if not isinstance(tensor, torch.Tensor):
+                return None
+            lengths = self.sizes.distinct(tensor)
+            return Value(tuple(axes.fresh(n, reason) for n in lengths), (False,) * len(lengths))
+
+        return whole(node.meta.get("val"))
+
+    def layout(self, dim: Dim) -> Layout:
+        """A dimension as a tree over the named axes."""
+        factors = tuple(self._resolve(axis) for axis in axes.expand(dim))
+        if not factors:
+            return Leaf(1)
+        return factors[0] if len(factors) == 1 else Product(factors)
+
+    def _resolve(self, root: Axis) -> Layout:
+        if root not in self._resolved:
+            if root.parts is not None and root.frozen is None:
+                self._resolved[root] = Sum(tuple(self.layout(part) for part in root.parts))
+            else:
+                self._resolved[root] = Leaf(root.size, self.names.get(root))
+        return self._resolved[root]
+
+    def annotate(self) -> None:
+        """Write each node's layouts and rewrites into its ``meta``, for the passes."""
+        for values in self.values.values():
+            for node, value in values.items():
+                node.meta["layouts"] = self._layouts(value)
+                if node in self._rewrites:
+                    rewrites = self._rewrites[node]
+                    node.meta["rewrites"] = NodeRewrites(
+                        tuple((r.argument, r.index, tuple(map(self.layout, r.dims))) for r in rewrites.resizes),
+                        rewrites.pins,
+                        rewrites.operator,
+                    )
+
+    def _layouts(self, value: Any) -> Any:
+        if isinstance(value, Value):
+            return tuple(self.layout(dim) for dim in value.dims)
+        return [self._layouts(item) for item in value] if isinstance(value, list) else ()
+
+    def axes_of(self, mode: Mode, node: fx.Node) -> set[str]:
+        """The named axes that a node's value runs along."""
+        return {
+            self.names[leaf]
+            for value in _tensors([self.values[mode].get(node)])
+            for dim in value.dims
+            for leaf in _leaves(dim)
+            if leaf in self.names
+        }
+
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Every parameter dimension that stays whole, and why; kernel positions, which nobody would cut, left out."""
+        found = []
+        for name, value in self.state.items():
+            if self.capture.state[name].kind != "parameter":
+                continue
+            for number, dim in enumerate(value.dims):
+                leaf = next((leaf for leaf in _leaves(dim) if leaf.frozen is not None), None)
+                if leaf is not None and leaf.frozen is not None and leaf.frozen.text != KERNEL:
+                    found.append(_frozen(name, number, axes.size(dim), leaf.frozen))
+        return tuple(found)
+
+
+def _frozen(name: str, number: int, length: int, reason: Reason) -> Frozen:
+    node = reason.node
+    operator = "" if node is None else str(node.target).removeprefix("aten.")
+    return Frozen(name, number, length, reason.text, operator, source_line(node), module_path(node))
+
+
+def _state_value(tensor: StateTensor) -> Value:
+    dims = tuple(axes.fresh(length) for length in tensor.shape)
+    return Value(dims, (tensor.kind == "parameter",) * len(dims))
+
+
+def _tensors(values: Any) -> Iterator[Value]:
+    if isinstance(values, Value):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _leaves(dim: Dim) -> Iterator[Axis]:
+    for root in axes.expand(dim):
+        if root.parts is None or root.frozen is not None:
+            yield root
+        else:
+            for part in root.parts:
+                yield from _leaves(part)
+
+
+def _name_axes(values: Mapping[str, Value], state: Mapping[str, StateTensor]) -> dict[Axis, str]:
+    """A name for each axis that a policy may cut, after the first parameter dimension where it lies."""
+    names: dict[Axis, str] = {}
+    for name, value in values.items():
+        if state[name].kind != "parameter":
+            continue
+        for number, dim in enumerate(value.dims):
+            leaves = list(dict.fromkeys(_leaves(dim)))
+            for position, leaf in enumerate(leaves):
+                if leaf.frozen is None and leaf not in names:
+                    suffix = f".{position}" if len(leaves) > 1 else ""
+                    names[leaf] = f"{name}[{number}]{suffix}"
+    return names

@@ -1,0 +1,1 @@
+"""Blocks: residual branches that can be dropped whole."""

@@ -1,0 +1,62 @@
+"""Tensors that an operator makes from sizes: constant fills follow a cut, position-dependent values do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sdp_compile.structure import axes
+from sdp_compile.structure.operators import Context, Value, rule
+
+aten = torch.ops.aten
+
+ZEROS = frozenset({"zeros", "new_zeros", "zeros_like"})
+
+
+@rule(
+    aten.zeros.default,
+    aten.ones.default,
+    aten.full.default,
+    aten.empty.memory_format,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.new_empty.default,
+    aten.rand.default,
+    aten.randn.default,
+    aten.randint.default,
+    aten.randint.low,
+)
+def filled(ctx: Context, size: Any, **_: Any) -> Value:
+    sizes = ctx.out_sizes()
+    dims = tuple(axes.fresh(length) for length in sizes)
+    for position, dim in enumerate(dims):
+        ctx.resize("size", position, dim)
+    return Value(dims, (ctx.operator in ZEROS,) * len(dims))
+
+
+@rule(
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+    aten.rand_like.default,
+    aten.randn_like.default,
+    aten.randint_like.default,
+    aten.randint_like.low_dtype,
+)
+def like(ctx: Context, self: Value, **_: Any) -> Value:
+    return Value(self.dims, (ctx.operator in ZEROS,) * self.ndim)
+
+
+@rule(aten.scalar_tensor.default)
+def scalar(ctx: Context, **_: Any) -> Value:
+    return Value((), ())
+
+
+@rule(aten.arange, aten.linspace, aten.logspace, aten.eye, aten.tril_indices, aten.triu_indices, aten.randperm)
+@rule(aten.hann_window, aten.hamming_window)
+def positions(ctx: Context, **_: Any) -> Value:
+    """Values that depend on the position: a worker's slice would count from the start again."""
+    return ctx.frozen()

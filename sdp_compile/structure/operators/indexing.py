@@ -1,0 +1,102 @@
+"""Looking values up by number: what is looked up stays whole, everything beside it passes through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from sdp_compile.structure import axes
+from sdp_compile.structure.axes import Dim
+from sdp_compile.structure.operators import Context, Value, dim_index, rule
+
+aten = torch.ops.aten
+
+
+def looked_up(ctx: Context, self: Value, indices: Sequence[Value | None]) -> list[int | None]:
+    """For each dimension of ``self[indices]`` the one of ``self`` that passes through, None for those looked up.
+
+    A mask takes the place of as many dimensions as it has, and yields one.
+    """
+    nodes: Sequence[Any] = ctx.node.args[1]  # type: ignore[assignment]
+    indexed: list[int] = []
+    new = position = 0
+    for node, value in zip(nodes, indices, strict=True):
+        mask = isinstance(node, fx.Node) and node.meta["val"].dtype in (torch.bool, torch.uint8)
+        taken = value.ndim if value is not None and mask else 1
+        if value is not None:
+            indexed += range(position, position + taken)
+            new = max(new, 1 if mask else value.ndim)
+        position += taken
+    ctx.freeze(*(self.dims[d] for d in indexed), text=f"{ctx.operator} looks it up by number")
+    ctx.freeze_values(*indices)
+    kept: list[int | None] = [d for d in range(self.ndim) if d not in indexed]
+    # Adjacent indices put the looked-up dimensions in their place, separated ones put them first.
+    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
+    start = indexed[0] if adjacent else 0
+    return [*kept[:start], *[None] * new, *kept[start:]]
+
+
+@rule(aten.index.Tensor)
+def index(ctx: Context, self: Value, indices: Sequence[Value | None], **_: Any) -> Value:
+    sources = looked_up(ctx, self, indices)
+    dims = [
+        axes.fresh(length, ctx.reason()) if d is None else self.dims[d]
+        for d, length in zip(sources, ctx.out_sizes(), strict=True)
+    ]
+    return Value(tuple(dims), tuple(d is not None and self.is_zero(d) for d in sources))
+
+
+@rule(aten.index_select.default)
+def index_select(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value:
+    ctx.freeze_values(index)
+    return ctx.within(self, [dim])
+
+
+@rule(aten.gather.default)
+def gather(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value:
+    """One lookup per element of ``index``, which may be shorter than the tensor: then neither is cut."""
+    if not self.ndim:
+        return self
+    dim = dim_index(dim, self.ndim)
+    ctx.freeze(self.dims[dim], text="gather looks it up by number")
+    for d in range(self.ndim):
+        if d != dim:
+            ctx.unify(self.dims[d], index.dims[d])
+    return Value(index.dims, tuple(d != dim and self.is_zero(d) for d in range(self.ndim)))
+
+
+@rule(aten.take_along_dim.default)
+def take_along_dim(ctx: Context, self: Value, indices: Value, dim: int | None = None, **_: Any) -> Value:
+    if dim is None:
+        ctx.freeze_values(self, indices)
+        return ctx.frozen()
+    dim = dim_index(dim, self.ndim)
+    ctx.freeze(self.dims[dim], indices.dims[dim], text="take_along_dim looks it up by number")
+    dims: list[Dim] = []
+    for d in range(self.ndim):  # both are broadcast beside ``dim``
+        if d != dim and axes.size(self.dims[d]) != 1 and axes.size(indices.dims[d]) != 1:
+            ctx.unify(self.dims[d], indices.dims[d])
+        dims.append(indices.dims[d] if d == dim or axes.size(self.dims[d]) == 1 else self.dims[d])
+    zero = (d != dim and axes.size(self.dims[d]) != 1 and self.is_zero(d) for d in range(self.ndim))
+    return Value(tuple(dims), tuple(zero))
+
+
+@rule(aten.embedding.default)
+def embedding(ctx: Context, weight: Value, indices: Value, **_: Any) -> Value:
+    ctx.freeze(weight.dims[0], text="embedding looks rows up by number")
+    return Value((*indices.dims, weight.dims[1]), (*(False for _ in indices.dims), weight.is_zero(1)))
+
+
+@rule(aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag.default)
+def embedding_bag(
+    ctx: Context, weight: Value, indices: Value, offsets: Value, per_sample_weights: Value | None = None, **_: Any
+) -> list[Value]:
+    """A sum, mean or maximum of looked-up rows per bag, and three tensors that only backward reads."""
+    ctx.freeze(weight.dims[0], text="embedding_bag looks rows up by number")
+    ctx.freeze_values(indices, offsets, per_sample_weights)
+    sizes = [ctx.sizes_of(tensor) for tensor in ctx.node.meta["val"]]
+    bags = axes.fresh(sizes[0][0], ctx.reason())
+    return [Value((bags, weight.dims[1]), (False, weight.is_zero(1))), *map(ctx.frozen, sizes[1:])]

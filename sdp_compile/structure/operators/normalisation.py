@@ -1,0 +1,109 @@
+"""Batch, layer, RMS, group and instance normalisation, and weight normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+
+from sdp_compile.structure import axes
+from sdp_compile.structure.operators import Context, Value, dim_index, rule
+
+aten = torch.ops.aten
+
+
+def _affine_zero(weight: Value | None, bias: Value | None) -> bool:
+    """An affine norm is 0 at a missing unit if both its parameters are; their statistics do not matter."""
+    return weight is not None and weight.is_zero(0) and (bias is None or bias.is_zero(0))
+
+
+@rule(aten.batch_norm.default, aten.instance_norm.default)
+def batch_norm(
+    ctx: Context,
+    input: Value,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    running_mean: Value | None = None,
+    running_var: Value | None = None,
+    **arguments: Any,
+) -> Value:
+    """Also of weights (weight standardisation): of zeros the sample's own statistics make zeros."""
+    channel = 1
+    own_statistics = bool(arguments.get("training") or arguments.get("use_input_stats"))
+    for other in (weight, bias, running_mean, running_var):
+        if other is not None:
+            ctx.unify(input.dims[channel], other.dims[0])
+    others = [d for d in range(input.ndim) if d != channel]
+    cut: list[int] = []
+    if own_statistics and ctx.operator == "batch_norm" and all(v is None for v in (weight, bias, running_mean)):
+        cut = [
+            d for d in others if input.is_zero(d) and any(root.frozen is None for root in axes.expand(input.dims[d]))
+        ]
+    ctx.freeze(*(input.dims[d] for d in others if d not in cut), text="statistics are taken over it")
+    if cut:
+        ctx.become(standardise_of_full)
+        ctx.pin("eps", arguments["eps"])
+        ctx.pin("full", [axes.size(input.dims[d]) for d in cut])
+        for position, d in enumerate(cut):
+            ctx.resize("kept", position, input.dims[d])
+    zero = [False] * input.ndim
+    unshifted = bias is None or bias.is_zero(0)
+    zero[channel] = _affine_zero(weight, bias) or (own_statistics and unshifted and input.is_zero(channel))
+    return Value(input.dims, tuple(zero))
+
+
+def standardise_of_full(tensor: torch.Tensor, eps: float, kept: list[int], full: list[int]) -> torch.Tensor:
+    """Batch norm by its own statistics of a tensor that holds ``kept`` of ``full`` indices; the others are 0."""
+    dims = [d for d in range(tensor.ndim) if d != 1]
+    held = tensor.numel() // tensor.shape[1]
+    whole = held // prod(kept) * prod(full)
+    mean = tensor.sum(dims, keepdim=True) / whole
+    centred = tensor - mean
+    variance = (centred.square().sum(dims, keepdim=True) + (whole - held) * mean.square()) / whole
+    return centred * torch.rsqrt(variance + eps)
+
+
+@rule(aten.layer_norm.default, aten.rms_norm.default)
+def layer_norm(
+    ctx: Context,
+    input: Value,
+    normalized_shape: Sequence[int],
+    weight: Value | None = None,
+    bias: Value | None = None,
+    **_: Any,
+) -> Value:
+    leading = input.ndim - len(normalized_shape)
+    ctx.freeze(*input.dims[leading:])
+    ctx.freeze_values(weight, bias)
+    zero = [d < leading and bias is None and input.is_zero(d) for d in range(input.ndim)]
+    return Value(input.dims, tuple(zero))
+
+
+@rule(aten.group_norm.default)
+def group_norm(
+    ctx: Context, input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, **_: Any
+) -> Value:
+    channels = input.dims[1]
+    (groups, per_group), _sources = axes.regroup(
+        [channels], [num_groups, axes.size(channels) // num_groups], ctx.reason()
+    )
+    for other in (weight, bias):
+        if other is not None:
+            ctx.unify(channels, other.dims[0])
+    ctx.freeze(per_group, *input.dims[2:])
+    ctx.resize("num_groups", None, groups)
+    zero = [bias is None and input.is_zero(0), _affine_zero(weight, bias), *([False] * (input.ndim - 2))]
+    return Value(input.dims, tuple(zero))
+
+
+@rule(aten._weight_norm.default)
+def weight_norm(ctx: Context, v: Value, g: Value, dim: int = 0) -> Value:
+    """``g * v / norm(v)``, the norm over all dimensions but ``dim``: a missing index of ``dim`` is 0 / 0."""
+    ctx.unify(v.dims[dim], g.dims[dim])
+    ctx.freeze(v.dims[dim], text="_weight_norm divides a missing unit, which is 0, by its norm")
+    for d in range(v.ndim):
+        if not v.is_zero(d):
+            ctx.freeze(v.dims[d])
+    return Value(v.dims, tuple(d != dim_index(dim, v.ndim) and v.is_zero(d) for d in range(v.ndim)))

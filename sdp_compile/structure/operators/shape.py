@@ -1,0 +1,119 @@
+"""Views, permutations and expansions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+
+from sdp_compile.structure import axes
+from sdp_compile.structure.axes import Dim
+from sdp_compile.structure.operators import Context, Value, dim_index, dim_indices, rule
+
+aten = torch.ops.aten
+
+
+def permuted(value: Value, order: Sequence[int]) -> Value:
+    return Value(tuple(value.dims[d] for d in order), tuple(value.zero[d] for d in order), value.storage)
+
+
+@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints)
+@rule(aten.unflatten.int, aten.squeeze.dim, aten.squeeze.default, aten.squeeze.dims, aten.unsqueeze.default)
+@rule(aten.unsqueeze_.default, aten.squeeze_.default, aten.squeeze_.dim, aten.squeeze_.dims, aten.ravel.default)
+@rule(aten.atleast_1d.default, aten.atleast_2d.default, aten.atleast_3d.default)
+def view(ctx: Context, self: Value, **arguments: Any) -> Value:
+    sizes = ctx.out_sizes()
+    result = reshaped(ctx, self, sizes)
+    if "shape" in arguments or ctx.operator in {"view", "_unsafe_view"}:
+        for position, dim in enumerate(result.dims):
+            ctx.resize("shape" if "shape" in arguments else "size", position, dim)
+    elif ctx.operator == "unflatten":
+        start = dim_index(arguments["dim"], self.ndim)
+        for position in range(len(arguments["sizes"])):
+            ctx.resize("sizes", position, result.dims[start + position])
+    return result
+
+
+@rule(aten.reshape_as.default, aten.view_as.default)
+def view_as(ctx: Context, self: Value, other: Value, **_: Any) -> Value:
+    result = reshaped(ctx, self, ctx.out_sizes())
+    for a, b in zip(result.dims, other.dims, strict=True):  # the shape is the other's, whatever that is cut to
+        ctx.unify(a, b)
+    return result
+
+
+def reshaped(ctx: Context, value: Value, sizes: Sequence[int]) -> Value:
+    """The same elements, row-major, in dimensions of ``sizes``."""
+    if not prod(sizes) or prod(sizes) != prod(map(axes.size, value.dims)):
+        ctx.freeze_values(value, text=f"{ctx.operator} to a shape that cannot be followed")
+        return ctx.frozen(sizes)
+    dims, _sources = axes.regroup(value.dims, sizes, ctx.reason(f"{ctx.operator} to a shape that breaks it up"))
+    # A dimension that several make up is 0 at missing units if each of them is that may be cut.
+    doubtful = {root for d, dim in enumerate(value.dims) if not value.zero[d] for root in axes.expand(dim)}
+    free = [[root for root in axes.expand(dim) if root.frozen is None] for dim in dims]
+    zero = tuple(bool(roots) and not doubtful.intersection(roots) for roots in free)
+    return Value(tuple(dims), zero, value.storage)
+
+
+@rule(aten.permute.default)
+def permute(ctx: Context, self: Value, dims: Sequence[int], **_: Any) -> Value:
+    return permuted(self, dim_indices(dims, self.ndim))
+
+
+@rule(aten.transpose.int, aten.transpose_.default, aten.swapaxes.default, aten.swapdims.default)
+def transpose(ctx: Context, self: Value, **arguments: Any) -> Value:
+    a = dim_index(arguments.get("dim0", arguments.get("axis0", 0)), self.ndim)
+    b = dim_index(arguments.get("dim1", arguments.get("axis1", 0)), self.ndim)
+    order = list(range(self.ndim))
+    order[a], order[b] = order[b], order[a]
+    return permuted(self, order)
+
+
+@rule(aten.t.default, aten.t_.default, aten.numpy_T.default, aten.mT.default, aten.mH.default, aten.adjoint.default)
+@rule(aten.matrix_H.default)
+def reverse(ctx: Context, self: Value, **_: Any) -> Value:
+    order = list(range(self.ndim))
+    if ctx.operator == "numpy_T":
+        return permuted(self, order[::-1])
+    return permuted(self, [*order[:-2], *order[-2:][::-1]])
+
+
+@rule(aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist)
+def movedim(ctx: Context, self: Value, source: Any, destination: Any, **_: Any) -> Value:
+    moved = dim_indices(source, self.ndim)
+    targets = dim_indices(destination, self.ndim)
+    rest = iter(d for d in range(self.ndim) if d not in moved)
+    place = dict(zip(targets, moved, strict=True))
+    return permuted(self, [place[d] if d in place else next(rest) for d in range(self.ndim)])
+
+
+@rule(aten.expand.default, aten.broadcast_to.default)
+def expand(ctx: Context, self: Value, **_: Any) -> Value:
+    return _expand(ctx, self, ctx.out_sizes())
+
+
+@rule(aten.expand_as.default)
+def expand_as(ctx: Context, self: Value, other: Value, **_: Any) -> Value:
+    result = _expand(ctx, self, ctx.out_sizes())
+    for a, b in zip(result.dims, other.dims, strict=True):
+        ctx.unify(a, b)
+    ctx.rewrites.resizes.clear()
+    return result
+
+
+def _expand(ctx: Context, value: Value, sizes: Sequence[int]) -> Value:
+    dims: list[Dim] = []
+    zero: list[bool] = []
+    offset = len(sizes) - value.ndim
+    for position, length in enumerate(sizes):
+        old = value.dims[position - offset] if position >= offset else ()
+        if axes.size(old) == length:
+            dims.append(old)
+            zero.append(length != 1 and value.zero[position - offset])
+        else:  # every index holds the same value, so any cut of the new dimension is fine
+            dims.append(axes.fresh(length))
+            zero.append(False)
+        ctx.resize("size", position, dims[-1])
+    return Value(tuple(dims), tuple(zero), value.storage)

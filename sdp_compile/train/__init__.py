@@ -1,0 +1,1 @@
+"""The main job: a small GPT trained by workers on this machine."""

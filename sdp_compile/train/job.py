@@ -1,0 +1,129 @@
+"""The main job on one rank: compile the GPT, train this worker's subnetwork, report on the assembled full model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from safetensors.torch import save
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sdp_compile import clip_grad_norm_, sdp_compile
+from sdp_compile.cli.train_report import render
+from sdp_compile.models.gpt import GPT, GPTConfig
+from sdp_compile.progress import Progress
+from sdp_compile.train.corpus import load_corpus
+from sdp_compile.train.loop import Windows, train_loop, validation_loss
+from sdp_compile.train.memory import measure, measure_dense
+from sdp_compile.train.policy import choose_policy
+from sdp_compile.train.settings import TrainSettings
+
+
+def run(settings: TrainSettings, device: str) -> None:
+    """Do the whole job; rank 0 prints the tables and writes the model and the report."""
+    rank, workers = dist.get_rank(), dist.get_world_size()
+    policy = choose_policy(settings)
+    config = GPTConfig()
+    corpus = load_corpus()
+    validation = Windows(corpus.validation, config.sequence, device, seed=0)
+    torch.manual_seed(settings.seed)
+    model = GPT(config).to(device)
+
+    with Progress(rank == 0) as progress:
+        progress.stage("compiling")
+        worker = sdp_compile(model, policy, example_inputs=(validation.draw(2)[0],))
+
+        progress.stage("validating")
+        before = validation_loss(worker.full_model(), validation)
+
+        progress.stage("training subnetworks", settings.steps)
+        optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=0.1)
+        windows = _training_windows(corpus.training, config, device, settings)
+        training = train_loop(worker, optimizer, clip_grad_norm_, windows, settings, progress.step)
+        state, dense = measure(worker, optimizer), measure_dense(model, torch.optim.AdamW)
+
+        progress.stage("validating")
+        full_model = worker.full_model()
+        after = validation_loss(full_model, validation)
+        baseline = None
+        if settings.baseline:
+            baseline = _baseline(model, corpus.training, validation, config, settings, progress)
+
+    mine = {
+        "rank": rank,
+        **asdict(state),
+        "state_bytes": state.state_bytes,
+        "dense_parameters": dense.parameters,
+        "dense_gradient_bytes": dense.gradient_bytes,
+        "dense_optimizer_bytes": dense.optimizer_bytes,
+        "dense_state_bytes": dense.state_bytes,
+        "state_share": state.state_bytes / dense.state_bytes,
+    }
+    gathered: list[dict[str, Any]] = [{}] * workers
+    dist.all_gather_object(gathered, mine)
+    if rank == 0:
+        tokens = settings.steps * settings.batch * config.sequence * workers
+        report = {
+            "validation_loss": {"before": before, "after": after},
+            "train_loss": training.losses,
+            "baseline": baseline,
+            "workers": gathered,
+            "tokens_per_second": tokens / training.seconds,
+            "policy": policy.describe(),
+            "plan_digest": worker.plan.digest,
+            "run": {
+                "model": asdict(config),
+                "steps": settings.steps,
+                "tokens": tokens,
+                "seed": settings.seed,
+                "device": device,
+                "seconds": training.seconds,
+            },
+        }
+        _write(report, full_model, config, settings)
+        console = Console()
+        console.print(render(report))
+        console.print(f"Wrote {settings.model_path} and {settings.report_path}.", soft_wrap=True, markup=False)
+    dist.barrier()
+
+
+def _training_windows(text: bytes, config: GPTConfig, device: str, settings: TrainSettings) -> Windows:
+    return Windows(text, config.sequence, device, seed=settings.seed * 1_000_003 + dist.get_rank())
+
+
+def _baseline(
+    model: GPT, text: bytes, validation: Windows, config: GPTConfig, settings: TrainSettings, progress: Progress
+) -> dict[str, Any]:
+    """Dense data parallel from the same weights, on the same batches."""
+    dense = copy.deepcopy(model)
+    before = validation_loss(dense, validation)
+    progress.stage("training dense (DDP)", settings.steps)
+    parallel = DistributedDataParallel(dense)
+    optimizer = torch.optim.AdamW(parallel.parameters(), weight_decay=0.1)
+    windows = _training_windows(text, config, validation.device, settings)
+    training = train_loop(parallel, optimizer, _clip_dense, windows, settings, progress.step)
+    tokens = settings.steps * settings.batch * config.sequence * dist.get_world_size()
+    return {
+        "validation_loss": {"before": before, "after": validation_loss(dense, validation)},
+        "train_loss": training.losses,
+        "tokens_per_second": tokens / training.seconds,
+        "state_bytes": measure(dense, optimizer).state_bytes,
+    }
+
+
+def _clip_dense(model: nn.Module, max_norm: float) -> object:
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+
+
+def _write(report: Mapping[str, Any], full_model: nn.Module, config: GPTConfig, settings: TrainSettings) -> None:
+    state = {name: value.detach().cpu().contiguous() for name, value in full_model.state_dict().items()}
+    metadata = {"format": "pt", "config": json.dumps(asdict(config))}
+    settings.model_path.write_bytes(save(state, metadata=metadata))  # save_file would make it readable by no one else
+    settings.report_path.write_text(json.dumps(report, indent=2) + "\n")

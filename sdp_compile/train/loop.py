@@ -1,0 +1,113 @@
+"""An ordinary training loop: the same for subnetworks and for the dense model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdp_compile.train.settings import TrainSettings
+
+_VALIDATION_WINDOWS = 128
+_CLIP = 1.0
+
+
+class Windows:
+    """Random windows of a text, as ``(tokens, next tokens)``, each ``(batch, sequence)``; every rank draws its own."""
+
+    def __init__(self, text: bytes, sequence: int, device: str, seed: int) -> None:
+        self.text = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        self.sequence = sequence
+        self.device = device
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
+        starts = torch.randint(len(self.text) - self.sequence, (batch,), generator=self.generator)
+        return self.at(starts)
+
+    def spread(self, count: int) -> Tensor:
+        """The starts of ``count`` windows, evenly spaced."""
+        return torch.linspace(0, len(self.text) - self.sequence - 1, count).long()
+
+    def at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        windows = self.text[starts[:, None] + torch.arange(self.sequence + 1)].long().to(self.device)
+        return windows[:, :-1], windows[:, 1:]
+
+
+@dataclass(frozen=True)
+class Training:
+    """``losses`` are means over the workers, one per step; ``seconds`` is the time that all steps took together."""
+
+    losses: list[float]
+    seconds: float
+
+
+def train_loop(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    clip: Callable[[nn.Module, float], object],
+    windows: Windows,
+    settings: TrainSettings,
+    on_step: Callable[[int, Tensor], None],
+) -> Training:
+    """Train for ``settings.steps`` steps; gradients are synchronised by the model itself, in backward."""
+    model.train()
+    losses = []
+    started = _now(windows.device)
+    for step in range(settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * schedule(step, settings.steps)
+        tokens, targets = windows.draw(settings.batch)
+        loss = cross_entropy(model(tokens), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        clip(model, _CLIP)
+        optimizer.step()
+        losses.append(loss.detach())
+        on_step(step + 1, losses[-1])
+    seconds = _now(windows.device) - started
+    means = torch.stack(losses)
+    dist.all_reduce(means)
+    return Training((means / dist.get_world_size()).tolist(), seconds)
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up over a tenth of the steps, then a cosine down to a tenth."""
+    warm_up = max(1, steps // 10)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    done = (step - warm_up) / max(1, steps - warm_up)
+    return 0.55 + 0.45 * math.cos(math.pi * done)
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, windows: Windows) -> float:
+    """Mean loss in nats per byte of ``model``, the same on all ranks; each evaluates its share of the windows."""
+    model.eval()
+    total = torch.zeros(2, dtype=torch.float64)
+    starts = windows.spread(_VALIDATION_WINDOWS)[dist.get_rank() :: dist.get_world_size()]
+    for some in starts.split(16):
+        tokens, targets = windows.at(some)
+        total += torch.tensor([cross_entropy(model(tokens), targets).item() * len(some), len(some)])
+    total = total.to(windows.device)
+    dist.all_reduce(total)
+    return (total[0] / total[1]).item()
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all positions."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def _now(device: str) -> float:
+    """The time at which all ranks have come this far."""
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    dist.barrier()
+    return time.perf_counter()

@@ -1,0 +1,107 @@
+"""One worker's process: joins the process group, does the job, and says in one message what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sdp_compile.errors import SDPError
+from sdp_compile.processes import FAILURES, LEASH_FD, STORE_FD, STORE_PORT
+from sdp_compile.train.settings import TrainSettings
+
+
+def main() -> None:
+    """Entry point of a worker that :mod:`sdp_compile.processes` started."""
+    watch_leash(int(os.environ[LEASH_FD]))
+    try:
+        work(TrainSettings.loads(sys.argv[1]))
+    except Exception as error:
+        _report_failure(error)
+        sys.stdout.flush()
+        os._exit(1)  # at once: the other workers' connections need no orderly end
+
+
+def work(settings: TrainSettings) -> None:
+    """Train as one rank of the process group that the environment describes."""
+    from sdp_compile.train.job import run
+
+    with process_group() as device:
+        run(settings, device)
+
+
+@contextmanager
+def process_group() -> Iterator[str]:
+    """Join the process group on this worker's device: an accelerator where each local worker has one, else the CPU."""
+    import torch
+    import torch.distributed as dist
+
+    rank, workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = torch.device("cpu")
+    accelerators = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if accelerators >= local_workers:
+        device = torch.device(str(torch.accelerator.current_accelerator()).split(":")[0], local_rank)
+        torch.accelerator.set_device_index(local_rank)
+    elif accelerators and local_rank == 0:
+        print(
+            f"{accelerators} accelerators are too few for {local_workers} workers here: training on the CPU; "
+            f"use --workers {accelerators} to train on them.",
+            file=sys.stderr,
+        )
+    store = None
+    if STORE_PORT in os.environ:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            "127.0.0.1",
+            int(os.environ[STORE_PORT]),
+            workers,
+            is_master=rank == 0,
+            wait_for_workers=False,
+            master_listen_fd=int(os.environ[STORE_FD]) if rank == 0 else None,
+        )
+    backend = dist.get_default_backend_for_device(device)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=workers)
+    yield str(device)
+    dist.destroy_process_group()  # not after an error: it may wait for workers that are gone
+
+
+def describe(error: Exception, rank: int) -> str:
+    """One message for ``error``: this package's errors speak for themselves, others need to be placed."""
+    if isinstance(error, SDPError):
+        return str(error)
+    return f"worker {rank} failed: {type(error).__name__}: {error} (--debug shows where)"
+
+
+def _report_failure(error: Exception) -> None:
+    rank = int(os.environ["RANK"])
+    report = {
+        "rank": rank,
+        "time": time.time(),
+        "expected": isinstance(error, SDPError),
+        "message": describe(error, rank),
+        "details": "".join(traceback.format_exception(error)),
+    }
+    path = Path(os.environ[FAILURES], f"{rank}.part")
+    path.write_text(json.dumps(report))
+    path.rename(path.with_suffix(".json"))  # whole or not there
+
+
+def watch_leash(descriptor: int) -> None:
+    """End this process as soon as the one that holds the other end of the pipe ``descriptor`` is gone."""
+
+    def watch() -> None:
+        os.read(descriptor, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
