@@ -133,9 +133,12 @@ def _same(view: fx.Node, dim: int) -> int:
 
 
 _VIEWS: Mapping[Any, Callable[[fx.Node, int], int]] = {
-    aten.t.default: _transposed, aten.transpose.int: _transposed, aten.permute.default: _permuted,
-    aten.to.dtype: _same, aten._to_copy.default: _same,
-}  # fmt: skip
+    aten.t.default: _transposed,
+    aten.transpose.int: _transposed,
+    aten.permute.default: _permuted,
+    aten.to.dtype: _same,
+    aten._to_copy.default: _same,
+}
 
 Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
 

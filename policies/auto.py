@@ -30,8 +30,10 @@ class Prospect:
     imbalance: float
 
     def __str__(self) -> str:
-        return (f"{self.level} level saves {size(self.saved)} of parameters on the most loaded worker, whose FLOPs are "
-                f"{self.imbalance:.2f} of the mean")  # fmt: skip
+        return (
+            f"{self.level} level saves {size(self.saved)} of parameters on the most loaded worker, whose FLOPs are "
+            f"{self.imbalance:.2f} of the mean"
+        )
 
 
 @register_policy("auto")

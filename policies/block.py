@@ -53,8 +53,9 @@ class BlockPolicy(Policy):
                 f"{' '.join(raised) or 'The rules share them.'} Use fewer workers, or NeuronPolicy."
             )
         slots = self._slots(replicas, asked)
-        placement = Placement(family.name, family.kind, workers, slots, replicas * slots // workers, weights_of(family),
-                              seed=self.seed)  # fmt: skip
+        placement = Placement(
+            family.name, family.kind, workers, slots, replicas * slots // workers, weights_of(family), seed=self.seed
+        )
         (owners,) = designs()[self.design]([placement])
         return Partition({family.name: owners}, [*rounding_note(self.coverage, asked), *raised])
 
@@ -73,8 +74,10 @@ class BlockPolicy(Policy):
         if share == asked.share:
             return asked, []
         feasible = Grid(asked.workers, asked.slots, share)
-        text = (f"{family.units} blocks are too few for {asked.replicas} owners each of {asked.workers} workers: a "
-                "worker would own none.")  # fmt: skip
+        text = (
+            f"{family.units} blocks are too few for {asked.replicas} owners each of {asked.workers} workers: a "
+            "worker would own none."
+        )
         if self.strict:
             raise PolicyError(f"{text} The smallest feasible value is replicas={feasible.replicas} (strict=True).")
         return feasible, [f"{text} Each has {feasible.replicas} owners instead."]
@@ -94,8 +97,10 @@ class BlockPolicy(Policy):
                 replicas[unit] = asked.workers
                 continue
             if override.slots is not None or override.design is not None or override.align is not None:
-                raise PolicyError(f"The rule {decision.pattern!r} names a block; for blocks a rule changes coverage or "
-                                  "replicas only, since all blocks are placed together.")  # fmt: skip
+                raise PolicyError(
+                    f"The rule {decision.pattern!r} names a block; for blocks a rule changes coverage or "
+                    "replicas only, since all blocks are placed together."
+                )
             replicas[unit] = replicas_for(asked.workers, override.coverage, override.replicas)
         return replicas
 
@@ -106,6 +111,8 @@ class BlockPolicy(Policy):
         if asked.slots in fitting:
             return asked.slots
         if self.slots is not None:
-            raise PolicyError(f"slots={self.slots} does not fit the replicas that the rules give to single blocks. "
-                              f"Possible: {', '.join(map(str, fitting))}.")  # fmt: skip
+            raise PolicyError(
+                f"slots={self.slots} does not fit the replicas that the rules give to single blocks. "
+                f"Possible: {', '.join(map(str, fitting))}."
+            )
         return max((count for count in fitting if count <= MOST_DEFAULT_SLOTS and count > 1), default=workers)

@@ -25,9 +25,11 @@ def check_crossings(structure: Structure, parameters: Iterable[str], shares: Map
         return
     name, crossing = max(failing.items(), key=lambda item: item[1])
     needed = (crossing - 1) * workers // crossing + 1
-    raise PolicyError(f"axes='all' cuts {name!r} along {crossing} axes; at this coverage some of its elements could "
-                      f"have no owner ({len(failing)} parameters in all are like this). Use replicas={needed} of "
-                      f"{workers} workers or more, or axes='disjoint'.")  # fmt: skip
+    raise PolicyError(
+        f"axes='all' cuts {name!r} along {crossing} axes; at this coverage some of its elements could "
+        f"have no owner ({len(failing)} parameters in all are like this). Use replicas={needed} of "
+        f"{workers} workers or more, or axes='disjoint'."
+    )
 
 
 def _largest(layout: Layout, figures: Mapping[str, float]) -> float:

@@ -72,8 +72,10 @@ class Override(PolicyModel):
     @classmethod
     def _design_is_known(cls, design: str | None) -> str | None:
         if design is not None and design not in designs():
-            raise ValueError(f"there is no design {design!r}.{did_you_mean(design, designs())} "
-                             f"The designs are {', '.join(sorted(designs()))}.")  # fmt: skip
+            raise ValueError(
+                f"there is no design {design!r}.{did_you_mean(design, designs())} "
+                f"The designs are {', '.join(sorted(designs()))}."
+            )
         return design
 
     @model_validator(mode="after")
@@ -92,8 +94,9 @@ def _sentence(model: type[BaseModel], item: dict[str, Any]) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         allowed = list(model.model_fields)
-        return (f"{model.__name__} has no field {name!r}.{did_you_mean(name, allowed)} "
-                f"Its fields are {', '.join(allowed)}.")  # fmt: skip
+        return (
+            f"{model.__name__} has no field {name!r}.{did_you_mean(name, allowed)} Its fields are {', '.join(allowed)}."
+        )
     if item["type"] in ("value_error", "assertion_error"):
         return f"{model.__name__}: {str(item['msg']).removeprefix('Value error, ')}"
     allowed_values = str(item["msg"])[0].lower() + str(item["msg"])[1:]

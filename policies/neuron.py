@@ -76,11 +76,22 @@ class NeuronPolicy(Policy):
             align = local.align or 1
             if align > 1 and -(-family.units // align) < cells.slots:
                 unaligned.append(family.name)
-            placement = Placement(family.name, family.kind, workers, cells.slots, np.full(family.units, share),
-                                  weights_of(family), align, self.seed)  # fmt: skip
+            placement = Placement(
+                family.name,
+                family.kind,
+                workers,
+                cells.slots,
+                np.full(family.units, share),
+                weights_of(family),
+                align,
+                self.seed,
+            )
             result[family.name] = (local.design or "cyclic", placement)
-        notes = [f"{_listed(names)}: {units} units are too few for the asked coverage; each has {owners} owners of "
-                 f"{workers} workers." for (units, owners), names in raised.items()]  # fmt: skip
+        notes = [
+            f"{_listed(names)}: {units} units are too few for the asked coverage; each has {owners} owners of "
+            f"{workers} workers."
+            for (units, owners), names in raised.items()
+        ]
         if unaligned:
             notes.append(f"{_listed(unaligned)}: too few units for slots that are multiples of align={self.align}.")
         if residual:
@@ -123,14 +134,18 @@ class NeuronPolicy(Policy):
         chosen = choose_disjoint(candidates, structure.conflicts)
         whole = [name for name in placements if name not in chosen]
         if whole:
-            notes.append(f"{_listed(whole)}: left whole, since an axis that is cut (or the same one) meets them in a "
-                         "parameter.")  # fmt: skip
+            notes.append(
+                f"{_listed(whole)}: left whole, since an axis that is cut (or the same one) meets them in a parameter."
+            )
         return {name: task for name, task in placements.items() if name in chosen}
 
     def _check_crossings(self, structure: Structure, chosen: dict[str, tuple[str, Placement]], workers: int) -> None:
         """Nested sets always have a worker in common; of all others only their sizes are known."""
-        shares = {name: float(placement.shares[0]) / placement.slots for name, (design, placement) in chosen.items()
-                  if design != "nested"}  # fmt: skip
+        shares = {
+            name: float(placement.shares[0]) / placement.slots
+            for name, (design, placement) in chosen.items()
+            if design != "nested"
+        }
         parameters = dict.fromkeys(parameter for name in chosen for parameter in structure.by_name[name].parameters)
         check_crossings(structure, parameters, shares, workers)
 

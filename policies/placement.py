@@ -65,8 +65,10 @@ def grid(workers: int, coverage: float | None, replicas: int | None, slots: int 
     if slots is not None:
         if slots != workers and slots not in possible:
             choice = ", ".join(map(str, dict.fromkeys((*possible, workers))))
-            raise PolicyError(f"slots={slots} cannot give each unit {owners} owners of {workers} workers: slots must "
-                              f"divide the workers, and slots x coverage be whole. Possible: {choice}.")  # fmt: skip
+            raise PolicyError(
+                f"slots={slots} cannot give each unit {owners} owners of {workers} workers: slots must "
+                f"divide the workers, and slots x coverage be whole. Possible: {choice}."
+            )
         return Grid(workers, slots, owners * slots // workers)
     count = max((count for count in possible if count <= MOST_DEFAULT_SLOTS), default=workers)
     return Grid(workers, count, owners * count // workers)
@@ -82,8 +84,10 @@ def rounding_note(coverage: float | None, asked: Grid) -> list[str]:
     achieved = asked.replicas / asked.workers
     if coverage is None or abs(coverage - achieved) < 1e-9:
         return []
-    return [f"coverage={coverage:g} of {asked.workers} workers: each unit has {asked.replicas} owners, a coverage of "
-            f"{achieved:.3g}."]  # fmt: skip
+    return [
+        f"coverage={coverage:g} of {asked.workers} workers: each unit has {asked.replicas} owners, a coverage of "
+        f"{achieved:.3g}."
+    ]
 
 
 def weights_of(family: Family) -> Weights:

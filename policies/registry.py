@@ -76,8 +76,10 @@ def _class(name: str) -> type[Policy]:
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
         return _loaded(entry)
     known = {*_REGISTERED, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))}
-    raise PolicyError(f"There is no policy {name!r}.{did_you_mean(name, known)} "
-                      f"The policies are {', '.join(sorted(known))}; a TOML file's name ends in .toml.")  # fmt: skip
+    raise PolicyError(
+        f"There is no policy {name!r}.{did_you_mean(name, known)} "
+        f"The policies are {', '.join(sorted(known))}; a TOML file's name ends in .toml."
+    )
 
 
 def _loaded(entry: EntryPoint) -> type[Policy]:

@@ -48,5 +48,6 @@ def check_rules(rules: Rules, tensors: Collection[str]) -> None:
     known = dict.fromkeys(name for tensor in tensors for name in name_and_modules(tensor)) if rules else {}
     for pattern in rules:
         if not any(fnmatchcase(name, pattern) for name in known):
-            raise PolicyError(f"The rule {pattern!r} names no parameter and no module of the model."
-                              f"{did_you_mean(pattern, known)}")  # fmt: skip
+            raise PolicyError(
+                f"The rule {pattern!r} names no parameter and no module of the model.{did_you_mean(pattern, known)}"
+            )

@@ -73,8 +73,9 @@ def _independent(graph: nx.Graph[str], names: list[str], candidates: Mapping[str
 
 def _solve(cost: NDArray[np.float64], constraints: list[LinearConstraint]) -> NDArray[np.bool_]:
     """The binary vector of least cost."""
-    result = milp(cost, constraints=constraints, bounds=Bounds(0, 1), integrality=np.ones(len(cost)),
-                  options={"mip_rel_gap": 0.0})  # fmt: skip
+    result = milp(
+        cost, constraints=constraints, bounds=Bounds(0, 1), integrality=np.ones(len(cost)), options={"mip_rel_gap": 0.0}
+    )
     if result.x is None:
         raise PolicyError(f"The choice of axes to cut failed: {result.message} Use axes='all', or rules to choose.")
     return np.asarray(result.x > 0.5)

@@ -36,8 +36,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _lines(values: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    lines = [f"{_key(key)} = {_value(value)}" for key, value in values.items()
-             if value is not None and not isinstance(value, Mapping)]  # fmt: skip
+    lines = [
+        f"{_key(key)} = {_value(value)}"
+        for key, value in values.items()
+        if value is not None and not isinstance(value, Mapping)
+    ]
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             name = (*path, key)

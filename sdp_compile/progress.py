@@ -28,9 +28,15 @@ def stages(count: int) -> Iterator[Callable[[str], None]]:
     """A bar over ``count`` stages, on standard error and gone at the end; call what it yields as each stage begins."""
     console = Console(stderr=True)
     bars = RichProgress(
-        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
     task = bars.add_task("", total=count, completed=-1, visible=False)
     with bars:
         yield lambda description: bars.update(task, description=description, advance=1, visible=True)

@@ -26,9 +26,17 @@ def _gpt2() -> Example:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        n_layer=2, n_embd=48, n_head=6, vocab_size=96, n_positions=64, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+        n_layer=2,
+        n_embd=48,
+        n_head=6,
+        vocab_size=96,
+        n_positions=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     tokens = _tokens()
     return GPT2LMHeadModel(config), (), {"input_ids": tokens, "labels": tokens}
 
@@ -37,9 +45,14 @@ def _llama() -> Example:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        num_hidden_layers=2, hidden_size=64, intermediate_size=96, num_attention_heads=8, num_key_value_heads=4,
-        vocab_size=96, max_position_embeddings=64,
-    )  # fmt: skip
+        num_hidden_layers=2,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        vocab_size=96,
+        max_position_embeddings=64,
+    )
     return LlamaForCausalLM(config), (), {"input_ids": _tokens()}
 
 
@@ -47,9 +60,15 @@ def _bert() -> Example:
     from transformers import BertConfig, BertForMaskedLM
 
     config = BertConfig(
-        num_hidden_layers=2, hidden_size=48, intermediate_size=96, num_attention_heads=4, vocab_size=96,
-        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        num_hidden_layers=2,
+        hidden_size=48,
+        intermediate_size=96,
+        num_attention_heads=4,
+        vocab_size=96,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     attention_mask = torch.ones(2, 16, dtype=torch.long)
     attention_mask[1, 10:] = 0
     return BertForMaskedLM(config), (), {"input_ids": _tokens(), "attention_mask": attention_mask}

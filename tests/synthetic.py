@@ -51,12 +51,18 @@ def structure_of(
         }
     found = [
         Family(
-            family, "axis", count, (unit_bytes[family] // count,) * count, (8.0,) * count,
-            touched[family][0].rsplit(".", 1)[0], depth, tuple(dict.fromkeys(touched[family])),
+            family,
+            "axis",
+            count,
+            (unit_bytes[family] // count,) * count,
+            (8.0,) * count,
+            touched[family][0].rsplit(".", 1)[0],
+            depth,
+            tuple(dict.fromkeys(touched[family])),
             (outer or {}).get(family, 0),
         )
         for depth, (family, count) in enumerate(units.items())
-    ]  # fmt: skip
+    ]
     members: dict[str, dict[str, int]] = {}
     for family, contents in (blocks or {}).items():
         sizes = [sum(4 * prod(dim.size for dim in layouts[name]) for name in content) for content in contents]
@@ -65,14 +71,25 @@ def structure_of(
         costs = tuple(2.0 * size for size in sizes)
         found.append(Family(family, "block", len(contents), tuple(sizes), costs, "", 0, parameters, 0, names))
         members[family] = {name: unit for unit, content in enumerate(contents) for name in content}
-    terms = flops if flops is not None else [
-        FlopTerm(2.0 * 4 * prod(dim.size for dim in dims), tuple(f for dim in dims for f in families(dim)))
-        for dims in layouts.values() if len(dims) > 1
-    ]  # fmt: skip
+    terms = (
+        flops
+        if flops is not None
+        else [
+            FlopTerm(2.0 * 4 * prod(dim.size for dim in dims), tuple(f for dim in dims for f in families(dim)))
+            for dims in layouts.values()
+            if len(dims) > 1
+        ]
+    )
     return Structure(
-        tuple(found), {name: tuple(dims) for name, dims in layouts.items()}, frozenset(conflicts), frozenset(residual),
-        members, tuple(frozen), tuple(terms), tuple(layouts),
-    )  # fmt: skip
+        tuple(found),
+        {name: tuple(dims) for name, dims in layouts.items()},
+        frozenset(conflicts),
+        frozenset(residual),
+        members,
+        tuple(frozen),
+        tuple(terms),
+        tuple(layouts),
+    )
 
 
 def _through(layout: Layout, family: str) -> int:

@@ -62,9 +62,13 @@ def llama(**sizes: int) -> nn.Module:
 def test_compiling_on_the_meta_device_allocates_no_weight() -> None:
     with torch.device("meta"):  # two layers of the 70 B model; one projection of its MLP has 896 MiB
         model = llama(
-            hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_key_value_heads=8,
-            vocab_size=128256, num_hidden_layers=2,
-        )  # fmt: skip
+            hidden_size=8192,
+            intermediate_size=28672,
+            num_attention_heads=64,
+            num_key_value_heads=8,
+            vocab_size=128256,
+            num_hidden_layers=2,
+        )
     with at_most(768 * MIB):
         with pytest.raises(RuntimeError, match="memory"):
             torch.empty(8192, 28672)
@@ -119,8 +123,14 @@ def test_a_rank_holds_its_slices_and_one_full_tensor(source: str, tmp_path: Path
 
 
 def test_a_file_without_computed_buffers_gives_the_original_model(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-             "vocab_size": 64, "num_hidden_layers": 1}  # fmt: skip
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "num_hidden_layers": 1,
+    }
     torch.manual_seed(0)
     model = llama(**sizes)
     computed = {name for name, _ in model.named_buffers()} - set(model.state_dict())

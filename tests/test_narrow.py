@@ -75,9 +75,14 @@ def test_product(dim: int) -> None:
     shape[dim] = 6
     x, full, bias = draw(5, shape[0]), draw(*shape), draw(shape[1], seed=2)
     compare(
-        lambda x, b, o, r: narrow.product(x, o, r, b, dim, runs), lambda x, b, w: torch.addmm(b, x, w), full, dim, runs,
-        x, bias,
-    )  # fmt: skip
+        lambda x, b, o, r: narrow.product(x, o, r, b, dim, runs),
+        lambda x, b, w: torch.addmm(b, x, w),
+        full,
+        dim,
+        runs,
+        x,
+        bias,
+    )
 
 
 @given(RUNS, st.booleans())
@@ -88,8 +93,13 @@ def test_layer_norm(lengths: list[int], starts_with_rest: bool) -> None:
     x, full, bias = draw(2, 3, size), draw(size), draw(size, seed=1)
     compare(
         lambda x, b, o, r: narrow.layer_norm(x, [size], o, r, b, 1e-5, runs),
-        lambda x, b, w: F.layer_norm(x, [size], w, b), full, 0, runs, x, bias,
-    )  # fmt: skip
+        lambda x, b, w: F.layer_norm(x, [size], w, b),
+        full,
+        0,
+        runs,
+        x,
+        bias,
+    )
 
 
 @given(st.integers(2, 60), st.randoms(use_true_random=False))

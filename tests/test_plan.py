@@ -70,9 +70,12 @@ def oracle_owners(structure, partition, workers, name, block=None):
 
 
 STRUCTURES = {
-    "mlp": mlp(hidden=10, width=3, layers=2), "attention": attention(), "convolutions": convolutions((6, 5, 4)),
-    "recurrent": recurrent(7), "blocks": blocks((4, 6, 3, 5)),
-}  # fmt: skip
+    "mlp": mlp(hidden=10, width=3, layers=2),
+    "attention": attention(),
+    "convolutions": convolutions((6, 5, 4)),
+    "recurrent": recurrent(7),
+    "blocks": blocks((4, 6, 3, 5)),
+}
 
 
 @st.composite
@@ -83,8 +86,9 @@ def plans(draw):
     fields = {
         "replicas": draw(st.integers(1, workers)),
         "design": draw(st.sampled_from(["cyclic", "balanced", "random", "nested"])),
-        "axes": draw(st.sampled_from(["disjoint", "all"])), "align": draw(st.sampled_from([1, 2])),
-    }  # fmt: skip
+        "axes": draw(st.sampled_from(["disjoint", "all"])),
+        "align": draw(st.sampled_from([1, 2])),
+    }
     level = draw(st.sampled_from([NeuronPolicy, BlockPolicy, AutoPolicy]))
     try:
         return structure, plan_for(structure, level(**fields), workers)

@@ -117,8 +117,13 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """
     named = set(getattr(model, "_no_split_modules", None) or ())
     if not named:
-        members = [child for container in model.modules() if isinstance(container, nn.ModuleList | nn.Sequential)
-                   for child in container if next(child.children(), None) is not None]  # fmt: skip
+        members = [
+            child
+            for container in model.modules()
+            if isinstance(container, nn.ModuleList | nn.Sequential)
+            for child in container
+            if next(child.children(), None) is not None
+        ]
         counts = Counter(type(child).__name__ for child in members if not isinstance(child, nn.Sequential))
         named = {name for name, count in counts.items() if count > 1}
     found: list[nn.Module] = []

@@ -64,8 +64,9 @@ def predict_sdp(variant: Variant, plan: Plan, rank: int, bucket_bytes: int) -> P
     """
     padding = 0.0
     if variant.sharded:
-        padding = sum(_part_padding(len(bucket.owners), bucket.dtype.itemsize) for bucket in
-                       plan.buckets(rank, bucket_bytes))  # fmt: skip
+        padding = sum(
+            _part_padding(len(bucket.owners), bucket.dtype.itemsize) for bucket in plan.buckets(rank, bucket_bytes)
+        )
     return Prediction(plan.communication(rank).total, padding)
 
 

@@ -32,11 +32,14 @@ def write_plot(result: dict[str, Any], path: str) -> None:
         seconds, most = variant["step_seconds"], variant["memory"]["most"]
         memory = (most["state"] + most["activations"]) / 2**20
         axes.errorbar(
-            seconds["median"], memory,
+            seconds["median"],
+            memory,
             xerr=[[seconds["median"] - seconds["low"]], [seconds["high"] - seconds["median"]]],
-            fmt="^" if variant["compiled"] else "o", color=colours[variant["label"]], capsize=3,
+            fmt="^" if variant["compiled"] else "o",
+            color=colours[variant["label"]],
+            capsize=3,
             label=variant["label"] + (", compiled" if variant["compiled"] else ""),
-        )  # fmt: skip
+        )
     axes.set_xlabel("step time in seconds (median and quartiles)")
     axes.set_ylabel("MiB per worker: parameters, buffers, gradients,\noptimizer state and saved activations")
     axes.set_xlim(left=0)

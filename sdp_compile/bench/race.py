@@ -83,9 +83,13 @@ def stages(settings: BenchSettings, variants: Sequence[Variant]) -> int:
 
 
 def _start(
-    waiting: list[Entry], wave: int, settings: BenchSettings, folder: Path, stack: ExitStack,
+    waiting: list[Entry],
+    wave: int,
+    settings: BenchSettings,
+    folder: Path,
+    stack: ExitStack,
     begin: Callable[[str], None],
-) -> list[_Running]:  # fmt: skip
+) -> list[_Running]:
     """Starts the variants that wait, as many as memory allows but at least one that is no reference."""
     started: list[_Running] = []
     needs = 0

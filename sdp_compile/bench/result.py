@@ -48,11 +48,13 @@ def summarise(settings: BenchSettings, entries: Sequence[Entry]) -> dict[str, An
         "device": some.get("device"),
         "settings": asdict(settings),
         "machine": {
-            "cores": cpu_count(), "platform": platform.platform(), "python": platform.python_version(),
+            "cores": cpu_count(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
             "torch": version("torch"),
         },
         "variants": [_variant(settings, entry, good) for entry in entries],
-    }  # fmt: skip
+    }
 
 
 def mistakes(result: dict[str, Any]) -> list[str]:
@@ -84,10 +86,14 @@ def _variant(settings: BenchSettings, entry: Entry, good: dict[str, Entry]) -> d
         **head,
         "status": "ok",
         "step_seconds": {**asdict(seconds), "turns": [asdict(turn) for turn in entry.turns]},
-        "ratio": {peer: asdict(paired_ratio(entry, good[peer])) for peer in dict.fromkeys(peers)
-                  if peer in good and _met(entry, good[peer])},
+        "ratio": {
+            peer: asdict(paired_ratio(entry, good[peer]))
+            for peer in dict.fromkeys(peers)
+            if peer in good and _met(entry, good[peer])
+        },
         "samples_per_second": sum(worker["samples"] for worker in workers) / seconds.median,
-        "tokens_per_second": None if workers[0]["tokens"] is None
+        "tokens_per_second": None
+        if workers[0]["tokens"] is None
         else sum(worker["tokens"] for worker in workers) / seconds.median,
         "memory": {
             "most": {kind: max(worker["memory"][kind] for worker in workers) for kind in MEMORY_KINDS},
@@ -97,7 +103,7 @@ def _variant(settings: BenchSettings, entry: Entry, good: dict[str, Entry]) -> d
         "flops_imbalance": 1.0 if flops[0] is None else flops_imbalance(flops),
         "losses": [worker["losses"] for worker in workers],
         "ready_seconds": max(worker["ready_seconds"] for worker in workers),
-    }  # fmt: skip
+    }
 
 
 def _met(entry: Entry, reference: Entry) -> bool:

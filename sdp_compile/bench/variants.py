@@ -51,10 +51,8 @@ REFERENCES = ("ddp", "fsdp2")
 
 # A variant's eager and compiled form stand side by side: they run in one wave, and their ratio is of one wave.
 VARIANTS = {
-    variant.name: variant
-    for base in BASES
-    for variant in (base, Variant(**{**base.__dict__, "compiled": True}))
-}  # fmt: skip
+    variant.name: variant for base in BASES for variant in (base, Variant(**{**base.__dict__, "compiled": True}))
+}
 
 
 def choose(patterns: Sequence[str], compile: bool = True) -> tuple[Variant, ...]:

@@ -73,9 +73,13 @@ def _send(pipe: Connection, message: Any) -> None:
 
 
 def _serve(
-    commands: queue.Queue[dict[str, Any]], pipe: Connection, variant: Variant, rank: int, port: int,
+    commands: queue.Queue[dict[str, Any]],
+    pipe: Connection,
+    variant: Variant,
+    rank: int,
+    port: int,
     settings: BenchSettings,
-) -> None:  # fmt: skip
+) -> None:
     device = _join(rank, port, settings)
     meter = memory.PeakMeter(device)
     contestant, facts = _prepare(variant, rank, device, settings, meter)

@@ -95,9 +95,14 @@ def recapture(captured: Capture, mode: Mode, precision: Precision, device: torch
 
 
 def _program(
-    model: nn.Module, call: Call, mode: Mode, device: torch.device, precision: Precision, constants: Constants,
+    model: nn.Module,
+    call: Call,
+    mode: Mode,
+    device: torch.device,
+    precision: Precision,
+    constants: Constants,
     attempts: Attempts = ATTEMPTS,
-) -> tuple[Program, tuple[str, ...]]:  # fmt: skip
+) -> tuple[Program, tuple[str, ...]]:
     with preserved_rng(), torch.inference_mode(False), torch.enable_grad():
         exported, notes = _export(model, call, mode, device, attempts)
     program = program_of(exported, mode, canonical_names(model), constants)

@@ -48,8 +48,11 @@ def check(
     """
     stages = Stages()
     found: dict[str, Any] = {
-        "model": type(model).__name__, "workers": workers, "ranks": (), "policy": {"policy": str(policy)}
-    }  # fmt: skip
+        "model": type(model).__name__,
+        "workers": workers,
+        "ranks": (),
+        "policy": {"policy": str(policy)},
+    }
     verdict: Verdict
     try:
         with torch.random.fork_rng(devices=[]):

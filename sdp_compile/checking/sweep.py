@@ -47,9 +47,13 @@ class Row:
 
 
 def sweep(
-    names: Iterable[str], policy: Policy, workers: int, ranks: Sequence[int] | None = None, seed: int = 0,
+    names: Iterable[str],
+    policy: Policy,
+    workers: int,
+    ranks: Sequence[int] | None = None,
+    seed: int = 0,
     timeout: float = TIMEOUT,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """Check the models one after the other, ``library:name`` each; a row as soon as each is done."""
     job = {
         "policy": policy.describe(),
@@ -88,10 +92,14 @@ class _Worker:
     def __init__(self) -> None:
         reading, writing = os.pipe()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sdp_compile.checking.sweep"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, text=True, pass_fds=(writing,),
+            [sys.executable, "-m", "sdp_compile.checking.sweep"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            pass_fds=(writing,),
             env={"HF_HUB_OFFLINE": "1", **os.environ, _REPORT: str(writing)},
-        )  # fmt: skip
+        )
         os.close(writing)
         self.answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, args=(os.fdopen(reading),), daemon=True).start()

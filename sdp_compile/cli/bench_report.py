@@ -56,9 +56,13 @@ def _time(variants: Sequence[Mapping[str, Any]]) -> Table:
     unit = "tokens" if variants[0]["tokens_per_second"] else "samples"
     table = variant_table(
         "Step time in seconds (median, interquartile range), and in ratio to peers in the same round",
-        "step", "IQR", "of\nDDP", "of\nFSDP2",
-        *(("of DDP\n+compile", "of its\neager") if compiled else ()), f"{unit}\nper s",
-    )  # fmt: skip
+        "step",
+        "IQR",
+        "of\nDDP",
+        "of\nFSDP2",
+        *(("of DDP\n+compile", "of its\neager") if compiled else ()),
+        f"{unit}\nper s",
+    )
     for variant in variants:
         seconds = variant["step_seconds"]
         itself = variant["name"].removesuffix(COMPILED)
@@ -84,18 +88,27 @@ def _memory(variants: Sequence[Mapping[str, Any]]) -> Table:
     dense = next((variant for variant in variants if variant["name"].removesuffix(COMPILED) == "ddp"), None)
     table = variant_table(
         "MiB of the worker that holds most, by distinct storages; its state against DDP's; growth of its process",
-        "para-\nmeters", "buf-\nfers", "gradi-\nents", "opti-\nmizer", "state", "of\nDDP", "acti-\nvations",
+        "para-\nmeters",
+        "buf-\nfers",
+        "gradi-\nents",
+        "opti-\nmizer",
+        "state",
+        "of\nDDP",
+        "acti-\nvations",
         "peak",
-    )  # fmt: skip
+    )
     for variant in variants:
         most = variant["memory"]["most"]
         share = "" if dense is None else f"{most['state'] / dense['memory']['most']['state']:.2f}"
         kinds = ("parameters", "buffers", "gradients", "optimizer", "state")
         figures = [f"{most[kind] / _MIB:.1f}" for kind in kinds]
         table.add_row(
-            variant["name"], *figures, Text(share, style="bold"),
-            f"{most['activations'] / _MIB:.1f}", f"{most['peak'] / _MIB:.0f}",
-        )  # fmt: skip
+            variant["name"],
+            *figures,
+            Text(share, style="bold"),
+            f"{most['activations'] / _MIB:.1f}",
+            f"{most['peak'] / _MIB:.0f}",
+        )
     return table
 
 
@@ -103,8 +116,13 @@ def _traffic(variants: Sequence[Mapping[str, Any]]) -> Table:
     """Of the worker that sends most; whether the formula holds is of all."""
     table = variant_table(
         "MiB that a worker sends per step, payloads times their ring factors; balance of the work",
-        "counted", "by the\nformula", "padding", "", "collec-\ntives", "FLOPs:\nmost/mean",
-    )  # fmt: skip
+        "counted",
+        "by the\nformula",
+        "padding",
+        "",
+        "collec-\ntives",
+        "FLOPs:\nmost/mean",
+    )
     for variant in variants:
         traffic = variant["traffic"]
         worst = max(range(len(traffic["sent"])), key=lambda rank: traffic["sent"][rank])

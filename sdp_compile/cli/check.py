@@ -71,9 +71,13 @@ def run(settings: CheckSettings, debug: bool = False) -> int:
         check_inputs(settings.model, loaded.model)
     with console.status(f"checking {settings.model}", spinner="dots"):
         result = check(
-            loaded.model, policy, loaded.example_inputs, workers=settings.workers, ranks=settings.ranks or None,
+            loaded.model,
+            policy,
+            loaded.example_inputs,
+            workers=settings.workers,
+            ranks=settings.ranks or None,
             seed=settings.seed,
-        )  # fmt: skip
+        )
     if debug and result.details:
         sys.stderr.write(result.details)
     console.print(render(result, settings.model))

@@ -12,9 +12,12 @@ from sdp_compile.checking.verdict import CheckResult, Verdict
 MOST_ROWS = 12
 
 _STYLES: dict[Verdict, str] = {
-    "exact": "bold green", "not exact": "bold red", "refused": "bold yellow", "unverified": "bold yellow",
+    "exact": "bold green",
+    "not exact": "bold red",
+    "refused": "bold yellow",
+    "unverified": "bold yellow",
     "failed": "bold red",
-}  # fmt: skip
+}
 
 
 def render(result: CheckResult, spec: str) -> RenderableType:

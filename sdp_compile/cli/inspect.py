@@ -82,20 +82,30 @@ class InspectSettings:
             raise SDPError(f"--rank {self.rank}: there are workers 0 to {self.words.workers - 1}; see --workers.")
         of_a_rank, graphs = ("graph", "diff"), ("graph", "structure")
         for option, given, views in (
-            ("rank", self.rank, of_a_rank), ("mode", self.mode, of_a_rank), ("lowering", self.lowering, of_a_rank),
-            ("module", self.module, of_a_rank), ("pass", self.pass_name, ("diff",)),
-            ("side-by-side", self.side_by_side, ("diff",)), ("all", self.unfold, ("structure", *of_a_rank)),
-            ("dot", self.exports.dot, graphs), ("graph-json", self.exports.graph_json, graphs),
-        ):  # fmt: skip
+            ("rank", self.rank, of_a_rank),
+            ("mode", self.mode, of_a_rank),
+            ("lowering", self.lowering, of_a_rank),
+            ("module", self.module, of_a_rank),
+            ("pass", self.pass_name, ("diff",)),
+            ("side-by-side", self.side_by_side, ("diff",)),
+            ("all", self.unfold, ("structure", *of_a_rank)),
+            ("dot", self.exports.dot, graphs),
+            ("graph-json", self.exports.graph_json, graphs),
+        ):
             if given and self.view not in views:
                 raise SDPError(f"--{option} belongs to the view {' and '.join(views)}, not to {self.view}.")
 
     def options(self) -> dict[str, Any]:
         """The view's own options, as `sdp_compile.inspector.show` takes them."""
         given = {
-            "rank": self.rank, "mode": self.mode, "lowering": self.lowering, "module": self.module,
-            "pass_name": self.pass_name, "side_by_side": self.side_by_side, "unfold": self.unfold,
-        }  # fmt: skip
+            "rank": self.rank,
+            "mode": self.mode,
+            "lowering": self.lowering,
+            "module": self.module,
+            "pass_name": self.pass_name,
+            "side_by_side": self.side_by_side,
+            "unfold": self.unfold,
+        }
         return {name: value for name, value in given.items() if value}
 
 

@@ -38,9 +38,16 @@ def _steps(result: Mapping[str, Any]) -> Table:
     rows = [row for row in result["variants"] if row["predicted"]]
     dense = next((row["predicted"]["seconds"] for row in rows if row["name"] == "ddp"), None)
     table = variant_table(
-        "Predicted step in milliseconds; MiB that the worker sends that sends most", "step", "of\nDDP", "for-\nward",
-        "back-\nward", "ex-\nposed", "update", "commu-\nnication", "MiB\nsent",
-    )  # fmt: skip
+        "Predicted step in milliseconds; MiB that the worker sends that sends most",
+        "step",
+        "of\nDDP",
+        "for-\nward",
+        "back-\nward",
+        "ex-\nposed",
+        "update",
+        "commu-\nnication",
+        "MiB\nsent",
+    )
     for row in rows:
         step = row["predicted"]
         parts = ("forward", "backward", "exposed", "update", "communication")
@@ -65,9 +72,15 @@ def _errors(result: Mapping[str, Any]) -> Table:
     rows = [row for row in result["variants"] if row["predicted"] and (row["measured"] or {}).get("status") == "ok"]
     dense = next((row for row in rows if row["name"] == "ddp"), None)
     table = variant_table(
-        "Predicted and measured in this run: milliseconds, in ratio to DDP's, MiB sent", "pre-\ndicted",
-        "mea-\nsured", "error", "of DDP", "mea-\nsured", "sent", "counted",
-    )  # fmt: skip
+        "Predicted and measured in this run: milliseconds, in ratio to DDP's, MiB sent",
+        "pre-\ndicted",
+        "mea-\nsured",
+        "error",
+        "of DDP",
+        "mea-\nsured",
+        "sent",
+        "counted",
+    )
     for row in rows:
         predicted, measured = row["predicted"]["seconds"], row["measured"]["step_seconds"]["median"]
         ratios = ("", "")
@@ -77,8 +90,12 @@ def _errors(result: Mapping[str, Any]) -> Table:
                 f"{row['measured']['ratio']['ddp']['median']:.2f}",
             )
         table.add_row(
-            row["name"], f"{predicted * 1e3:,.0f}", f"{measured * 1e3:,.0f}",
-            Text(f"{predicted / measured - 1:+.0%}", style="bold"), *ratios,
-            f"{row['predicted']['sent'] / _MIB:,.2f}", f"{max(row['measured']['traffic']['sent']) / _MIB:,.2f}",
-        )  # fmt: skip
+            row["name"],
+            f"{predicted * 1e3:,.0f}",
+            f"{measured * 1e3:,.0f}",
+            Text(f"{predicted / measured - 1:+.0%}", style="bold"),
+            *ratios,
+            f"{row['predicted']['sent'] / _MIB:,.2f}",
+            f"{max(row['measured']['traffic']['sent']) / _MIB:,.2f}",
+        )
     return table

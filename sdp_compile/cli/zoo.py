@@ -45,9 +45,20 @@ def sweep_zoo(settings: CheckSettings, policy: Policy, console: Console) -> tupl
 def table(library: str, rows: Iterable[Row]) -> Table:
     """One row per model."""
     result = Table(
-        "model", "M parameters", "captured", "axes", "blocks", "cut", "kept", "exact", "seconds",
-        title=library, title_justify="left", title_style="italic", box=box.SIMPLE_HEAD,
-    )  # fmt: skip
+        "model",
+        "M parameters",
+        "captured",
+        "axes",
+        "blocks",
+        "cut",
+        "kept",
+        "exact",
+        "seconds",
+        title=library,
+        title_justify="left",
+        title_style="italic",
+        box=box.SIMPLE_HEAD,
+    )
     for row in rows:
         result.add_row(*_cells(row.result, row.name, row.seconds))
     return result
@@ -73,6 +84,13 @@ def _cells(result: CheckResult, name: str, seconds: float) -> tuple[str, ...]:
         return name, "", "no", "", "", "", "", result.verdict, f"{seconds:.1f}"
     kept = f"{max(result.kept):.1%}" if result.kept else "-"
     return (
-        name, f"{result.parameters / 1e6:.1f}", "yes", f"{result.axes_cut}/{result.axes}", str(result.blocks),
-        f"{result.share_cut:.1%}", kept, "yes" if result.is_exact else result.verdict, f"{seconds:.1f}",
-    )  # fmt: skip
+        name,
+        f"{result.parameters / 1e6:.1f}",
+        "yes",
+        f"{result.axes_cut}/{result.axes}",
+        str(result.blocks),
+        f"{result.share_cut:.1%}",
+        kept,
+        "yes" if result.is_exact else result.verdict,
+        f"{seconds:.1f}",
+    )

@@ -16,10 +16,22 @@ from sdp_compile.inspector.rows import Row
 from sdp_compile.inspector.structure import StructureView
 
 _COLOURS: Mapping[str, str] = {
-    "input": "#c8e6c9", "output": "#c8e6c9", "state": "#eceff1", "mask": "#e1bee7", "sync": "#bbdefb",
-    "rescale": "#fff9c4", "drop": "#ffcdd2", "join": "#e1bee7", "size": "#b2ebf2", "rewritten": "#dcedc8",
-    "axis": "#b2ebf2", "block": "#fff9c4", "parameter": "#eceff1", "buffer": "#eceff1", "constant": "#eceff1",
-}  # fmt: skip
+    "input": "#c8e6c9",
+    "output": "#c8e6c9",
+    "state": "#eceff1",
+    "mask": "#e1bee7",
+    "sync": "#bbdefb",
+    "rescale": "#fff9c4",
+    "drop": "#ffcdd2",
+    "join": "#e1bee7",
+    "size": "#b2ebf2",
+    "rewritten": "#dcedc8",
+    "axis": "#b2ebf2",
+    "block": "#fff9c4",
+    "parameter": "#eceff1",
+    "buffer": "#eceff1",
+    "constant": "#eceff1",
+}
 
 
 def graph_export(view: GraphView) -> nx.DiGraph:
@@ -53,8 +65,9 @@ def structure_export(view: StructureView) -> nx.MultiGraph:
             )
         graph.add_edges_from(
             (f"family:{family.name}", f"family:{other}", {"kind": "conflict"})
-            for other in family.conflicts if family.name <= other
-        )  # fmt: skip
+            for other in family.conflicts
+            if family.name <= other
+        )
     return graph
 
 

@@ -17,9 +17,18 @@ MOST_ITEMS = 12
 """Entries of a list of numbers that are written out; a rescale pass can hold one factor per neuron."""
 
 _INFIX: Mapping[Any, str] = {
-    operator.mul: "*", operator.floordiv: "//", operator.add: "+", operator.sub: "-", operator.truediv: "/",
-    operator.mod: "%", operator.eq: "==", operator.ge: ">=", operator.gt: ">", operator.le: "<=", operator.lt: "<",
-}  # fmt: skip
+    operator.mul: "*",
+    operator.floordiv: "//",
+    operator.add: "+",
+    operator.sub: "-",
+    operator.truediv: "/",
+    operator.mod: "%",
+    operator.eq: "==",
+    operator.ge: ">=",
+    operator.gt: ">",
+    operator.le: "<=",
+    operator.lt: "<",
+}
 _END = 2**63 - 1
 _UNSAID = frozenset({"pin_memory", "layout", "non_blocking"})
 

@@ -75,8 +75,11 @@ def _findings(plan: Plan) -> Iterator[Finding]:
         return
     shared = _shared_share(plan)
     if shared > 0.5:
-        yield Finding("warning", f"{shared:.0%} of the parameter bytes are shared by all workers, which bounds what "
-                                 "partitioning can save; the frozen dimensions say why.")  # fmt: skip
+        yield Finding(
+            "warning",
+            f"{shared:.0%} of the parameter bytes are shared by all workers, which bounds what "
+            "partitioning can save; the frozen dimensions say why.",
+        )
     for what, loads, dense in (
         ("memory", parameter_bytes(plan), dense_bytes(plan)),
         ("FLOPs", np.array([plan.flops(rank) for rank in range(plan.workers)]), plan.flops()),
@@ -94,8 +97,11 @@ def _findings(plan: Plan) -> Iterator[Finding]:
     if coverage.cut is not None and coverage.cut.min == 1:
         yield Finding("note", "Some parameters have one owner only: their training is lost if that worker is.")
     elif plan.spectral_gap() < 1e-9:
-        yield Finding("warning", "The workers fall into groups that share no cut parameter, so these train on the data "
-                                 "of their group alone. Choose other slots, or another design.")  # fmt: skip
+        yield Finding(
+            "warning",
+            "The workers fall into groups that share no cut parameter, so these train on the data "
+            "of their group alone. Choose other slots, or another design.",
+        )
     groups = int(_added_up(plan, dict.fromkeys(plan.groups, 1)).max())
     if groups > MOST_GROUPS:
         yield Finding(
@@ -104,8 +110,9 @@ def _findings(plan: Plan) -> Iterator[Finding]:
     used = set(plan.order)
     unused = [name for name, tensor in plan.state.items() if tensor.kind == "parameter" and name not in used]
     if unused:
-        yield Finding("note", f"{len(unused)} parameters are never used in forward, such as {unused[0]!r}; they get no "
-                              "gradient.")  # fmt: skip
+        yield Finding(
+            "note", f"{len(unused)} parameters are never used in forward, such as {unused[0]!r}; they get no gradient."
+        )
 
 
 def _headline(plan: Plan) -> str:
@@ -115,8 +122,10 @@ def _headline(plan: Plan) -> str:
     cut = " and ".join(_counted(plan, kind, plural) for kind, plural in KINDS.items() if _counted(plan, kind, plural))
     coverage = plan.coverage()
     mean = coverage.cut.mean if coverage.cut is not None else coverage.mean
-    return (f"{plan.workers} workers, {cut} of {units} units, {mean:.2f} owners per cut element, "
-            f"{_shared_share(plan):.1%} of the parameter bytes shared by all")  # fmt: skip
+    return (
+        f"{plan.workers} workers, {cut} of {units} units, {mean:.2f} owners per cut element, "
+        f"{_shared_share(plan):.1%} of the parameter bytes shared by all"
+    )
 
 
 def _counted(plan: Plan, kind: str, plural: str) -> str:
@@ -174,22 +183,43 @@ def _family_table(plan: Plan) -> Table:
 
 
 def _worker_table(plan: Plan) -> Table:
-    table = Table("workers", "parameters", "gradients", "AdamW state", "of dense", "FLOPs of dense", "sent per step",
-                  title="What each worker pays")  # fmt: skip
+    table = Table(
+        "workers",
+        "parameters",
+        "gradients",
+        "AdamW state",
+        "of dense",
+        "FLOPs of dense",
+        "sent per step",
+        title="What each worker pays",
+    )
     dense, flops = plan.memory(), plan.flops()
     for members in plan.worker_classes()[:MOST_ROWS]:
         rank = members[0]
         memory, communication = plan.memory(rank), plan.communication(rank)
         share = memory.total / dense.total if dense.total else 1.0
         table.add_row(
-            _workers(members), size(memory.parameters), size(memory.gradients), size(memory.optimizer_state),
-            f"{share:.1%}", f"{plan.flops(rank) / flops:.1%}" if flops else "-", size(communication.total),
-        )  # fmt: skip
+            _workers(members),
+            size(memory.parameters),
+            size(memory.gradients),
+            size(memory.optimizer_state),
+            f"{share:.1%}",
+            f"{plan.flops(rank) / flops:.1%}" if flops else "-",
+            size(communication.total),
+        )
     if len(plan.worker_classes()) > MOST_ROWS:
         table.add_row(f"{len(plan.worker_classes()) - MOST_ROWS} more kinds of worker")
     sent = plan.communication(0).dense
-    table.add_row("dense", size(dense.parameters), size(dense.gradients), size(dense.optimizer_state), "100.0%",
-                  "100.0%" if flops else "-", size(sent), style="dim")  # fmt: skip
+    table.add_row(
+        "dense",
+        size(dense.parameters),
+        size(dense.gradients),
+        size(dense.optimizer_state),
+        "100.0%",
+        "100.0%" if flops else "-",
+        size(sent),
+        style="dim",
+    )
     return table
 
 

@@ -24,10 +24,14 @@ from sdp_compile.structure.layout import kept_size
 Kind = Literal["input", "state", "compute", "output", "mask", "sync", "rescale", "drop", "join", "size", "rewritten"]
 
 _KINDS: Mapping[Any, Kind] = {
-    ops.all_reduce_mean: "sync", ops.mask_parameter: "mask", ops.mask_gradient: "mask",
-    ops.rescale: "rescale", narrow.join: "join",
-    operator.mul: "size", operator.floordiv: "size",
-}  # fmt: skip
+    ops.all_reduce_mean: "sync",
+    ops.mask_parameter: "mask",
+    ops.mask_gradient: "mask",
+    ops.rescale: "rescale",
+    narrow.join: "join",
+    operator.mul: "size",
+    operator.floordiv: "size",
+}
 
 _CALL_NUMBER = re.compile(r"@\d+")
 

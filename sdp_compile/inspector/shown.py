@@ -153,8 +153,13 @@ def html(renderable: RenderableType) -> str:
 def _recorded(renderable: RenderableType, width: int) -> Console:
     # In full colour whatever the standard output is, and whatever NO_COLOR says of it.
     console = Console(
-        file=StringIO(), record=True, width=width, force_terminal=True, color_system="truecolor", no_color=False,
+        file=StringIO(),
+        record=True,
+        width=width,
+        force_terminal=True,
+        color_system="truecolor",
+        no_color=False,
         force_jupyter=False,
-    )  # fmt: skip
+    )
     console.print(renderable)
     return console

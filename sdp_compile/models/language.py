@@ -17,26 +17,60 @@ Built = tuple[nn.Module, dict[str, Tensor]]
 SMALL: Mapping[str, Any] = {
     **dict.fromkeys(
         "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers "
-        "num_encoder_layers num_hidden_groups".split(), 2),
+        "num_encoder_layers num_hidden_groups".split(),
+        2,
+    ),
     **dict.fromkeys(
-        "hidden_size d_model n_embd dim emb_dim embedding_size word_embed_proj_dim decoder_hidden_size".split(), 64),
+        "hidden_size d_model n_embd dim emb_dim embedding_size word_embed_proj_dim decoder_hidden_size".split(), 64
+    ),
     **dict.fromkeys(
         "intermediate_size d_ff ffn_dim encoder_ffn_dim decoder_ffn_dim n_inner hidden_dim ffn_hidden_size "
-        "decoder_intermediate_size shared_expert_intermediate_size".split(), 192),
+        "decoder_intermediate_size shared_expert_intermediate_size".split(),
+        192,
+    ),
     **dict.fromkeys(
         "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
-        "num_decoder_heads decoder_num_attention_heads".split(), 4),
-    "num_key_value_heads": 2, "head_dim": 16, "d_kv": 16, "d_head": 16, "rotary_dim": 8, "d_inner": 96,
-    "moe_intermediate_size": 48, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
-    "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_num_experts": 4, "moe_k": 2,
-    "n_group": 1, "topk_group": 1,
-    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
-    "vocab_size": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+        "num_decoder_heads decoder_num_attention_heads".split(),
+        4,
+    ),
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "d_kv": 16,
+    "d_head": 16,
+    "rotary_dim": 8,
+    "d_inner": 96,
+    "moe_intermediate_size": 48,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "moe_num_experts": 4,
+    "moe_k": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "vocab_size": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
     **dict.fromkeys("max_position_embeddings n_positions n_ctx max_seq_len".split(), 128),
-    "image_size": 64, "max_source_positions": 32, "max_target_positions": 64, "max_2d_position_embeddings": 64,
-    "num_frames": 4, "max_length": 64, "projection_dim": 32, "use_cache": False, "apply_spec_augment": False,
+    "image_size": 64,
+    "max_source_positions": 32,
+    "max_target_positions": 64,
+    "max_2d_position_embeddings": 64,
+    "num_frames": 4,
+    "max_length": 64,
+    "projection_dim": 32,
+    "use_cache": False,
+    "apply_spec_augment": False,
     **dict.fromkeys("layerdrop encoder_layerdrop decoder_layerdrop".split(), 0.0),
-}  # fmt: skip
+}
 """What a configuration is changed to where it has such a field; enough to see every axis, fit for a laptop."""
 
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
@@ -59,10 +93,20 @@ _WITHOUT_DEFAULT = ("n_inner", "vocab_size", "num_experts_per_tok")
 
 # The tasks by preference: the first that a type has a model for says which class is built.
 _TASKS = (
-    "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM", "CAUSAL_LM", "CTC", "IMAGE_CLASSIFICATION",
-    "VIDEO_CLASSIFICATION", "AUDIO_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION", "OBJECT_DETECTION",
-    "SEQUENCE_CLASSIFICATION", "",
-)  # fmt: skip
+    "SEQ_TO_SEQ_CAUSAL_LM",
+    "SPEECH_SEQ_2_SEQ",
+    "MASKED_LM",
+    "CAUSAL_LM",
+    "CTC",
+    "IMAGE_CLASSIFICATION",
+    "VIDEO_CLASSIFICATION",
+    "AUDIO_CLASSIFICATION",
+    "SEMANTIC_SEGMENTATION",
+    "DEPTH_ESTIMATION",
+    "OBJECT_DETECTION",
+    "SEQUENCE_CLASSIFICATION",
+    "",
+)
 
 
 def transformers_model(model_type: str, settings: Mapping[str, Any] | None = None) -> Built:

@@ -75,9 +75,13 @@ def _shallow(name: str) -> nn.Module:
     width = 1280 if name == "vit_h_14" else 1024
     patch = int(name.rpartition("_")[2])
     transformer: nn.Module = VisionTransformer(
-        image_size=_IMAGE_SIZES.get(name, SIZE), patch_size=patch, num_layers=depth, num_heads=16, hidden_dim=width,
+        image_size=_IMAGE_SIZES.get(name, SIZE),
+        patch_size=patch,
+        num_layers=depth,
+        num_heads=16,
+        hidden_dim=width,
         mlp_dim=4 * width,
-    )  # fmt: skip
+    )
     return transformer
 
 

@@ -41,10 +41,12 @@ def join(owned: Tensor, rest: Tensor, dim: int, runs: Runs) -> Tensor:
     """The full tensor: ``owned`` and ``rest`` in alternating stretches along ``dim``."""
     if len(runs) <= _MOST_RUNS:
         return torch.cat([part.narrow(dim, start, size) for part, start, size, _ in _stretches(owned, rest, runs)], dim)
-    order = torch.cat([
-        torch.arange(start, start + size, device=owned.device) + (0 if part is owned else owned.shape[dim])
-        for part, start, size, _ in _stretches(owned, rest, runs)
-    ])  # fmt: skip
+    order = torch.cat(
+        [
+            torch.arange(start, start + size, device=owned.device) + (0 if part is owned else owned.shape[dim])
+            for part, start, size, _ in _stretches(owned, rest, runs)
+        ]
+    )
     return torch.cat([owned, rest], dim).index_select(dim, order)
 
 
@@ -70,9 +72,16 @@ def product(x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, dim: in
 
 
 def convolution(
-    x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, dim: int, runs: Runs, geometry: Geometry,
-    groups: int, seen: Seen,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    owned: Tensor,
+    rest: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    runs: Runs,
+    geometry: Geometry,
+    groups: int,
+    seen: Seen,
+) -> Tensor:
     """``aten.convolution`` of batched input with a weight that is cut along ``dim``, one of its channel dimensions."""
     x, owned, rest, bias = _as_autocast(x, owned, rest, bias)
     result: Tensor = _Convolution.apply(x, owned, rest, bias, dim, runs, geometry, groups, seen)
@@ -218,9 +227,17 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, dim: int, runs: Runs,
-        geometry: Geometry, groups: int, seen: Seen,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        owned: Tensor,
+        rest: Tensor,
+        bias: Tensor | None,
+        dim: int,
+        runs: Runs,
+        geometry: Geometry,
+        groups: int,
+        seen: Seen,
+    ) -> Tensor:
         mine = _channels(x, seen[0]).contiguous() if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(mine, owned, rest)
         ctx.shape, ctx.dim, ctx.runs, ctx.geometry, ctx.groups, ctx.seen = x.shape, dim, runs, geometry, groups, seen

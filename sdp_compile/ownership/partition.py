@@ -47,15 +47,19 @@ def checked(structure: Structure, partition: object, workers: int, parameters: C
     for name, owners in partition.items():
         family = structure.by_name.get(name)
         if family is None:
-            raise PolicyError(f"The partition names the family {name!r}, which the model does not have."
-                              f"{did_you_mean(str(name), structure.by_name)}")  # fmt: skip
+            raise PolicyError(
+                f"The partition names the family {name!r}, which the model does not have."
+                f"{did_you_mean(str(name), structure.by_name)}"
+            )
         ownership = _canonical(family, owners, workers)
         if ownership not in workers_with_units:
             workers_with_units[ownership] = set().union(*ownership.sets)
         if len(workers_with_units[ownership]) < workers:
             idle = next(worker for worker in everyone if worker not in workers_with_units[ownership])
-            raise PolicyError(f"{_called(family)}: worker {idle} owns none of the {family.units} units. Every worker "
-                              "needs at least one: raise the coverage, or use fewer workers.")  # fmt: skip
+            raise PolicyError(
+                f"{_called(family)}: worker {idle} owns none of the {family.units} units. Every worker "
+                "needs at least one: raise the coverage, or use fewer workers."
+            )
         if ownership.replicas < workers:
             result[name] = ownership
     _check_levels(structure, result)
@@ -72,8 +76,10 @@ def _canonical(family: Family, owners: Sequence[Collection[int]], workers: int) 
     try:
         ownership = Ownership.of(owners)
     except TypeError as error:
-        raise PolicyError(f"{_called(family)}: the owners of each unit must be a collection of worker numbers, "
-                          f"got {owners!r:.80} ({error}).") from error  # fmt: skip
+        raise PolicyError(
+            f"{_called(family)}: the owners of each unit must be a collection of worker numbers, "
+            f"got {owners!r:.80} ({error})."
+        ) from error
     if len(ownership) != family.units:
         raise PolicyError(
             f"{_called(family)} has {family.units} units, the partition gives owners for {len(ownership)}."
@@ -102,8 +108,10 @@ def _check_levels(structure: Structure, partition: Partition) -> None:
     for tensor in members:
         for layout in structure.layouts.get(tensor, ()):
             for axis in families(restrict(layout, frozenset(partition))):
-                raise PolicyError(f"{tensor!r} is cut by the axis {axis!r} and is part of a block of {blocks[0]!r}: a "
-                                  "parameter belongs to families of one level only.")  # fmt: skip
+                raise PolicyError(
+                    f"{tensor!r} is cut by the axis {axis!r} and is part of a block of {blocks[0]!r}: a "
+                    "parameter belongs to families of one level only."
+                )
 
 
 def _check_elements(structure: Structure, partition: Partition, workers: int, parameters: Collection[str]) -> None:
@@ -126,7 +134,9 @@ def _check_elements(structure: Structure, partition: Partition, workers: int, pa
             reachable = {elements.intersection(so_far, owners) for so_far in reachable for owners, _ in part}
         if () in reachable:
             named = " and ".join(repr(family) for family in dict.fromkeys(crossing))
-            raise PolicyError(f"{tensor!r} is cut along {len(crossing)} axes ({named}), and some of its elements have "
-                              "no owner, because no worker owns all the units that they run through. Raise the "
-                              "replicas, or cut axes that do not meet (axes='disjoint').")  # fmt: skip
+            raise PolicyError(
+                f"{tensor!r} is cut along {len(crossing)} axes ({named}), and some of its elements have "
+                "no owner, because no worker owns all the units that they run through. Raise the "
+                "replicas, or cut axes that do not meet (axes='disjoint')."
+            )
         sound.add(signature)

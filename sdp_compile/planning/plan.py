@@ -159,8 +159,13 @@ class Plan:
         Parameters that the graph never uses have no gradient and are in no bucket.
         """
         if bucket_bytes not in self._buckets:
-            ready = (piece for name in reversed(self.order) if self._is_trainable(name)
-                     for piece in self.pieces(name) if len(piece.owners) > 1)  # fmt: skip
+            ready = (
+                piece
+                for name in reversed(self.order)
+                if self._is_trainable(name)
+                for piece in self.pieces(name)
+                if len(piece.owners) > 1
+            )
             self._buckets[bucket_bytes] = make_buckets(ready, self.state, bucket_bytes)
         buckets = self._buckets[bucket_bytes]
         if rank is None:
@@ -194,8 +199,13 @@ class Plan:
     def communication(self, rank: int) -> cost.Communication:
         """The gradient bytes that ``rank`` sends per step, against data parallelism's."""
         self._rank(rank)
-        pieces = (piece for name in self.state if self._is_trainable(name)
-                  for piece in self.pieces(name) if is_member(rank, piece.owners))  # fmt: skip
+        pieces = (
+            piece
+            for name in self.state
+            if self._is_trainable(name)
+            for piece in self.pieces(name)
+            if is_member(rank, piece.owners)
+        )
         result = cost.communication(self.workers, pieces, self.state)
         return result if self.masking == "forward" else replace(result, refresh=self._refresh_bytes(rank))
 
@@ -363,10 +373,19 @@ def make_plan(capture: Capture, structure: Structure, policy: Policy, workers: i
         workers=workers,
         families=tuple(
             CutFamily(
-                family.name, family.kind, family.units, family.unit_bytes, family.unit_flops, family.module_path,
-                family.depth, family.parameters, family.unit_names, partition[family.name].replicas,
+                family.name,
+                family.kind,
+                family.units,
+                family.unit_bytes,
+                family.unit_flops,
+                family.module_path,
+                family.depth,
+                family.parameters,
+                family.unit_names,
+                partition[family.name].replicas,
             )
-            for family in structure.families if family.name in partition
+            for family in structure.families
+            if family.name in partition
         ),
         ownership={family.name: partition[family.name] for family in structure.families if family.name in partition},
         state=dict(capture.state),
@@ -378,4 +397,4 @@ def make_plan(capture: Capture, structure: Structure, policy: Policy, workers: i
         policy=described,
         notes=(*partition.notes, *structure.notes),
         frozen=structure.frozen,
-    )  # fmt: skip
+    )

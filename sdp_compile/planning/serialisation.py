@@ -31,9 +31,14 @@ FORMAT = "sdp-compile plan 1"
 def dumps(plan: Plan) -> str:
     """The plan as one JSON object."""
     figures = {family.name: [_runs(family.unit_bytes), _runs(family.unit_flops)] for family in plan.families}
-    document = {**_essence(plan), "policy": plan.policy, "notes": plan.notes, "figures": figures,
-                "frozen": [asdict(frozen) for frozen in plan.frozen],
-                "work": [[term.flops, term.axes] for term in plan.work]}  # fmt: skip
+    document = {
+        **_essence(plan),
+        "policy": plan.policy,
+        "notes": plan.notes,
+        "figures": figures,
+        "frozen": [asdict(frozen) for frozen in plan.frozen],
+        "work": [[term.flops, term.axes] for term in plan.work],
+    }
     return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
@@ -70,21 +75,36 @@ def _essence(plan: Plan) -> dict[str, Any]:
         "workers": plan.workers,
         "owner_sets": [_ranges(members) for members in known.sets],
         "families": [
-            {"name": family.name, "kind": family.kind, "units": family.units, "module_path": family.module_path,
-             "depth": family.depth, "parameters": family.parameters, "unit_names": family.unit_names,
-             "replicas": family.replicas, "owners": owners[plan.ownership[family.name]]}
+            {
+                "name": family.name,
+                "kind": family.kind,
+                "units": family.units,
+                "module_path": family.module_path,
+                "depth": family.depth,
+                "parameters": family.parameters,
+                "unit_names": family.unit_names,
+                "replicas": family.replicas,
+                "owners": owners[plan.ownership[family.name]],
+            }
             for family in plan.families
         ],
         # Lists of pairs: the order of the state is that of the original model, and sorting keys would lose it.
         "state": [
-            [name, list(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.kind, tensor.requires_grad,
-             tensor.persistent, [_layout(layout) for layout in plan.layouts[name]]]
+            [
+                name,
+                list(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                tensor.kind,
+                tensor.requires_grad,
+                tensor.persistent,
+                [_layout(layout) for layout in plan.layouts[name]],
+            ]
             for name, tensor in plan.state.items()
         ],
         "aliases": [list(pair) for pair in plan.aliases.items()],
         "members": [list(pair) for pair in sorted(plan.members.items())],
         "order": plan.order,
-    }  # fmt: skip
+    }
 
 
 def _plan(document: Mapping[str, Any]) -> Plan:
@@ -98,11 +118,18 @@ def _plan(document: Mapping[str, Any]) -> Plan:
         unit_bytes, unit_flops = document["figures"][entry["name"]]
         families.append(
             CutFamily(
-                entry["name"], entry["kind"], entry["units"], tuple(_expand(unit_bytes)), tuple(_expand(unit_flops)),
-                entry["module_path"], entry["depth"], tuple(entry["parameters"]), tuple(entry["unit_names"]),
+                entry["name"],
+                entry["kind"],
+                entry["units"],
+                tuple(_expand(unit_bytes)),
+                tuple(_expand(unit_flops)),
+                entry["module_path"],
+                entry["depth"],
+                tuple(entry["parameters"]),
+                tuple(entry["unit_names"]),
                 entry["replicas"],
             )
-        )  # fmt: skip
+        )
         ownership[entry["name"]] = Ownership.from_runs((units, sets[number]) for units, number in entry["owners"])
         if len(ownership[entry["name"]]) != entry["units"]:
             raise ValueError(f"{entry['name']!r} has {entry['units']} units and owners of another number")

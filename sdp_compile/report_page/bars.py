@@ -50,20 +50,30 @@ def charts(view: CostView) -> tuple[Chart, ...]:
     """Memory, traffic and computation per worker."""
     return (
         _chart(
-            view, "Memory", f"Bytes that one worker holds with {view.optimizer}, without activations",
+            view,
+            "Memory",
+            f"Bytes that one worker holds with {view.optimizer}, without activations",
             ("parameters", "gradients", "optimizer state", "buffers"),
-            lambda cost: (cost.parameters, cost.gradients, cost.optimizer_state, cost.buffers), size,
+            lambda cost: (cost.parameters, cost.gradients, cost.optimizer_state, cost.buffers),
+            size,
         ),
         _chart(
-            view, "Traffic", "Bytes that one worker sends per step, in rings",
+            view,
+            "Traffic",
+            "Bytes that one worker sends per step, in rings",
             ("of cut parameters", "of shared parameters", "refreshed values"),
-            lambda cost: (cost.sent_partitioned, cost.sent_shared, cost.sent_refresh), size,
+            lambda cost: (cost.sent_partitioned, cost.sent_shared, cost.sent_refresh),
+            size,
         ),
         _chart(
-            view, "Computation", "Floating-point operations of one forward pass at the example's size",
-            ("FLOPs",), lambda cost: (cost.flops,), flops,
+            view,
+            "Computation",
+            "Floating-point operations of one forward pass at the example's size",
+            ("FLOPs",),
+            lambda cost: (cost.flops,),
+            flops,
         ),
-    )  # fmt: skip
+    )
 
 
 def _chart(

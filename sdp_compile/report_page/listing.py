@@ -32,23 +32,32 @@ def listing(view: GraphView) -> dict[str, Any]:
     return {
         "rows": [
             [
-                row.name, row.code, kind(row), modules.number((row.module, row.module_type)),
+                row.name,
+                row.code,
+                kind(row),
+                modules.number((row.module, row.module_type)),
                 None if row.shape is None else list(row.shape),
                 None if row.full_shape is None or not row.resized else list(row.full_shape),
-                row.dtype, sources.number((row.source, row.line)), inputs.get(number, []),
+                row.dtype,
+                sources.number((row.source, row.line)),
+                inputs.get(number, []),
             ]
-            for number, row in enumerate(view.rows) if number in positions
+            for number, row in enumerate(view.rows)
+            if number in positions
         ],
         "folds": [
             [
                 sum(position < fold.first for position in positions) if left_out else fold.first,
-                0 if left_out else fold.rows, list(fold.layers), fold.like, fold.rows,
+                0 if left_out else fold.rows,
+                list(fold.layers),
+                fold.like,
+                fold.rows,
             ]
             for fold in view.folds
         ],
         "modules": modules.entries,
         "sources": sources.entries,
-    }  # fmt: skip
+    }
 
 
 def kind(row: Row) -> str:

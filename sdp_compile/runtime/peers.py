@@ -32,9 +32,13 @@ class Runtime:
     """
 
     def __init__(
-        self, module: SDPModule, groups: Groups, bucket_bytes: int = DEFAULT_BUCKET_BYTES,
-        comm_dtype: torch.dtype | None = None, check_finite: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        module: SDPModule,
+        groups: Groups,
+        bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+        comm_dtype: torch.dtype | None = None,
+        check_finite: bool = False,
+    ) -> None:
         plan = module.plan
         if groups.workers != plan.workers or groups.rank != module.rank:
             raise DistributedError(

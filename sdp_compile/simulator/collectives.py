@@ -16,9 +16,7 @@ from sdp_compile.simulator.cluster import Link
 Algorithm = Literal["ring", "tree", "best"]
 
 
-def seconds(
-    kind: CollectiveKind, payload: float, members: int, link: Link, algorithm: Algorithm = "best"
-) -> float:  # fmt: skip
+def seconds(kind: CollectiveKind, payload: float, members: int, link: Link, algorithm: Algorithm = "best") -> float:
     """Time of a collective whose tensor (see `sent_bytes`) has ``payload`` bytes, among ``members`` workers.
 
     ``best`` is the faster of ring and tree; libraries choose by size alike. An all-to-all has no tree.

@@ -30,9 +30,7 @@ class Exchanges:
         """One collective among ``owners``."""
         seconds = collectives.seconds(kind, payload, len(owners), self.cluster.path(owners), self.algorithm)
         classes = [number for number, workers in enumerate(self.classes) if is_member(workers[0], owners)]
-        return Exchange(
-            kind, payload, len(owners), classes, seconds * self.cluster.factors.get(kind, 1.0), ready
-        )  # fmt: skip
+        return Exchange(kind, payload, len(owners), classes, seconds * self.cluster.factors.get(kind, 1.0), ready)
 
     def gradients(self, bucket_bytes: int, kind: CollectiveKind = "all_reduce") -> list[Exchange]:
         """One collective for each of the plan's buckets, in the global order; all-to-alls where groups are too many."""
@@ -47,10 +45,13 @@ class Exchanges:
         Workers send unequally much; each call takes as long as that of the worker which sends most.
         """
         most = max(
-            sum(sent_bytes("reduce_scatter", bucket.nbytes, len(bucket.owners))
-                for bucket in buckets if is_member(workers[0], bucket.owners))
+            sum(
+                sent_bytes("reduce_scatter", bucket.nbytes, len(bucket.owners))
+                for bucket in buckets
+                if is_member(workers[0], bucket.owners)
+            )
             for workers in self.classes
-        )  # fmt: skip
+        )
         members = len(self.everyone)
         return [self.of("all_to_all", most * members / (members - 1), self.everyone)] * calls
 

@@ -26,17 +26,16 @@ def measured_cluster(
     cores = cores or os.cpu_count() or 1
     # Computing was measured while the workers shared the cores: alone a worker would be so much faster.
     slowdown = max(1.0, workers / cores)
-    compute, update = (median(max(answer[what] for answer in of_all) for of_all in probes)
-                       for what in ("compute", "update"))  # fmt: skip
+    compute, update = (
+        median(max(answer[what] for answer in of_all) for of_all in probes) for what in ("compute", "update")
+    )
     times = collective_seconds(probes)
     link = fitted_link({size: seconds for (kind, size), seconds in times.items() if kind == "all_reduce"}, workers)
     factors: dict[CollectiveKind, float] = {}
     for kind in dict.fromkeys(kind for kind, _ in times):
         size = max(size for other, size in times if other == kind)
         factors[kind] = times[kind, size] / ring_seconds(kind, size, workers, link)
-    return Cluster(
-        1, workers, link, link, 3 * flops / compute * slowdown, nbytes / update * slowdown, cores, factors
-    )  # fmt: skip
+    return Cluster(1, workers, link, link, 3 * flops / compute * slowdown, nbytes / update * slowdown, cores, factors)
 
 
 def collective_seconds(probes: Sequence[Sequence[dict[str, Any]]]) -> dict[tuple[CollectiveKind, int], float]:

@@ -19,9 +19,13 @@ Strategy = Literal["sdp", "sdp-sharded", "ddp", "ddp-checkpoint", "fsdp2"]
 
 
 def simulate(
-    plan: Plan, cluster: Cluster, strategy: Strategy = "sdp", *, bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    plan: Plan,
+    cluster: Cluster,
+    strategy: Strategy = "sdp",
+    *,
+    bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     algorithm: Algorithm = "best",
-) -> Prediction:  # fmt: skip
+) -> Prediction:
     """Predicts one training step of the plan's model on ``cluster``.
 
     ``sdp`` is the plan itself, forward or backward masking as its policy says; ``sdp-sharded`` with owner-sharded
@@ -56,8 +60,7 @@ def _sdp(exchanges: Exchanges, bucket_bytes: int, sharded: bool) -> Prediction:
     after += exchanges.refresh()
     ends = step_ends(works, during, after, overlaps=exchanges.cluster.overlaps)
     slowest = max(range(len(ends)), key=lambda one: ends[one])
-    return _prediction("sdp-sharded" if sharded else "sdp", exchanges, works[slowest], ends[slowest],
-                       [*during, *after])  # fmt: skip
+    return _prediction("sdp-sharded" if sharded else "sdp", exchanges, works[slowest], ends[slowest], [*during, *after])
 
 
 def _ddp(name: str, exchanges: Exchanges, one: Work, bucket_bytes: int) -> Prediction:
@@ -78,6 +81,14 @@ def _prediction(name: str, exchanges: Exchanges, one: Work, end: float, done: li
     most = max(classes, key=lambda number: sent[number])
     own = [exchange for exchange in done if most in exchange.classes]
     return Prediction(
-        name, exchanges.plan.workers, end, one.forward, one.backward, sum(exchange.seconds for exchange in own),
-        max(0.0, end - one.total), one.update, sent[most], len(own),
-    )  # fmt: skip
+        name,
+        exchanges.plan.workers,
+        end,
+        one.forward,
+        one.backward,
+        sum(exchange.seconds for exchange in own),
+        max(0.0, end - one.total),
+        one.update,
+        sent[most],
+        len(own),
+    )

@@ -38,9 +38,13 @@ def collectives(rank: int) -> list[tuple[str, int, int]]:
 
 def test_each_collective_counts_the_tensor_that_holds_everybodys_part() -> None:
     of_all = [
-        ("all_reduce", 24, 2), ("all_gather", 48, 2), ("reduce_scatter", 48, 2), ("all_gather", 48, 2),
-        ("broadcast", 24, 2), ("all_to_all", 24, 2),
-    ]  # fmt: skip
+        ("all_reduce", 24, 2),
+        ("all_gather", 48, 2),
+        ("reduce_scatter", 48, 2),
+        ("all_gather", 48, 2),
+        ("broadcast", 24, 2),
+        ("all_to_all", 24, 2),
+    ]
     first, second = run_workers(collectives, WORKERS)
     assert first == [*of_all, ("all_reduce", 24, 1)]
     assert second == of_all

@@ -14,8 +14,18 @@ MEMORY = dict.fromkeys("parameters buffers gradients optimizer activations state
 
 def worker(**changes: Any) -> dict[str, Any]:
     traffic = {"sent": 100.0, "collectives": 2, "predicted": 100.0, "padding": 0.0, "as_predicted": True}
-    return {"ready_seconds": 1.0, "losses": [1.0], "memory": MEMORY, "traffic": traffic, "flops": None, "samples": 4,
-            "tokens": None, "parameters": 10, "device": "cpu", **changes}  # fmt: skip
+    return {
+        "ready_seconds": 1.0,
+        "losses": [1.0],
+        "memory": MEMORY,
+        "traffic": traffic,
+        "flops": None,
+        "samples": 4,
+        "tokens": None,
+        "parameters": 10,
+        "device": "cpu",
+        **changes,
+    }
 
 
 def entry(name: str, seconds: list[float], wave: int = 1, **changes: Any) -> Entry:

@@ -75,9 +75,12 @@ def test_wrong_words_are_refused_at_once(arguments: list[str], words: list[str])
         "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules, 'torch was imported'"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, "bench", *arguments], capture_output=True, text=True, cwd=ROOT,
+        [sys.executable, "-c", code, "bench", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert result.returncode == 2, result.stderr
     assert all(word in result.stderr for word in words), result.stderr
     assert "Traceback" not in result.stderr
@@ -86,10 +89,13 @@ def test_wrong_words_are_refused_at_once(arguments: list[str], words: list[str])
 def test_ctrl_c_ends_all_workers(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*BENCH, MODEL, "--workers", "2", "--rounds", "100000", "--no-compile", "--variants", "ddp"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
+    )
     while len(list(tmp_path.glob("sdp-compile-bench-*/*.log"))) < 2:
         assert process.poll() is None
         time.sleep(0.1)

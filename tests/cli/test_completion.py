@@ -52,9 +52,13 @@ def completed(tmp_path: Path):
 
     def complete(*lines: str) -> list[set[str]]:
         result = subprocess.run(
-            ["bash", "-c", TAB], input="".join(f"{line}\n" for line in lines), capture_output=True, text=True,
-            cwd=work, env=environment,
-        )  # fmt: skip
+            ["bash", "-c", TAB],
+            input="".join(f"{line}\n" for line in lines),
+            capture_output=True,
+            text=True,
+            cwd=work,
+            env=environment,
+        )
         assert "torch was imported" not in result.stderr
         return [set(line.split()) for line in result.stdout.splitlines()]
 

@@ -36,9 +36,19 @@ def test_many_workers_are_predicted_here(tmp_path: Path) -> None:
 def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
     found = tmp_path / "steps.json"
     result = simulate(
-        MODEL, "--validate", "--workers", "2", "--rounds", "1", "--steps", "1", "--variants", "ddp,sdp-neuron",
-        "--json", str(found),
-    )  # fmt: skip
+        MODEL,
+        "--validate",
+        "--workers",
+        "2",
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--variants",
+        "ddp,sdp-neuron",
+        "--json",
+        str(found),
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     rows = {row["name"]: row for row in json.loads(found.read_text())["variants"]}
     assert "error" in result.stdout

@@ -150,9 +150,13 @@ def test_ctrl_c_ends_all_workers(tmp_path: Path) -> None:
     """As a terminal does it: the signal goes to the whole foreground process group."""
     command = [*TRAIN, "--workers", "2", "--steps", "100000", "--output", str(tmp_path)]
     parent = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
+    )
     workers: list[int] = []
     try:
         while len(workers) < 2:

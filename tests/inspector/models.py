@@ -50,9 +50,15 @@ class Tiny(nn.Module):
 
 
 HOSTILE = (
-    "<script>alert(1)</script>", "[red]danger[/red]", "[/]", "名前 ünï", "line\nbreak", "\x1b[2J", '"quoted" \\n back',
+    "<script>alert(1)</script>",
+    "[red]danger[/red]",
+    "[/]",
+    "名前 ünï",
+    "line\nbreak",
+    "\x1b[2J",
+    '"quoted" \\n back',
     "long" * 60,
-)  # fmt: skip
+)
 
 
 class Hostile(nn.Module):

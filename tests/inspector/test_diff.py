@@ -55,8 +55,9 @@ class Plainly:
         self.nodes = {node.name: node for node in graph.nodes}
         self.calls = {
             node.name: str((node.target, self.plain(node.args), self.plain(node.kwargs)))
-            for node in graph.nodes if not self.hidden(node)
-        }  # fmt: skip
+            for node in graph.nodes
+            if not self.hidden(node)
+        }
         order = [node for node in graph.nodes if node.name in self.calls and node.target is not ops.mask_parameter]
         order = [node for node in order if node.op != "get_attr"]
         inputs = [node.name for node in order if node.op == "placeholder"]

@@ -13,9 +13,21 @@ from sdp_compile.inspector.shown import render, text
 
 def row(module: str, code: str, inputs: tuple[str, ...] = (), name: str = "", state: tuple[str, ...] = ()) -> Row:
     return Row(
-        name=name, module=module, module_type="Layer", kind="compute", target=code.partition("(")[0], code=code,
-        inputs=inputs, state=state, full_shape=(2, 4), shape=(2, 4), dtype="float32", resized=False, source="", line="",
-    )  # fmt: skip
+        name=name,
+        module=module,
+        module_type="Layer",
+        kind="compute",
+        target=code.partition("(")[0],
+        code=code,
+        inputs=inputs,
+        state=state,
+        full_shape=(2, 4),
+        shape=(2, 4),
+        dtype="float32",
+        resized=False,
+        source="",
+        line="",
+    )
 
 
 def layer(number: int, operators: str, last: str, container: str = "h") -> list[Row]:
@@ -73,8 +85,17 @@ def test_inner_layers_fold_within_a_stage() -> None:
 def test_taking_turns_is_one_line() -> None:
     rows = model([LONG, SHORT] * 6)
     view = GraphView(
-        model="M", workers=2, rank=0, mode="train", lowering="sliced", module=None, nodes=len(rows),
-        counts=Counter(one.kind for one in rows), rows=tuple(rows), folds=folds(rows), edges=(),
-    )  # fmt: skip
+        model="M",
+        workers=2,
+        rank=0,
+        mode="train",
+        lowering="sliced",
+        module=None,
+        nodes=len(rows),
+        counts=Counter(one.kind for one in rows),
+        rows=tuple(rows),
+        folds=folds(rows),
+        edges=(),
+    )
     lines = [line for line in text(render(view), width=80).splitlines() if "alike" in line]
     assert lines == ["  h.2 to h.11: x 10, alike h.0 or h.1  (35 rows)"]

@@ -101,9 +101,10 @@ def test_weights_are_never_joined_where_an_operator_has_a_narrow_form() -> None:
         Convolutions(), NeuronPolicy(masking="backward", axes="all", replicas=3), (x,), workers=4, rank=1
     )
     joined = [
-        node for node in module.graph.nodes
+        node
+        for node in module.graph.nodes
         if node.target is narrow.join and node.args[0].op == "get_attr" and node.meta["val"].ndim > 1
-    ]  # fmt: skip
+    ]
     assert {str(node.args[0].target) for node in joined} <= {"even.weight"}  # no symmetric padding
     assert targets(module)["convolution"] >= 5
 

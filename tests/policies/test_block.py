@@ -15,9 +15,11 @@ from tests.synthetic import attention, blocks, mlp, nothing, structure_of
 
 @settings(deadline=None, max_examples=50)
 @given(
-    st.integers(1, 9), st.integers(1, 9), st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.lists(st.integers(1, 9), min_size=1, max_size=12),
     st.sampled_from(["balanced", "cyclic", "random"]),
-)  # fmt: skip
+)
 def test_every_block_has_its_owners_and_every_worker_a_block(workers, replicas, sizes, design):
     replicas = min(replicas, workers)
     structure = blocks(sizes)

@@ -41,10 +41,20 @@ def test_slots_follow_the_contract(workers, coverage):
 @pytest.mark.parametrize(
     ("workers", "coverage", "expected"),
     [
-        (4, 0.5, (4, 2)), (8, 0.5, (8, 4)), (4096, 0.5, (8, 4)), (10, 0.5, (2, 1)), (5, 0.5, (5, 3)), (6, 0.5, (6, 3)),
-        (12, 1 / 3, (6, 2)), (16, 0.25, (8, 2)), (3, 0.5, (3, 2)), (1, 0.5, (1, 1)), (7, 0.1, (7, 1)), (9, 0.5, (9, 5)),
+        (4, 0.5, (4, 2)),
+        (8, 0.5, (8, 4)),
+        (4096, 0.5, (8, 4)),
+        (10, 0.5, (2, 1)),
+        (5, 0.5, (5, 3)),
+        (6, 0.5, (6, 3)),
+        (12, 1 / 3, (6, 2)),
+        (16, 0.25, (8, 2)),
+        (3, 0.5, (3, 2)),
+        (1, 0.5, (1, 1)),
+        (7, 0.1, (7, 1)),
+        (9, 0.5, (9, 5)),
     ],
-)  # fmt: skip
+)
 def test_slots_of_common_cases(workers, coverage, expected):
     cells = grid(workers, coverage, None, None)
     assert (cells.slots, cells.share) == expected

@@ -79,8 +79,9 @@ def plan_of(capture: Capture, owners: list[tuple[int, ...]], workers: int) -> Pl
     for name in ("up.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"):
         layouts[name] = (hidden,)
     ownership = Ownership.of(owners)
-    family = CutFamily("hidden", "axis", HIDDEN, (8,) * HIDDEN, (1.0,) * HIDDEN, "", 0, ("up.weight",), (),
-                       ownership.replicas)  # fmt: skip
+    family = CutFamily(
+        "hidden", "axis", HIDDEN, (8,) * HIDDEN, (1.0,) * HIDDEN, "", 0, ("up.weight",), (), ownership.replicas
+    )
     order = tuple(name for name in capture.state if name not in ("idle", "scratch"))
     return Plan(workers, (family,), {"hidden": ownership}, capture.state, capture.aliases, layouts, {}, order, (), {})
 
@@ -118,9 +119,13 @@ class Subnet(nn.Module):
 
         hidden = F.linear(x, value("up.weight"), value("up.bias"))
         hidden = F.batch_norm(
-            hidden, self.norm.running_mean, self.norm.running_var, value("norm.weight"), value("norm.bias"),
+            hidden,
+            self.norm.running_mean,
+            self.norm.running_var,
+            value("norm.weight"),
+            value("norm.bias"),
             training=self.training,
-        )  # fmt: skip
+        )
         if self.training:
             self.norm.num_batches_tracked.add_(1)
         return F.linear(torch.relu(hidden), value("down.weight"), value("tied")) * self.frozen + self.offset

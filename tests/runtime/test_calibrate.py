@@ -39,8 +39,9 @@ def test_statistics_are_averages_over_the_batches(batches: list[Tensor]) -> None
     torch.testing.assert_close(model.first.running_mean, torch.stack([x.mean((0, 2)) for x in batches]).mean(0))
     torch.testing.assert_close(model.first.running_var, torch.stack([x.var((0, 2)) for x in batches]).mean(0))
     normal = [(x - x.mean((0, 2), True)) / (x.var((0, 2), correction=0, keepdim=True) + 1e-5).sqrt() for x in batches]
-    torch.testing.assert_close(model.second.running_mean, torch.stack([x.mean((0, 2)) for x in normal]).mean(0),
-                               atol=1e-6, rtol=1e-5)  # fmt: skip
+    torch.testing.assert_close(
+        model.second.running_mean, torch.stack([x.mean((0, 2)) for x in normal]).mean(0), atol=1e-6, rtol=1e-5
+    )
     expected = torch.stack([x.var(2).mean(0) for x in normal]).mean(0)
     torch.testing.assert_close(model.second.running_var, expected)
     assert model.first.momentum == 0.1 and model.second.momentum == 0.1

@@ -31,9 +31,19 @@ POLICIES: dict[str, Any] = {
     "backward block": lambda: BlockPolicy(coverage=0.5, masking="backward"),
     "backward all": lambda: NeuronPolicy(axes="all", scope="all", replicas=3, masking="backward"),
 }
-CASES = [("cnn", "neuron"), ("cnn", "replicas"), ("cnn", "block"), ("cnn", "full"), ("transformer", "neuron"),
-         ("transformer", "replicas"), ("transformer", "block"), ("transformer", "full"), ("cnn", "backward all"),
-         ("cnn", "backward block"), ("transformer", "backward neuron")]  # fmt: skip
+CASES = [
+    ("cnn", "neuron"),
+    ("cnn", "replicas"),
+    ("cnn", "block"),
+    ("cnn", "full"),
+    ("transformer", "neuron"),
+    ("transformer", "replicas"),
+    ("transformer", "block"),
+    ("transformer", "full"),
+    ("cnn", "backward all"),
+    ("cnn", "backward block"),
+    ("transformer", "backward neuron"),
+]
 
 
 def masked_gradients(model: nn.Module, name: str, plan: Plan, seeds: dict[int, list[int]]) -> dict[str, Tensor]:

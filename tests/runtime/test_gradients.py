@@ -46,8 +46,13 @@ def gradients(module: Subnet) -> dict[str, Tensor | None]:
     return {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()}
 
 
-def compare(owners: list[tuple[int, ...]], found: list[dict[str, Tensor | None]], batches: Any, masked: bool = False,
-            tolerance: float = 1e-10) -> None:  # fmt: skip
+def compare(
+    owners: list[tuple[int, ...]],
+    found: list[dict[str, Tensor | None]],
+    batches: Any,
+    masked: bool = False,
+    tolerance: float = 1e-10,
+) -> None:
     net = network()
     plan = plan_of(capture_of(net), owners, WORKERS)
     expected = oracle_gradients(net, plan, batches)

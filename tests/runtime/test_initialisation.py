@@ -78,9 +78,10 @@ def test_weights_are_read_in_slices(owners: list[tuple[int, ...]], kind: str, tm
             index = {"weight_map": {name: file for file, content in files.items() for name in content}}
             (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
         weights = {
-            "file": tmp_path / "a.safetensors", "index": str(tmp_path / "model.safetensors.index.json"),
+            "file": tmp_path / "a.safetensors",
+            "index": str(tmp_path / "model.safetensors.index.json"),
             "folder": tmp_path,
-        }[kind]  # fmt: skip
+        }[kind]
     for rank in range(WORKERS):
         module = on_meta(rank, owners)
         assert module.up.weight.is_meta
@@ -106,8 +107,12 @@ def test_initialisation_agrees_between_owners_and_leaves_the_random_state() -> N
     for rank, module in found.items():
         for name, tensor in values_of(module).items():
             mask = module.plan.mask(name, rank)
-            other = whole.setdefault(name, torch.full(mask.shape, float("nan"), dtype=tensor.dtype
-                                                      if tensor.is_floating_point() else torch.float64))  # fmt: skip
+            other = whole.setdefault(
+                name,
+                torch.full(
+                    mask.shape, float("nan"), dtype=tensor.dtype if tensor.is_floating_point() else torch.float64
+                ),
+            )
             known = mask & ~other.isnan()
             full_size = torch.zeros(mask.shape, dtype=other.dtype)
             full_size[mask] = tensor.detach().reshape(-1).to(other.dtype)

@@ -203,8 +203,9 @@ def test_a_model_that_returns_its_loss(name: str) -> None:
 
 
 def test_what_it_is_can_be_seen(tmp_path: Path) -> None:
-    module = sdp_compile(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6)), "neuron", torch.randn(4, 6),
-                         workers=2, rank=1)  # fmt: skip
+    module = sdp_compile(
+        nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6)), "neuron", torch.randn(4, 6), workers=2, rank=1
+    )
     assert "linear" in str(module.inspect("graph")) and "50" in str(module.inspect("owners"))
     assert "2 workers" in str(module.plan)
     again = pickle.loads(pickle.dumps(module))

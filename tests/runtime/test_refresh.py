@@ -30,8 +30,13 @@ def differing(module: Any) -> list[str]:
 
 
 def training(rank: int, policy: str, lowering: Any, sharded: bool) -> Any:
-    module = sdp_compile(build("transformer", seed=rank), POLICIES[policy](), (batch("transformer", 0),),
-                         lowering=lowering, bucket_bytes=2000)  # fmt: skip
+    module = sdp_compile(
+        build("transformer", seed=rank),
+        POLICIES[policy](),
+        (batch("transformer", 0),),
+        lowering=lowering,
+        bucket_bytes=2000,
+    )
     assert not differing(module)
     traffic = module.runtime.groups.traffic
     optimizer: Any = (

@@ -112,8 +112,13 @@ def test_scattered_owners_and_single_ones() -> None:
 
 
 def in_dtypes(rank: int) -> None:
-    cases = [(torch.float64, None, 0.0), (torch.float32, None, 0.0), (torch.float32, torch.bfloat16, 1e-3),
-             (torch.bfloat16, None, 2e-2), (torch.float32, torch.float16, 1e-3)]  # fmt: skip
+    cases = [
+        (torch.float64, None, 0.0),
+        (torch.float32, None, 0.0),
+        (torch.float32, torch.bfloat16, 1e-3),
+        (torch.bfloat16, None, 2e-2),
+        (torch.float32, torch.float16, 1e-3),
+    ]
     for dtype, comm_dtype, tolerance in cases:
         found = []
         for sharded in (False, True):
@@ -162,8 +167,13 @@ def shares(rank: int) -> None:
         if sharded:  # what the wrapped optimizer steps has no values of its own
             assert bytes_of(list(optimizer.state)) == 8 * len(optimizer.state)
             assert all(p.grad is None or p.grad.untyped_storage().nbytes() == 0 for p in model.parameters())
-    pieces = [piece for name, p in model.named_parameters() if name in model.plan.order and p.requires_grad
-              for piece in model.plan.pieces(name) if rank in piece.owners]  # fmt: skip
+    pieces = [
+        piece
+        for name, p in model.named_parameters()
+        if name in model.plan.order and p.requires_grad
+        for piece in model.plan.pieces(name)
+        if rank in piece.owners
+    ]
     slices = 8 * sum(piece.numel for piece in pieces)
     share = 8 * sum(piece.numel / len(piece.owners) for piece in pieces)
     padding = 8 * len(model.plan.buckets(rank, 200))

@@ -191,7 +191,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         lambda: Then(sequence, nn.Conv1d(8, 12, 1), nn.ConvTranspose1d(12, 8, 3, groups=2), nn.Conv1d(8, 2, 1)),
         {"layers.1.weight", "layers.1.bias", "layers.2.weight", "layers.2.bias", "layers.3.weight"},
     ),
-}  # fmt: skip
+}
 
 
 def cut_of(axes: Any, replicas: int) -> dict[str, set[str]]:

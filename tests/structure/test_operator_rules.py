@@ -219,9 +219,15 @@ POOLS: dict[str, Function] = {
 }
 
 WHOLE = {
-    "gather along it", "fft along it", "kron", "addr", "addbmm", "addmv", "meshgrid",
+    "gather along it",
+    "fft along it",
+    "kron",
+    "addr",
+    "addbmm",
+    "addmv",
+    "meshgrid",
     "local response norm",
-}  # fmt: skip
+}
 """Where something needs the whole hidden axis, or all that it could be cut into."""
 
 KINDS: dict[str, tuple[dict[str, Function], type[nn.Module], tuple[int, ...]]] = {

@@ -84,8 +84,10 @@ def render_cost(view: CostView) -> RenderableType:
     shown = [(_label(view, one), one.cost) for one in _shown(view.classes)]
     costs = [("dense", view.dense), *shown]
     parts: list[RenderableType] = [
-        title, Text(), Bars("Memory of a worker", [_memory(label, cost, view.dense) for label, cost in costs])
-    ]  # fmt: skip
+        title,
+        Text(),
+        Bars("Memory of a worker", [_memory(label, cost, view.dense) for label, cost in costs]),
+    ]
     if view.dense.flops:
         bars = [_flops(label, cost, view.dense) for label, cost in costs]
         parts += [Text(), Bars("Forward FLOPs at the example's size", bars)]
@@ -145,8 +147,10 @@ def _si(amount: float) -> str:
 
 
 def _groups(view: CostView) -> Iterator[Line]:
-    yield Line(Text("Owner groups: who reduces what, once per step", style="italic"),
-               Text("payload  each sends  buckets", style="italic"))  # fmt: skip
+    yield Line(
+        Text("Owner groups: who reduces what, once per step", style="italic"),
+        Text("payload  each sends  buckets", style="italic"),
+    )
     for group in view.groups[:MOST_GROUPS]:
         right = Text(f"{size(group.payload):>10} {size(group.sent):>11} {group.buckets:>8}")
         left = "all workers" if len(group.owners) == view.workers else workers_text(group.owners)

@@ -35,8 +35,9 @@ Item = DiffLine | list[Fold] | int | str
 
 def render_diff(view: DiffView, unfold: bool = False, side_by_side: bool = False) -> RenderableType:
     """What passes did to the graph; ``unfold`` writes out layers that repeat an earlier one."""
-    title = heading(view.model, f"worker {view.rank} of {view.workers}", view.mode, view.lowering,
-                    view.pass_ or "all passes")  # fmt: skip
+    title = heading(
+        view.model, f"worker {view.rank} of {view.workers}", view.mode, view.lowering, view.pass_ or "all passes"
+    )
     items = list(_items(view, unfold))
     body: RenderableType
     if not any(isinstance(item, DiffLine) for item in items):

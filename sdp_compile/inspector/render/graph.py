@@ -24,8 +24,9 @@ _LONG_CALL = 6
 
 def render_graph(view: GraphView, unfold: bool = False) -> RenderableType:
     """The rewritten graph; ``unfold`` writes out the layers that repeat an earlier one."""
-    title = heading(view.model, f"worker {view.rank} of {view.workers}", view.mode, view.lowering,
-                    f"{view.nodes:,} nodes")  # fmt: skip
+    title = heading(
+        view.model, f"worker {view.rank} of {view.workers}", view.mode, view.lowering, f"{view.nodes:,} nodes"
+    )
     return Group(title, legend(view.counts), Lines(list(_lines(view, unfold))))
 
 

@@ -44,9 +44,15 @@ def render_structure(view: StructureView, unfold: bool = False) -> RenderableTyp
 
 def _legend(cut_blocks: bool) -> Text:
     return Text.assemble(
-        ("6*", _CUT), " cut   ", ("6'", _FREE), " could be cut   ", ("6 (1)", _FROZEN), " never cut: see (1)   ",
-        _branch(cut_blocks), " residual branch",
-    )  # fmt: skip
+        ("6*", _CUT),
+        " cut   ",
+        ("6'", _FREE),
+        " could be cut   ",
+        ("6 (1)", _FROZEN),
+        " never cut: see (1)   ",
+        _branch(cut_blocks),
+        " residual branch",
+    )
 
 
 def _branch(cut: bool) -> tuple[str, str]:

@@ -14,16 +14,29 @@ MODULE = "bold cyan"
 DIM = "dim"
 
 KINDS: Mapping[str, str] = {
-    "input": "green", "output": "green", "state": "default", "compute": "default", "mask": "bold magenta",
-    "sync": "bold blue", "rescale": "bold yellow", "drop": "bold red", "join": "bold magenta",
-    "size": "bold cyan", "rewritten": "bold green",
-}  # fmt: skip
+    "input": "green",
+    "output": "green",
+    "state": "default",
+    "compute": "default",
+    "mask": "bold magenta",
+    "sync": "bold blue",
+    "rescale": "bold yellow",
+    "drop": "bold red",
+    "join": "bold magenta",
+    "size": "bold cyan",
+    "rewritten": "bold green",
+}
 """The style of each kind of row."""
 
 WORDS: Mapping[str, str] = {
-    "mask": "mask", "sync": "all-reduce", "rescale": "rescale", "drop": "stand-in for a dropped branch",
-    "join": "join of what is owned and the rest",    "size": "size arithmetic", "rewritten": "rewritten",
-}  # fmt: skip
+    "mask": "mask",
+    "sync": "all-reduce",
+    "rescale": "rescale",
+    "drop": "stand-in for a dropped branch",
+    "join": "join of what is owned and the rest",
+    "size": "size arithmetic",
+    "rewritten": "rewritten",
+}
 """What the kinds of row that passes make are called, in the order of a legend."""
 
 GUTTER: Mapping[str, str] = {kind: "~" if kind == "rewritten" else "+" for kind in WORDS}

@@ -21,12 +21,16 @@ _TELLING = ("coverage", "replicas", "masking", "design", "rescale")
 def render_summary(plan: Plan) -> RenderableType:
     """Workers, what is cut, what a worker keeps, and where to read on."""
     dense, held = dense_bytes(plan), parameter_bytes(plan)
-    kinds = [(kind, plural, [family for family in plan.families if family.kind == kind])
-             for kind, plural in (("axis", "axes"), ("block", "block families"))]  # fmt: skip
+    kinds = [
+        (kind, plural, [family for family in plan.families if family.kind == kind])
+        for kind, plural in (("axis", "axes"), ("block", "block families"))
+    ]
     cut = " and ".join(
         f"{counted(len(found), kind if kind == 'axis' else 'block family', plural)} of "
-        f"{sum(family.units for family in found):,} units" for kind, plural, found in kinds if found
-    )  # fmt: skip
+        f"{sum(family.units for family in found):,} units"
+        for kind, plural, found in kinds
+        if found
+    )
     coverage, held_word = plan.coverage().cut, "holds" if plan.masking == "forward" else "trains"
     rows = [
         ("policy", _policy(plan)),

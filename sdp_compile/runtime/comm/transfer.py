@@ -50,9 +50,14 @@ class Request:
 
 @torch.no_grad()
 def assemble(
-    requests: Sequence[Request], tensors: Mapping[str, Tensor], local: Local, groups: Groups | None,
-    *, wanted: Sequence[int] | None, device: torch.device,
-) -> dict[str, Tensor]:  # fmt: skip
+    requests: Sequence[Request],
+    tensors: Mapping[str, Tensor],
+    local: Local,
+    groups: Groups | None,
+    *,
+    wanted: Sequence[int] | None,
+    device: torch.device,
+) -> dict[str, Tensor]:
     """Full tensors on ``device`` from the workers' ``tensors`` by key, each piece from its first owner. Collective.
 
     ``wanted`` are the workers that get the result: None for all, else one; the others get an empty dictionary. All

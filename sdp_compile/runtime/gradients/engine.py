@@ -44,9 +44,14 @@ class GradientEngine:
     """
 
     def __init__(
-        self, module: nn.Module, local: Local, groups: Groups, buckets: Sequence[Bucket],
-        comm_dtype: torch.dtype | None = None, check_finite: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        module: nn.Module,
+        local: Local,
+        groups: Groups,
+        buckets: Sequence[Bucket],
+        comm_dtype: torch.dtype | None = None,
+        check_finite: bool = False,
+    ) -> None:
         if comm_dtype is not None and not comm_dtype.is_floating_point:
             raise SDPError(f"comm_dtype={comm_dtype} is no floating point type; use torch.float16 or torch.bfloat16.")
         self._module = weakref.ref(module)
@@ -160,8 +165,11 @@ class GradientEngine:
         names = self._slots[position].names
         if len(names) != len(gradients):
             return  # the graph does not use all of the bucket
-        trainable = [(name, gradient) for name, gradient in zip(names, gradients, strict=True)
-                     if self._parameters[name].requires_grad]  # fmt: skip
+        trainable = [
+            (name, gradient)
+            for name, gradient in zip(names, gradients, strict=True)
+            if self._parameters[name].requires_grad
+        ]
         if not self._early.accumulates(self._parameters[name] for name, _ in trainable) or not self._take_part():
             return
         if position in self._launched:

@@ -117,8 +117,11 @@ def _described(module: SDPModule, optimizer: Optimizer) -> dict[str, Any]:
     states: dict[str, dict[str, Any]] = {}
     for group in optimizer.param_groups:
         members = [_name_of(parameter, names) for parameter in group["params"]]
-        options = {key: encode(value, f"the optimizer's option {key!r}") for key, value in group.items()
-                   if key not in ("params", "param_names")}  # fmt: skip
+        options = {
+            key: encode(value, f"the optimizer's option {key!r}")
+            for key, value in group.items()
+            if key not in ("params", "param_names")
+        }
         groups.append({"options": options, "names": members, "named": "param_names" in group})
         for name, parameter in zip(members, group["params"], strict=True):
             if isinstance(optimizer, ShardedOptimizer):

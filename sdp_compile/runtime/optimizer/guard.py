@@ -26,8 +26,15 @@ REFUSED = {
 """Optimizers whose update of an element depends on others, which a worker may not own, by class name."""
 
 POSITION_INDEPENDENT = {
-    optim.AdamW, optim.Adam, optim.Adagrad, optim.Adadelta, optim.Adamax, optim.NAdam, optim.RAdam, optim.Rprop,
-}  # fmt: skip
+    optim.AdamW,
+    optim.Adam,
+    optim.Adagrad,
+    optim.Adadelta,
+    optim.Adamax,
+    optim.NAdam,
+    optim.RAdam,
+    optim.Rprop,
+}
 """Measured: with their default kernels the update of a slice is bitwise the slice of the update, in all dtypes."""
 
 POSITION_INDEPENDENT_IN_FULL_PRECISION = {optim.SGD, optim.RMSprop, optim.ASGD}

@@ -16,8 +16,11 @@ def encode(value: Any, what: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor) and value.numel() == 1:
-        return {"tensor": value.reshape(()).tolist(), "dtype": str(value.dtype).removeprefix("torch."),
-                "shape": list(value.shape)}  # fmt: skip
+        return {
+            "tensor": value.reshape(()).tolist(),
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "shape": list(value.shape),
+        }
     if isinstance(value, (tuple, list)):
         return [encode(item, what) for item in value]
     raise SDPError(f"{what} is a {type(value).__name__}; only numbers, texts and tensors can be exchanged and saved.")

@@ -41,20 +41,28 @@ def slices_of(optimizer: ShardedOptimizer, module: SDPModule, requests: Sequence
     for bucket in optimizer.layout:
         assert runtime is not None
         for key, dtype in _states(bucket, requests):
-            held = [(offset, shard, optimizer.state.get(shard.parameter, {}).get(key))
-                    for offset, shard in bucket.shards]  # fmt: skip
-            parts = [(offset, value) for offset, shard, value in held
-                     if isinstance(value, Tensor) and value.shape == shard.parameter.shape]  # fmt: skip
+            held = [
+                (offset, shard, optimizer.state.get(shard.parameter, {}).get(key)) for offset, shard in bucket.shards
+            ]
+            parts = [
+                (offset, value)
+                for offset, shard, value in held
+                if isinstance(value, Tensor) and value.shape == shard.parameter.shape
+            ]
             chunk = bucket.packed(parts, dtype, parameters[bucket.pieces[0][0]].device)
             rows = gathered(bucket, chunk, runtime.groups, "state").rows()
             wanted = {name: result.get(f"{name}:{key}") for name, _ in bucket.pieces}
-            bucket.write(rows, {name: value for name, value in wanted.items()
-                                if value is not None and value.dtype == dtype})  # fmt: skip
+            bucket.write(
+                rows, {name: value for name, value in wanted.items() if value is not None and value.dtype == dtype}
+            )
     return result
 
 
 def _states(bucket: ShardedBucket, requests: Sequence[Request]) -> list[tuple[str, torch.dtype]]:
     """The states that are requested of parameters in a bucket, each with its dtypes, in the requests' order."""
     names = {name for name, _ in bucket.pieces}
-    return list(dict.fromkeys((request.key[len(request.name) + 1 :], request.dtype) for request in requests
-                              if request.name in names))  # fmt: skip
+    return list(
+        dict.fromkeys(
+            (request.key[len(request.name) + 1 :], request.dtype) for request in requests if request.name in names
+        )
+    )

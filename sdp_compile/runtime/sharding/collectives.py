@@ -84,9 +84,13 @@ def _exchange(sent: Tensor, own: Tensor, owners: OwnerSet, rank: int, group: dis
     def collective() -> dist.Work | None:
         # As bytes: every dtype travels alike.
         work: dist.Work | None = dist.all_to_all_single(
-            received.view(-1).view(torch.uint8), sent.view(-1).view(torch.uint8), sizes, sizes, group=group,
+            received.view(-1).view(torch.uint8),
+            sent.view(-1).view(torch.uint8),
+            sizes,
+            sizes,
+            group=group,
             async_op=True,
-        )  # fmt: skip
+        )
         return work
 
     with explained(owners, what, rank):

@@ -24,9 +24,13 @@ PathLike = str | os.PathLike[str]
 
 @torch.no_grad()
 def slice_tensors(
-    capture: Capture, plan: Plan, rank: int, values: Mapping[str, Tensor], device: torch.device | str | None = None,
+    capture: Capture,
+    plan: Plan,
+    rank: int,
+    values: Mapping[str, Tensor],
+    device: torch.device | str | None = None,
     lowering: str = "sliced",
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """What worker ``rank`` holds of each tensor, by canonical name; tensors of which it holds nothing are left out.
 
     ``values`` are the full tensors by canonical name (lifted constants may be missing), meta tensors included. The
@@ -47,9 +51,11 @@ def slice_tensors(
 
 @torch.no_grad()
 def materialize(
-    module: SDPModule, weights: PathLike | Mapping[str, Tensor] | None = None,
-    device: torch.device | str | None = None, seed: int = 0,
-) -> SDPModule:  # fmt: skip
+    module: SDPModule,
+    weights: PathLike | Mapping[str, Tensor] | None = None,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+) -> SDPModule:
     """Fills a module on the meta device with its slices of the full values, one tensor at a time; returns the module.
 
     ``weights`` is a mapping by the original model's names, or the path of a safetensors file, of an index of several,
@@ -69,9 +75,10 @@ def materialize(
     else:
         source = open_weights(weights)
         outside = [
-            one for one in held
+            one
+            for one in held
             if tensors[one.name].is_meta and not state[one.source].persistent and one.source not in source
-        ]  # fmt: skip
+        ]
         new = _slices(module, source, [one for one in held if one not in outside], tensors, device)
         if outside:
             new |= _slices(module, Initialisers(skeleton, seed), outside, tensors, device)
@@ -85,9 +92,12 @@ def materialize(
 
 
 def _slices(
-    module: SDPModule, source: Weights, held: Sequence[Held], tensors: Mapping[str, Tensor],
+    module: SDPModule,
+    source: Weights,
+    held: Sequence[Held],
+    tensors: Mapping[str, Tensor],
     device: torch.device | str | None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """What is to stand for the tensors that the module holds; SDPError where the source lacks one on the meta device.
 
     What has a value already may stay as it is.

@@ -84,9 +84,13 @@ def merge_running_statistics(module: SDPModule) -> dict[str, Tensor]:
 
 
 def _reduce(
-    names: Iterable[str], values: Mapping[str, Tensor], merged: dict[str, Tensor], local: Local, groups: Groups,
+    names: Iterable[str],
+    values: Mapping[str, Tensor],
+    merged: dict[str, Tensor],
+    local: Local,
+    groups: Groups,
     maximum: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Writes the mean (or maximum) over the owners of each element of ``values`` into ``merged``."""
     by_owners: dict[tuple[int, ...], list[tuple[str, Region]]] = {}
     for name in names:

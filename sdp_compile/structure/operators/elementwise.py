@@ -27,9 +27,15 @@ ALIASES = {
     **dict.fromkeys(("greater", "less", "greater_equal", "less_equal", "not_equal", "isclose"), "eq"),
     **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "tan2", "sinh", "tanh", "cosh")},
     **{f"special_{name}": name for name in ("erf", "erfinv", "expm1", "log1p", "round", "exp2", "expit", "logit")},
-    "multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "negative": "neg",
-    "absolute": "abs", "fix": "trunc", "clip": "clamp",
-}  # fmt: skip
+    "multiply": "mul",
+    "divide": "div",
+    "true_divide": "div",
+    "subtract": "sub",
+    "negative": "neg",
+    "absolute": "abs",
+    "fix": "trunc",
+    "clip": "clamp",
+}
 
 
 def base_name(target: Any) -> str:
