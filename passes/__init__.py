@@ -6,48 +6,46 @@ if __name__ != "sdp_compile.passes":
         "with classes that are not the same as the package's."
     )
 
-from sdp_compile.ir.program import Program
-from sdp_compile.passes.base import Lowering, LoweringKind, Pass
+from sdp_compile.passes.base import Context, Pass, inherited
+from sdp_compile.passes.bypass_blocks import BypassBlocks
 from sdp_compile.passes.dead_code import DeadCode
-from sdp_compile.passes.drop_blocks import DropBlocks
 from sdp_compile.passes.mask_gradients import MaskGradients
 from sdp_compile.passes.mask_parameters import MaskParameters
+from sdp_compile.passes.pipeline import (
+    Passes,
+    bucket_bytes_of,
+    pipeline,
+    reducing,
+    register_pass,
+    resolve_pipeline,
+    with_pass,
+)
 from sdp_compile.passes.rescale import Rescale
 from sdp_compile.passes.slice_parameters import SliceParameters
 from sdp_compile.passes.split_parameters import SplitParameters
 from sdp_compile.passes.sync_gradients import SyncGradients
 from sdp_compile.passes.verify import Verify
-from sdp_compile.planning.families import Masking
+from sdp_compile.passes.zero_blocks import ZeroBlocks
 
 __all__ = [
+    "BypassBlocks",
+    "Context",
     "DeadCode",
-    "DropBlocks",
-    "Lowering",
-    "LoweringKind",
     "MaskGradients",
     "MaskParameters",
     "Pass",
+    "Passes",
     "Rescale",
     "SliceParameters",
     "SplitParameters",
     "SyncGradients",
     "Verify",
-    "lower",
+    "ZeroBlocks",
+    "bucket_bytes_of",
+    "inherited",
     "pipeline",
+    "reducing",
+    "register_pass",
+    "resolve_pipeline",
+    "with_pass",
 ]
-
-
-def pipeline(lowering: LoweringKind, bucket_bytes: int, masking: Masking = "forward") -> tuple[Pass, ...]:
-    """The passes that make a worker's program of a captured one, in order."""
-    if masking == "backward":
-        own: Pass = SplitParameters() if lowering == "sliced" else MaskGradients()
-        return (own, DeadCode(), SyncGradients(bucket_bytes), Verify())
-    reduce: Pass = SliceParameters() if lowering == "sliced" else MaskParameters()
-    return (Rescale(), DropBlocks(), reduce, DeadCode(), SyncGradients(bucket_bytes), Verify())
-
-
-def lower(program: Program, context: Lowering, passes: tuple[Pass, ...]) -> Program:
-    """Runs ``passes`` on a program."""
-    for step in passes:
-        program = step.run(program, context)
-    return program

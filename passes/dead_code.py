@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sdp_compile.ir.effects import Effects, live_nodes
-from sdp_compile.ir.program import Program
-from sdp_compile.passes.base import Lowering, Pass, copy_program
+from sdp_compile.ir.program import Program, copy_program
+from sdp_compile.passes.base import Context, Pass
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class DeadCode(Pass):
 
     name: ClassVar[str] = "dead_code"
 
-    def run(self, program: Program, context: Lowering) -> Program:
+    def run(self, program: Program, context: Context) -> Program:
         program = copy_program(program)
-        live = live_nodes(Effects(program.graph), context.keeps)
+        live = live_nodes(Effects(program.graph), context.holdings.keeps)
         for node in reversed(list(program.graph.nodes)):
             if node not in live:
                 program.graph.erase_node(node)

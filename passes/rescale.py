@@ -1,4 +1,4 @@
-"""Keep the expected size of a sum over cut units (DESIGN: ``rescale``)."""
+"""Keep the expected size of a sum over cut units that some workers lack."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from sdp_compile.ir.program import Mode, Program
-from sdp_compile.ops import inserted as ops
-from sdp_compile.passes.base import Lowering, Pass, copy_program
-from sdp_compile.structure.layout import Layout, families, kept_indices, restrict, spread
+from sdp_compile import ops
+from sdp_compile.ir.program import Mode, Program, copy_program
+from sdp_compile.passes.base import Context, Pass, inherited
+from sdp_compile.structure.layout import Layout, families, restrict, spread
 
 Factor: TypeAlias = float | tuple[float, ...]
 
@@ -41,7 +41,7 @@ class Rescale(Pass):
 
     name: ClassVar[str] = "rescale"
 
-    def run(self, program: Program, context: Lowering) -> Program:
+    def run(self, program: Program, context: Context) -> Program:
         if program.mode != "train" or not context.plan.rescales(context.rank):
             return program
         program = copy_program(program)
@@ -56,15 +56,15 @@ class Rescale(Pass):
         return program
 
 
-def _rescale_blocks(graph: fx.Graph, mode: Mode, context: Lowering) -> None:
+def _rescale_blocks(graph: fx.Graph, mode: Mode, context: Context) -> None:
     nodes = {node.name: node for node in graph.nodes}
     for entry in context.plan.rescales(context.rank):
         if entry.kind != "block":
             continue
-        units = context.blocks.units(entry.family)
+        units = context.analysis.blocks.units(entry.family)
         for unit, factor in zip(entry.units, entry.factors, strict=True):
             for number in units[unit]:
-                for branch in context.blocks.blocks[number].branches[mode]:
+                for branch in context.analysis.blocks.blocks[number].branches[mode]:
                     _insert(graph, nodes[branch.add], nodes[branch.operand], 0, float(factor))
 
 
@@ -100,20 +100,17 @@ def _is_parameter(node: fx.Node) -> bool:
 def _insert(graph: fx.Graph, node: fx.Node, operand: fx.Node, dim: int, factor: Factor) -> None:
     with graph.inserting_before(node):
         scaled = graph.call_function(ops.rescale, (operand, factor, dim))
-    scaled.meta = {key: value for key, value in operand.meta.items() if key != "rewrites"}
+    scaled.meta = inherited(operand)
     node.replace_input_with(operand, scaled)
 
 
-def _axis_factor(layout: Layout, context: Lowering) -> Factor:
+def _axis_factor(layout: Layout, context: Context) -> Factor:
     """N / owners at each index that the worker holds of a dimension; one number where they are all equal."""
-    factors = spread(layout, _unit_factors(context))
-    if context.lowering == "sliced":
-        owned = {family: context.plan.owned(family, context.rank) for family in families(layout)}
-        factors = factors[kept_indices(layout, owned)]
+    factors = context.holdings.along(layout, spread(layout, _unit_factors(context)))
     return float(factors[0]) if (factors == factors[0]).all() else tuple(factors.tolist())
 
 
-def _unit_factors(context: Lowering) -> dict[str, NDArray[np.float64]]:
+def _unit_factors(context: Context) -> dict[str, NDArray[np.float64]]:
     """For each cut axis N / owners of all its units; those that the worker lacks do not matter and get 1."""
     result = {}
     for entry in context.plan.rescales(context.rank):

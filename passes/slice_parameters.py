@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from sdp_compile.ir.program import Program
-from sdp_compile.passes.base import Lowering, Pass, copy_program
+from sdp_compile.ir.program import Program, copy_program
+from sdp_compile.passes.base import Context, Pass
+from sdp_compile.planning.families import Masking
+from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.structure.axis_analysis import NodeRewrites
 from sdp_compile.structure.layout import Layout, kept_size
 
@@ -26,9 +28,11 @@ class SliceParameters(Pass):
     """
 
     name: ClassVar[str] = "slice_parameters"
+    masking: ClassVar[Masking | None] = "forward"
+    lowering: ClassVar[LoweringKind | None] = "sliced"
 
-    def run(self, program: Program, context: Lowering) -> Program:
-        kept = context.plan.kept_units(context.rank)
+    def run(self, program: Program, context: Context) -> Program:
+        kept = context.holdings.kept_units
         program = copy_program(program)
         for node in list(program.graph.nodes):
             if node.target is torch.ops.aten.sym_size.int:

@@ -9,11 +9,13 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import fx
 
-from sdp_compile.ir.program import Program
+from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.ops import narrow
-from sdp_compile.passes.base import Lowering, Pass, copy_program
+from sdp_compile.passes.base import Context, Pass
 from sdp_compile.passes.split_convolutions import Channels, seen_by
-from sdp_compile.planning.unowned import Rest, rests
+from sdp_compile.planning.families import Masking
+from sdp_compile.planning.holdings import LoweringKind
+from sdp_compile.planning.unowned import Unowned
 
 aten = torch.ops.aten
 
@@ -29,9 +31,11 @@ class SplitParameters(Pass):
     """
 
     name: ClassVar[str] = "split_parameters"
+    masking: ClassVar[Masking | None] = "backward"
+    lowering: ClassVar[LoweringKind | None] = "sliced"
 
-    def run(self, program: Program, context: Lowering) -> Program:
-        parts = rests(context.plan, context.rank)
+    def run(self, program: Program, context: Context) -> Program:
+        parts = context.holdings.unowned
         program = copy_program(program)
         for node in list(program.graph.nodes):
             if node.op == "get_attr" and str(node.target) in parts:
@@ -54,7 +58,7 @@ class Split:
         return self.channels.runs
 
 
-def _split(node: fx.Node, parts: tuple[Rest, ...]) -> None:
+def _split(node: fx.Node, parts: tuple[Unowned, ...]) -> None:
     if parts[0].dim is None:
         node.target = parts[0].name
         return

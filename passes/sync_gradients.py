@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from torch import fx
 
-from sdp_compile.ir.program import Program
-from sdp_compile.ops import inserted as ops
-from sdp_compile.passes.base import Lowering, Pass, copy_program
+from sdp_compile import ops
+from sdp_compile.ir.program import Program, copy_program
+from sdp_compile.passes.base import Context, Pass, inherited
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 
 
@@ -27,7 +27,7 @@ class SyncGradients(Pass):
     name: ClassVar[str] = "sync_gradients"
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
 
-    def run(self, program: Program, context: Lowering) -> Program:
+    def run(self, program: Program, context: Context) -> Program:
         program = copy_program(program)
         graph = program.graph
         current = {str(node.target): node for node in graph.nodes if node.op == "get_attr"}
@@ -49,7 +49,7 @@ class SyncGradients(Pass):
                 )
                 for position, name in enumerate(names):
                     item = graph.call_function(operator.getitem, (node, position))
-                    item.meta = {k: v for k, v in current[name].meta.items() if k != "rewrites"}
+                    item.meta = inherited(current[name])
                     current[name] = item
         for name, users in original_users.items():
             for user in users:

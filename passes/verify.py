@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import fx
@@ -12,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from sdp_compile.errors import LoweringError
-from sdp_compile.ir.program import Program
+from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.ir.sizes import Sizes
 from sdp_compile.ir.source import module_path, source_line
-from sdp_compile.passes.base import Lowering, Pass, copy_program
+from sdp_compile.passes.base import Context, Pass
+from sdp_compile.passes.marks import check_marks
 from sdp_compile.structure.layout import Layout, kept_size
 
 
@@ -23,23 +24,44 @@ from sdp_compile.structure.layout import Layout, kept_size
 class Verify(Pass):
     """Runs the graph on fake tensors of the worker's shapes and compares every result with what analysis predicts.
 
-    Leaves ``meta["val"]`` a fake tensor of the worker's shape at the example's input size; the symbolic value of the
-    full model moves to ``meta["full_val"]``. Allocates no memory for tensors.
+    It also checks that the graph takes and returns what the captured one does, and that the gradient of every shared
+    parameter passes the mark of each of its owner sets. Leaves ``meta["val"]`` a fake tensor
+    of the worker's shape at the example's input size; the symbolic value of the full model moves to
+    ``meta["full_val"]``. Allocates no memory for tensors.
     """
 
     name: ClassVar[str] = "verify"
+    marks: bool = True
+    """Whether gradients must be marked by now; `SyncGradients` does it."""
 
-    def run(self, program: Program, context: Lowering) -> Program:
+    def run(self, program: Program, context: Context) -> Program:
         program = copy_program(program)
         program.graph.lint()
+        _check_border(program, context)
         # The shape environment is for sizes that depend on values, such as those of what a mask picks.
         with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) as mode:
-            _Checker(program.graph, context, context.kept_units, mode).check()
+            _Checker(program.graph, context, context.holdings.kept_units, mode).check()
+        if self.marks:
+            check_marks(program.graph, context.plan, context.rank)
         return program
 
 
+def _check_border(program: Program, context: Context) -> None:
+    """The graph has the captured graph's placeholders, in their order, and as many outputs."""
+    captured = context.analysis.programs[program.mode].graph
+    expected, found = (
+        ([node.name for node in graph.nodes if node.op == "placeholder"], len(cast(Sized, graph.output_node().args[0])))
+        for graph in (captured, program.graph)
+    )
+    if found != expected:
+        raise LoweringError(
+            f"The graph takes {', '.join(found[0]) or 'nothing'} and returns {found[1]} values; the captured one takes "
+            f"{', '.join(expected[0]) or 'nothing'} and returns {expected[1]}."
+        )
+
+
 class _Checker(fx.Interpreter):
-    def __init__(self, graph: fx.Graph, context: Lowering, kept: Mapping[str, int], mode: FakeTensorMode) -> None:
+    def __init__(self, graph: fx.Graph, context: Context, kept: Mapping[str, int], mode: FakeTensorMode) -> None:
         super().__init__(torch.nn.Module(), graph=graph)
         self.context = context
         self.kept = kept
@@ -62,14 +84,7 @@ class _Checker(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> torch.Tensor:
         if target not in self.fakes:
-            tensor = self.context.capture.state[target]
-            shape: tuple[int, ...] | None = tensor.shape
-            if self.context.lowering == "masked" or target not in self.context.plan.state:
-                pass  # full-size, or made by a pass for this worker
-            elif tensor.kind != "constant":
-                shape = self.context.plan.local_shape(target, self.context.rank)
-            else:
-                shape = tuple(len(index) for index in self.context.plan.kept(target, self.context.rank) or ())
+            tensor, shape = self.context.state[target], self.context.holdings.shape(target)
             if shape is None:
                 raise LoweringError(
                     f"The graph still reads {target!r}, of which worker {self.context.rank} owns nothing."

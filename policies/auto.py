@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from sdp_compile.errors import NothingToPartition, PolicyError
+from sdp_compile.formatting import size
+from sdp_compile.ownership.loads import flops_per_worker
 from sdp_compile.ownership.partition import Partition
-from sdp_compile.planning.cost import flops_per_worker, size
 from sdp_compile.policies.base import Policy
 from sdp_compile.policies.block import BlockPolicy
 from sdp_compile.policies.neuron import NeuronPolicy

@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
 from sdp_compile.policies.fields import Override
-from sdp_compile.policies.toml import to_toml
 from sdp_compile.structure.families import Structure
+from sdp_compile.toml import to_toml
 
 __all__ = ["Override", "Policy"]
 

@@ -7,8 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
-from sdp_compile.errors import PolicyError
-from sdp_compile.ownership.partition import did_you_mean
+from sdp_compile.errors import PolicyError, did_you_mean
 from sdp_compile.policies.designs import designs
 
 Model = TypeVar("Model", bound="PolicyModel")

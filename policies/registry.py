@@ -8,10 +8,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdp_compile.errors import PolicyError
-from sdp_compile.ownership.partition import did_you_mean
+from sdp_compile.errors import PolicyError, did_you_mean
 from sdp_compile.policies.base import Policy
-from sdp_compile.policies.toml import read_toml
+from sdp_compile.toml import read_toml
 
 ENTRY_POINT_GROUP = "sdp_compile.policies"
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from sdp_compile.errors import PolicyError
-from sdp_compile.ownership.partition import did_you_mean
+from sdp_compile.errors import PolicyError, did_you_mean
 from sdp_compile.policies.fields import Override
 
 Rules = Mapping[str, Override | Literal["shared"]]

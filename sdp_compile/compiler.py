@@ -1,4 +1,4 @@
-"""``sdp_compile(model, policy)``: capture, analyse, partition, plan, rewrite, run."""
+"""``sdp.compile(model, policy)``: capture, analyse, plan, lower, run."""
 
 from __future__ import annotations
 
@@ -12,101 +12,134 @@ from torch import nn
 
 from sdp_compile.capture import capture
 from sdp_compile.errors import DistributedError, PlanError
-from sdp_compile.ir.program import Capture, Program
-from sdp_compile.passes import Lowering, LoweringKind, lower, pipeline
-from sdp_compile.passes.mask_parameters import clear_unowned, mask_tensors, with_masks
+from sdp_compile.lowering import Lowered, lower
+from sdp_compile.passes import Pass, Passes, bucket_bytes_of, reducing, resolve_pipeline
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
-from sdp_compile.planning.plan import Plan, make_plan
-from sdp_compile.planning.unowned import with_rests
+from sdp_compile.planning.holdings import LoweringKind
+from sdp_compile.planning.making import make_plan
+from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Policy, resolve_policy
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.handshake import Handshake, fingerprint
 from sdp_compile.runtime.module.sdp_module import SDPModule
-from sdp_compile.runtime.peers import Runtime
+from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
+from sdp_compile.runtime.peers import Peers
 from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.structure.analysis import analyse
-from sdp_compile.structure.blocks.finding import Blocks
-from sdp_compile.structure.families import Structure
+
+PolicyLike = str | Path | Mapping[str, Any] | Policy
+"""A `Policy`, its name, the path of its TOML file, or its fields."""
 
 
 def sdp_compile(
     model: nn.Module,
-    policy: str | Path | Mapping[str, Any] | Policy = "auto",
+    policy: PolicyLike = "auto",
     example_inputs: Any = None,
     *,
     workers: int | None = None,
     rank: int | None = None,
     group: dist.ProcessGroup | None = None,
     lowering: LoweringKind = "sliced",
+    passes: Passes = None,
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     comm_dtype: torch.dtype | None = None,
     check_finite: bool = False,
 ) -> SDPModule:
     """Compiles ``model`` into this worker's subnetwork, a module that trains together with the other workers'.
 
-    Args:
-        model: any module that torch.export captures; on the meta device too. It is left as it is.
-        policy: what is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields.
-        example_inputs: a tuple (positional arguments), a mapping (keyword arguments) or one tensor.
-        workers, rank: the number of workers and this one's number; by default those of ``group``. Without a process
-            group they give that worker's subnetwork, which communicates with nobody.
-        group: the workers' process group; default: the world, if there is one.
-        lowering: ``sliced`` holds only what the worker owns; ``masked``, the reference, masks full-size parameters.
-        bucket_bytes: upper bound of the size of one gradient reduction: small ones start earlier in backward, large
-            ones cost less latency.
-        comm_dtype: the dtype in which gradients travel; default: their own.
-        check_finite: whether each backward ends in an error on all ranks where a worker's gradient is infinite or NaN.
+    Collective where there is a process group: all ranks call it, and either all return or all raise.
 
-    Raises an `SDPError` that names the part of the model or policy and what to do; with a process group all ranks
-    raise together. Source: "Model Parallelism With Subnetwork Data Parallelism", arXiv 2507.09029, sections 3 and 4.
+    Args:
+        model: Any module that torch.export captures; on the meta device too. It is left as it is.
+        policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields.
+        example_inputs: A tuple (positional arguments), a mapping (keyword arguments) or one tensor.
+        workers: Number of workers; by default that of ``group``.
+        rank: This worker's number; by default that in ``group``. Without a process group, ``workers`` and ``rank``
+            give that worker's subnetwork, which communicates with nobody.
+        group: The workers' process group; by default the world, if there is one.
+        lowering: ``"sliced"`` holds only what the worker owns; ``"masked"``, the reference, masks full-size parameters.
+        passes: What rewrites the graphs: None for the default passes, names of passes to add to them, the path of a
+            TOML file, or a whole pipeline of `Pass` objects; see `sdp_compile.passes.resolve_pipeline`.
+        bucket_bytes: Upper bound of the size of one gradient reduction in bytes. Small ones start earlier in backward,
+            large ones cost less latency.
+        comm_dtype: The dtype in which gradients travel; by default their own.
+        check_finite: Whether each backward ends in an error on all ranks where a worker's gradient is infinite or NaN.
+
+    Returns:
+        The module of this worker. It keeps the original's names, modes and calling convention.
+
+    Raises:
+        SDPError: If the model, the policy, the passes or the process group do not fit; it says what is wrong where,
+            and what to do.
+
+    Source: "Model Parallelism With Subnetwork Data Parallelism", arXiv 2507.09029, sections 3 and 4.
     """
     base = _base_group(group)
     with Handshake(base) as handshake:
         _check(model, lowering, bucket_bytes, comm_dtype)
         workers, rank = _seat(base, workers, rank)
         chosen = resolve_policy(policy)
-        captured = capture(model, example_inputs)
-        structure, blocks = analyse(captured)
-        plan = make_plan(captured, structure, chosen, workers)
-        module = compile_rank(model, captured, structure, blocks, plan, rank, lowering, bucket_bytes)
+        pipeline = _pipeline(passes, lowering, chosen, bucket_bytes)
+        analysis = analyse(capture(model, example_inputs))
+        plan = make_plan(analysis, chosen, workers)
+        lowered = lower(analysis, plan, rank, pipeline)
+        module = assemble(lowered, model)
         options = (
-            f"lowering: {lowering}",
-            f"bucket_bytes: {bucket_bytes}",
+            f"passes: {', '.join(map(repr, pipeline))}",
             f"comm_dtype: {comm_dtype}",
             f"check_finite: {check_finite}",
         )
-        handshake.agree(plan.digest, (*fingerprint(captured), *options))
+        handshake.agree(plan.digest, (*fingerprint(analysis.capture), *options))
     if base is not None:
-        module.runtime = Runtime(module, Groups(base), bucket_bytes, comm_dtype, check_finite)
+        install_optimizer_guard()
+        groups, number = Groups(base), module.number
+        module.peers = Peers(
+            module, lowered.holdings, groups, number, bucket_bytes_of(pipeline), comm_dtype, check_finite
+        )
     return module
 
 
-def compile_rank(
-    model: nn.Module,
-    captured: Capture,
-    structure: Structure,
-    blocks: Blocks,
-    plan: Plan,
-    rank: int,
-    lowering: LoweringKind = "sliced",
-    bucket_bytes: int = DEFAULT_BUCKET_BYTES,
-) -> SDPModule:
-    """The part of `sdp_compile` that differs between ranks: rewrites the programs and slices the model's tensors."""
+def plan(model: nn.Module, policy: PolicyLike = "auto", example_inputs: Any = None, *, workers: int) -> Plan:
+    """Returns the plan by which ``workers`` workers would train ``model``, without a process group.
+
+    No weight is read, so the model may be on the meta device. The plan says what each worker would hold, compute and
+    send: ``print(plan.report())``.
+
+    Args:
+        model: Any module that torch.export captures. It is left as it is.
+        policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields.
+        example_inputs: A tuple (positional arguments), a mapping (keyword arguments) or one tensor.
+        workers: Number of workers.
+
+    Raises:
+        SDPError: If the model or the policy do not fit; it says what is wrong where, and what to do.
+    """
+    _check_model(model, "plan()")
+    workers = checked_workers(workers)
+    chosen = resolve_policy(policy)
+    return make_plan(analyse(capture(model, example_inputs)), chosen, workers)
+
+
+def assemble(lowered: Lowered, model: nn.Module) -> SDPModule:
+    """Returns the module of one worker, with its slices of the values that ``model`` has."""
     values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    tensors = slice_tensors(captured, plan, rank, values, lowering=lowering)
-    if lowering == "masked":
-        if plan.masking == "forward":
-            clear_unowned(tensors, plan, rank)
-        masks = mask_tensors(plan, rank)
-        captured, tensors = with_masks(captured, masks), {**tensors, **masks}
-    else:
-        captured = with_rests(captured, plan, rank)
-    context = Lowering(captured, structure, plan, rank, lowering, blocks)
-    passes = pipeline(lowering, bucket_bytes, plan.masking)
-    programs: dict[str, Program] = {
-        mode: lower(program, context, passes) for mode, program in captured.programs.items()
-    }
-    return SDPModule(captured, plan, rank, programs, tensors, lowering, passes)
+    tensors = slice_tensors(lowered.holdings, lowered.analysis.capture, values)
+    lowered.holdings.clear_unowned(tensors)
+    return SDPModule(lowered, {**tensors, **lowered.holdings.constants})
+
+
+def checked_workers(workers: Any) -> int:
+    """Returns the number of workers; raises `PlanError` where it is not a positive integer."""
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise PlanError(f"workers must be a positive integer, got {workers!r}.")
+    return workers
+
+
+def checked_rank(rank: Any, workers: int) -> int:
+    """Returns the number of a worker; raises `PlanError` where ``workers`` workers have none of that number."""
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < workers:
+        raise PlanError(f"rank must be an integer from 0 to {workers - 1}, got {rank!r}.")
+    return rank
 
 
 def _base_group(group: Any) -> dist.ProcessGroup | None:
@@ -116,8 +149,8 @@ def _base_group(group: Any) -> dist.ProcessGroup | None:
         return world
     if not isinstance(group, dist.ProcessGroup) or dist.get_rank(group) < 0:
         raise DistributedError(
-            f"This process (rank {dist.get_rank(world)}) is not a member of the process group passed to sdp_compile(); "
-            "call sdp_compile() on its members only."
+            f"This process (rank {dist.get_rank(world)}) is not a member of the process group passed to sdp.compile(). "
+            "Call sdp.compile() on its members only."
         )
     return group
 
@@ -126,7 +159,7 @@ def _seat(base: dist.ProcessGroup | None, workers: int | None, rank: int | None)
     """The number of workers and this one's number, checked."""
     if base is None and workers is None and rank is None:
         raise PlanError(
-            "sdp_compile() does not know the number of workers: start the script under torchrun and call "
+            "sdp.compile() does not know the number of workers. Start the script under torchrun and call "
             "torch.distributed.init_process_group() first, or pass workers= and rank=."
         )
     if base is not None:
@@ -137,22 +170,32 @@ def _seat(base: dist.ProcessGroup | None, workers: int | None, rank: int | None)
                 "were passed. Leave them out; they are for use without a process group."
             )
         return size, mine
-    workers, rank = 1 if workers is None else workers, 0 if rank is None else rank
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise PlanError(f"workers={workers!r} is no number of workers; it must be an integer of at least 1.")
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < workers:
-        raise PlanError(f"rank={rank!r} is none of the {workers} workers; they are numbered 0 to {workers - 1}.")
-    return workers, rank
+    workers = checked_workers(1 if workers is None else workers)
+    return workers, checked_rank(0 if rank is None else rank, workers)
+
+
+def _pipeline(passes: Passes, lowering: LoweringKind, policy: Policy, bucket_bytes: int) -> tuple[Pass, ...]:
+    pipeline = resolve_pipeline(passes, lowering, policy.masking, bucket_bytes)
+    if reducing(pipeline).lowering != lowering:
+        raise PlanError(
+            f"passes is a pipeline for lowering={reducing(pipeline).lowering!r}, but lowering={lowering!r} was asked "
+            "for. Pass the lowering of the pipeline."
+        )
+    return pipeline
+
+
+def _check_model(model: Any, function: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"sdp.{function} takes a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(model, SDPModule):
+        raise PlanError(f"The model is compiled already. Pass the original one to sdp.{function}.")
 
 
 def _check(model: Any, lowering: Any, bucket_bytes: Any, comm_dtype: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise PlanError(f"sdp_compile() takes a torch.nn.Module as its model, not {type(model).__name__}.")
-    if isinstance(model, SDPModule):
-        raise PlanError("The model is compiled already: pass the original one to sdp_compile().")
+    _check_model(model, "compile()")
     if lowering not in ("sliced", "masked"):
-        raise PlanError(f"lowering={lowering!r} does not exist; it is 'sliced' (the default) or 'masked'.")
+        raise PlanError(f"lowering must be 'sliced' or 'masked', got {lowering!r}.")
     if isinstance(bucket_bytes, bool) or not isinstance(bucket_bytes, int) or bucket_bytes < 1:
-        raise PlanError(f"bucket_bytes={bucket_bytes!r} is no size; it must be an integer of at least 1.")
+        raise PlanError(f"bucket_bytes must be a positive integer, got {bucket_bytes!r}.")
     if comm_dtype is not None and not (isinstance(comm_dtype, torch.dtype) and comm_dtype.is_floating_point):
-        raise PlanError(f"comm_dtype={comm_dtype!r} is no floating-point dtype.")
+        raise PlanError(f"comm_dtype must be a floating-point dtype, got {comm_dtype!r}.")

@@ -9,42 +9,39 @@ from typing import Any
 from torch import nn
 
 from sdp_compile.capture import capture
-from sdp_compile.compiler import compile_rank
-from sdp_compile.ir.program import Capture
-from sdp_compile.passes import LoweringKind
-from sdp_compile.planning.plan import Plan, make_plan
+from sdp_compile.compiler import assemble
+from sdp_compile.lowering import lower
+from sdp_compile.passes import pipeline
+from sdp_compile.planning.holdings import LoweringKind
+from sdp_compile.planning.making import make_plan
+from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Policy
 from sdp_compile.runtime.module.sdp_module import SDPModule
-from sdp_compile.structure.analysis import analyse
-from sdp_compile.structure.blocks.finding import Blocks
-from sdp_compile.structure.families import Structure
+from sdp_compile.structure.analysis import Analysis, analyse
 from tests.models import MODELS, doubled
 from tests.oracle import randomise, without_randomness
 
 
 @dataclass
 class Example:
-    """A model in float64 with random weights, its inputs, its capture and its structure."""
+    """A model in float64 with random weights, its inputs and its analysis."""
 
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    captured: Capture
-    structure: Structure
-    blocks: Blocks
+    analysis: Analysis
 
     def plan(self, policy: Policy, workers: int) -> Plan:
-        return make_plan(self.captured, self.structure, policy, workers)
+        return make_plan(self.analysis, policy, workers)
 
     def compiled(self, plan: Plan, rank: int, lowering: LoweringKind = "sliced") -> SDPModule:
-        return compile_rank(self.model, self.captured, self.structure, self.blocks, plan, rank, lowering)
+        return assemble(lower(self.analysis, plan, rank, pipeline(lowering, plan.masking)), self.model)
 
 
 def example(name: str) -> Example:
     model, args, kwargs = doubled(MODELS[name]())
     without_randomness(randomise(model))
-    captured = capture(model, args or kwargs)
-    return Example(model, args, kwargs, captured, *analyse(captured))
+    return Example(model, args, kwargs, analyse(capture(model, args or kwargs)))
 
 
 def assert_every_element_owned(plan: Plan, replicas: int) -> None:

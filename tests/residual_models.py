@@ -12,7 +12,9 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sdp_compile.ir.program import Capture, Program
-from sdp_compile.passes.base import Lowering, LoweringKind
+from sdp_compile.passes import Context
+from sdp_compile.planning.holdings import LoweringKind
+from sdp_compile.structure.analysis import Analysis
 from sdp_compile.structure.blocks.finding import Blocks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -110,10 +112,10 @@ class Runner(fx.Interpreter):
         return pytree.tree_unflatten(list(self.run(*pytree.tree_leaves(call))), self.program.out_spec)
 
 
-def lowering_without(
+def context_without(
     blocks: Blocks, capture: Capture, units: Iterable[int], lowering: LoweringKind, family: str = "blocks"
-) -> Lowering:
-    """The lowering of a rank that owns everything but these units."""
+) -> Context:
+    """What passes are told of a rank that owns everything but these units."""
     dropped = frozenset(units)
     numbers = [number for unit in dropped for number in blocks.units(family)[unit]]
     gone = {name for n in numbers for name in (*blocks.blocks[n].parameters, *blocks.blocks[n].buffers)}
@@ -122,9 +124,12 @@ def lowering_without(
         state=capture.state,
         block_family=family,
         dropped_blocks=lambda rank: dropped,
-        local_shape=lambda fqn, rank: None if fqn in gone else capture.state[fqn].shape,
     )
-    return Lowering(capture, None, plan, 0, lowering, blocks)  # type: ignore[arg-type]
+    holdings = SimpleNamespace(
+        rank=0, lowering=lowering, buffers={}, constants={}, keeps=lambda name: lowering == "masked" or name not in gone
+    )
+    analysis = Analysis(capture, capture.programs, None, blocks)  # type: ignore[arg-type]
+    return Context(analysis, plan, holdings)  # type: ignore[arg-type]
 
 
 def text(program: Program) -> str:

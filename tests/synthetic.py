@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
 
 from sdp_compile.ir.program import Capture, StateTensor
+from sdp_compile.structure.analysis import Analysis
+from sdp_compile.structure.blocks.finding import Blocks
 from sdp_compile.structure.families import Family, FlopTerm, Frozen, Structure
 from sdp_compile.structure.layout import Layout, Leaf, Product, Sum, families, leaves
 
@@ -183,3 +186,8 @@ def nothing() -> Structure:
     """A model with one frozen weight."""
     frozen = Frozen("head.weight", 0, 10, "it is a graph output", "output", "model.py:3", "head")
     return structure_of({"head.weight": [Leaf(10), Leaf(5)]}, frozen=[frozen])
+
+
+def analysis_of(structure: Structure, **options: Any) -> Analysis:
+    """A structure as analysis would hand it on, without graphs; ``options`` are those of `capture_of`."""
+    return Analysis(capture_of(structure, **options), {}, structure, Blocks((), {}))

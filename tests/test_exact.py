@@ -54,7 +54,7 @@ def test_backward_masking(named: tuple[str, Example]) -> None:
         plan = subject.plan(policy, 4)
         module = subject.compiled(plan, 0)  # worker 0 owns the first and the last slot
         assert_exact(module, subject.model, plan, 0, subject.args, subject.kwargs)
-        rests = module.rests.values()
+        rests = module.unowned.values()
         held = sum(tensor.nbytes for tensor in (*module.parameters(), *rests))
         assert held == plan.memory(0).parameters == plan.memory().parameters
         owned = sum(parameter.nbytes for parameter in module.parameters())

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from sdp_compile import BlockPolicy, NeuronPolicy, sdp_compile
 from sdp_compile.capture import capture
-from sdp_compile.compiler import compile_rank
+from sdp_compile.compiler import assemble
 from sdp_compile.ir.program import Capture
-from sdp_compile.planning.plan import make_plan
+from sdp_compile.lowering import lower
+from sdp_compile.planning.making import make_plan
 from sdp_compile.structure.analysis import analyse
 
 MIB = 2**20
@@ -72,11 +73,10 @@ def test_compiling_on_the_meta_device_allocates_no_weight() -> None:
     with at_most(768 * MIB):
         with pytest.raises(RuntimeError, match="memory"):
             torch.empty(8192, 28672)
-        captured = capture(model, {"input_ids": torch.ones(2, 8, dtype=torch.long)})
-        structure, blocks = analyse(captured)
+        analysis = analyse(capture(model, {"input_ids": torch.ones(2, 8, dtype=torch.long)}))
         for policy in POLICIES:
-            plan = make_plan(captured, structure, policy, 64)
-            module = compile_rank(model, captured, structure, blocks, plan, 5)
+            plan = make_plan(analysis, policy, 64)
+            module = assemble(lower(analysis, plan, 5), model)
             assert all(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
             assert plan.memory(5).parameters < 0.85 * plan.memory().parameters
 
@@ -148,11 +148,11 @@ def test_work_after_export_grows_linearly_with_depth() -> None:
     """Counted in calls of functions: what is quadratic would quadruple between two doublings."""
 
     def after_export(model: nn.Module, captured: Capture) -> None:
-        structure, blocks = analyse(captured)
+        analysis = analyse(captured)
         for policy in POLICIES:
-            plan = make_plan(captured, structure, policy, 8)
+            plan = make_plan(analysis, policy, 8)
             assert plan.digest
-            compile_rank(model, captured, structure, blocks, plan, 3).materialize()
+            assemble(lower(analysis, plan, 3), model).materialize()
 
     def calls(depth: int) -> int:
         with torch.device("meta"):

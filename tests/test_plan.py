@@ -18,12 +18,22 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from sdp_compile.errors import PlanError, PolicyError
+from sdp_compile.formatting import size
 from sdp_compile.ownership.owners import Ownership
-from sdp_compile.planning.cost import size
-from sdp_compile.planning.plan import Plan, make_plan
+from sdp_compile.planning.making import make_plan
+from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import AutoPolicy, BlockPolicy, NeuronPolicy, Policy
 from sdp_compile.structure.layout import Leaf, Product, Sum
-from tests.synthetic import attention, blocks, capture_of, convolutions, mlp, nothing, recurrent, structure_of
+from tests.synthetic import (
+    analysis_of,
+    attention,
+    blocks,
+    convolutions,
+    mlp,
+    nothing,
+    recurrent,
+    structure_of,
+)
 
 
 class Given(Policy):
@@ -36,7 +46,7 @@ class Given(Policy):
 
 
 def plan_for(structure, policy, workers, **capture):
-    return make_plan(capture_of(structure, **capture), structure, policy, workers)
+    return make_plan(analysis_of(structure, **capture), policy, workers)
 
 
 def units_of(layout):

@@ -12,7 +12,8 @@ from sdp_compile.bench.work import Work
 from sdp_compile.capture import capture
 from sdp_compile.errors import SDPError
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
-from sdp_compile.planning.plan import Plan, make_plan
+from sdp_compile.planning.making import make_plan
+from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import NeuronPolicy
 from sdp_compile.simulator.cluster import Cluster
 from sdp_compile.simulator.collectives import Algorithm
@@ -34,16 +35,15 @@ class Subject:
     """A model, captured and analysed once, and its plans."""
 
     def __init__(self, work: Work, settings: BenchSettings) -> None:
-        self._captured = capture(work.model, work.example_inputs)
-        self._structure, _ = analyse(self._captured)
+        self._analysis = analyse(capture(work.model, work.example_inputs))
         self._settings = settings
-        self.dense = make_plan(self._captured, self._structure, NeuronPolicy(coverage=1.0), settings.workers)
+        self.dense = make_plan(self._analysis, NeuronPolicy(coverage=1.0), settings.workers)
 
     def plan(self, variant: Variant) -> Plan:
         """The plan of an SDP variant; that of data parallelism for the others."""
         if variant.kind != "sdp":
             return self.dense
-        return make_plan(self._captured, self._structure, policy_of(variant, self._settings), self._settings.workers)
+        return make_plan(self._analysis, policy_of(variant, self._settings), self._settings.workers)
 
     def predict(self, variants: Sequence[Variant], cluster: Cluster, algorithm: Algorithm = "best") -> list[Outcome]:
         """Every variant's outcome; what this model or version cannot do has its reason."""

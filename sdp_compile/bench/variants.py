@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from sdp_compile.errors import SDPError
-from sdp_compile.ownership.partition import did_you_mean
+from sdp_compile.errors import SDPError, did_you_mean
 
 Kind = Literal["ddp", "ddp-checkpoint", "fsdp2", "sdp", "local"]
 

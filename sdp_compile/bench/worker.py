@@ -154,7 +154,7 @@ def _count(contestant: Contestant, variant: Variant) -> tuple[float, int]:
     A compiled subnetwork launches its collectives inside of one operator, where only its own engine sees them; in
     eager mode both counts are taken, and must agree.
     """
-    own = contestant.module.runtime if isinstance(contestant.module, SDPModule) else None
+    own = contestant.module.peers if isinstance(contestant.module, SDPModule) else None
     if own is not None:
         own.groups.traffic.reset()
     with counted() as count:

@@ -20,9 +20,10 @@ from sdp_compile.checking.precision import declared_wide
 from sdp_compile.checking.stages import Stages
 from sdp_compile.checking.verdict import CheckResult, Comparison, Verdict
 from sdp_compile.checking.verification import NotComparable, Verification, comparable_call, reference
-from sdp_compile.compiler import compile_rank
+from sdp_compile.compiler import assemble, checked_rank, checked_workers
 from sdp_compile.errors import PlanError, SDPError
-from sdp_compile.planning.plan import make_plan
+from sdp_compile.lowering import lower
+from sdp_compile.planning.making import make_plan
 from sdp_compile.policies import Policy, resolve_policy
 from sdp_compile.structure.analysis import analyse
 
@@ -90,10 +91,10 @@ def _run(
         captured = capture(model, example_inputs)
         found |= facts.of_capture(captured)
     with stages.stage("analyse"):
-        structure, blocks = analyse(captured)
-        found |= facts.of_structure(structure)
+        analysis = analyse(captured)
+        found |= facts.of_structure(analysis.structure)
     with stages.stage("plan"):
-        plan = make_plan(captured, structure, chosen, workers)
+        plan = make_plan(analysis, chosen, workers)
         found |= facts.of_plan(plan, asked)
     obstacle = _obstacle(model, found["parameters"])
     if obstacle:
@@ -101,9 +102,8 @@ def _run(
     with stages.stage("capture without dropout"):
         quiet = clone(model)
         if silence(quiet):
-            captured = capture(quiet, example_inputs)
-            structure, blocks = analyse(captured)
-            quiet_plan = make_plan(captured, structure, chosen, workers)
+            analysis = analyse(capture(quiet, example_inputs))
+            quiet_plan = make_plan(analysis, chosen, workers)
             if quiet_plan.digest != plan.digest:
                 found["notes"] += ("The plan differs where dropout is off; exactness is that of the plan without it.",)
             plan = quiet_plan
@@ -112,7 +112,7 @@ def _run(
     comparisons: list[Comparison] = []
     for rank in asked:
         with stages.stage("compile"):
-            module = compile_rank(verification.model, captured, structure, blocks, plan, rank)
+            module = assemble(lower(analysis, plan, rank), verification.model)
         with stages.stage("compare"):
             comparisons += verification.compare(declared_wide(module), rank)
             found["comparisons"] = tuple(comparisons)
@@ -142,15 +142,12 @@ def _verdict(comparisons: Sequence[Comparison]) -> tuple[Verdict, str]:
 
 
 def _ranks(workers: Any, ranks: Any) -> tuple[int, ...]:
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise PlanError(f"workers={workers!r} is no number of workers; it must be an integer of at least 1.")
-    asked = tuple(range(workers)) if ranks is None else tuple(dict.fromkeys(ranks))
-    for rank in asked:
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < workers:
-            raise PlanError(f"rank={rank!r} is none of the {workers} workers; they are numbered 0 to {workers - 1}.")
+    """The workers to compare, each once."""
+    count = checked_workers(workers)
+    asked = tuple(range(count)) if ranks is None else tuple(dict.fromkeys(ranks))
     if not asked:
-        raise PlanError("ranks=() leaves nothing to check; leave it out for all workers.")
-    return asked
+        raise PlanError("ranks must name at least one worker, got (). Leave it out to check all of them.")
+    return tuple(checked_rank(rank, count) for rank in asked)
 
 
 def _obstacle(model: nn.Module, parameters: int) -> str:

@@ -84,5 +84,5 @@ def declared_wide(module: SDPModule) -> SDPModule:
         for mode, program in module.programs.items()
     }
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    captured = replace(module.capture, state=state)
-    return SDPModule(captured, module.plan, module.rank, programs, tensors, module.lowering, module.passes)
+    analysis = replace(module.analysis, capture=replace(module.capture, state=state))
+    return SDPModule(replace(module.lowered, analysis=analysis), tensors, programs)

@@ -19,7 +19,7 @@ def run(words: SubjectWords, output: Path, rank: int) -> None:
     if output.is_dir() or not output.resolve().parent.is_dir():
         raise SDPError(f"--output {output}: name a file in a folder that exists.")
     subject = subject_of(words)
-    from sdp_compile.planning.cost import size
+    from sdp_compile.formatting import size
     from sdp_compile.report_page import write_report
 
     with stages(1) as begin:

@@ -44,12 +44,12 @@ def subject_of(words: SubjectWords) -> Subject:
             check_inputs(words.model, loaded.model)
         from sdp_compile.capture import capture
         from sdp_compile.inspector.subject import Subject
-        from sdp_compile.planning.plan import make_plan
+        from sdp_compile.planning.making import make_plan
         from sdp_compile.structure.analysis import analyse
 
         begin(f"capturing {type(loaded.model).__name__}")
         captured = capture(loaded.model, loaded.example_inputs)
         begin("analysing its structure")
-        structure, blocks = analyse(captured)
+        analysis = analyse(captured)
         begin("planning")
-        return Subject(captured, structure, blocks, make_plan(captured, structure, policy, words.workers))
+        return Subject(analysis, make_plan(analysis, policy, words.workers))

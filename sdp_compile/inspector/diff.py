@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from sdp_compile.errors import PlanError
+from sdp_compile.errors import PlanError, did_you_mean
 from sdp_compile.inspector.graph import in_module, no_such_module
 from sdp_compile.inspector.plain import View
 from sdp_compile.inspector.repeats import Fold, folds
@@ -17,8 +17,8 @@ from sdp_compile.inspector.replay import Step, replay
 from sdp_compile.inspector.rows import Listing, Row, listing, original_calls, outline
 from sdp_compile.inspector.subject import Subject
 from sdp_compile.ir.program import Mode
-from sdp_compile.ownership.partition import did_you_mean
-from sdp_compile.passes import LoweringKind, Pass
+from sdp_compile.passes import Pass
+from sdp_compile.planning.holdings import LoweringKind
 
 Change = Literal["same", "insert", "remove", "change", "slice"]
 

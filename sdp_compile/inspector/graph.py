@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from sdp_compile.errors import PlanError
+from sdp_compile.errors import PlanError, did_you_mean
 from sdp_compile.inspector.plain import View
 from sdp_compile.inspector.repeats import Fold, folds
 from sdp_compile.inspector.replay import replay
 from sdp_compile.inspector.rows import Row, listing, original_calls
 from sdp_compile.inspector.subject import Subject
 from sdp_compile.ir.program import Mode
-from sdp_compile.ownership.partition import did_you_mean
-from sdp_compile.passes import LoweringKind, Pass
+from sdp_compile.passes import Pass
+from sdp_compile.planning.holdings import LoweringKind
 
 
 @dataclass(frozen=True)

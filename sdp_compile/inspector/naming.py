@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from sdp_compile import ops
 from sdp_compile.inspector.plain import ranges
 from sdp_compile.ir.effects import operator_name
-from sdp_compile.ops import inserted as ops
 
 MOST_ITEMS = 12
 """Entries of a list of numbers that are written out; a rescale pass can hold one factor per neuron."""
@@ -109,7 +109,7 @@ def called(node: fx.Node) -> str:
 
 
 def target_text(node: fx.Node) -> str:
-    """The full name of what a node calls: ``aten.linear.default``, ``sdp_compile.ops.inserted.rescale``."""
+    """The full name of what a node calls: ``aten.linear.default``, ``sdp_compile.ops.rescale``."""
     if not callable(node.target):
         return str(node.target)
     if isinstance(node.target, torch._ops.OpOverload):

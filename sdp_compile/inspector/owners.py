@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sdp_compile.inspector.findings import dense_bytes, parameter_bytes
 from sdp_compile.inspector.plain import View
-from sdp_compile.inspector.plan_report import dense_bytes, parameter_bytes
 from sdp_compile.inspector.subject import Subject
 from sdp_compile.ownership.owners import OwnerSet, OwnerSets, Ownership
 from sdp_compile.planning.families import CutFamily

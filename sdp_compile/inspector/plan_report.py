@@ -1,44 +1,22 @@
-"""What a plan says of itself: the report for a terminal, and findings to act on."""
+"""The report of a plan for a terminal or a notebook: what is cut, what is not and why, and what each worker pays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from io import StringIO
-from typing import TYPE_CHECKING, Literal
-
-import numpy as np
-from numpy.typing import NDArray
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sdp_compile.ownership.owners import OwnerSet, OwnerSets
-from sdp_compile.planning.cost import size
-
-if TYPE_CHECKING:
-    from sdp_compile.planning.plan import Plan
-
-Severity = Literal["warning", "note"]
+from sdp_compile.formatting import size
+from sdp_compile.inspector.findings import diagnose, shared_share
+from sdp_compile.inspector.render.summary import Summary
+from sdp_compile.inspector.terminal import html, text
+from sdp_compile.planning.finding import Finding
+from sdp_compile.planning.plan import Plan
 
 KINDS = {"axis": "axes", "block": "block families"}
 
 MOST_ROWS = 12
 """Rows of each table; the rest is summed up in one."""
-
-MOST_GROUPS = 16
-"""Owner groups on one rank beyond which a collective per group and bucket costs more than it saves."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a user should know before training: what is so, and what to do about it."""
-
-    severity: Severity
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.severity}: {self.text}"
 
 
 class Report:
@@ -46,6 +24,16 @@ class Report:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What a user should know before training, worst first."""
+        return diagnose(self.plan)
+
+    @property
+    def summary(self) -> Summary:
+        """The plan in a few lines."""
+        return Summary(self.plan)
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [Text(_headline(self.plan), style="bold")]
@@ -55,64 +43,14 @@ class Report:
         if self.plan.frozen:
             parts.append(_frozen_table(self.plan))
         parts += [Text(f"- {note}") for note in self.plan.notes]
-        parts += [Text(f"- {finding}", style="yellow") for finding in diagnose(self.plan)]
+        parts += [Text(f"- {finding}", style="yellow") for finding in self.findings]
         return Group(*parts)
 
     def __str__(self) -> str:
-        buffer = StringIO()
-        Console(file=buffer, width=120, color_system=None, force_terminal=False).print(self)
-        return buffer.getvalue()
+        return text(self)
 
-
-def diagnose(plan: Plan) -> list[Finding]:
-    """All findings of a plan, warnings first."""
-    return sorted(_findings(plan), key=lambda finding: finding.severity != "warning")
-
-
-def _findings(plan: Plan) -> Iterator[Finding]:
-    if plan.workers == 1 or not plan.families:
-        yield Finding("note", "Nothing is cut: every worker trains the whole model.")
-        return
-    shared = _shared_share(plan)
-    if shared > 0.5:
-        yield Finding(
-            "warning",
-            f"{shared:.0%} of the parameter bytes are shared by all workers, which bounds what "
-            "partitioning can save; the frozen dimensions say why.",
-        )
-    for what, loads, dense in (
-        ("memory", parameter_bytes(plan), dense_bytes(plan)),
-        ("FLOPs", np.array([plan.flops(rank) for rank in range(plan.workers)]), plan.flops()),
-    ):
-        if loads.max() > 1.1 * loads.mean() > 0:
-            yield Finding(
-                "warning",
-                f"The most loaded worker has {loads.max() / loads.mean():.2f} of the mean {what}; "
-                "all wait for it. Try design='balanced', or another coverage.",
-            )
-        expected = what == "FLOPs" and plan.masking == "backward"  # it computes the full model
-        if dense and loads.max() >= dense and not expected:
-            yield Finding("warning", f"Some worker has all of the dense model's {what}: nothing is saved there.")
-    coverage = plan.coverage()
-    if coverage.cut is not None and coverage.cut.min == 1:
-        yield Finding("note", "Some parameters have one owner only: their training is lost if that worker is.")
-    elif plan.spectral_gap() < 1e-9:
-        yield Finding(
-            "warning",
-            "The workers fall into groups that share no cut parameter, so these train on the data "
-            "of their group alone. Choose other slots, or another design.",
-        )
-    groups = int(_added_up(plan, dict.fromkeys(plan.groups, 1)).max())
-    if groups > MOST_GROUPS:
-        yield Finding(
-            "warning", f"A worker is in {groups} owner groups, each with collectives of its own. Use fewer slots."
-        )
-    used = set(plan.order)
-    unused = [name for name, tensor in plan.state.items() if tensor.kind == "parameter" and name not in used]
-    if unused:
-        yield Finding(
-            "note", f"{len(unused)} parameters are never used in forward, such as {unused[0]!r}; they get no gradient."
-        )
+    def _repr_html_(self) -> str:
+        return html(self)
 
 
 def _headline(plan: Plan) -> str:
@@ -124,46 +62,13 @@ def _headline(plan: Plan) -> str:
     mean = coverage.cut.mean if coverage.cut is not None else coverage.mean
     return (
         f"{plan.workers} workers, {cut} of {units} units, {mean:.2f} owners per cut element, "
-        f"{_shared_share(plan):.1%} of the parameter bytes shared by all"
+        f"{shared_share(plan):.1%} of the parameter bytes shared by all"
     )
 
 
 def _counted(plan: Plan, kind: str, plural: str) -> str:
     count = sum(family.kind == kind for family in plan.families)
     return "" if not count else f"1 {kind if kind == 'axis' else 'block family'}" if count == 1 else f"{count} {plural}"
-
-
-def _bytes_by_owners(plan: Plan) -> dict[OwnerSet, int]:
-    known, nbytes = OwnerSets(), list[int]()
-    for name, tensor in plan.state.items():
-        for piece in plan.pieces(name) if tensor.kind == "parameter" else ():
-            number = known.number(piece.owners)
-            nbytes += [0] * (number + 1 - len(nbytes))
-            nbytes[number] += piece.numel * tensor.dtype.itemsize
-    return dict(zip(known.sets, nbytes, strict=True))
-
-
-def _added_up(plan: Plan, figures: Mapping[OwnerSet, int]) -> NDArray[np.float64]:
-    """Per worker the sum over the owner sets that it is in."""
-    result = np.zeros(plan.workers)
-    for owners, figure in figures.items():
-        result[np.asarray(owners, dtype=np.int64)] += figure
-    return result
-
-
-def parameter_bytes(plan: Plan) -> NDArray[np.float64]:
-    """The bytes of parameters that each worker owns."""
-    return _added_up(plan, _bytes_by_owners(plan))
-
-
-def dense_bytes(plan: Plan) -> int:
-    """The bytes of all parameters."""
-    return sum(tensor.nbytes for tensor in plan.state.values() if tensor.kind == "parameter")
-
-
-def _shared_share(plan: Plan) -> float:
-    """The share of the parameter bytes that all workers own."""
-    return _bytes_by_owners(plan).get(tuple(range(plan.workers)), 0) / max(1, dense_bytes(plan))
 
 
 def _family_table(plan: Plan) -> Table:

@@ -1,28 +1,15 @@
-"""The pipeline once more, pass by pass: passes are pure, so nothing else is needed to see what each of them does."""
+"""The passes of one worker, step by step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sdp_compile.errors import PlanError
 from sdp_compile.inspector.subject import Subject
-from sdp_compile.ir.program import Mode, Program
-from sdp_compile.passes import Lowering, LoweringKind, Pass, SliceParameters, Verify, pipeline
-from sdp_compile.passes.mask_parameters import mask_tensors, with_masks
-from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
-from sdp_compile.planning.unowned import with_rests
+from sdp_compile.ir.program import Mode
+from sdp_compile.lowering import Step, lower
+from sdp_compile.passes import Pass, pipeline
+from sdp_compile.planning.holdings import LoweringKind
 
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """The program that one pass left; the first step, without a pass, is the captured program.
-
-    ``sliced`` says whether tensors have the worker's shapes by now.
-    """
-
-    name: str
-    program: Program
-    sliced: bool = False
+__all__ = ["Step", "check", "replay"]
 
 
 def replay(
@@ -34,27 +21,17 @@ def replay(
 ) -> list[Step]:
     """The captured program of ``mode``, and what ``rank`` makes of it by each of ``passes`` (default: all)."""
     check(subject, rank, mode, lowering)
-    capture = subject.capture
-    if lowering == "masked":
-        capture = with_masks(capture, mask_tensors(subject.plan, rank))
-    else:
-        capture = with_rests(capture, subject.plan, rank)
-    context = Lowering(capture, subject.structure, subject.plan, rank, lowering, subject.blocks)
-    steps = [Step("", capture.programs[mode])]
-    for step in passes or pipeline(lowering, DEFAULT_BUCKET_BYTES, subject.plan.masking):
-        before = steps[-1]
-        sliced = before.sliced or isinstance(step, SliceParameters)
-        known = subject.verified and isinstance(step, Verify)  # it changes nothing, and takes most of the time
-        steps.append(Step(step.name, before.program if known else step.run(before.program, context), sliced))
-    return steps
+    passes = passes or pipeline(lowering, subject.plan.masking)
+    known = subject.lowered
+    if known is None or (known.rank, known.passes) != (rank, passes):
+        known = lower(subject.analysis, subject.plan, rank, passes, (mode,))
+    return known.steps(mode)
 
 
 def check(subject: Subject, rank: int, mode: str, lowering: str) -> None:
     """Raises `PlanError` for a rank, mode or lowering that does not exist."""
-    workers = subject.plan.workers
-    if not 0 <= rank < workers:
-        raise PlanError(f"rank={rank}: there is no such worker; the plan has workers 0 to {workers - 1}.")
+    subject.plan.checked_rank(rank)
     if mode not in subject.capture.programs:
-        raise PlanError(f"mode={mode!r}: the modes of a model are {' and '.join(subject.capture.programs)}.")
+        raise PlanError(f"mode must be {' or '.join(map(repr, subject.capture.programs))}, got {mode!r}.")
     if lowering not in ("sliced", "masked"):
-        raise PlanError(f"lowering={lowering!r} does not exist; it is 'sliced' (the default) or 'masked'.")
+        raise PlanError(f"lowering must be 'sliced' or 'masked', got {lowering!r}.")

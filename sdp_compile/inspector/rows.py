@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from sdp_compile import ops
 from sdp_compile.inspector.naming import Naming, target_text
 from sdp_compile.inspector.plain import place
 from sdp_compile.inspector.replay import Step
 from sdp_compile.inspector.subject import Subject
 from sdp_compile.ir.sizes import Sizes
 from sdp_compile.ir.source import module_path, source_line
-from sdp_compile.ops import inserted as ops
 from sdp_compile.ops import narrow
 from sdp_compile.structure.layout import kept_size
 
@@ -122,7 +122,7 @@ class _Lister:
         self.subject, self.step, self.original = subject, step, original
         self.nodes: list[fx.Node] = list(step.program.graph.nodes)
         self.naming = Naming(step.program.graph)
-        self.kept = subject.plan.kept_units(rank) if step.sliced else {}
+        self.kept = subject.plan.kept_units(rank) if step.is_sliced else {}
         self.sizes = Sizes()
         self.modules: dict[fx.Node, str] = {}
 

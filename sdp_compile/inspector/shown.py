@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
-from sdp_compile.errors import SDPError
+from sdp_compile.errors import SDPError, did_you_mean
 from sdp_compile.inspector.cost import CostView, cost_view
 from sdp_compile.inspector.diff import DiffView, diff_view
 from sdp_compile.inspector.graph import GraphView, graph_view
@@ -22,17 +21,8 @@ from sdp_compile.inspector.render.owners import render_owners
 from sdp_compile.inspector.render.structure import render_structure
 from sdp_compile.inspector.structure import StructureView, structure_view
 from sdp_compile.inspector.subject import Subject
-from sdp_compile.ownership.partition import did_you_mean
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
-
-PLAIN_WIDTH = 120
-"""Columns of what is rendered without a terminal to ask."""
-
-_PAGE = (
-    '<pre style="white-space:pre;overflow-x:auto;line-height:normal;font-family:Menlo,Consolas,monospace">{code}</pre>'
-)
+from sdp_compile.inspector.terminal import PLAIN_WIDTH, html, recorded, text
+from sdp_compile.runtime.module.sdp_module import SDPModule
 
 VIEWS: dict[str, Callable[..., View]] = {
     "structure": structure_view,
@@ -78,11 +68,11 @@ class Shown:
 
     def svg(self, title: str, width: int = PLAIN_WIDTH) -> str:
         """A picture of a terminal that shows it."""
-        return _recorded(self._renderable, width).export_svg(title=title)
+        return recorded(self._renderable, width).export_svg(title=title)
 
     def page(self, width: int = PLAIN_WIDTH) -> str:
         """A whole HTML page."""
-        return _recorded(self._renderable, width).export_html(inline_styles=True)
+        return recorded(self._renderable, width).export_html(inline_styles=True)
 
 
 def inspect(module: SDPModule, view: str = "structure", **options: Any) -> Shown:
@@ -97,8 +87,8 @@ def inspect(module: SDPModule, view: str = "structure", **options: Any) -> Shown
     if view in OF_A_RANK:
         options = {"rank": module.rank, "mode": module.mode, "lowering": module.lowering, **options}
         if options["lowering"] == module.lowering:
-            options["passes"] = module.passes
-    return show(Subject.of(module), view, **options)
+            options["passes"] = module.lowered.passes
+    return show(Subject.of(module.lowered), view, **options)
 
 
 def show(subject: Subject, view: str, **options: Any) -> Shown:
@@ -136,30 +126,3 @@ def render(view: View, unfold: bool = False, side_by_side: bool = False) -> Rend
         return render_owners(view)
     assert isinstance(view, CostView)
     return render_cost(view)
-
-
-def text(renderable: RenderableType, width: int = PLAIN_WIDTH) -> str:
-    """A renderable as plain text."""
-    buffer = StringIO()
-    Console(file=buffer, width=width, color_system=None, force_terminal=False).print(renderable)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
-
-
-def html(renderable: RenderableType) -> str:
-    """A renderable as a piece of HTML for a notebook."""
-    return _recorded(renderable, PLAIN_WIDTH).export_html(code_format=_PAGE, inline_styles=True)
-
-
-def _recorded(renderable: RenderableType, width: int) -> Console:
-    # In full colour whatever the standard output is, and whatever NO_COLOR says of it.
-    console = Console(
-        file=StringIO(),
-        record=True,
-        width=width,
-        force_terminal=True,
-        color_system="truecolor",
-        no_color=False,
-        force_jupyter=False,
-    )
-    console.print(renderable)
-    return console

@@ -1,44 +1,45 @@
-"""What is inspected: a model's capture, its structure and its plan, before any rank's rewrite."""
+"""What is inspected: a model's analysis and its plan, and the programs of a worker where they were lowered already."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from sdp_compile.ir.program import Capture
+from sdp_compile.lowering import Lowered
 from sdp_compile.planning.plan import Plan
-from sdp_compile.structure.analysis import analyse
+from sdp_compile.structure.analysis import Analysis
 from sdp_compile.structure.blocks.finding import Blocks
 from sdp_compile.structure.families import Structure
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The results of capture, analysis and planning that every view is computed from.
+    """What every view is computed from; ``lowered`` is the worker that was compiled, if one was."""
 
-    ``verified`` says that the programs of this plan passed the last pass, `Verify`, when they were compiled.
-    """
-
-    capture: Capture
-    structure: Structure
-    blocks: Blocks
+    analysis: Analysis
     plan: Plan
-    verified: bool = False
+    lowered: Lowered | None = None
 
     @classmethod
-    def of(cls, module: SDPModule) -> Subject:
-        """The subject of a compiled module; its capture is analysed again, which takes shapes only."""
-        known = module.plan.state.keys()  # a masked module's capture also holds its masks
-        capture = replace(
-            module.capture,
-            state={name: tensor for name, tensor in module.capture.state.items() if name in known},
-            constants={name: value for name, value in module.capture.constants.items() if name in known},
-        )
-        return cls(capture, *analyse(capture), module.plan, verified=True)
+    def of(cls, lowered: Lowered) -> Subject:
+        """The subject of a worker's lowered programs; nothing is analysed again."""
+        return cls(lowered.analysis, lowered.plan, lowered)
+
+    @property
+    def capture(self) -> Capture:
+        """The model as captured."""
+        return self.analysis.capture
+
+    @property
+    def structure(self) -> Structure:
+        """The families that a policy may partition."""
+        return self.analysis.structure
+
+    @property
+    def blocks(self) -> Blocks:
+        """The residual branches that can be dropped whole."""
+        return self.analysis.blocks
 
     @property
     def model(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -110,6 +110,18 @@ class Program:
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             object.__setattr__(self, name, graph_from_record(value) if name == "graph" else value)
+
+
+def copy_program(program: Program) -> Program:
+    """Returns the program with a graph of its own, whose nodes have the same names and copies of the metadata."""
+    graph = fx.Graph(tracer_cls=program.graph._tracer_cls)
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        copies[node] = copy = graph.node_copy(node, copies.__getitem__)
+        if copy.name != node.name:
+            copy._rename(node.name)
+    graph._codegen = program.graph._codegen
+    return replace(program, graph=graph)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-_KEPT_META = ("nn_module_stack", "stack_trace", "val", "full_val", "checkpoint")
+_KEPT_META = ("nn_module_stack", "stack_trace", "val", "full_val", "checkpoint", "layouts", "rewrites")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.capture.diagnosis import first_line
-from sdp_compile.errors import SDPError
-from sdp_compile.ownership.partition import did_you_mean
+from sdp_compile.errors import SDPError, did_you_mean
 
 Built = tuple[nn.Module, dict[str, Tensor]]
 

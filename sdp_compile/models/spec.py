@@ -82,7 +82,7 @@ def _from_factory(source: str, name: str) -> Loaded:
     """The model of a user's own function. What it raises is shown with its line."""
     from torch import nn
 
-    from sdp_compile.ownership.partition import did_you_mean
+    from sdp_compile.errors import did_you_mean
 
     module = _module(source)
     factory = getattr(module, name, None)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.capture.diagnosis import first_line
-from sdp_compile.errors import SDPError
-from sdp_compile.ownership.partition import did_you_mean
+from sdp_compile.errors import SDPError, did_you_mean
 
 SIZE = 64
 """Height and width of images where a model takes any; exactness does not depend on it."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 
 import numpy as np
 
-from sdp_compile.errors import PolicyError
+from sdp_compile.errors import PolicyError, did_you_mean
 from sdp_compile.ownership.elements import ElementOwners
 from sdp_compile.ownership.owners import OwnerSet, Ownership
 from sdp_compile.structure.families import Family, Structure
@@ -23,12 +22,6 @@ class Partition(dict[str, Ownership]):
     def __init__(self, owners: Mapping[str, Ownership] | None = None, notes: Iterable[str] = ()) -> None:
         super().__init__(owners or {})
         self.notes = tuple(notes)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known names closest to ``word``, or nothing."""
-    close = get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def checked(structure: Structure, partition: object, workers: int, parameters: Collection[str]) -> Partition:

@@ -1,22 +1,14 @@
-"""What a worker pays: memory, forward FLOPs and communication, exact where they can be."""
+"""What a worker pays in memory and communication, in exact bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from sdp_compile.ir.program import StateTensor
 from sdp_compile.ownership.elements import Piece
-from sdp_compile.ownership.owners import OwnerSets, Ownership
-from sdp_compile.planning.families import CutFamily
-from sdp_compile.structure.families import Family, FlopTerm
-
-if TYPE_CHECKING:  # policies come this way too, and a policy that cannot be is refused before torch is loaded
-    from sdp_compile.ir.program import StateTensor
+from sdp_compile.ownership.owners import OwnerSets
 
 ADAMW_STEP_BYTES = 4
 """AdamW keeps one float32 step counter for each parameter beside its two moments."""
@@ -93,36 +85,6 @@ def communication(workers: int, pieces: Iterable[Piece], state: Mapping[str, Sta
     return Communication(partitioned, shared, ring_all_reduce_bytes(trainable, workers), len(groups.sets))
 
 
-def flops_per_worker(
-    work: Iterable[FlopTerm], families: Iterable[Family | CutFamily], ownership: Mapping[str, Ownership], workers: int
-) -> NDArray[np.float64]:
-    """The forward FLOPs of each worker: those of cut axes in proportion to what it keeps, none for dropped blocks."""
-    share: dict[str, NDArray[np.float64]] = {}
-    result = np.zeros(workers)
-    for family in families:
-        if family.name not in ownership:
-            continue
-        if family.kind == "axis":
-            share[family.name] = ownership[family.name].loads(np.ones(family.units), workers) / family.units
-        elif family.unit_flops:
-            result += ownership[family.name].loads(family.unit_flops, workers) - sum(family.unit_flops)
-    for term in work:
-        scaled = np.full(workers, term.flops)
-        for axis in term.axes:
-            scaled *= share.get(axis, 1.0)
-        result += scaled
-    return result
-
-
 def ring_all_reduce_bytes(payload: float, workers: int) -> float:
     """Bytes that each of ``workers`` sends to all-reduce ``payload`` bytes: twice (P-1)/P of them."""
     return 2 * (workers - 1) / workers * payload
-
-
-def size(nbytes: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.1f} GiB"

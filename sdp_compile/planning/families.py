@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from sdp_compile.errors import StructureError
-from sdp_compile.structure.families import FamilyKind, FlopTerm, Structure
+from sdp_compile.structure.families import Family, FamilyKind, FlopTerm, Structure
 from sdp_compile.structure.layout import Layout, Leaf, restrict
 
 if TYPE_CHECKING:  # policies come this way too, and a policy that cannot be is refused before torch is loaded
@@ -19,19 +19,15 @@ Masking = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True)
-class CutFamily:
-    """A family that the plan partitions. Each of its units has ``replicas`` owners (at least, with unequal workers)."""
+class CutFamily(Family):
+    """A family that the plan partitions: each of its units has ``replicas`` owners, or more with unequal workers."""
 
-    name: str
-    kind: FamilyKind
-    units: int
-    unit_bytes: tuple[int, ...]
-    unit_flops: tuple[float, ...]
-    module_path: str
-    depth: int
-    parameters: tuple[str, ...]
-    unit_names: tuple[str, ...]
-    replicas: int
+    replicas: int = 1
+
+    @classmethod
+    def of(cls, family: Family, replicas: int) -> CutFamily:
+        """``family`` with the number of owners that the plan gives each of its units."""
+        return cls(**{item.name: getattr(family, item.name) for item in fields(family)}, replicas=replicas)
 
 
 @dataclass(frozen=True)

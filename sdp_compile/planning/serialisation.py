@@ -11,24 +11,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 
 from sdp_compile.errors import PlanError
 from sdp_compile.ir.program import StateTensor
 from sdp_compile.ownership.owners import OwnerSet, OwnerSets, Ownership
+from sdp_compile.planning.assignment import Assignment
 from sdp_compile.planning.families import CutFamily
 from sdp_compile.structure.families import FlopTerm, Frozen
 from sdp_compile.structure.layout import Layout, Leaf, Product, Sum
 
-if TYPE_CHECKING:
-    from sdp_compile.planning.plan import Plan
+Loaded = TypeVar("Loaded", bound=Assignment)
 
-FORMAT = "sdp-compile plan 1"
+FORMAT = "sdp-compile plan 2"
 
 
-def dumps(plan: Plan) -> str:
+def dumps(plan: Assignment) -> str:
     """The plan as one JSON object."""
     figures = {family.name: [_runs(family.unit_bytes), _runs(family.unit_flops)] for family in plan.families}
     document = {
@@ -42,14 +42,13 @@ def dumps(plan: Plan) -> str:
     return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
-def digest(plan: Plan) -> str:
+def digest(plan: Assignment) -> str:
     """SHA-256 over what decides the workers' programs and collectives."""
-    decides = {key: plan.policy.get(key) for key in ("masking", "rescale")}
-    text = json.dumps({**_essence(plan), "policy": decides}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_essence(plan), sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()
 
 
-def loads(text: str) -> Plan:
+def loads(text: str, cls: type[Loaded]) -> Loaded:
     """The plan of a JSON text; PlanError where it is broken or of another format."""
     try:
         document = json.loads(text)
@@ -59,12 +58,12 @@ def loads(text: str) -> Plan:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise PlanError(f"This is no plan of this version: expected format {FORMAT!r}, found {found!r}. Make it again.")
     try:
-        return _plan(document)
+        return _plan(document, cls)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise PlanError(f"The plan is damaged ({type(error).__name__}: {error}). Make it again.") from error
 
 
-def _essence(plan: Plan) -> dict[str, Any]:
+def _essence(plan: Assignment) -> dict[str, Any]:
     known = OwnerSets()
     owners = {}
     for ownership in dict.fromkeys(plan.ownership.values()):
@@ -73,6 +72,8 @@ def _essence(plan: Plan) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "workers": plan.workers,
+        "masking": plan.masking,
+        "rescale": plan.rescale,
         "owner_sets": [_ranges(members) for members in known.sets],
         "families": [
             {
@@ -107,9 +108,7 @@ def _essence(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _plan(document: Mapping[str, Any]) -> Plan:
-    from sdp_compile.planning.plan import Plan
-
+def _plan(document: Mapping[str, Any], cls: type[Loaded]) -> Loaded:
     sets = [
         tuple(worker for start, stop in ranges for worker in range(start, stop)) for ranges in document["owner_sets"]
     ]
@@ -118,16 +117,16 @@ def _plan(document: Mapping[str, Any]) -> Plan:
         unit_bytes, unit_flops = document["figures"][entry["name"]]
         families.append(
             CutFamily(
-                entry["name"],
-                entry["kind"],
-                entry["units"],
-                tuple(_expand(unit_bytes)),
-                tuple(_expand(unit_flops)),
-                entry["module_path"],
-                entry["depth"],
-                tuple(entry["parameters"]),
-                tuple(entry["unit_names"]),
-                entry["replicas"],
+                name=entry["name"],
+                kind=entry["kind"],
+                units=entry["units"],
+                unit_bytes=tuple(_expand(unit_bytes)),
+                unit_flops=tuple(_expand(unit_flops)),
+                module_path=entry["module_path"],
+                depth=entry["depth"],
+                parameters=tuple(entry["parameters"]),
+                unit_names=tuple(entry["unit_names"]),
+                replicas=entry["replicas"],
             )
         )
         ownership[entry["name"]] = Ownership.from_runs((units, sets[number]) for units, number in entry["owners"])
@@ -137,7 +136,7 @@ def _plan(document: Mapping[str, Any]) -> Plan:
     for name, shape, dtype, kind, requires_grad, persistent, layout in document["state"]:
         state[name] = StateTensor(tuple(shape), _dtype(dtype), kind, requires_grad, persistent)
         layouts[name] = tuple(_read_layout(item) for item in layout)
-    return Plan(
+    return cls(
         workers=document["workers"],
         families=tuple(families),
         ownership=ownership,
@@ -148,6 +147,8 @@ def _plan(document: Mapping[str, Any]) -> Plan:
         order=tuple(document["order"]),
         work=tuple(FlopTerm(flops, tuple(axes)) for flops, axes in document["work"]),
         policy=document["policy"],
+        masking=document["masking"],
+        rescale=document["rescale"],
         notes=tuple(document["notes"]),
         frozen=tuple(Frozen(**entry) for entry in document["frozen"]),
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdp_compile.planning.cost import size
+from sdp_compile.formatting import size
 from sdp_compile.report_page.members import named
 
 if TYPE_CHECKING:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sdp_compile._version import __version__
+from sdp_compile.formatting import size
 from sdp_compile.inspector import cost_view, diff_view, graph_view, owners_view, structure_view
-from sdp_compile.planning.cost import size
-from sdp_compile.policies.toml import to_toml
 from sdp_compile.report_page.bars import charts, flops
 from sdp_compile.report_page.folding import neighbours
 from sdp_compile.report_page.listing import kind, listing
 from sdp_compile.report_page.members import members, named
 from sdp_compile.report_page.owner_map import OwnerMap
 from sdp_compile.report_page.reasons import reasons
+from sdp_compile.toml import to_toml
 
 if TYPE_CHECKING:
     from sdp_compile.inspector.subject import Subject

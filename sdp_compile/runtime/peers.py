@@ -1,109 +1,118 @@
-"""What an SDPModule needs to train together with others: its process groups and its gradient engine."""
+"""A module's connection to the other workers: process groups, the gradient engine, and the refresh of values."""
 
 from __future__ import annotations
 
+import copy
 import weakref
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from sdp_compile.errors import DistributedError
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
-from sdp_compile.planning.holdings import Local, local_tensors
+from sdp_compile.planning.holdings import Holdings
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.refresh import Refresh
 from sdp_compile.runtime.comm.transfer import equalise
 from sdp_compile.runtime.gradients.all_to_all import Exchange, is_crowded
 from sdp_compile.runtime.gradients.compiled import launched_by
 from sdp_compile.runtime.gradients.engine import GradientEngine
-from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.tensors import local_tensors
 
 
-class Runtime:
+class Peers:
     """Connects a module with its peers: creates the owner groups, makes owned values equal, hooks the gradients.
 
     Collective: every rank must construct it after the handshake, with modules of one plan. A module on the meta device
     is made equal when it is materialised.
+
+    Args:
+        module: This worker's module, which holds the tensors of ``holdings``.
+        holdings: Which tensors those are.
+        groups: The workers' process groups.
+        number: The number of the module, by which its compiled graphs find the gradient engine.
+        bucket_bytes: Upper bound of the size of one gradient reduction in bytes.
+        comm_dtype: The dtype in which gradients travel; by default their own.
+        check_finite: Whether a gradient that is not finite on any worker is an error on all.
+
+    Raises:
+        DistributedError: If the process group is not the one that the plan is for.
     """
 
     def __init__(
         self,
-        module: SDPModule,
+        module: nn.Module,
+        holdings: Holdings,
         groups: Groups,
+        number: int,
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
         comm_dtype: torch.dtype | None = None,
         check_finite: bool = False,
     ) -> None:
-        plan = module.plan
-        if groups.workers != plan.workers or groups.rank != module.rank:
+        plan, rank = holdings.plan, holdings.rank
+        if groups.workers != plan.workers or groups.rank != rank:
             raise DistributedError(
-                f"The module is worker {module.rank} of {plan.workers}, the process group has this process as rank "
-                f"{groups.rank} of {groups.workers}."
+                f"The module is worker {rank} of {plan.workers}, but this process is rank {groups.rank} of "
+                f"{groups.workers} in the process group."
             )
-        self.groups = groups
+        self.holdings, self.groups = holdings, groups
         self.bucket_bytes, self.comm_dtype, self.check_finite = bucket_bytes, comm_dtype, check_finite
         groups.create(plan.groups)
-        install_optimizer_guard()
-        self._connect(module)
+        self._connect(module, number)
         self.equalise(module)
 
-    def attach(self, module: SDPModule) -> Runtime:
-        """A runtime for a copy of the module: the same groups, hooks of its own. Nothing is communicated."""
-        copy = object.__new__(Runtime)
-        copy.groups, copy.bucket_bytes = self.groups, self.bucket_bytes
-        copy.comm_dtype, copy.check_finite = self.comm_dtype, self.check_finite
-        copy._connect(module)
-        return copy
+    def attach(self, module: nn.Module, number: int) -> Peers:
+        """Returns the connection of a copy of the module: the same groups, hooks of its own. Not collective."""
+        result = copy.copy(self)
+        result._connect(module, number)
+        return result
 
-    def _connect(self, module: SDPModule) -> None:
-        self.local = Local(module.plan, module.rank, module.lowering)
-        buckets = module.plan.buckets(module.rank, self.bucket_bytes)
+    def _connect(self, module: nn.Module, number: int) -> None:
+        plan, rank = self.holdings.plan, self.holdings.rank
+        buckets = plan.buckets(rank, self.bucket_bytes)
         self.engine = engine = GradientEngine(
-            module, self.local, self.groups, buckets, self.comm_dtype, self.check_finite
+            module, self.holdings, self.groups, buckets, self.comm_dtype, self.check_finite
         )
-        if is_crowded(module.plan.buckets(bucket_bytes=self.bucket_bytes)):
+        if is_crowded(plan.buckets(bucket_bytes=self.bucket_bytes)):
             engine.reduction = Exchange(self.groups)
-        launched_by(module._number, engine)
+        launched_by(number, engine)
         self.refresher = engine.refresher = (
-            Refresh(module, self.local, self.groups, self.bucket_bytes) if module.plan.masking == "backward" else None
+            Refresh(module, self.holdings, self.groups, self.bucket_bytes) if plan.masking == "backward" else None
         )
-        followers = [weakref.WeakMethod(engine.refresh)]  # load_state_dict(assign=True) puts other parameters in place
+        followers = [weakref.WeakMethod(engine.rehook)]  # load_state_dict(assign=True) puts other parameters in place
         if self.refresher is not None:
             followers.append(weakref.WeakMethod(self.refresher.refresh))  # a rank's own state has nothing of the others
 
-        def refresh(*_: object) -> None:
+        def follow(*_: object) -> None:
             for follower in followers:
                 method = follower()
                 if method is not None:
                     method()
 
-        module.register_load_state_dict_post_hook(refresh)  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_post_hook(follow)
 
     @property
     def group(self) -> dist.ProcessGroup:
         """The workers' common process group."""
         return self.groups.group
 
-    def refresh(self) -> None:
+    def rehook(self) -> None:
         """Follows the module after other Parameter objects took the places of its own."""
-        self.engine.refresh()
+        self.engine.rehook()
 
-    def equalise(self, module: SDPModule) -> None:
+    def equalise(self, module: nn.Module) -> None:
         """Makes every owned value what it is on its first owner, buffers that all share what they are on worker 0."""
         tensors = local_tensors(module)
         named = [
             (name, tensors[name])
-            for name, tensor in module.plan.state.items()
+            for name, tensor in self.holdings.plan.state.items()
             if name in tensors and tensor.kind != "constant"
         ]
         real = [(name, tensor) for name, tensor in named if tensor.device.type != "meta"]
         if real and len(real) == len(named):
-            equalise(real, self.local, self.groups)
+            equalise(real, self.holdings, self.groups)
             self.refresh_parameters()
 
     def refresh_parameters(self) -> None:
@@ -118,15 +127,3 @@ class Runtime:
     def sync_gradients(self) -> None:
         """Reduces what is pending. Collective; nothing where nothing is pending."""
         self.engine.sync()
-
-
-def require_runtime(module: SDPModule, what: str) -> Runtime | None:
-    """The runtime that a collective of ``module`` needs; None where one worker owns everything."""
-    runtime: Runtime | None = module.runtime
-    if runtime is None and module.plan.workers > 1:
-        raise DistributedError(
-            f"{what} needs the other workers: this is worker {module.rank} of {module.plan.workers} without a process "
-            "group. Start the script with torchrun and call torch.distributed.init_process_group() before "
-            "sdp_compile(); a module that was unpickled must be compiled again to join its peers."
-        )
-    return runtime

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sdp_compile.ownership.loads import flops_per_worker
 from sdp_compile.ownership.owners import is_member
-from sdp_compile.planning.cost import flops_per_worker
 from sdp_compile.planning.plan import Plan
 from sdp_compile.simulator.cluster import Cluster
 from sdp_compile.simulator.timeline import Work

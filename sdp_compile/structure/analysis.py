@@ -1,10 +1,12 @@
-"""The anatomy of a captured model: axes and blocks together."""
+"""The analysis of a captured model: its axes and blocks, and what each node of its graphs has to do with them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from sdp_compile.ir.program import Capture
+from sdp_compile.ir.program import Capture, Mode, Program, copy_program
 from sdp_compile.structure.axis_analysis import AxisAnalysis
 from sdp_compile.structure.axis_families import axis_families, conflicts
 from sdp_compile.structure.blocks.families import block_families
@@ -13,22 +15,49 @@ from sdp_compile.structure.families import FlopTerm, Structure
 from sdp_compile.structure.flops import flop_terms
 
 
-def analyse(capture: Capture) -> tuple[Structure, Blocks]:
-    """Find the axes and blocks of a model; annotates the capture's nodes with ``layouts`` and ``rewrites``.
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """A captured model with everything that is known of it before a policy decides.
 
-    Looks at shapes only, never at weights.
+    Attributes:
+        capture: The model as captured, untouched.
+        programs: Copies of the captured programs, one per mode, whose nodes say what they have to do with the axes:
+            ``meta["layouts"]`` holds one layout per dimension, ``meta["rewrites"]`` what changes at the node when its
+            axes are cut.
+        structure: The families that a policy may partition, and where each of them lies.
+        blocks: The residual branches that can be dropped whole.
     """
-    blocks = find_blocks(capture)
-    analysis = AxisAnalysis(capture, blocks.residual_adds)
-    analysis.annotate()
-    layouts = {name: tuple(map(analysis.layout, value.dims)) for name, value in analysis.state.items()}
-    order = _first_use(capture)
-    main = capture.programs["train"]
+
+    capture: Capture
+    programs: Mapping[Mode, Program]
+    structure: Structure
+    blocks: Blocks
+
+
+def analyse(capture: Capture) -> Analysis:
+    """Finds the axes and blocks of a captured model.
+
+    Looks at shapes only, never at weights. The capture stays as it is.
+
+    Args:
+        capture: What `sdp_compile.capture.capture` returned.
+
+    Raises:
+        CaptureError: If the model's forward changes its parameters in place.
+        StructureError: If a rule of an operator contradicts the captured shapes.
+    """
+    programs = {mode: copy_program(program) for mode, program in capture.programs.items()}
+    annotated = replace(capture, programs=programs)
+    blocks = find_blocks(annotated)
+    axes = AxisAnalysis(annotated, blocks.residual_adds)
+    axes.annotate()
+    layouts = {name: tuple(map(axes.layout, value.dims)) for name, value in axes.state.items()}
+    order = _first_use(annotated)
     terms: list[FlopTerm] = []
     node_flops: dict[str, float] = {}
-    for node in main.graph.nodes:
+    for node in programs["train"].graph.nodes:
         if node.op == "call_function":
-            found = flop_terms(node, analysis.sizes.example, lambda n: n.meta["layouts"])
+            found = flop_terms(node, axes.sizes.example, lambda n: n.meta["layouts"])
             terms += found
             node_flops[node.name] = sum(term.flops for term in found)
     axis_flops: dict[str, float] = defaultdict(float)
@@ -37,24 +66,24 @@ def analyse(capture: Capture) -> tuple[Structure, Blocks]:
             axis_flops[axis] += term.flops
     residual = {
         axis
-        for mode, program in capture.programs.items()
+        for mode, program in programs.items()
         for node in program.graph.nodes
         if node.name in blocks.residual_adds[mode]
-        for axis in analysis.axes_of(mode, node)
+        for axis in axes.axes_of(mode, node)
     }
-    found_blocks, members = block_families(blocks, capture, node_flops)
+    found_blocks, members = block_families(blocks, annotated, node_flops)
     structure = Structure(
         families=(*axis_families(layouts, capture.state, axis_flops, order), *found_blocks),
         layouts=layouts,
         conflicts=conflicts(layouts, capture.state),
         residual=frozenset(residual),
         members=members,
-        frozen=analysis.frozen(),
+        frozen=axes.frozen(),
         flops=tuple(terms),
         order=order,
         notes=capture.notes,
     )
-    return structure, blocks
+    return Analysis(capture, programs, structure, blocks)
 
 
 def _first_use(capture: Capture) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from sdp_compile import NeuronPolicy, check
 from sdp_compile.capture import capture
 from sdp_compile.capture.clone import clone, to_meta
 from sdp_compile.models.zoo import build, models_of
-from sdp_compile.planning.plan import make_plan
+from sdp_compile.planning.making import make_plan
 from sdp_compile.structure.analysis import analyse
 
 pytestmark = pytest.mark.timeout(240)
@@ -63,9 +63,8 @@ def test_every_dimension_may_be_cut() -> None:
 def test_a_model_without_weights_is_planned(name: str) -> None:
     model, inputs = build(name)
     model = clone(model, _weightless)
-    captured = capture(model, inputs)
-    structure, _blocks = analyse(captured)
-    plan = make_plan(captured, structure, NeuronPolicy(coverage=0.5), 4)
+    analysis = analyse(capture(model, inputs))
+    plan = make_plan(analysis, NeuronPolicy(coverage=0.5), 4)
     dense, mine = plan.memory().parameters, plan.memory(0).parameters
     assert 0.5 * dense <= mine <= 0.8 * dense
     assert plan.coverage().min > 0  # every element has an owner

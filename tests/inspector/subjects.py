@@ -10,35 +10,28 @@ from torch import nn
 
 from sdp_compile.capture import capture
 from sdp_compile.inspector import Subject
-from sdp_compile.ir.program import Capture
-from sdp_compile.planning.plan import make_plan
+from sdp_compile.planning.making import make_plan
 from sdp_compile.policies import resolve_policy
-from sdp_compile.structure.analysis import analyse
-from sdp_compile.structure.blocks.finding import Blocks
-from sdp_compile.structure.families import Structure
+from sdp_compile.structure.analysis import Analysis, analyse
 from tests.inspector.models import Hostile, Tiny
 from tests.models import MODELS
 
-Analysed = tuple[Capture, Structure, Blocks]
+
+def analysed(model: nn.Module, example: Any) -> Analysis:
+    return analyse(capture(model, example))
 
 
-def analysed(model: nn.Module, example: Any) -> Analysed:
-    captured = capture(model, example)
-    return captured, *analyse(captured)
-
-
-def planned(found: Analysed, policy: str, workers: int, **fields: Any) -> Subject:
-    captured, structure, _ = found
-    return Subject(*found, make_plan(captured, structure, resolve_policy(policy, **fields), workers))
+def planned(found: Analysis, policy: str, workers: int, **fields: Any) -> Subject:
+    return Subject(found, make_plan(found, resolve_policy(policy, **fields), workers))
 
 
 @cache
-def _tiny(layers: int) -> Analysed:
+def _tiny(layers: int) -> Analysis:
     return analysed(Tiny(layers), (torch.zeros(2, 5, dtype=torch.long),))
 
 
 @cache
-def _library(name: str) -> Analysed:
+def _library(name: str) -> Analysis:
     model, args, kwargs = MODELS[name]()
     return analysed(model, kwargs or args)
 

@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 import pytest
 from torch import fx
 
+from sdp_compile import ops
 from sdp_compile.errors import PlanError
 from sdp_compile.inspector import DiffView, Subject, diff_view
 from sdp_compile.inspector.replay import replay
-from sdp_compile.ir.program import Program
-from sdp_compile.ops import inserted as ops
-from sdp_compile.passes import Lowering, Pass, pipeline
-from sdp_compile.passes.base import copy_program
+from sdp_compile.ir.program import Program, copy_program
+from sdp_compile.passes import Context, Pass, pipeline, with_pass
 from tests.inspector.subjects import library, tiny
 
 pytestmark = pytest.mark.timeout(120)
@@ -102,7 +101,7 @@ def test_one_worker_rewrites_nothing() -> None:
 def test_passes_add_up_to_the_whole(policy: str) -> None:
     subject = tiny(policy, rescale=True)
     whole = diff_view(subject, 1)
-    assert [step.pass_ for step in whole.steps] == [one.name for one in pipeline("sliced", 1)]
+    assert [step.pass_ for step in whole.steps] == [one.name for one in pipeline()]
     for step in whole.steps:
         view = diff_view(subject, 1, pass_name=step.pass_)
         counted = view.inserted, view.removed, view.changed, view.sliced
@@ -118,7 +117,7 @@ class Negate(Pass):
 
     name: ClassVar[str] = "negate"
 
-    def run(self, program: Program, context: Lowering) -> Program:
+    def run(self, program: Program, context: Context) -> Program:
         program = copy_program(program)
         output = program.graph.output_node()
         (result,) = output.args[0]  # type: ignore[misc]
@@ -129,7 +128,7 @@ class Negate(Pass):
 
 
 def test_a_pass_of_ones_own_is_shown() -> None:
-    view = diff_view(tiny(), passes=(Negate(),))
+    view = diff_view(tiny(), pass_name="negate", passes=with_pass(pipeline(), Negate(), before="verify"))
     assert [line.change for line in view.lines if line.change != "same"] == ["insert", "change"]
     inserted = next(line.after for line in view.lines if line.change == "insert")
     assert inserted is not None and inserted.code.startswith("neg(") and inserted.inputs
@@ -140,7 +139,7 @@ def test_what_does_not_exist_is_refused() -> None:
     for options, words in (
         ({"pass_name": "slice_parameter"}, "slice_parameters"),
         ({"rank": 4}, "0 to 3"),
-        ({"mode": "test"}, "train and eval"),
+        ({"mode": "test"}, "train"),
         ({"lowering": "slized"}, "sliced"),
         ({"module": "layer.*"}, "layers.0"),
     ):

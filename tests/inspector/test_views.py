@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from torch import nn
 
-from sdp_compile.compiler import compile_rank
+from sdp_compile.compiler import assemble
 from sdp_compile.errors import SDPError
 from sdp_compile.inspector import (
     Shown,
@@ -31,8 +31,11 @@ from sdp_compile.inspector import (
     to_json,
 )
 from sdp_compile.inspector.modules import Module
-from sdp_compile.inspector.shown import VIEWS, text
-from sdp_compile.passes import LoweringKind, pipeline
+from sdp_compile.inspector.shown import VIEWS
+from sdp_compile.inspector.terminal import text
+from sdp_compile.lowering import lower
+from sdp_compile.passes import pipeline
+from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from tests.inspector.models import HOSTILE, Tiny
 from tests.inspector.subjects import analysed, hostile, library, planned, tiny
@@ -48,8 +51,8 @@ def compiled() -> Any:
 
 
 def module_of(subject: Subject, rank: int, lowering: LoweringKind = "sliced") -> SDPModule:
-    found = subject.capture, subject.structure, subject.blocks, subject.plan
-    return compile_rank(Tiny(), *found, rank, lowering)
+    passes = pipeline(lowering, subject.plan.masking)
+    return assemble(lower(subject.analysis, subject.plan, rank, passes), Tiny())
 
 
 def test_graph_tells_the_shapes_that_the_module_has(compiled: Any) -> None:
@@ -118,7 +121,7 @@ def test_a_thousand_kinds_of_worker_fit_a_page() -> None:
 
 
 def test_many_buckets_are_gathered_by_their_owners() -> None:
-    subject, passes = tiny(layers=5), pipeline("sliced", 2048)
+    subject, passes = tiny(layers=5), pipeline(bucket_bytes=2048)
     for view in ("graph", "diff"):
         shown = show(subject, view, passes=passes)
         marks = [row for row in graph_view(subject, passes=passes).rows if row.kind == "sync"]

@@ -30,9 +30,9 @@ def program_of(build: Build) -> Program:
 def cleaned(build: Build, keeps: bool = True) -> str:
     state = {"count": StateTensor((), torch.int64, "buffer"), "mean": StateTensor((4,), torch.float32, "buffer")}
     captured = Capture({}, state, {}, {}, nn.Module(), True)
-    context = models.lowering_without(Blocks((), {}), captured, (), "sliced")
+    context = models.context_without(Blocks((), {}), captured, (), "sliced")
     if not keeps:
-        context.plan.local_shape = lambda fqn, rank: None  # type: ignore[method-assign]
+        context.holdings.keeps = lambda name: False  # type: ignore[method-assign]
     program = program_of(build)
     before = models.text(program)
     after = models.text(DeadCode().run(program, context))

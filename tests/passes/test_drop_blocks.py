@@ -10,10 +10,10 @@ from torch import nn
 
 from sdp_compile.capture import capture
 from sdp_compile.errors import LoweringError
-from sdp_compile.ir.program import Capture, Mode, Program
-from sdp_compile.passes.base import Lowering, LoweringKind, copy_program
+from sdp_compile.ir.program import Capture, Mode, Program, copy_program
+from sdp_compile.passes import BypassBlocks, Context, ZeroBlocks
 from sdp_compile.passes.dead_code import DeadCode
-from sdp_compile.passes.drop_blocks import DropBlocks
+from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.structure.blocks.finding import Blocks, find_blocks
 from tests import residual_models as models
 from tests.oracle import randomise, relative_error, run_original, scalar, tensors_of, without_randomness
@@ -21,9 +21,10 @@ from tests.oracle import randomise, relative_error, run_original, scalar, tensor
 TOLERANCE = 1e-9
 
 
-def lowered(captured: Capture, mode: Mode, context: Lowering) -> Program:
+def lowered(captured: Capture, mode: Mode, context: Context) -> Program:
     program = captured.programs[mode]
-    for step in (DropBlocks(), DeadCode()):
+    drop = ZeroBlocks() if context.holdings.lowering == "masked" else BypassBlocks()
+    for step in (drop, DeadCode()):
         program = step.run(program, context)
     return program
 
@@ -42,7 +43,7 @@ class Prepared:
         self.blocks: Blocks = find_blocks(self.capture)
 
     def assert_equals_oracle(self, units: set[int], lowering: LoweringKind, family: str = "blocks") -> None:
-        context = models.lowering_without(self.blocks, self.capture, units, lowering, family)
+        context = models.context_without(self.blocks, self.capture, units, lowering, family)
         numbers = [number for unit in units for number in self.blocks.units(family)[unit]]
         gone = {name for number in numbers for name in self.blocks.blocks[number].parameters}
         args, kwargs = ((), self.inputs) if isinstance(self.inputs, dict) else (self.inputs, {})
@@ -52,11 +53,11 @@ class Prepared:
             program = lowered(self.capture, mode, context)
             self._compare(program, context, gone, expected)
 
-    def _compare(self, program: Program, context: Lowering, gone: set[str], expected: Any) -> None:
+    def _compare(self, program: Program, context: Context, gone: set[str], expected: Any) -> None:
         parameters = {n: p.detach().clone().requires_grad_() for n, p in self.model.named_parameters()}
         # What is not kept must not be read: it is not even given.
-        parameters = {name: parameter for name, parameter in parameters.items() if context.keeps(name)}
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers() if context.keeps(name)}
+        parameters = {name: parameter for name, parameter in parameters.items() if context.holdings.keeps(name)}
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers() if context.holdings.keeps(name)}
         runner = models.Runner(program, {**self.capture.constants, **parameters, **buffers})
         outputs = tensors_of(runner(self.inputs))
         for found, wanted in zip(outputs, expected.outputs, strict=True):
@@ -75,11 +76,13 @@ class Prepared:
                 assert relative_error(buffer, expected.buffers[name]) < TOLERANCE, name
 
 
-def is_outside(name: str, context: Lowering) -> bool:
+def is_outside(name: str, context: Context) -> bool:
     """Statistics inside of dropped blocks are those of the full weights when masked: they are merged away."""
     dropped = context.plan.dropped_blocks(0)
-    numbers = [number for unit in dropped for number in context.blocks.units(str(context.plan.block_family))[unit]]
-    return not any(name in context.blocks.blocks[number].buffers for number in numbers)
+    numbers = [
+        number for unit in dropped for number in context.analysis.blocks.units(str(context.plan.block_family))[unit]
+    ]
+    return not any(name in context.analysis.blocks.blocks[number].buffers for number in numbers)
 
 
 CASES = [
@@ -123,7 +126,7 @@ def rewritten(model: nn.Module, lowering: LoweringKind, mode: Mode = "train") ->
     blocks = find_blocks(captured)
     assert len(blocks.blocks) == 1
     before = models.text(captured.programs[mode])
-    after = lowered(captured, mode, models.lowering_without(blocks, captured, {0}, lowering))
+    after = lowered(captured, mode, models.context_without(blocks, captured, {0}, lowering))
     assert models.text(captured.programs[mode]) == before, "the given program was changed"
     assert all("val" in node.meta for node in after.graph.nodes if node.op == "call_function")
     return models.text(after)
@@ -211,7 +214,7 @@ def test_aliases_of_skip_path_and_sum(variant: str) -> None:
     prepared = Prepared(lambda: (Branching(variant), (torch.randn(3, 4),)))
     assert len(prepared.blocks.blocks) == 1
     for units in (set[int](), {0}):
-        context = models.lowering_without(prepared.blocks, prepared.capture, units, "sliced")
+        context = models.context_without(prepared.blocks, prepared.capture, units, "sliced")
         gone = {name for unit in units for name in prepared.blocks.blocks[unit].parameters}
         state = {name: tensor * (name not in gone) for name, tensor in prepared.model.named_parameters()}
         with torch.no_grad():
@@ -240,7 +243,7 @@ def test_the_skip_path_takes_the_dtype_of_the_sum() -> None:
 def test_infinite_branches_leave_nothing_behind_when_masked() -> None:
     model = Residual().double()
     captured = capture(model, (torch.randn(3, 4, dtype=torch.float64),))
-    context = models.lowering_without(find_blocks(captured), captured, {0}, "masked")
+    context = models.context_without(find_blocks(captured), captured, {0}, "masked")
     state = {name: p.detach().clone() for name, p in model.named_parameters()}
     state["b.weight"].fill_(float("inf"))
     output = models.Runner(lowered(captured, "train", context), state)((torch.randn(3, 4, dtype=torch.float64),))
@@ -250,16 +253,16 @@ def test_infinite_branches_leave_nothing_behind_when_masked() -> None:
 @pytest.mark.timeout(120)
 def test_nothing_to_drop_returns_the_program_itself() -> None:
     captured = capture(Residual(), (torch.randn(3, 4),))
-    context = models.lowering_without(find_blocks(captured), captured, (), "sliced")
-    assert DropBlocks().run(captured.programs["train"], context) is captured.programs["train"]
+    context = models.context_without(find_blocks(captured), captured, (), "sliced")
+    assert BypassBlocks().run(captured.programs["train"], context) is captured.programs["train"]
 
 
 @pytest.mark.timeout(120)
 def test_a_graph_without_the_block_is_an_error_that_names_the_node() -> None:
     captured = capture(Residual(), (torch.randn(3, 4),))
-    context = models.lowering_without(find_blocks(captured), captured, {0}, "sliced")
+    context = models.context_without(find_blocks(captured), captured, {0}, "sliced")
     with pytest.raises(LoweringError, match="'add'"):
-        DropBlocks().run(lowered(captured, "train", context), context)
+        BypassBlocks().run(lowered(captured, "train", context), context)
 
 
 @pytest.mark.timeout(120)

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from sdp_compile import BlockPolicy, LoweringError, NeuronPolicy, PlanError, sdp_compile
 from sdp_compile.capture import capture
-from sdp_compile.passes import Lowering, SliceParameters, SyncGradients, Verify
-from sdp_compile.planning.plan import make_plan
+from sdp_compile.passes import Context, SliceParameters, SyncGradients, Verify
+from sdp_compile.planning.holdings import SlicedHoldings
+from sdp_compile.planning.making import make_plan
 from sdp_compile.policies import Policy
 from sdp_compile.structure.analysis import analyse
 from tests.oracle import assert_exact, randomise
@@ -55,11 +56,9 @@ class Residual(nn.Module):
         return x + self.second(x)
 
 
-def lowering(model: nn.Module, inputs: tuple[Any, ...], policy: Policy, workers: int = 2, rank: int = 0) -> Lowering:
-    captured = capture(model, inputs)
-    structure, blocks = analyse(captured)
-    plan = make_plan(captured, structure, policy, workers)
-    return Lowering(captured, structure, plan, rank, "sliced", blocks)
+def lowering(model: nn.Module, inputs: tuple[Any, ...], policy: Policy, workers: int = 2, rank: int = 0) -> Context:
+    analysis = analyse(capture(model, inputs))
+    return Context(analysis, plan := make_plan(analysis, policy, workers), SlicedHoldings(plan, rank))
 
 
 def text(graph: fx.Graph) -> str:
@@ -78,13 +77,13 @@ def text(graph: fx.Graph) -> str:
     return result
 
 
-def sliced(context: Lowering) -> str:
-    return text(SliceParameters().run(context.capture.programs["train"], context).graph)
+def sliced(context: Context) -> str:
+    return text(SliceParameters().run(context.analysis.programs["train"], context).graph)
 
 
 def test_an_mlp_needs_no_rewrite_but_smaller_parameters() -> None:
     context = lowering(MLP(), (torch.randn(2, 4),), NeuronPolicy(replicas=1))
-    before = text(context.capture.programs["train"].graph)
+    before = text(context.analysis.programs["train"].graph)
     assert sliced(context) == before
     assert context.plan.local_shape("up.weight", 0) == (4, 4)
     assert context.plan.local_shape("down.weight", 0) == (4, 4)
@@ -93,7 +92,7 @@ def test_an_mlp_needs_no_rewrite_but_smaller_parameters() -> None:
 
 def test_attention_over_half_of_the_heads() -> None:
     context = lowering(Attention(), (torch.randn(2, 3, 8),), NeuronPolicy(replicas=1))
-    before = text(context.capture.programs["train"].graph).splitlines()
+    before = text(context.analysis.programs["train"].graph).splitlines()
     after = sliced(context).splitlines()
     changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert changed == [
@@ -115,7 +114,7 @@ def test_attention_over_half_of_the_heads() -> None:
 
 def test_one_synchronisation_node_per_bucket_before_its_first_use() -> None:
     context = lowering(MLP(), (torch.randn(2, 4),), NeuronPolicy(replicas=2), workers=4)
-    program = SyncGradients().run(context.capture.programs["train"], context)
+    program = SyncGradients().run(context.analysis.programs["train"], context)
     assert text(program.graph).splitlines() == [
         "all_reduce_mean = all_reduce_mean(down_weight, up_bias, up_weight, bucket=4, owners=(0, 3))",
         "getitem = getitem(all_reduce_mean, 0)",
@@ -146,7 +145,7 @@ def test_a_dropped_block_leaves_no_trace() -> None:
 
 def test_verify_names_the_node_of_a_wrong_rewrite() -> None:
     context = lowering(Attention(), (torch.randn(2, 3, 8),), NeuronPolicy(replicas=1))
-    program = SliceParameters().run(context.capture.programs["train"], context)
+    program = SliceParameters().run(context.analysis.programs["train"], context)
     view = next(node for node in program.graph.nodes if node.name == "view")
     view.args = (view.args[0], [*view.args[1][:3], 1, 4])
     with pytest.raises(LoweringError, match=r"view.*analysis says"):
@@ -207,10 +206,10 @@ def test_sizes_that_hold_a_cut_dimension() -> None:
     ("arguments", "message"),
     [
         ({}, "torchrun"),
-        ({"workers": 0}, "workers=0"),
+        ({"workers": 0}, "workers must be"),
         ({"workers": 2, "rank": 2}, "0 to 1"),
-        ({"workers": 2, "rank": 0, "lowering": "full"}, "lowering='full'"),
-        ({"workers": 2, "rank": 0, "bucket_bytes": 0}, "bucket_bytes=0"),
+        ({"workers": 2, "rank": 0, "lowering": "full"}, "lowering must be"),
+        ({"workers": 2, "rank": 0, "bucket_bytes": 0}, "bucket_bytes must be"),
         ({"workers": 2, "rank": 0, "comm_dtype": torch.int8}, "comm_dtype"),
     ],
 )

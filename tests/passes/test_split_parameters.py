@@ -118,10 +118,10 @@ def test_golden_mlp() -> None:
     ]
     calls = [call for call in calls if "all_reduce_mean" not in call and "getitem = " not in call]
     assert calls == [
-        "join = join(up_bias, up_bias_rest0, 0, (0, 4, 4))",
-        "linear = linear(x, up_weight, up_weight_rest0, join, 0, (0, 4, 4))",
+        "join = join(up_bias, up_bias_unowned0, 0, (0, 4, 4))",
+        "linear = linear(x, up_weight, up_weight_unowned0, join, 0, (0, 4, 4))",
         "relu = relu.default(linear,)",
-        "linear_1 = linear(relu, down_weight, down_weight_rest1, getitem, 1, (0, 4, 4))",
+        "linear_1 = linear(relu, down_weight, down_weight_unowned1, getitem, 1, (0, 4, 4))",
         "add = add.Tensor(x, linear_1)",
     ]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sdp_compile.capture import capture
 from sdp_compile.inspector import Subject
-from sdp_compile.planning.plan import make_plan
+from sdp_compile.planning.making import make_plan
 from sdp_compile.policies import Policy
 from sdp_compile.structure.analysis import analyse
 
@@ -24,9 +24,8 @@ HOSTILE = (
 
 
 def subject_of(model: nn.Module, example: Any, policy: Policy, workers: int) -> Subject:
-    captured = capture(model, example)
-    structure, blocks = analyse(captured)
-    return Subject(captured, structure, blocks, make_plan(captured, structure, policy, workers))
+    analysis = analyse(capture(model, example))
+    return Subject(analysis, make_plan(analysis, policy, workers))
 
 
 def gpt2() -> tuple[nn.Module, dict[str, Tensor]]:

@@ -16,8 +16,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from sdp_compile import NeuronPolicy
+from sdp_compile.formatting import size
 from sdp_compile.inspector import Subject
-from sdp_compile.planning.cost import size
 from sdp_compile.report_page import listing, write_report
 from tests.report_page.browser import browser, open_page
 from tests.report_page.subjects import HOSTILE, Named, deep, gpt2, subject_of

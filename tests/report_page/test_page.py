@@ -18,8 +18,9 @@ from sdp_compile.cli.main import app
 from sdp_compile.errors import SDPError
 from sdp_compile.inspector import Subject, graph_view
 from sdp_compile.policies import resolve_policy
-from sdp_compile.policies.toml import read_toml
-from sdp_compile.report_page import listing, report_html, write_report
+from sdp_compile.report_page import listing, write_report
+from sdp_compile.report_page.page import report_html
+from sdp_compile.toml import read_toml
 from tests.report_page.subjects import HOSTILE, Named, deep, subject_of
 
 pytestmark = pytest.mark.timeout(120)

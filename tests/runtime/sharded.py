@@ -44,7 +44,7 @@ def train(model: Any, optimizer: torch.optim.Optimizer, backward: Backward, step
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     norms = []
     for step in range(steps):
-        with model.runtime.no_sync() if step % 3 == 1 else nullcontext():
+        with model.peers.no_sync() if step % 3 == 1 else nullcontext():
             backward(step + 500)  # where it is reduced already, the next one is reduced on top
         backward(step)
         norms.append(clip_grad_norm_(model, 0.5))

@@ -10,8 +10,11 @@ from torch import Tensor, fx, nn
 
 from sdp_compile.ir.program import Capture, Program, StateTensor
 from sdp_compile.ownership.owners import Ownership
-from sdp_compile.planning.plan import CutFamily, Plan
+from sdp_compile.planning.families import CutFamily
+from sdp_compile.planning.holdings import LoweringKind, holdings
+from sdp_compile.planning.plan import Plan
 from sdp_compile.runtime.state.initialisation import slice_tensors
+from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.layout import Layout, Leaf, Product
 
 HIDDEN, WIDTH, CLASSES = 8, 6, 5
@@ -80,22 +83,22 @@ def plan_of(capture: Capture, owners: list[tuple[int, ...]], workers: int) -> Pl
         layouts[name] = (hidden,)
     ownership = Ownership.of(owners)
     family = CutFamily(
-        "hidden", "axis", HIDDEN, (8,) * HIDDEN, (1.0,) * HIDDEN, "", 0, ("up.weight",), (), ownership.replicas
+        "hidden", "axis", HIDDEN, (8,) * HIDDEN, (1.0,) * HIDDEN, "", 0, ("up.weight",), replicas=ownership.replicas
     )
     order = tuple(name for name in capture.state if name not in ("idle", "scratch"))
     return Plan(workers, (family,), {"hidden": ownership}, capture.state, capture.aliases, layouts, {}, order, (), {})
 
 
-class Subnet(nn.Module):
+class Subnet(Subnetwork):
     """What the runtime asks of an SDPModule, with a forward written by hand."""
 
-    def __init__(self, net: Net, plan: Plan, rank: int, capture: Capture, lowering: str = "sliced") -> None:
+    number = -1
+
+    def __init__(self, net: Net, plan: Plan, rank: int, capture: Capture, lowering: LoweringKind = "sliced") -> None:
         super().__init__()
-        self.plan, self.rank, self.workers, self.capture, self.lowering = plan, rank, plan.workers, capture, lowering
-        self.runtime: Any = None
-        self._number = -1
+        self.holdings, self.capture, self.peers = holdings(lowering, plan, rank), capture, None
         values = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-        for name, tensor in slice_tensors(capture, plan, rank, values, lowering=lowering).items():
+        for name, tensor in slice_tensors(self.holdings, capture, values).items():
             owner: nn.Module = self
             *path, last = name.split(".")
             for part in path:
@@ -110,7 +113,7 @@ class Subnet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         masks = dict.fromkeys(self.plan.state)
-        if self.lowering == "masked":
+        if self.holdings.lowering == "masked":
             masks.update((name, self.plan.mask(name, self.rank)) for name in self.plan.state)
 
         def value(name: str) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdp_compile import BlockPolicy, NeuronPolicy, clip_grad_norm_, sdp_compile
 from sdp_compile.errors import SDPError
-from sdp_compile.planning.holdings import Local
+from sdp_compile.planning.holdings import SlicedHoldings
 from sdp_compile.planning.plan import Plan
 from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
@@ -144,7 +144,7 @@ def everything(rank: int, name: str, policy: str, compiled: bool) -> Any:
             torch.testing.assert_close(
                 state["state"][key]["exp_avg"], dense.state[parameter]["exp_avg"], rtol=1e-6, atol=1e-8
             )
-    for held in Local(plan, rank).held():  # what others own included, under backward masking
+    for held in SlicedHoldings(plan, rank).held():  # what others own included, under backward masking
         if held.source in dict(reference.named_parameters()):
             tensor = {**dict(module.named_parameters()), **dict(module.named_buffers())}[held.name]
             assert torch.equal(tensor, held.region.read(full[held.source])), held.name

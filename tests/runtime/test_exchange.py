@@ -17,12 +17,12 @@ pytestmark = pytest.mark.timeout(120)
 
 def exchanged(rank: int, owners: list[tuple[int, ...]], dtype: torch.dtype | None) -> Any:
     module = connected(rank, owners, bucket_bytes=64, comm_dtype=dtype)
-    module.runtime.engine.reduction = Exchange(module.runtime.groups)
-    with module.runtime.no_sync():
+    module.peers.engine.reduction = Exchange(module.peers.groups)
+    with module.peers.no_sync():
         loss_of(module, rank).backward()
-    module.runtime.groups.traffic.reset()
+    module.peers.groups.traffic.reset()
     loss_of(module, rank + 10).backward()
-    return gradients(module), dict(module.runtime.groups.traffic.calls)
+    return gradients(module), dict(module.peers.groups.traffic.calls)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.comm.groups import Groups
-from sdp_compile.runtime.peers import Runtime
+from sdp_compile.runtime.peers import Peers
 from tests.distributed import WorkerFailed, run_workers
 from tests.runtime.stub import CYCLIC, Subnet, batch, capture_of, network, plan_of
 from tests.runtime.test_gradients import WORKERS, compare, connected, gradients, loss_of
@@ -24,7 +24,7 @@ def not_finite(rank: int, bad: float) -> Any:
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     before = [parameter.detach().clone() for parameter in module.parameters()]
     local = loss_of(module, rank)
-    with module.runtime.no_sync():
+    with module.peers.no_sync():
         local.backward()
     own = gradients(module)
     module.zero_grad()
@@ -100,7 +100,7 @@ def failing_backwards(rank: int) -> Any:
         with pytest.raises(ValueError, match="the user's hook"):
             loss_of(module, rank + 20).backward()
         handle.remove()
-        everyone = module.runtime.groups.gather_json(rank)  # other collectives come after what is in flight
+        everyone = module.peers.groups.gather_json(rank)  # other collectives come after what is in flight
         assert everyone == list(range(WORKERS))
     module.zero_grad()
     loss_of(module, rank).backward()
@@ -137,7 +137,7 @@ def too_small(rank: int) -> None:
     capture = capture_of(net)
     module = Subnet(net, plan_of(capture, CYCLIC, WORKERS), rank, capture)
     with pytest.raises(DistributedError, match=rf"worker {rank} of 4, the process group has .* rank {rank} of 3"):
-        Runtime(module, Groups())
+        Peers(module, module.holdings, Groups(), module.number)
 
 
 def test_a_process_group_smaller_than_the_plan() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
-from sdp_compile.runtime.peers import Runtime
+from sdp_compile.runtime.peers import Peers
 from tests.distributed import WorkerFailed, run_workers
 from tests.runtime.stub import CYCLIC, SCATTERED, Subnet, batch, capture_of, network, oracle_gradients, plan_of
 
@@ -33,7 +33,7 @@ def connected(
     net = network(seed)
     capture = capture_of(net)
     module = Subnet(net, plan_of(capture, owners, workers), rank, capture, lowering)
-    module.runtime = Runtime(module, Groups(), **options)
+    module.peers = Peers(module, module.holdings, Groups(), module.number, **options)
     return module
 
 
@@ -96,8 +96,8 @@ def test_gradients_are_means_over_owners(owners: list[tuple[int, ...]], lowering
 
 def accumulated(rank: int) -> Any:
     module = connected(rank, CYCLIC)
-    engine = module.runtime.engine
-    with module.runtime.no_sync():
+    engine = module.peers.engine
+    with module.peers.no_sync():
         loss_of(module, rank).backward()
         assert engine.pending
         loss_of(module, rank + 10).backward()
@@ -109,12 +109,12 @@ def accumulated(rank: int) -> Any:
     assert not engine.pending
     by_backward = gradients(module)
     module.zero_grad()
-    with module.runtime.no_sync():
+    with module.peers.no_sync():
         for offset in (0, 10, 20):
             loss_of(module, rank + offset).backward()
-    module.runtime.sync_gradients()
+    module.peers.sync_gradients()
     by_call = gradients(module)
-    module.runtime.sync_gradients()  # nothing is pending
+    module.peers.sync_gradients()  # nothing is pending
     again = gradients(module)
     assert all(torch.equal(a, b) for a, b in zip(by_call.values(), again.values(), strict=True) if a is not None)
     module.zero_grad()
@@ -269,7 +269,7 @@ def on_a_subgroup(rank: int) -> Any:
     found = []
     for owners in (SCATTERED, CYCLIC):  # a second plan needs other groups, and some of the same
         module = Subnet(net, plan_of(capture, owners, WORKERS), position, capture)
-        module.runtime = Runtime(module, Groups(group))
+        module.peers = Peers(module, module.holdings, Groups(group), module.number)
         loss_of(module, position).backward()
         found.append(gradients(module))
     return found

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
-from sdp_compile.planning.holdings import Region, full
+from sdp_compile.planning.regions import Region, full
 from sdp_compile.runtime.state.initialisation import materialize, slice_tensors
 from sdp_compile.runtime.state.initialisers import Initialisers
 from tests.runtime.stub import CYCLIC, SCATTERED, Net, Subnet, capture_of, network, plan_of

@@ -46,7 +46,7 @@ class RandomOwners(Policy):
 def trained(rank: int, level: str) -> Any:
     warnings.simplefilter("ignore")
     module = sdp_compile(build("cnn"), RandomOwners(level=level), (batch("cnn", 0),), bucket_bytes=1500)
-    engine, chance = module.runtime.engine, random.Random(100 + rank)
+    engine, chance = module.peers.engine, random.Random(100 + rank)
 
     def delayed(gradient: Tensor) -> None:
         if chance.random() < 0.15:

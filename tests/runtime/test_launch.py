@@ -41,7 +41,7 @@ class Pair:
         self.module = sdp_compile(build(), policy, example, bucket_bytes=SIZE)
         self.eager = sdp_compile(build(), policy, example, bucket_bytes=SIZE)
         self.run = torch.compile(self.module, fullgraph=True, backend="aot_eager")
-        self.engine = self.module.runtime.engine
+        self.engine = self.module.peers.engine
         self.during: list[str] = []
         start = self.engine.reduction.start
 
@@ -153,7 +153,7 @@ def generated(rank: int) -> Any:
         order,
         calls,
         [bucket.number for bucket in module.plan.buckets(rank, SIZE)],
-        list(module.runtime.engine.issued),
+        list(module.peers.engine.issued),
     )
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sdp_compile import BlockPolicy, NeuronPolicy, ShardedOptimizer, sdp_compile
-from sdp_compile.planning.holdings import Local
 from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
 
@@ -25,7 +24,7 @@ POLICIES: dict[str, Any] = {
 def differing(module: Any) -> list[str]:
     """What this worker holds of parameters that is not what their owners hold."""
     full, tensors = module.full_state_dict(), {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    held = [one for one in Local(module.plan, module.rank, module.lowering).held() if one.source in full]
+    held = [one for one in module.holdings.held() if one.source in full]
     return [one.name for one in held if not torch.equal(tensors[one.name], one.region.read(full[one.source]))]
 
 
@@ -38,7 +37,7 @@ def training(rank: int, policy: str, lowering: Any, sharded: bool) -> Any:
         bucket_bytes=2000,
     )
     assert not differing(module)
-    traffic = module.runtime.groups.traffic
+    traffic = module.peers.groups.traffic
     optimizer: Any = (
         ShardedOptimizer(module, torch.optim.AdamW, lr=0.01)
         if sharded
@@ -88,7 +87,7 @@ def materialised(rank: int) -> list[str]:
     empty = build("transformer").to("meta")
     empty.head.weight = empty.embed.weight  # moving a module to the meta device unties it
     module = sdp_compile(empty, POLICIES["neuron"](), (batch("transformer", 0).to("meta"),))
-    assert all(buffer.is_meta for buffer in module.rests.values())
+    assert all(buffer.is_meta for buffer in module.unowned.values())
     module.materialize(seed=rank)  # made equal all the same
     return differing(module)
 

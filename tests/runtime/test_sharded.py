@@ -156,7 +156,7 @@ def shares(rank: int) -> None:
     for sharded in (False, True):
         model: Any = connected(rank, CYCLIC, bucket_bytes=200)
         optimizer = optimizer_of(model, "adamw", sharded)
-        backward, traffic = backward_of(model), model.runtime.groups.traffic
+        backward, traffic = backward_of(model), model.peers.groups.traffic
         for _ in range(2):
             traffic.reset()
             optimizer.zero_grad()

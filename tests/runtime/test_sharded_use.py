@@ -92,13 +92,13 @@ def misuse(rank: int) -> None:
         copy.deepcopy(optimizer)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     for _ in range(2):  # without gradients from before, and on top of reduced ones
-        with model.runtime.no_sync():
+        with model.peers.no_sync():
             backward(1)
         with pytest.raises(DistributedError, match="no_sync"):
             optimizer.step()
         with pytest.raises(DistributedError, match="no_sync"):
             clip_grad_norm_(model, 1.0)
-        model.runtime.sync_gradients()
+        model.peers.sync_gradients()
     gradient = model.up.bias.grad
     assert gradient.shape == model.up.bias.shape and "up.bias" in repr(gradient)
     for read in (gradient.norm, gradient.clone, lambda: gradient * 2, lambda: gradient.mul_(2), gradient.cpu().sum):

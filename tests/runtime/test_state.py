@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.comm.groups import Groups
-from sdp_compile.runtime.peers import Runtime
+from sdp_compile.runtime.peers import Peers
 from sdp_compile.runtime.state.full_state import full_model, full_state_dict, load_full_state_dict
 from sdp_compile.runtime.state.statistics import running_statistics
 from tests.distributed import run_workers
@@ -28,7 +28,7 @@ def subnet(
     net = network(seed)
     capture = capture_of(net)
     module = Subnet(net, plan_of(capture, owners, WORKERS), rank, capture, lowering)
-    module.runtime = Runtime(module, Groups()) if connect else None
+    module.peers = Peers(module, module.holdings, Groups(), module.number) if connect else None
     return module
 
 

@@ -67,7 +67,7 @@ def test_moving_to_another_dtype(dtype: torch.dtype) -> None:
     assert_same(module.eval(), model.eval(), x.to(dtype))
     module.float(), model.float()
     assert_same(module, model, x)
-    assert len(module._variants.programs) == 4  # the way back needs no new capture
+    assert len(module._programs.programs) == 4  # the way back needs no new capture
 
 
 def test_transformers_under_autocast_and_in_bfloat16() -> None:
@@ -85,7 +85,7 @@ def test_compiled_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         module = compiled(model, x)
         assert_same(module, model, x)
-        assert len(module._variants.programs) == 2
+        assert len(module._programs.programs) == 2
     assert_same(module, model, x)
 
 
@@ -117,7 +117,7 @@ def test_parts_of_a_model_in_other_dtypes() -> None:
     model, x = Mixed(), torch.randn(4, 6)
     module = compiled(model, x)
     module.b.bfloat16(), model.b.bfloat16()
-    module._variants.follow_dtypes()
+    module._follow_dtypes()
     assert_same(module, model, x)
 
 
@@ -148,9 +148,9 @@ def test_copies_and_pickles_keep_what_was_captured() -> None:
     model.double()
     module(x.double())
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert list(other._variants.programs) == ["train", "eval", "train_1"]
+        assert list(other._programs.programs) == ["train", "eval", "train_1"]
         assert_same(other, model, x.double())
-        assert len(other._variants.programs) == 3
+        assert len(other._programs.programs) == 3
 
 
 def test_torch_compile_captures_while_it_traces() -> None:
@@ -162,7 +162,7 @@ def test_torch_compile_captures_while_it_traces() -> None:
         torch.testing.assert_close(fast(x), model(x))
     module.double(), model.double()
     torch.testing.assert_close(fast(x.double()), model(x.double()))
-    assert len(module._variants.programs) == 4
+    assert len(module._programs.programs) == 4
 
 
 def test_a_model_that_does_not_run_in_a_dtype_says_so() -> None:

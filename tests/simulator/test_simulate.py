@@ -11,13 +11,12 @@ from sdp_compile import BlockPolicy, NeuronPolicy, Policy
 from sdp_compile.bench.formula import predict_fsdp2
 from sdp_compile.capture import capture
 from sdp_compile.errors import SDPError
-from sdp_compile.ir.program import Capture
-from sdp_compile.planning.plan import Plan, make_plan
+from sdp_compile.planning.making import make_plan
+from sdp_compile.planning.plan import Plan
 from sdp_compile.simulator import Cluster, Link, simulate
 from sdp_compile.simulator.exchanges import Exchanges
 from sdp_compile.simulator.simulate import Strategy
-from sdp_compile.structure.analysis import analyse
-from sdp_compile.structure.families import Structure
+from sdp_compile.structure.analysis import Analysis, analyse
 from tests.bench.models import Residual
 
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "ddp-checkpoint", "fsdp2", "sdp", "sdp-sharded")
@@ -27,13 +26,12 @@ NETWORK = Link(1e-5, 1e-9)
 
 
 @cache
-def analysed() -> tuple[Capture, Structure]:
-    captured = capture(Residual(blocks=8), (torch.randn(4, 16),))
-    return captured, analyse(captured)[0]
+def analysed() -> Analysis:
+    return analyse(capture(Residual(blocks=8), (torch.randn(4, 16),)))
 
 
 def plan(workers: int, policy: Policy) -> Plan:
-    return make_plan(*analysed(), policy, workers)
+    return make_plan(analysed(), policy, workers)
 
 
 def cluster(workers: int, link: Link = NETWORK, cores: int | None = None) -> Cluster:

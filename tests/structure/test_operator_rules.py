@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from sdp_compile import NeuronPolicy
 from sdp_compile.capture import capture
-from sdp_compile.compiler import compile_rank
-from sdp_compile.planning.plan import make_plan
+from sdp_compile.compiler import assemble
+from sdp_compile.lowering import lower
+from sdp_compile.planning.making import make_plan
 from sdp_compile.structure.analysis import analyse
 from tests.oracle import assert_exact, randomise
 
@@ -242,10 +243,9 @@ KINDS: dict[str, tuple[dict[str, Function], type[nn.Module], tuple[int, ...]]] =
 def check(model: nn.Module, inputs: tuple[Any, ...], policy: NeuronPolicy) -> set[str]:
     """Holds one worker of four against the original; the parameters that were cut."""
     model = randomise(model.double())
-    captured = capture(model, inputs)
-    structure, blocks = analyse(captured)
-    plan = make_plan(captured, structure, policy, 4)
-    module = compile_rank(model, captured, structure, blocks, plan, 1)
+    analysis = analyse(capture(model, inputs))
+    plan = make_plan(analysis, policy, 4)
+    module = assemble(lower(analysis, plan, 1), model)
     assert_exact(module, model, plan, 1, inputs, {})
     return {name for name, _ in model.named_parameters() if not plan.mask(name, 1).all()}
 

@@ -9,10 +9,10 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
+from sdp_compile.formatting import size
 from sdp_compile.inspector.cost import ClassCost, Cost, CostView
 from sdp_compile.inspector.render.lines import Line, Lines
 from sdp_compile.inspector.render.style import DIM, counted, heading, workers_text
-from sdp_compile.planning.cost import size
 
 MOST_BARS = 16
 """Kinds of workers with a bar of their own."""

@@ -9,12 +9,12 @@ import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
+from sdp_compile.formatting import size
 from sdp_compile.inspector.owners import OwnedFamily, OwnersView
 from sdp_compile.inspector.plain import ranges
 from sdp_compile.inspector.render.lines import Line, Lines
 from sdp_compile.inspector.render.style import DIM, counted, heading, workers_text
 from sdp_compile.ownership.owners import is_member
-from sdp_compile.planning.cost import size
 
 CELL = 5
 """Columns of a cell of the heat map."""

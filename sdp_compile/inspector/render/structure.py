@@ -9,11 +9,11 @@ from itertools import groupby
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from sdp_compile.formatting import size
 from sdp_compile.inspector.modules import Module, TensorInfo
 from sdp_compile.inspector.render.lines import Line, Lines
 from sdp_compile.inspector.render.style import DIM, counted, heading
 from sdp_compile.inspector.structure import FamilyInfo, StructureView
-from sdp_compile.planning.cost import size
 
 MOST_ROWS = 16
 """Rows of a table below the tree; the rest is summed up."""

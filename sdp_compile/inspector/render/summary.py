@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from sdp_compile.inspector.plan_report import dense_bytes, parameter_bytes
+from sdp_compile.formatting import size
+from sdp_compile.inspector.findings import dense_bytes, parameter_bytes
 from sdp_compile.inspector.render.lines import Line, Lines
 from sdp_compile.inspector.render.style import DIM, counted, heading
-from sdp_compile.planning.cost import size
-
-if TYPE_CHECKING:
-    from sdp_compile.planning.plan import Plan
+from sdp_compile.inspector.terminal import html, text
+from sdp_compile.planning.plan import Plan
 
 _TELLING = ("coverage", "replicas", "masking", "design", "rescale")
 
@@ -48,11 +45,20 @@ def render_summary(plan: Plan) -> RenderableType:
     return Group(heading("Plan", counted(plan.workers, "worker")), Lines(lines), hint)
 
 
-def summary_text(plan: Plan) -> str:
-    """The summary as plain text, without a final line break: what ``str(plan)`` is."""
-    from sdp_compile.inspector.shown import text
+class Summary:
+    """A plan in a few lines: rich prints it in colour, ``str()`` gives plain text, a notebook shows HTML."""
 
-    return text(render_summary(plan)).rstrip("\n")
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __rich__(self) -> RenderableType:
+        return render_summary(self.plan)
+
+    def __str__(self) -> str:
+        return text(self).rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        return html(self)
 
 
 def _policy(plan: Plan) -> str:

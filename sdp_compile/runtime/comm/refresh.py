@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from sdp_compile.ownership.elements import Piece
 from sdp_compile.ownership.owners import is_member, refresh_source
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
-from sdp_compile.planning.holdings import Local, Region, batches, local_tensors
+from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.plan import Plan
+from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups, explained
+from sdp_compile.runtime.comm.transfer import batches
+from sdp_compile.runtime.tensors import local_tensors
 
 Place = tuple[str, Region]
 """A tensor that this worker holds, and where in it."""
@@ -44,11 +47,13 @@ class Refresh:
     """
 
     def __init__(
-        self, module: nn.Module, local: Local, groups: Groups, bucket_bytes: int = DEFAULT_BUCKET_BYTES
+        self, module: nn.Module, holdings: Holdings, groups: Groups, bucket_bytes: int = DEFAULT_BUCKET_BYTES
     ) -> None:
         self._module = weakref.ref(module)
         self._groups = groups
-        self._exchanges = [_exchange(dtype, pieces, local) for dtype, pieces in _buckets(local.plan, bucket_bytes)]
+        self._exchanges = [
+            _exchange(dtype, pieces, holdings) for dtype, pieces in _buckets(holdings.plan, bucket_bytes)
+        ]
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -90,17 +95,17 @@ def _cut(flat: Tensor, sides: Iterable[Iterable[Place]]) -> Iterator[tuple[Place
             offset += place[1].numel
 
 
-def _exchange(dtype: torch.dtype, pieces: Sequence[tuple[int, Piece]], local: Local) -> _Exchange:
-    workers = local.plan.workers
+def _exchange(dtype: torch.dtype, pieces: Sequence[tuple[int, Piece]], holdings: Holdings) -> _Exchange:
+    workers = holdings.plan.workers
     sends: tuple[list[Place], ...] = tuple([] for _ in range(workers))
     receives: tuple[list[Place], ...] = tuple([] for _ in range(workers))
     for number, piece in pieces:
-        if not is_member(local.rank, piece.owners):
-            receives[refresh_source(number, piece.owners, local.rank)].append(local.not_owned(piece))
+        if not is_member(holdings.rank, piece.owners):
+            receives[refresh_source(number, piece.owners, holdings.rank)].append(holdings.place_of_unowned(piece))
             continue
-        mine = (piece.name, local.region(piece))
+        mine = (piece.name, holdings.region(piece))
         for to in range(workers):
-            if not is_member(to, piece.owners) and refresh_source(number, piece.owners, to) == local.rank:
+            if not is_member(to, piece.owners) and refresh_source(number, piece.owners, to) == holdings.rank:
                 sends[to].append(mine)
     return _Exchange(dtype, sends, receives)
 

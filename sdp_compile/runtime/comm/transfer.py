@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +11,16 @@ from torch import Tensor
 
 from sdp_compile.ownership.elements import Piece
 from sdp_compile.ownership.owners import is_member
-from sdp_compile.planning.holdings import Local, Region, batches
+from sdp_compile.planning.holdings import Holdings
+from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups, explained
+
+CHUNK_BYTES = 64 * 2**20
+"""Size of the flat buffers in which state travels: enough to hide latency, little beside a model."""
 
 
 @torch.no_grad()
-def equalise(names: Iterable[tuple[str, Tensor]], local: Local, groups: Groups) -> None:
+def equalise(names: Iterable[tuple[str, Tensor]], holdings: Holdings, groups: Groups) -> None:
     """Makes every piece of the tensors, given by full-model names, what it is on its first owner. Collective.
 
     One name can come with several tensors of the same slice (states of an optimizer). Owner sets are visited in
@@ -24,14 +28,14 @@ def equalise(names: Iterable[tuple[str, Tensor]], local: Local, groups: Groups) 
     """
     by_owners: dict[tuple[int, ...], list[tuple[Piece, Tensor]]] = {}
     for name, tensor in names:
-        for piece in local.plan.pieces(name):
+        for piece in holdings.plan.pieces(name):
             if len(piece.owners) > 1 and piece.numel and is_member(groups.rank, piece.owners):
                 by_owners.setdefault(piece.owners, []).append((piece, tensor))
     for owners in sorted(by_owners):
         pieces = by_owners[owners]
         sizes = [(piece.numel * tensor.element_size(), (tensor.dtype, tensor.device)) for piece, tensor in pieces]
         for batch in batches(sizes):
-            regions = [(local.region(piece), tensor) for piece, tensor in pieces[batch]]
+            regions = [(holdings.region(piece), tensor) for piece, tensor in pieces[batch]]
             flat = _flat([region.read(tensor) for region, tensor in regions], groups)
             with explained(owners, "state", groups.rank):
                 groups.broadcast(flat, owners[0], owners)
@@ -52,7 +56,7 @@ class Request:
 def assemble(
     requests: Sequence[Request],
     tensors: Mapping[str, Tensor],
-    local: Local,
+    holdings: Holdings,
     groups: Groups | None,
     *,
     wanted: Sequence[int] | None,
@@ -63,16 +67,16 @@ def assemble(
     ``wanted`` are the workers that get the result: None for all, else one; the others get an empty dictionary. All
     workers pass the same requests. Without ``groups`` this worker owns everything.
     """
-    rank = groups.rank if groups is not None else local.rank
+    rank = groups.rank if groups is not None else holdings.rank
     receives = wanted is None or rank in wanted
     result = {
-        request.key: torch.zeros(local.plan.state[request.name].shape, dtype=request.dtype, device=device)
+        request.key: torch.zeros(holdings.plan.state[request.name].shape, dtype=request.dtype, device=device)
         for request in (requests if receives else ())
     }
     pieces = [
         (request, piece)
         for request in requests
-        for piece in local.plan.pieces(request.name)
+        for piece in holdings.plan.pieces(request.name)
         if piece.owners and piece.numel
     ]
     # By source, so that batches are long; sorting is stable and the same everywhere.
@@ -82,7 +86,7 @@ def assemble(
         part = pieces[batch]
         source, dtype = part[0][1].owners[0], part[0][0].dtype
         if rank == source:
-            mine = [local.region(piece).read(tensors[request.key]) for request, piece in part]
+            mine = [holdings.region(piece).read(tensors[request.key]) for request, piece in part]
             flat = _flat(mine, groups)
         elif receives or wanted is None:
             assert groups is not None
@@ -118,3 +122,15 @@ def _unpack(flat: Tensor, regions: Iterable[tuple[Region, Tensor]]) -> None:
     for region, tensor in regions:
         region.write(tensor.detach(), flat[offset : offset + region.numel])
         offset += region.numel
+
+
+def batches(sizes: Iterable[tuple[int, object]], limit: int = CHUNK_BYTES) -> Iterator[slice]:
+    """Cuts a sequence of (bytes, key) into runs of one key that hold at most ``limit`` bytes, or one member."""
+    start, position, held, current = 0, -1, 0, None
+    for position, (nbytes, key) in enumerate(sizes):
+        if position > start and (held + nbytes > limit or key != current):
+            yield slice(start, position)
+            start, held = position, 0
+        held, current = held + nbytes, key
+    if position >= start:
+        yield slice(start, position + 1)

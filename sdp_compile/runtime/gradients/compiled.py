@@ -7,8 +7,8 @@ issues what it may in the same order as in eager mode: no compiler option can ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -16,16 +16,21 @@ from torch import Tensor
 from torch._library.effects import EffectType
 from torch.library import custom_op
 
-from sdp_compile.ops import inserted as ops
+from sdp_compile import ops
 
-if TYPE_CHECKING:
-    from sdp_compile.runtime.gradients.engine import GradientEngine
 
-_engines: WeakValueDictionary[int, GradientEngine] = WeakValueDictionary()
+class Launching(Protocol):
+    """What compiled graphs hand gradients to: a gradient engine."""
+
+    def launch(self, number: int, gradients: Sequence[Tensor]) -> None:
+        """Called by a compiled backward with the gradients of the parameters in bucket ``number``."""
+
+
+_engines: WeakValueDictionary[int, Launching] = WeakValueDictionary()
 """By the number of their module, which stands in compiled code."""
 
 
-def launched_by(module: int, engine: GradientEngine) -> None:
+def launched_by(module: int, engine: Launching) -> None:
     """Lets the graphs of the module with this number launch reductions of ``engine``."""
     _engines[module] = engine
 

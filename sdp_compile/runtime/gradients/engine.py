@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
 from sdp_compile.planning.buckets import Bucket
-from sdp_compile.planning.holdings import Local
+from sdp_compile.planning.holdings import Holdings
 from sdp_compile.runtime.comm.agreement import Flags, agree, device_code
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.issuer import Ascending, issuer_of
@@ -46,7 +46,7 @@ class GradientEngine:
     def __init__(
         self,
         module: nn.Module,
-        local: Local,
+        holdings: Holdings,
         groups: Groups,
         buckets: Sequence[Bucket],
         comm_dtype: torch.dtype | None = None,
@@ -55,14 +55,16 @@ class GradientEngine:
         if comm_dtype is not None and not comm_dtype.is_floating_point:
             raise SDPError(f"comm_dtype={comm_dtype} is no floating point type; use torch.float16 or torch.bfloat16.")
         self._module = weakref.ref(module)
-        self.local, self.groups = local, groups
+        self.holdings, self.groups = holdings, groups
         self.comm_dtype, self.check_finite = comm_dtype, check_finite
         self.reduction: Reduction = AllReduce(groups)
         self.issued: list[int] = []
-        self._slots = [Slot(bucket, local, comm_dtype) for bucket in buckets if any(p.numel for p in bucket.pieces)]
+        self._slots = [Slot(bucket, holdings, comm_dtype) for bucket in buckets if any(p.numel for p in bucket.pieces)]
         self._positions = {slot.bucket.number: position for position, slot in enumerate(self._slots)}
         self._frozen = [
-            name for name, tensor in local.plan.state.items() if tensor.kind == "parameter" and not tensor.requires_grad
+            name
+            for name, tensor in holdings.plan.state.items()
+            if tensor.kind == "parameter" and not tensor.requires_grad
         ]
         self._synchronise = True
         self._accumulated = False
@@ -72,12 +74,12 @@ class GradientEngine:
         self._backward = -1
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self.refresher: Refresh | None = None
-        self.refresh()
+        self.rehook()
         self._begin()
         self._issuer = issuer_of(groups.raw_group)
         self._issuer.add(self)
 
-    def refresh(self) -> None:
+    def rehook(self) -> None:
         """Hooks the module's parameters; call it after other Parameter objects took their places."""
         self.detach()
         self._parameters = self._current_parameters()
@@ -119,7 +121,7 @@ class GradientEngine:
 
     def names(self) -> dict[nn.Parameter, str]:
         """The full-model name of each of the module's parameters."""
-        state = self.local.plan.state
+        state = self.holdings.plan.state
         return {parameter: name for name, parameter in self._current_parameters().items() if name in state}
 
     @contextmanager
@@ -193,7 +195,7 @@ class GradientEngine:
         self._issues_early = False
         current = self._current_parameters()
         if any(self._parameters.get(name) is not parameter for name, parameter in current.items()):
-            self.refresh()
+            self.rehook()
         for name in self._frozen:
             if name in current and current[name].requires_grad:
                 raise SDPError(
@@ -315,3 +317,10 @@ class GradientEngine:
     def _current_parameters(self) -> dict[str, nn.Parameter]:
         module = self._module()
         return {} if module is None else dict(module.named_parameters(remove_duplicate=False))
+
+
+def engine_of(parameter: Tensor) -> GradientEngine | None:
+    """Returns the engine that averages this parameter's gradient, if any."""
+    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+    engines = (hook.engine for hook in hooks.values() if isinstance(hook, Hook))
+    return next((engine for engine in engines if isinstance(engine, GradientEngine)), None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,6 @@ from sdp_compile.runtime.sharding.collectives import InFlight, scatter
 from sdp_compile.runtime.sharding.gradient import ShardedGradient, local_gradient
 from sdp_compile.runtime.sharding.shards import Shard
 
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
-
 
 class ReduceScatter(Reduction):
     """Reduces every bucket to the chunk that this worker steps.
@@ -29,7 +25,7 @@ class ReduceScatter(Reduction):
     the one that may step the module's parameters.
     """
 
-    def __init__(self, groups: Groups, module: SDPModule, layout: ShardLayout, optimizer: Optimizer) -> None:
+    def __init__(self, groups: Groups, module: nn.Module, layout: ShardLayout, optimizer: Optimizer) -> None:
         super().__init__(groups)
         self.layout = layout
         self._module = weakref.ref(module)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from sdp_compile.planning.holdings import Holdings
+from sdp_compile.planning.plan import Plan
+from sdp_compile.runtime.gradients.slots import Slot
 from sdp_compile.runtime.sharding.shards import Shard, ShardedBucket, split, whole
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
 
 
 class ShardLayout:
@@ -21,24 +20,24 @@ class ShardLayout:
     parameter's, by its name: those in these two, or the parameter as it is where no piece lies in a bucket.
     """
 
-    def __init__(self, module: SDPModule) -> None:
-        runtime, plan, rank = module.runtime, module.plan, module.rank
-        parameters = parameters_of(module)
+    def __init__(self, module: nn.Module, holdings: Holdings, slots: Sequence[Slot]) -> None:
+        """Lays out the shards of ``module``'s parameters; ``slots`` are its gradient buckets, none without peers."""
+        plan, rank = holdings.plan, holdings.rank
+        parameters = parameters_of(module, plan)
         self.buckets: dict[int, ShardedBucket] = {}
         self.alone: dict[str, ShardedBucket] = {}
         self.first: dict[str, int] = {}
         """The first bucket with a piece of the parameter; what has none is reduced with nobody."""
-        if runtime is not None:
-            for slot in runtime.engine.slots:
-                bucket, pieces = slot.bucket, [(entry.name, entry.region) for entry in slot.entries]
-                self.buckets[bucket.number] = split(bucket.number, bucket.owners, rank, pieces, parameters)
-                for name, _ in pieces:
-                    self.first.setdefault(name, bucket.number)
-            for name in self.first:
-                own = [piece for piece in plan.pieces(name) if piece.owners == (rank,) and piece.numel]
-                if own:
-                    pieces = [(name, runtime.local.region(piece)) for piece in own]
-                    self.alone[name] = split(-1, (rank,), rank, pieces, parameters)
+        for slot in slots:
+            bucket, pieces = slot.bucket, [(entry.name, entry.region) for entry in slot.entries]
+            self.buckets[bucket.number] = split(bucket.number, bucket.owners, rank, pieces, parameters)
+            for name, _ in pieces:
+                self.first.setdefault(name, bucket.number)
+        for name in self.first:
+            own = [piece for piece in plan.pieces(name) if piece.owners == (rank,) and piece.numel]
+            if own:
+                pieces = [(name, holdings.region(piece)) for piece in own]
+                self.alone[name] = split(-1, (rank,), rank, pieces, parameters)
         self.shards: dict[str, list[Shard]] = {name: [] for name in parameters}
         for sharded in self:
             for _, shard in sharded.shards:
@@ -53,7 +52,7 @@ class ShardLayout:
         yield from self.alone.values()
 
 
-def parameters_of(module: SDPModule) -> dict[str, nn.Parameter]:
-    """The module's parameters by canonical name, in the plan's order."""
+def parameters_of(module: nn.Module, plan: Plan) -> dict[str, nn.Parameter]:
+    """Returns the module's parameters by canonical name, in the plan's order."""
     held = dict(module.named_parameters(remove_duplicate=False))
-    return {name: held[name] for name in module.plan.state if name in held}
+    return {name: held[name] for name in plan.state if name in held}

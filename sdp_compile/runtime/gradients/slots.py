@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
 from sdp_compile.planning.buckets import Bucket
-from sdp_compile.planning.holdings import Local, Region
+from sdp_compile.planning.holdings import Holdings
+from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.sharding.gradient import local_gradient
 
 
@@ -27,11 +28,11 @@ class Entry:
 class Slot:
     """What this worker holds of one bucket."""
 
-    def __init__(self, bucket: Bucket, local: Local, comm_dtype: torch.dtype | None) -> None:
+    def __init__(self, bucket: Bucket, holdings: Holdings, comm_dtype: torch.dtype | None) -> None:
         self.bucket, self._comm_dtype = bucket, comm_dtype
         entries, start = [], 0
         for piece in bucket.pieces:
-            entries.append(Entry(piece.name, local.region(piece), slice(start, start + piece.numel)))
+            entries.append(Entry(piece.name, holdings.region(piece), slice(start, start + piece.numel)))
             start += piece.numel
         self.entries, self.numel = tuple(entries), start
         self.names = tuple(dict.fromkeys(entry.name for entry in entries))

@@ -8,83 +8,82 @@ import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from sdp_compile.capture.devices import retarget_devices
 from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
 from sdp_compile.ir.program import Capture, Mode, Program
-from sdp_compile.passes.base import LoweringKind, Pass, copy_program
-from sdp_compile.planning.unowned import rests
+from sdp_compile.lowering import Lowered
+from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.runtime.containers import register_tensors, retie, tensor_places
-from sdp_compile.runtime.module.programs import Variants, chosen_while_compiling
-
-if TYPE_CHECKING:
-    from sdp_compile.planning.plan import Plan
-    from sdp_compile.runtime.peers import Runtime
+from sdp_compile.runtime.module.programs import Programs, chosen_while_compiling
+from sdp_compile.runtime.optimizer import full_state as optimizer_state
+from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
+from sdp_compile.runtime.state import full_state, initialisation
+from sdp_compile.runtime.subnetwork import Subnetwork
+from sdp_compile.structure.analysis import Analysis
 
 _instances = itertools.count()
 
 
-class SDPModule(fx.GraphModule):
+class SDPModule(Subnetwork, fx.GraphModule):
     """One worker's subnetwork as an `fx.GraphModule`: the original's names, its two modes, its calling convention.
 
-    ``plan``, ``rank``, ``workers``, ``programs`` (one lowered graph per mode) and ``lowering`` say what it is;
-    ``graph`` and ``code`` are the current mode's. Both graphs read the same parameters and buffers.
-
+    ``graph`` and ``code`` are the current mode's; the graphs of both modes read the same parameters and buffers.
     Methods that say *collective* must be called by all workers.
+
+    Attributes:
+        lowered: What the module was made from: analysis, plan, passes and programs.
+        plan: Who owns what.
+        rank: This worker's number, from 0.
+        workers: The number of workers.
+        programs: The graph of each mode, as it is or was last run.
+        number: Identifies the module in this process; its compiled graphs find the gradient engine by it.
     """
 
-    plan: Plan
-    rank: int
-    lowering: LoweringKind
-    passes: tuple[Pass, ...]
-    capture: Capture
-    runtime: Runtime | None
+    lowered: Lowered
+    number: int
 
-    def __init__(
-        self,
-        capture: Capture,
-        plan: Plan,
-        rank: int,
-        programs: Mapping[str, Program],
-        tensors: Mapping[str, Tensor],
-        lowering: LoweringKind,
-        passes: tuple[Pass, ...] = (),
-    ) -> None:
-        """``programs``: lowered, one for ``train``, one for ``eval``, and those for other dtypes under other names.
+    def __init__(self, lowered: Lowered, tensors: Mapping[str, Tensor], programs: Mapping[str, Program] | None = None):
+        """Makes the module of one worker.
 
-        ``tensors`` are this worker's values by canonical name; those it owns nothing of are left out. ``passes`` are
-        those that made the programs, for when the module must capture again.
+        Args:
+            lowered: The worker's programs, and what they were made from.
+            tensors: The worker's values by name; those it holds nothing of are left out.
+            programs: Its programs by name, if the module has more of them by now: those for other dtypes.
         """
-        super().__init__(nn.Module(), fx.Graph(), class_name="SDPModule")
-        self.capture, self.plan, self.rank, self.lowering, self.passes = capture, plan, rank, lowering, passes
-        self.runtime = None
-        register_tensors(self, capture, tensors)
-        self._device = capture.device
-        # Own graphs: moving the module rewrites their device constants.
-        self._variants = Variants(self, {name: copy_program(program) for name, program in programs.items()})
-        self._number = self._variants.number
-        self._variants.follow_dtypes()
+        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), class_name="SDPModule")
+        self.lowered, self.holdings, self.capture = lowered, lowered.holdings, lowered.analysis.capture
+        self.peers = None
+        register_tensors(self, self.capture, tensors)
+        self._programs = Programs(self, lowered, programs or {str(mode): one for mode, one in lowered.programs.items()})
+        self.number = self._programs.number
+        self._device = self._programs.device
+        self._follow_dtypes()
         self._follow_device()
         for module in self.modules():
-            module.training = capture.training
+            module.training = self.capture.training
         self.register_load_state_dict_post_hook(_follow_dtypes)  # type: ignore[no-untyped-call]
         self.recompile()
 
     @property
-    def workers(self) -> int:
-        """The number of workers of the plan."""
-        return self.plan.workers
+    def analysis(self) -> Analysis:
+        """The captured model with its axes and blocks."""
+        return self.lowered.analysis
 
     @property
-    def rests(self) -> Mapping[str, Tensor]:
-        """Under backward masking, what the worker computes with of parameters without owning it, by local name."""
-        names = [rest.name for parts in rests(self.plan, self.rank).values() for rest in parts]
-        return {name: self.get_buffer(name) for name in names} if self.lowering == "sliced" else {}
+    def lowering(self) -> LoweringKind:
+        """``"sliced"``, or ``"masked"`` for the full-size reference."""
+        return self.lowered.lowering
+
+    @property
+    def unowned(self) -> Mapping[str, Tensor]:
+        """Under backward masking, the buffers with what the worker computes with but does not own, by name."""
+        names = [part.name for parts in self.holdings.unowned.values() for part in parts]
+        return {name: self.get_buffer(name) for name in names}
 
     @property
     def mode(self) -> Mode:
@@ -94,26 +93,26 @@ class SDPModule(fx.GraphModule):
     @property
     def programs(self) -> Mapping[Mode, Program]:
         """The lowered graph of each mode, as it is or was last run."""
-        return self._variants.current
+        return self._programs.current
 
     # GraphModule keeps one graph and its code in these two attributes; here they are the current mode's.
 
     @property
     def _graph(self) -> fx.Graph:
-        variants = self.__dict__.get("_variants")
+        variants = self.__dict__.get("_programs")
         graph: fx.Graph = self.__dict__["_empty_graph"] if variants is None else variants.current[self.mode].graph
         return graph
 
     @_graph.setter
     def _graph(self, graph: fx.Graph) -> None:
-        if "_variants" not in self.__dict__:
+        if "_programs" not in self.__dict__:
             self.__dict__["_empty_graph"] = graph
         else:
-            self._variants.replace_graph(self.mode, graph)
+            self._programs.replace_graph(self.mode, graph)
 
     @property
     def _code(self) -> str:
-        return self._variants.source(self.mode)
+        return self._programs.source(self.mode)
 
     @_code.setter
     def _code(self, code: str) -> None:
@@ -121,12 +120,12 @@ class SDPModule(fx.GraphModule):
 
     def recompile(self) -> fx.graph.PythonCode:
         """Generates the code of the graphs anew; to be called after one was edited in place."""
-        if "_variants" not in self.__dict__:
+        if "_programs" not in self.__dict__:
             return self._graph.python_code(root_module="self")  # GraphModule's constructor: nothing to run yet
-        codes = self._variants.generate()
+        codes = self._programs.generate()
         cls: Any = type(self)
         cls.forward = _own_code(_forward)
-        return codes[self._variants.name(self.mode)]
+        return codes[self._programs.name(self.mode)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SDPModule:
         places = tensor_places(self)
@@ -135,20 +134,22 @@ class SDPModule(fx.GraphModule):
         for name, before in constants.items():
             # Constants stand in the model's code, where a cast of the model does not reach them.
             self._buffers[name] = before.to(self.get_buffer(name).device)
-        if retie(places) and self.runtime is not None:
-            self.runtime.refresh()
+        if retie(places) and self.peers is not None:
+            self.peers.rehook()
         self._follow_device()
-        self._variants.follow_dtypes()
+        self._follow_dtypes()
         return self
 
     def _follow_device(self) -> None:
-        """Makes the graphs' device constants those of the module's tensors; the meta device has nothing to run."""
-        device = next((t.device for t in itertools.chain(self.parameters(), self.buffers())), self._device)
-        if device.type != "meta" and device != self._device:
-            for program in self._variants:
-                retarget_devices(program.graph, self._device, device)
+        """Makes the graphs' device constants those of the module's tensors."""
+        device = next((t.device for t in itertools.chain(self.parameters(), self.buffers())), self._programs.device)
+        if self._programs.follow_device(device):
             self._device = device
             self.recompile()
+
+    def _follow_dtypes(self) -> None:
+        """Takes note of the dtypes that the module's tensors have now."""
+        self._programs.follow_dtypes(self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
         """Each parameter and buffer once, by canonical name."""
@@ -158,8 +159,8 @@ class SDPModule(fx.GraphModule):
         tensors = {name: copy.deepcopy(tensor, memo) for name, tensor in self._tensors().items()}
         result = _rebuild(*self._arguments(tensors))
         memo[id(self)] = result
-        if self.runtime is not None:
-            result.runtime = self.runtime.attach(result)
+        if self.peers is not None:
+            result.peers = self.peers.attach(result, result.number)
         return result
 
     def __copy__(self) -> SDPModule:
@@ -169,55 +170,41 @@ class SDPModule(fx.GraphModule):
         return _rebuild, self._arguments(self._tensors())
 
     def _arguments(self, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
-        programs = self._variants.programs
-        return self.capture, self.plan, self.rank, programs, tensors, self.lowering, self.passes, self.training
+        return self.lowered, tensors, self._programs.programs, self.capture, self.training
 
-    # What follows is one line each; the functions live beside their helpers in this package. They are imported late,
-    # since they know this class.
+    # -- what workers do together; the functions say more -----------------------------------------------------------
 
     def full_state_dict(self, rank0_only: bool = False, cpu_offload: bool = False) -> dict[str, Any]:
         """The original model's ``state_dict()`` with the values that all workers hold together. Collective."""
-        from sdp_compile.runtime.state import full_state as state
-
-        return state.full_state_dict(self, rank0_only, cpu_offload)
+        return full_state.full_state_dict(self, rank0_only, cpu_offload)
 
     def load_full_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Any:
         """Takes this worker's slices out of a ``state_dict()`` of the original model; nothing is communicated."""
-        from sdp_compile.runtime.state import full_state as functions
-
-        return functions.load_full_state_dict(self, state, strict)
+        return full_state.load_full_state_dict(self, state, strict)
 
     def full_model(self) -> nn.Module:
         """A new copy of the original model with the values that all workers hold together. Collective."""
-        from sdp_compile.runtime.state import full_state as state
+        return full_state.full_model(self)
 
-        return state.full_model(self)
-
-    def full_optimizer_state_dict(self, optimizer: torch.optim.Optimizer, rank0_only: bool = False) -> dict[str, Any]:
+    def full_optimizer_state_dict(
+        self, optimizer: torch.optim.Optimizer, rank0_only: bool = False, cpu_offload: bool = False
+    ) -> dict[str, Any]:
         """The optimizer's state as it would be for the original model, by parameter name. Collective."""
-        from sdp_compile.runtime.optimizer import full_state as functions
-
-        return functions.full_optimizer_state_dict(self, optimizer, rank0_only)
+        return optimizer_state.full_optimizer_state_dict(self, optimizer, rank0_only, cpu_offload)
 
     def load_full_optimizer_state_dict(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """Takes this worker's slices out of a full optimizer state; nothing is communicated."""
-        from sdp_compile.runtime.optimizer import full_state as functions
-
-        functions.load_full_optimizer_state_dict(self, optimizer, state)
+        optimizer_state.load_full_optimizer_state_dict(self, optimizer, state)
 
     def materialize(self, weights: Any = None, device: torch.device | str | None = None, seed: int = 0) -> SDPModule:
         """Fills a module on the meta device from weights (a path or mapping) or by initialisation. Collective."""
-        from sdp_compile.runtime.state import initialisation
-
         initialisation.materialize(self, weights, device, seed)
         self._follow_device()
         return self
 
-    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
         """Scales the gradients so that the full gradient's norm is at most ``max_norm``; returns it. Collective."""
-        from sdp_compile.runtime.optimizer import clipping as norm
-
-        return norm.clip_grad_norm_(self, max_norm, norm_type)
+        return clip_grad_norm_(self, max_norm, norm_type, error_if_nonfinite)
 
     def inspect(self, view: str = "structure", **options: Any) -> Any:
         """The view ``structure``, ``owners``, ``graph``, ``diff`` or ``cost``, to be printed or shown by a notebook."""
@@ -230,24 +217,24 @@ class SDPModule(fx.GraphModule):
         from sdp_compile.inspector import Subject
         from sdp_compile.report_page import write_report
 
-        write_report(Subject.of(self), path, self.rank)
+        write_report(Subject.of(self.lowered), path, self.rank)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Within, backward accumulates gradients without reducing them; the next backward outside reduces all."""
-        return nullcontext() if self.runtime is None else self.runtime.no_sync()
+        return nullcontext() if self.peers is None else self.peers.no_sync()
 
     def refresh_parameters(self) -> None:
         """Under backward masking, fetches the values that other workers own; nothing else. Collective.
 
         Optimizer steps and `load_state_dict` do so by themselves; call it after changing parameters in another way.
         """
-        if self.runtime is not None:
-            self.runtime.refresh_parameters()
+        if self.peers is not None:
+            self.peers.refresh_parameters()
 
     def sync_gradients(self) -> None:
         """Reduces gradients that were accumulated under `no_sync`; nothing where none are pending. Collective."""
-        if self.runtime is not None:
-            self.runtime.sync_gradients()
+        if self.peers is not None:
+            self.peers.sync_gradients()
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -257,9 +244,9 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     inputs = caller.bind(args, kwargs)
     dtypes, autocast = caller.dtypes(inputs), autocast_dtype(self._device.type)
     if torch.compiler.is_compiling():
-        name = chosen_while_compiling(self._number, mode, dtypes, autocast)
+        name = chosen_while_compiling(self.number, mode, dtypes, autocast)
     else:
-        name = self._variants.choose(mode, dtypes, autocast)
+        name = self._programs.choose(mode, dtypes, autocast)
     if name != mode:
         caller = getattr(self, "_caller_" + name)
         inputs = caller.bind(args, kwargs)
@@ -272,7 +259,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _follow_dtypes(module: SDPModule, _keys: Any) -> None:
     """``load_state_dict(assign=True)`` puts tensors of other dtypes in place."""
-    module._variants.follow_dtypes()
+    module._follow_dtypes()
 
 
 def _own_code(function: Any) -> Any:
@@ -283,15 +270,9 @@ def _own_code(function: Any) -> Any:
 
 
 def _rebuild(
-    capture: Capture,
-    plan: Plan,
-    rank: int,
-    programs: Mapping[str, Program],
-    tensors: Mapping[str, Tensor],
-    lowering: LoweringKind,
-    passes: tuple[Pass, ...],
-    training: bool,
+    lowered: Lowered, tensors: Mapping[str, Tensor], programs: Mapping[str, Program], capture: Capture, training: bool
 ) -> SDPModule:
-    module = SDPModule(capture, plan, rank, programs, tensors, lowering, passes)
+    module = SDPModule(lowered, tensors, programs)
+    module.capture = capture
     module.train(training)
     return module

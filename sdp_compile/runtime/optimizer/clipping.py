@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.planning.holdings import Local
 from sdp_compile.runtime.comm.groups import explained
-from sdp_compile.runtime.peers import require_runtime
 from sdp_compile.runtime.sharding.gradient import ShardedGradient, held_gradients
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.subnetwork import Subnetwork, require_peers, unwrapped
 
 
 @torch.no_grad()
@@ -30,23 +25,23 @@ def clip_grad_norm_(
     Gradients that were accumulated under ``no_sync()`` must be synchronised first.
     """
     module = unwrapped(model)
-    runtime = require_runtime(module, "clip_grad_norm_()")
+    peers = require_peers(module, "clip_grad_norm_()")
     norm_type, max_norm = float(norm_type), float(max_norm)
     if not norm_type > 0:
         raise SDPError(f"clip_grad_norm_(): norm_type is {norm_type}; it must be positive (inf included).")
-    if runtime is not None and runtime.engine.pending:
+    if peers is not None and peers.engine.pending:
         raise DistributedError(
             "clip_grad_norm_(): the gradients were accumulated under no_sync() and are not synchronised, so they "
             "differ between workers. Run the last backward of a step outside of it, or call sync_gradients() first."
         )
     gradients = [gradient for parameter in module.parameters() for gradient in held_gradients(parameter)]
     total = _power_sum(module, norm_type)
-    if runtime is not None:
-        total = total.to(runtime.groups.device)
+    if peers is not None:
+        total = total.to(peers.groups.device)
         with explained(tuple(range(module.workers)), "the gradient norm", module.rank):
             operation = dist.ReduceOp.MAX if math.isinf(norm_type) else dist.ReduceOp.SUM
-            dist.all_reduce(total, op=operation, group=runtime.group)
-        runtime.groups.traffic.add("control", "all_reduce", total.nbytes, module.workers)
+            dist.all_reduce(total, op=operation, group=peers.group)
+        peers.groups.traffic.add("control", "all_reduce", total.nbytes, module.workers)
     norm = total if math.isinf(norm_type) else total ** (1.0 / norm_type)
     if error_if_nonfinite and not torch.isfinite(norm):
         raise SDPError(f"clip_grad_norm_(): the norm of the gradient is {norm.item()}.")
@@ -58,21 +53,9 @@ def clip_grad_norm_(
     return norm.to(device, torch.float64 if double else torch.float32)
 
 
-def unwrapped(model: nn.Module) -> SDPModule:
-    """The SDPModule in ``torch.compile`` and data-parallel style wrappers."""
-    inner: nn.Module | None = model
-    while inner is not None:
-        # Not hasattr: torch.compile's wrapper passes on all attributes of what it wraps.
-        if "plan" in inner.__dict__:
-            return cast("SDPModule", inner)
-        inner = inner._modules.get("_orig_mod") or inner._modules.get("module")
-    raise SDPError(f"{type(model).__name__} is no module that sdp_compile() returned, nor a wrapper of one.")
-
-
-def _power_sum(module: SDPModule, norm_type: float) -> Tensor:
+def _power_sum(module: Subnetwork, norm_type: float) -> Tensor:
     """The sum of |g|^p (the maximum for inf) over the elements of which this worker is the first owner, in float64."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    local = Local(module.plan, module.rank, module.lowering)
     parts: list[Tensor] = []
     for name, tensor in module.plan.state.items():
         gradient = parameters[name].grad if tensor.kind == "parameter" and name in parameters else None
@@ -83,7 +66,7 @@ def _power_sum(module: SDPModule, norm_type: float) -> Tensor:
             continue
         for piece in module.plan.pieces(name):
             if piece.numel and piece.owners and piece.owners[0] == module.rank:
-                parts.append(_powers(local.region(piece).read(gradient), norm_type))
+                parts.append(_powers(module.holdings.region(piece).read(gradient), norm_type))
     if not parts:
         return torch.zeros((), dtype=torch.float64)
     stacked = torch.stack([part.to(parts[0].device) for part in parts])

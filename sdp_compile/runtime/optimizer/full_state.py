@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.errors import SDPError
-from sdp_compile.planning.holdings import Local
+from sdp_compile.planning.holdings import Holdings
 from sdp_compile.runtime.comm.transfer import Request, assemble
-from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
 from sdp_compile.runtime.optimizer.param_groups import decode, encode, merged_groups
 from sdp_compile.runtime.optimizer.shard_states import slices_of
 from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 from sdp_compile.runtime.state.full_state import device_of, enter, responsible
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
-
-__all__ = ["full_optimizer_state_dict", "install_optimizer_guard", "load_full_optimizer_state_dict"]
+from sdp_compile.runtime.subnetwork import Subnetwork
 
 
 def full_optimizer_state_dict(
-    module: SDPModule, optimizer: Optimizer, rank0_only: bool = False, cpu_offload: bool = False
+    module: Subnetwork, optimizer: Optimizer, rank0_only: bool = False, cpu_offload: bool = False
 ) -> dict[str, Any]:
     """The optimizer state of the original model, with full tensors under parameter names. Collective.
 
@@ -33,8 +28,8 @@ def full_optimizer_state_dict(
     parameters by position, so ``torch.optim.AdamW(original.parameters()).load_state_dict()`` takes it as it is.
     """
     what = "full_optimizer_state_dict()"
-    runtime, mine = enter(module, what, f"rank0_only={rank0_only}", lambda: _described(module, optimizer))
-    groups = None if runtime is None else runtime.groups
+    peers, mine = enter(module, what, f"rank0_only={rank0_only}", lambda: _described(module, optimizer))
+    groups = None if peers is None else peers.groups
     everyone = [mine] if groups is None else groups.gather_json(mine)
     states: dict[str, dict[str, Any]] = {name: state for rank in everyone for name, state in rank["state"].items()}
     order = [name for name in module.plan.state if name in states]
@@ -52,7 +47,7 @@ def full_optimizer_state_dict(
     full = assemble(
         requests,
         held,
-        Local(module.plan, module.rank, module.lowering),
+        module.holdings,
         groups,
         wanted=(0,) if rank0_only else None,
         device=torch.device("cpu") if cpu_offload else device_of(module),
@@ -71,7 +66,7 @@ def full_optimizer_state_dict(
     }
 
 
-def load_full_optimizer_state_dict(module: SDPModule, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+def load_full_optimizer_state_dict(module: Subnetwork, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Loads this worker's slices of a full optimizer state. Nothing is communicated: give every rank the same state.
 
     Takes what ``full_optimizer_state_dict`` returns, and the ``state_dict()`` of an optimizer of all of the original
@@ -79,7 +74,7 @@ def load_full_optimizer_state_dict(module: SDPModule, optimizer: Optimizer, stat
     """
     state = _by_name(module, state)
     source = {name: group for group in state["param_groups"] for name in group["params"]}
-    names, local = _names(module), Local(module.plan, module.rank, module.lowering)
+    names, holdings = _names(module), module.holdings
     states: dict[str, dict[str, Any]] = {}
     groups = []
     for number, group in enumerate(optimizer.param_groups):
@@ -97,7 +92,9 @@ def load_full_optimizer_state_dict(module: SDPModule, optimizer: Optimizer, stat
             saved = source[members[0]]
             options.update((key, value) for key, value in saved.items() if key not in ("params", "param_names"))
         groups.append({**options, "params": members})
-        states.update((name, _sliced(name, state["state"][name], local)) for name in members if name in state["state"])
+        states.update(
+            (name, _sliced(name, state["state"][name], holdings)) for name in members if name in state["state"]
+        )
     if isinstance(optimizer, ShardedOptimizer):
         optimizer.load_slices(groups, states)
         return
@@ -110,7 +107,7 @@ def load_full_optimizer_state_dict(module: SDPModule, optimizer: Optimizer, stat
     )
 
 
-def _described(module: SDPModule, optimizer: Optimizer) -> dict[str, Any]:
+def _described(module: Subnetwork, optimizer: Optimizer) -> dict[str, Any]:
     """What the others need to know of this rank's optimizer: its groups, and the states that this rank answers for."""
     names = _names(module)
     groups = []
@@ -145,7 +142,7 @@ def _entry(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, Any]
     return {"per_element": False, "value": encode(value, f"the optimizer's state {key!r} of {name!r}")}
 
 
-def _element_states(module: SDPModule, optimizer: Optimizer, requests: list[Request]) -> dict[str, Tensor]:
+def _element_states(module: Subnetwork, optimizer: Optimizer, requests: list[Request]) -> dict[str, Tensor]:
     """This rank's slices of the requested states; zeros where its optimizer has not made them yet."""
     parameters = {name: parameter for parameter, name in _names(module).items()}
     result = {}
@@ -157,8 +154,8 @@ def _element_states(module: SDPModule, optimizer: Optimizer, requests: list[Requ
     return result
 
 
-def _sliced(name: str, state: Mapping[str, Any], local: Local) -> dict[str, Any]:
-    shape, region = local.plan.state[name].shape, local.own(name)
+def _sliced(name: str, state: Mapping[str, Any], holdings: Holdings) -> dict[str, Any]:
+    shape, region = holdings.plan.state[name].shape, holdings.region_of(name)
     result = {}
     for key, value in state.items():
         if isinstance(value, Tensor) and tuple(value.shape) == shape and region is not None:
@@ -172,7 +169,7 @@ def _sliced(name: str, state: Mapping[str, Any], local: Local) -> dict[str, Any]
     return result
 
 
-def _by_name(module: SDPModule, state: Mapping[str, Any]) -> Mapping[str, Any]:
+def _by_name(module: Subnetwork, state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state with names for parameters, where it comes with the positions of the original's parameters."""
     if not {"state", "param_groups"} <= set(state):
         raise SDPError("This is no optimizer state: it must have the keys 'state' and 'param_groups'.")
@@ -192,7 +189,7 @@ def _by_name(module: SDPModule, state: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-def _names(module: SDPModule) -> dict[Tensor, str]:
+def _names(module: Subnetwork) -> dict[Tensor, str]:
     """The canonical name of each parameter of the module."""
     return {
         parameter: name

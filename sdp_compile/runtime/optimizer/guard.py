@@ -10,8 +10,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.comm.transfer import equalise
-from sdp_compile.runtime.gradients.engine import GradientEngine
-from sdp_compile.runtime.gradients.hooks import engine_of
+from sdp_compile.runtime.gradients.engine import GradientEngine, engine_of
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 
 REFUSED = {
@@ -108,7 +107,7 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
         is_sharded = isinstance(engine.reduction, ReduceScatter)  # each value has one worker that computed it
         if not is_sharded and needs_broadcast(optimizer, engine.unequal_devices):
             names = engine.names()
-            position = {name: number for number, name in enumerate(engine.local.plan.state)}
+            position = {name: number for number, name in enumerate(engine.holdings.plan.state)}
             tensors: list[tuple[str, Tensor]] = []
             for parameter in sorted(parameters, key=lambda p: position[names[p]]):
                 tensors.append((names[parameter], parameter))
@@ -116,7 +115,7 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
                 for key in sorted(state):
                     if isinstance(state[key], Tensor) and state[key].shape == parameter.shape:
                         tensors.append((names[parameter], state[key]))
-            equalise(tensors, engine.local, engine.groups)
+            equalise(tensors, engine.holdings, engine.groups)
         if engine.refresher is not None:
             engine.refresher.refresh()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,22 +10,19 @@ from torch import Tensor
 from sdp_compile.runtime.comm.transfer import Request
 from sdp_compile.runtime.gradients.shard_layout import parameters_of
 from sdp_compile.runtime.optimizer.shard_values import gathered
-from sdp_compile.runtime.peers import require_runtime
+from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 from sdp_compile.runtime.sharding.shards import ShardedBucket
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
-    from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
+from sdp_compile.runtime.subnetwork import Subnetwork, require_peers
 
 
 @torch.no_grad()
-def slices_of(optimizer: ShardedOptimizer, module: SDPModule, requests: Sequence[Request]) -> dict[str, Tensor]:
+def slices_of(optimizer: ShardedOptimizer, module: Subnetwork, requests: Sequence[Request]) -> dict[str, Tensor]:
     """This worker's slices of the requested states by request; zeros where there are none yet. Collective.
 
     All workers pass the same requests, whose keys are ``NAME:STATE``.
     """
-    parameters = parameters_of(module)
-    runtime = require_runtime(module, "full_optimizer_state_dict()")
+    parameters = parameters_of(module, module.plan)
+    peers = require_peers(module, "full_optimizer_state_dict()")
     result = {
         request.key: torch.zeros_like(parameters[request.name], dtype=request.dtype)
         for request in requests
@@ -39,7 +35,7 @@ def slices_of(optimizer: ShardedOptimizer, module: SDPModule, requests: Sequence
                     if f"{shard.name}:{key}" in result:
                         result[f"{shard.name}:{key}"].copy_(value)
     for bucket in optimizer.layout:
-        assert runtime is not None
+        assert peers is not None
         for key, dtype in _states(bucket, requests):
             held = [
                 (offset, shard, optimizer.state.get(shard.parameter, {}).get(key)) for offset, shard in bucket.shards
@@ -50,7 +46,7 @@ def slices_of(optimizer: ShardedOptimizer, module: SDPModule, requests: Sequence
                 if isinstance(value, Tensor) and value.shape == shard.parameter.shape
             ]
             chunk = bucket.packed(parts, dtype, parameters[bucket.pieces[0][0]].device)
-            rows = gathered(bucket, chunk, runtime.groups, "state").rows()
+            rows = gathered(bucket, chunk, peers.groups, "state").rows()
             wanted = {name: result.get(f"{name}:{key}") for name, _ in bucket.pieces}
             bucket.write(
                 rows, {name: value for name, value in wanted.items() if value is not None and value.dtype == dtype}

@@ -5,24 +5,22 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.errors import SDPError
+from sdp_compile.runtime.gradients.engine import GradientEngine
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.gradients.reduction import Reduction
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
-from sdp_compile.runtime.optimizer.clipping import unwrapped
 from sdp_compile.runtime.optimizer.guard import check_elementwise, install_optimizer_guard
 from sdp_compile.runtime.optimizer.shard_values import bound, publish
 from sdp_compile.runtime.sharding.shards import Shard
 from sdp_compile.runtime.state.full_state import enter
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.gradients.engine import GradientEngine
+from sdp_compile.runtime.subnetwork import unwrapped
 
 _NOT_OPTIONS = ("params", "param_names")
 
@@ -49,19 +47,19 @@ class ShardedOptimizer(Optimizer):
         **defaults: Any,
     ) -> None:
         self.module = module = unwrapped(model)
-        runtime, _ = enter(module, "ShardedOptimizer()", str(optimizer), lambda: self._check(optimizer))
-        self._layout = ShardLayout(module)
-        self._groups = None if runtime is None else runtime.groups
+        peers, _ = enter(module, "ShardedOptimizer()", str(optimizer), lambda: self._check(optimizer))
+        self._layout = ShardLayout(module, module.holdings, () if peers is None else peers.engine.slots)
+        self._groups = None if peers is None else peers.groups
         known = optimizer([{"params": []}], **defaults).defaults
         super().__init__(module.parameters() if params is None else params, known)
         groups = [{**_options(group), "params": self._shard_parameters(group)} for group in self.param_groups]
         self._inner = optimizer(groups, **defaults)
         self.state = self._inner.state
         install_optimizer_guard()
-        if runtime is not None:
-            reduction = ReduceScatter(runtime.groups, module, self._layout, self)
-            before, runtime.engine.reduction = runtime.engine.reduction, reduction
-            weakref.finalize(self, _end, reduction, before, weakref.ref(runtime.engine)).atexit = False
+        if peers is not None:
+            reduction = ReduceScatter(peers.groups, module, self._layout, self)
+            before, peers.engine.reduction = peers.engine.reduction, reduction
+            weakref.finalize(self, _end, reduction, before, weakref.ref(peers.engine)).atexit = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -76,7 +74,7 @@ class ShardedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = parameters_of(self.module)
+        parameters = parameters_of(self.module, self.module.plan)
         self._check_parameters(parameters)
         self._follow_options()
         with bound(self._layout, parameters, with_values=True):
@@ -87,7 +85,7 @@ class ShardedOptimizer(Optimizer):
     @contextmanager
     def gradients(self) -> Iterator[Optimizer]:
         """Within, the wrapped optimizer of the own shards, with their reduced gradients, to scale them in place."""
-        with bound(self._layout, parameters_of(self.module), with_values=False):
+        with bound(self._layout, parameters_of(self.module, self.module.plan), with_values=False):
             yield self._inner
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,8 +140,8 @@ class ShardedOptimizer(Optimizer):
                 f"torch.optim.AdamW, lr=1e-3); it was given a {type(optimizer).__name__}."
             )
         check_elementwise(optimizer)
-        runtime = self.module.runtime
-        if runtime is not None and isinstance(runtime.engine.reduction, ReduceScatter):
+        peers = self.module.peers
+        if peers is not None and isinstance(peers.engine.reduction, ReduceScatter):
             raise SDPError(
                 "The model has a ShardedOptimizer already, and can have one at a time: delete it first. For other "
                 "options on some parameters give one ShardedOptimizer parameter groups."
@@ -153,7 +151,7 @@ class ShardedOptimizer(Optimizer):
         return [shard.parameter for shard in self._shards(group)]
 
     def _shards(self, group: Mapping[str, Any]) -> list[Shard]:
-        names = {parameter: name for name, parameter in parameters_of(self.module).items()}
+        names = {parameter: name for name, parameter in parameters_of(self.module, self.module.plan).items()}
         for parameter in group["params"]:
             if parameter not in names:
                 raise SDPError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.ownership.owners import OwnerSet
-from sdp_compile.planning.holdings import Region
+from sdp_compile.planning.regions import Region
 
 
 @dataclass(frozen=True, eq=False)

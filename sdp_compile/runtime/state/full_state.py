@@ -6,45 +6,42 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from sdp_compile.errors import SDPError
-from sdp_compile.passes.mask_parameters import clear_unowned
-from sdp_compile.planning.holdings import Local, local_tensors, replace_tensors
 from sdp_compile.runtime.comm.handshake import Handshake
 from sdp_compile.runtime.comm.transfer import Request, assemble
-from sdp_compile.runtime.peers import Runtime, require_runtime
+from sdp_compile.runtime.peers import Peers
 from sdp_compile.runtime.state.statistics import merge_running_statistics, running_statistics
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.subnetwork import Subnetwork, require_peers
+from sdp_compile.runtime.tensors import local_tensors, replace_tensors
 
 Prepared = TypeVar("Prepared")
 
-_warned: weakref.WeakSet[SDPModule] = weakref.WeakSet()
+_warned: weakref.WeakSet[Subnetwork] = weakref.WeakSet()
 
 
-def full_state_dict(module: SDPModule, rank0_only: bool = False, cpu_offload: bool = False) -> dict[str, Any]:
+def full_state_dict(module: Subnetwork, rank0_only: bool = False, cpu_offload: bool = False) -> dict[str, Any]:
     """The state dictionary of the original model with the full tensors. Collective.
 
     It has every key of the original model's ``state_dict()`` in its order, tied ones included (they share a tensor),
     and loads there with ``strict=True``. ``rank0_only`` gives the other ranks an empty dictionary, ``cpu_offload`` puts
     the result on the CPU. Running statistics are merged over their owners; the module's own stay as they are.
     """
-    runtime, _ = enter(module, "full_state_dict()", f"rank0_only={rank0_only}", lambda: None)
+    peers, _ = enter(module, "full_state_dict()", f"rank0_only={rank0_only}", lambda: None)
     plan, keys = module.plan, list(module.capture.skeleton.state_dict())
     names = list(dict.fromkeys(plan.aliases[key] for key in keys if key in plan.aliases))
     tensors = {**local_tensors(module), **merge_running_statistics(module)}
-    dtypes = _dtypes(module, names, tensors, runtime)
+    dtypes = _dtypes(module, names, tensors, peers)
     full = assemble(
         [Request(name, name, dtypes[name]) for name in names],
         tensors,
-        Local(plan, module.rank, module.lowering),
-        None if runtime is None else runtime.groups,
+        module.holdings,
+        None if peers is None else peers.groups,
         wanted=(0,) if rank0_only else None,
         device=torch.device("cpu") if cpu_offload else device_of(module),
     )
@@ -56,13 +53,13 @@ def full_state_dict(module: SDPModule, rank0_only: bool = False, cpu_offload: bo
 
 
 @torch.no_grad()
-def load_full_state_dict(module: SDPModule, state: Mapping[str, Any], strict: bool = True) -> _IncompatibleKeys:
+def load_full_state_dict(module: Subnetwork, state: Mapping[str, Any], strict: bool = True) -> _IncompatibleKeys:
     """Copies this worker's slices of a full state dictionary into the module, keeping its dtypes and devices.
 
     Nothing is communicated: give every rank the same state. One name of a tied parameter is enough. With ``strict``
     missing and unexpected keys are an SDPError; a wrong shape always is one.
     """
-    plan, tensors, local = module.plan, local_tensors(module), Local(module.plan, module.rank, module.lowering)
+    plan, tensors = module.plan, local_tensors(module)
     if any(tensor.device.type == "meta" for tensor in tensors.values()):
         raise SDPError("The module is on the meta device, with no values to load into: use materialize(weights=state).")
     expected = module.capture.skeleton.state_dict().keys()
@@ -84,15 +81,14 @@ def load_full_state_dict(module: SDPModule, state: Mapping[str, Any], strict: bo
             + "; ".join(problems)
             + ". It must be a full state dictionary (full_state_dict(), or the original model's state_dict())."
         )
-    for held in local.held():
+    for held in module.holdings.held():
         if held.source in found and held.name in tensors:
             tensors[held.name].copy_(held.region.read(torch.as_tensor(state[found[held.source]])))
-    if module.lowering == "masked" and plan.masking == "forward":
-        clear_unowned(tensors, plan, module.rank)
+    module.holdings.clear_unowned(tensors)
     return _IncompatibleKeys(missing, unexpected)
 
 
-def full_model(module: SDPModule) -> nn.Module:
+def full_model(module: Subnetwork) -> nn.Module:
     """A new copy of the original model with the full weights, on the module's device and in its mode. Collective."""
     state = full_state_dict(module)
     capture, device = module.capture, device_of(module)
@@ -112,21 +108,21 @@ def full_model(module: SDPModule) -> nn.Module:
 
 
 def enter(
-    module: SDPModule, what: str, statement: str, prepare: Callable[[], Prepared]
-) -> tuple[Runtime | None, Prepared]:
+    module: Subnetwork, what: str, statement: str, prepare: Callable[[], Prepared]
+) -> tuple[Peers | None, Prepared]:
     """Starts a collective on the module's state: all ranks must call the same one, and none fail in ``prepare``.
 
     The limit is the process group's, not that of the start: in mid-training a rank may come late.
     """
-    runtime = require_runtime(module, what)
-    group = None if runtime is None else runtime.group
-    limit = 0.0 if runtime is None else max(runtime.groups.timeout.total_seconds(), 1.0)
+    peers = require_peers(module, what)
+    group = None if peers is None else peers.group
+    limit = 0.0 if peers is None else max(peers.groups.timeout.total_seconds(), 1.0)
     with Handshake(group, what, limit) as handshake:
         if any(tensor.device.type == "meta" for tensor in module.parameters()):
             raise SDPError(f"{what}: the module is on the meta device and has no values yet; call materialize() first.")
         prepared = prepare()
         handshake.agree(statement, what="argument")
-    return runtime, prepared
+    return peers, prepared
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -134,13 +130,13 @@ def device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in local_tensors(module).values()), torch.device("cpu"))
 
 
-def responsible(module: SDPModule, name: str) -> int:
+def responsible(module: Subnetwork, name: str) -> int:
     """The worker that answers for a tensor: the first owner of its first element that has one."""
     return next((piece.owners[0] for piece in module.plan.pieces(name) if piece.owners and piece.numel), 0)
 
 
 def _dtypes(
-    module: SDPModule, names: list[str], tensors: Mapping[str, Tensor], runtime: Runtime | None
+    module: Subnetwork, names: list[str], tensors: Mapping[str, Tensor], peers: Peers | None
 ) -> dict[str, torch.dtype]:
     """The dtype that each tensor has now, also where this worker holds nothing of it."""
     mine = {
@@ -148,12 +144,12 @@ def _dtypes(
         for name in names
         if responsible(module, name) == module.rank and name in tensors
     }
-    gathered = [mine] if runtime is None else runtime.groups.gather_json(mine)
+    gathered = [mine] if peers is None else peers.groups.gather_json(mine)
     known: dict[str, str] = {name: dtype for part in gathered for name, dtype in part.items()}
     return {name: getattr(torch, known[name]) if name in known else module.plan.state[name].dtype for name in names}
 
 
-def _warn_of_statistics(module: SDPModule) -> None:
+def _warn_of_statistics(module: Subnetwork) -> None:
     plan = module.plan
     if plan.masking == "backward":  # each worker sees the activations of the full model
         return

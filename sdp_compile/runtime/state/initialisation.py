@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.program import Capture
-from sdp_compile.planning.holdings import Held, Local, local_tensors, replace_tensors
+from sdp_compile.planning.holdings import Held, Holdings
 from sdp_compile.planning.plan import Plan
 from sdp_compile.runtime.state.initialisers import Initialisers
 from sdp_compile.runtime.state.weights import Weights, open_weights
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.subnetwork import Subnetwork
+from sdp_compile.runtime.tensors import local_tensors, replace_tensors
 
 PathLike = str | os.PathLike[str]
 
 
 @torch.no_grad()
 def slice_tensors(
+    holdings: Holdings,
     capture: Capture,
-    plan: Plan,
-    rank: int,
     values: Mapping[str, Tensor],
     device: torch.device | str | None = None,
-    lowering: str = "sliced",
 ) -> dict[str, Tensor]:
-    """What worker ``rank`` holds of each tensor, by canonical name; tensors of which it holds nothing are left out.
+    """Returns what a worker holds of each tensor, by canonical name; what it holds nothing of is left out.
 
-    ``values`` are the full tensors by canonical name (lifted constants may be missing), meta tensors included. The
-    results are copies, parameters are ``nn.Parameter``; they stay on their tensor's device where ``device`` is None.
+    Args:
+        holdings: Which tensors those are.
+        capture: Describes the full tensors; only those in ``capture.state`` are sliced.
+        values: The full tensors by canonical name, meta tensors included; lifted constants may be missing.
+        device: Where the slices go; by default they stay on their tensor's device.
+
+    Returns:
+        Copies; parameters are ``nn.Parameter``.
     """
     result: dict[str, Tensor] = {}
-    for held in Local(plan, rank, lowering).held():
+    for held in holdings.held():
         if held.source not in capture.state:
             continue
         description = capture.state[held.source]
@@ -51,11 +53,11 @@ def slice_tensors(
 
 @torch.no_grad()
 def materialize(
-    module: SDPModule,
+    module: Subnetwork,
     weights: PathLike | Mapping[str, Tensor] | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
-) -> SDPModule:
+) -> Subnetwork:
     """Fills a module on the meta device with its slices of the full values, one tensor at a time; returns the module.
 
     ``weights`` is a mapping by the original model's names, or the path of a safetensors file, of an index of several,
@@ -68,7 +70,7 @@ def materialize(
     are new ones.
     """
     tensors, skeleton, state = local_tensors(module), module.capture.skeleton, module.plan.state
-    held = [one for one in Local(module.plan, module.rank, module.lowering).held() if one.name in tensors]
+    held = [one for one in module.holdings.held() if one.name in tensors]
     if weights is None:
         empty = [one for one in held if tensors[one.name].is_meta]
         new = _slices(module, Initialisers(skeleton, seed), empty, tensors, device)
@@ -85,14 +87,14 @@ def materialize(
     replace_tensors(module, new)
     if device is not None:
         module.to(device)
-    if module.runtime is not None:
-        module.runtime.equalise(module)
-        module.runtime.refresh()
+    if module.peers is not None:
+        module.peers.equalise(module)
+        module.peers.rehook()
     return module
 
 
 def _slices(
-    module: SDPModule,
+    module: Subnetwork,
     source: Weights,
     held: Sequence[Held],
     tensors: Mapping[str, Tensor],

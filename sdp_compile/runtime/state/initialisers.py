@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdp_compile.errors import SDPError
-from sdp_compile.planning.holdings import Region, local_tensors
+from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.containers import tensor_places
+from sdp_compile.runtime.tensors import local_tensors
 
 _METHODS = ("reset_parameters", "_reset_parameters")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.program import Capture
 from sdp_compile.ownership.owners import is_member
-from sdp_compile.planning.holdings import Local, Region, local_tensors
+from sdp_compile.planning.holdings import Holdings
+from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups, explained
-
-if TYPE_CHECKING:
-    from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.subnetwork import Subnetwork
+from sdp_compile.runtime.tensors import local_tensors
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,27 @@ def running_statistics(capture: Capture) -> RunningStatistics:
 
 
 @torch.no_grad()
-def merge_running_statistics(module: SDPModule) -> dict[str, Tensor]:
+def merge_running_statistics(module: Subnetwork) -> dict[str, Tensor]:
     """This worker's slices of the running statistics, merged over the owners of each channel. Collective.
 
     Means are averaged; a variance is the total variance, the mean of the variances plus that of the squared distances
     of the means; counters are the maximum. The module's own buffers are left alone.
     """
     statistics, tensors = running_statistics(module.capture), local_tensors(module)
-    runtime = module.runtime
+    peers = module.peers
     names = [*statistics.means, *(name for name, _ in statistics.variances), *statistics.counters]
-    if runtime is None or not names:
+    if peers is None or not names:
         return {}
-    local, groups = Local(module.plan, module.rank, module.lowering), runtime.groups
+    holdings, groups = module.holdings, peers.groups
     merged = {name: tensors[name].detach().clone() for name in names if name in tensors}
-    _reduce(statistics.means, {name: tensor.double() for name, tensor in merged.items()}, merged, local, groups)
+    _reduce(statistics.means, {name: tensor.double() for name, tensor in merged.items()}, merged, holdings, groups)
     spread = {
         name: tensors[name].double() + ((tensors[mean].double() - merged[mean].double()) ** 2 if mean in merged else 0)
         for name, mean in statistics.variances
         if name in merged
     }
-    _reduce([name for name, _ in statistics.variances], spread, merged, local, groups)
-    _reduce(statistics.counters, dict(merged), merged, local, groups, maximum=True)
+    _reduce([name for name, _ in statistics.variances], spread, merged, holdings, groups)
+    _reduce(statistics.counters, dict(merged), merged, holdings, groups, maximum=True)
     return merged
 
 
@@ -87,16 +87,16 @@ def _reduce(
     names: Iterable[str],
     values: Mapping[str, Tensor],
     merged: dict[str, Tensor],
-    local: Local,
+    holdings: Holdings,
     groups: Groups,
     maximum: bool = False,
 ) -> None:
     """Writes the mean (or maximum) over the owners of each element of ``values`` into ``merged``."""
     by_owners: dict[tuple[int, ...], list[tuple[str, Region]]] = {}
     for name in names:
-        for piece in local.plan.pieces(name):
+        for piece in holdings.plan.pieces(name):
             if len(piece.owners) > 1 and piece.numel and is_member(groups.rank, piece.owners):
-                by_owners.setdefault(piece.owners, []).append((name, local.region(piece)))
+                by_owners.setdefault(piece.owners, []).append((name, holdings.region(piece)))
     for owners in sorted(by_owners):
         regions = by_owners[owners]
         flat = torch.cat([region.read(values[name]).reshape(-1) for name, region in regions])

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sdp_compile.errors import SDPError
-from sdp_compile.planning.holdings import Region
+from sdp_compile.planning.regions import Region
 from sdp_compile.structure.layout import Indices
 
 _MAX_READS = 64

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import fx
 
 from sdp_compile.errors import LoweringError
 from sdp_compile.ir.effects import Effects, operator_name, shape_text, tensor_value
-from sdp_compile.ir.program import Program
-from sdp_compile.passes.base import Lowering, Pass, copy_program
+from sdp_compile.ir.program import Program, copy_program
+from sdp_compile.passes.base import Context, Pass
+from sdp_compile.passes.branches import call_like, dropped_branches, nodes_of
 from sdp_compile.structure.blocks.finding import Branch
 from sdp_compile.structure.blocks.residual import ADDS
 
@@ -19,56 +20,28 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class DropBlocks(Pass):
+class BypassBlocks(Pass):
     """``x + f(x)`` becomes ``x`` where the rank does not own ``f``.
 
-    Sliced: readers of the add read the skip path, and the branch is left without a reader. Masked: the add takes
-    zeros in place of the branch's output, which is still computed and gets the gradient 0.
+    Readers of the add read the skip path, and the branch is left without a reader.
     """
 
-    name: ClassVar[str] = "drop_blocks"
+    name: ClassVar[str] = "bypass_blocks"
 
-    def run(self, program: Program, context: Lowering) -> Program:
-        dropped = context.plan.dropped_blocks(context.rank)
-        if not dropped or context.plan.block_family is None:
+    def run(self, program: Program, context: Context) -> Program:
+        branches = dropped_branches(program, context)
+        if not branches:
             return program
-        units = context.blocks.units(context.plan.block_family)
-        numbers = [number for unit in sorted(dropped) for number in units[unit]]
-        branches = [branch for number in numbers for branch in context.blocks.blocks[number].branches[program.mode]]
         program = copy_program(program)
-        if context.lowering == "masked":
-            _mask(program.graph, branches)
-        else:
-            _bypass(program.graph, branches)
+        _bypass(program.graph, branches)
         program.graph.lint()
         return program
-
-
-def _nodes(graph: fx.Graph, branches: list[Branch]) -> list[tuple[fx.Node, fx.Node]]:
-    """The add and the branch's output of each branch."""
-    nodes = {node.name: node for node in graph.nodes}
-    for name in (name for branch in branches for name in (branch.add, branch.operand)):
-        if name not in nodes:
-            raise LoweringError(
-                f"drop_blocks: the graph has no node {name!r}, which block analysis found in it; "
-                f"run drop_blocks before the passes that remove or rename nodes"
-            )
-    return [(nodes[branch.add], nodes[branch.operand]) for branch in branches]
-
-
-def _mask(graph: fx.Graph, branches: list[Branch]) -> None:
-    for add, operand in _nodes(graph, branches):
-        with graph.inserting_before(add):
-            # `where` rather than `* 0`: inf * 0 is NaN. A tensor made from the operand follows it to its device.
-            never = _call(operand, aten.new_zeros.default, (operand, []), {"dtype": torch.bool})
-            zeros = _call(operand, aten.where.ScalarOther, (never, operand, 0))
-        add.replace_input_with(operand, zeros)
 
 
 def _bypass(graph: fx.Graph, branches: list[Branch]) -> None:
     """Zeros run from the dropped branches down to the first add with a side that is kept; that side replaces it."""
     effects = Effects(graph)
-    zeros = {operand for _, operand in _nodes(graph, branches)}
+    zeros = {operand for _, operand in nodes_of(graph, branches)}
     for node in effects.nodes:
         if zeros.isdisjoint(node.all_input_nodes):
             continue
@@ -83,16 +56,16 @@ def _replace(add: fx.Node, skip: fx.Node, effects: Effects) -> None:
     """Makes all readers of ``add`` read ``skip``, in the same dtype and memory layout."""
     total, value = tensor_value(add), tensor_value(skip)
     if total is None or value is None or shape_text(total) != shape_text(value):
-        raise LoweringError(f"drop_blocks: the skip path {skip.name!r} does not have the shape of the sum {add.name!r}")
+        raise LoweringError(f"The skip path {skip.name!r} does not have the shape of the sum {add.name!r}.")
     own_storage = effects.storage[add] is not effects.storage[skip]
     stays = skip
     with add.graph.inserting_before(add):
         if value.dtype != total.dtype:
-            stays = _call(stays, aten.to.dtype, (stays, total.dtype))
+            stays = call_like(stays, aten.to.dtype, (stays, total.dtype))
         if own_storage and str(value.stride()) != str(total.stride()):
-            stays = _call(stays, aten.clone.default, (stays,), {"memory_format": _memory_format(total)})
+            stays = call_like(stays, aten.clone.default, (stays,), {"memory_format": _memory_format(total)})
         if stays is skip and own_storage and _is_overwritten(add, skip, effects):
-            stays = _call(stays, aten.clone.default, (stays,))
+            stays = call_like(stays, aten.clone.default, (stays,))
     if stays is not skip:  # it stands for the sum when a later add asks
         effects.storage[stays], effects.position[stays] = effects.storage[add], effects.position[add]
     add.replace_all_uses_with(stays)
@@ -132,16 +105,3 @@ def _memory_format(value: torch.Tensor) -> torch.memory_format:
         if fits and value.is_contiguous(memory_format=memory_format):
             return memory_format
     return torch.preserve_format
-
-
-def _call(
-    like: fx.Node, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
-) -> fx.Node:
-    """A new node at the graph's insertion point, described like the activation that it stands for."""
-    node = like.graph.create_node("call_function", target, args, kwargs or {}, name=target._opname)
-    node.meta = {key: value for key, value in like.meta.items() if key != "rewrites"}
-    values = fx.node.map_arg((args, kwargs or {}), lambda source: source.meta["val"])
-    node.meta["val"] = target(*values[0], **values[1])
-    if node.meta["val"].ndim != like.meta["val"].ndim:
-        node.meta.pop("layouts", None)  # they are the activation's
-    return node

@@ -1,4 +1,4 @@
-"""Policies as TOML: what tomllib reads back."""
+"""Plain data as TOML, and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdp_compile.errors import PolicyError
+from sdp_compile.errors import PolicyError, SDPError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,18 +21,24 @@ def to_toml(values: Mapping[str, Any]) -> str:
     return "".join(f"{line}\n" for line in _lines(values, ()))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file; PolicyError naming the file, and the line where it is broken."""
+def read_toml(path: Path, what: str = "policy", error: type[SDPError] = PolicyError) -> dict[str, Any]:
+    """Returns the content of a TOML file.
+
+    Args:
+        path: The file.
+        what: What the file holds, for messages.
+        error: The class of error to raise; it names the file, and the line where the file is broken.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise PolicyError(f"There is no policy file {str(path)!r}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"The policy file {str(path)!r} cannot be read: {error}.") from None
+        raise error(f"There is no {what} file {str(path)!r}.") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"The {what} file {str(path)!r} cannot be read: {problem}.") from None
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PolicyError(f"The policy file {str(path)!r} is no valid TOML: {error}.") from None
+    except tomllib.TOMLDecodeError as problem:
+        raise error(f"The {what} file {str(path)!r} is not valid TOML: {problem}.") from None
 
 
 def _lines(values: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,38 @@
+"""The reference lowering of dropped blocks: they are computed, and count as zeros."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sdp_compile.ir.program import Program, copy_program
+from sdp_compile.passes.base import Context, Pass
+from sdp_compile.passes.branches import call_like, dropped_branches, nodes_of
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ZeroBlocks(Pass):
+    """``x + f(x)`` becomes ``x + 0`` where the rank does not own ``f``.
+
+    The branch's output is still computed, and its gradient is 0.
+    """
+
+    name: ClassVar[str] = "zero_blocks"
+
+    def run(self, program: Program, context: Context) -> Program:
+        branches = dropped_branches(program, context)
+        if not branches:
+            return program
+        program = copy_program(program)
+        for add, operand in nodes_of(program.graph, branches):
+            with program.graph.inserting_before(add):
+                # `where` rather than `* 0`: inf * 0 is NaN. A tensor made from the operand follows it to its device.
+                never = call_like(operand, aten.new_zeros.default, (operand, []), {"dtype": torch.bool})
+                zeros = call_like(operand, aten.where.ScalarOther, (never, operand, 0))
+            add.replace_input_with(operand, zeros)
+        program.graph.lint()
+        return program

@@ -1,0 +1,167 @@
+"""Lowering: from an analysis and a plan to one worker's programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sdp_compile.errors import LoweringError, PassError, SDPError
+from sdp_compile.ir.program import Mode, Program, StateTensor
+from sdp_compile.passes import Context, DeadCode, Pass, Verify, pipeline, reducing
+from sdp_compile.planning.holdings import Holdings, LoweringKind, MaskedHoldings, holdings
+from sdp_compile.planning.plan import Plan
+from sdp_compile.structure.analysis import Analysis
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The program that one pass left; the first step has no name and holds the program before all passes.
+
+    ``is_sliced`` says whether activations have the worker's shapes by now.
+    """
+
+    name: str
+    program: Program
+    is_sliced: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """One worker's programs, and what they were made from.
+
+    Attributes:
+        analysis: The captured model with its axes and blocks.
+        plan: Who owns what.
+        holdings: Which tensors the worker holds, and where they lie in the full ones.
+        passes: What made the programs, in order.
+        programs: One rewritten program per mode.
+    """
+
+    analysis: Analysis
+    plan: Plan
+    holdings: Holdings
+    passes: tuple[Pass, ...]
+    programs: Mapping[Mode, Program]
+
+    @property
+    def rank(self) -> int:
+        """The worker."""
+        return self.holdings.rank
+
+    @property
+    def lowering(self) -> LoweringKind:
+        """``"sliced"`` or ``"masked"``."""
+        return self.holdings.lowering
+
+    @property
+    def context(self) -> Context:
+        """What the passes were told."""
+        return Context(self.analysis, self.plan, self.holdings)
+
+    @property
+    def state(self) -> Mapping[str, StateTensor]:
+        """The tensors that the programs may read by name: the full ones, and the buffers that only this worker has."""
+        return self.context.state
+
+    @property
+    def constants(self) -> Mapping[str, Tensor]:
+        """The values of lifted constants and of masks."""
+        return self.context.constants
+
+    def steps(self, mode: Mode) -> list[Step]:
+        """Returns the program of a mode before all passes and after each of them.
+
+        Passes are pure, so they run again, except for the last, which left ``programs``: it takes most of the time.
+        """
+        steps = [Step("", self.analysis.programs[mode])]
+        for one in self.passes:
+            before = steps[-1]
+            program = self.programs[mode] if one is self.passes[-1] else _run(one, before.program, self.context)
+            is_sliced = before.is_sliced or (one.lowering == "sliced" and one.masking == "forward")
+            steps.append(Step(one.name, program, is_sliced))
+        return steps
+
+
+def lower(
+    analysis: Analysis,
+    plan: Plan,
+    rank: int,
+    passes: Sequence[Pass] | None = None,
+    modes: Sequence[Mode] | None = None,
+) -> Lowered:
+    """Rewrites the programs of a model for one worker.
+
+    Args:
+        analysis: The captured model with its axes and blocks.
+        plan: Who owns what.
+        rank: The worker, from 0 to ``plan.workers - 1``.
+        passes: The passes to run; by default `sdp_compile.passes.pipeline` for the plan's masking.
+        modes: The modes to lower; by default all that were captured.
+
+    Raises:
+        PassError: If ``passes`` do not fit together, or not to the plan's masking.
+        LoweringError: If a pass fails or leaves a graph that is not valid; the error names the pass.
+    """
+    passes = pipeline(masking=plan.masking) if passes is None else tuple(passes)
+    reduces = reducing(passes)
+    if reduces.masking != plan.masking:
+        raise PassError(
+            f"The pass {reduces.name!r} is for masking={reduces.masking!r}, but the policy has "
+            f"masking={plan.masking!r}. Use a pipeline for the policy's masking."
+        )
+    assert reduces.lowering is not None
+    context = Context(analysis, plan, holdings(reduces.lowering, plan, rank))
+    programs = {mode: _lowered(analysis.programs[mode], context, passes) for mode in modes or analysis.programs}
+    return Lowered(analysis, plan, context.holdings, passes, programs)
+
+
+def _lowered(program: Program, context: Context, passes: tuple[Pass, ...]) -> Program:
+    original = program
+    for one in passes:
+        try:
+            program = _run(one, program, context)
+        except LoweringError as error:
+            culprit = _culprit(original, context, passes) if isinstance(one, Verify) else None
+            if culprit is None:
+                raise
+            raise LoweringError(f"Pass {culprit!r} left a wrong graph: {error}") from error
+    return program
+
+
+def _run(one: Pass, program: Program, context: Context) -> Program:
+    """The program that a pass makes of another; its failures name the pass."""
+    try:
+        result = one.run(program, context)
+    except LoweringError as error:
+        raise error if isinstance(one, Verify) else LoweringError(f"Pass {one.name!r}: {error}") from error
+    except SDPError:
+        raise
+    except Exception as error:
+        raise LoweringError(f"Pass {one.name!r} failed with {type(error).__name__}: {error}") from error
+    if not isinstance(result, Program):
+        raise LoweringError(f"Pass {one.name!r} must return a Program, it returned {type(result).__name__}.")
+    try:
+        result.graph.lint()
+    except Exception as error:
+        raise LoweringError(f"Pass {one.name!r} left an invalid graph: {error}") from error
+    return result
+
+
+def _culprit(program: Program, context: Context, passes: tuple[Pass, ...]) -> str | None:
+    """The name of the first pass after which `Verify` fails; None where it fails for all passes together only.
+
+    Before parameters are reduced the graph must run with the full ones.
+    """
+    unreduced = Context(context.analysis, context.plan, MaskedHoldings(context.plan, context.rank))
+    told, marks = unreduced, False
+    for one in passes:
+        program = one.run(program, context)
+        told = context if one.lowering is not None else told
+        marks = marks or one.name == "sync_gradients"
+        try:
+            Verify(marks=marks).run(DeadCode().run(program, told), told)
+        except LoweringError:
+            return None if isinstance(one, Verify) else one.name
+    return None

@@ -1,0 +1,85 @@
+"""From an analysis and a policy to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sdp_compile.errors import LoweringError
+from sdp_compile.ownership.partition import checked
+from sdp_compile.planning.families import CutFamily, layouts_of_state, restricted_work
+from sdp_compile.planning.plan import Plan
+from sdp_compile.policies.base import Policy
+from sdp_compile.structure.analysis import Analysis
+
+
+def make_plan(analysis: Analysis, policy: Policy, workers: int) -> Plan:
+    """Asks the policy for a partition of the structure, validates the answer and completes it to a plan.
+
+    Args:
+        analysis: What `sdp_compile.structure.analysis.analyse` found in the model.
+        policy: Decides the owners of each unit.
+        workers: Number of workers N, at least 1.
+
+    Raises:
+        PolicyError: If the policy does not fit the model, or its partition is not valid.
+    """
+    capture, structure = analysis.capture, analysis.structure
+    parameters = [name for name, tensor in capture.state.items() if tensor.kind == "parameter"]
+    partition = checked(structure, policy.partition(structure, workers), workers, parameters)
+    cut = [family for family in structure.families if family.name in partition]
+    names = frozenset(family.name for family in cut)
+    block_family = next((family.name for family in cut if family.kind == "block"), None)
+    members = dict(structure.members.get(block_family, {})) if block_family is not None else {}
+    if policy.masking == "backward":
+        members = {name: unit for name, unit in members.items() if name in parameters}
+    return Plan(
+        workers=workers,
+        families=tuple(CutFamily.of(family, partition[family.name].replicas) for family in cut),
+        ownership={family.name: partition[family.name] for family in cut},
+        state=dict(capture.state),
+        aliases=dict(capture.aliases),
+        layouts=layouts_of_state(capture.state, structure, names, policy.masking),
+        members=members,
+        order=tuple(name for name in structure.order if name in capture.state),
+        work=restricted_work(structure.flops, names),
+        policy=policy.describe(),
+        masking=policy.masking,
+        rescale=policy.rescale,
+        notes=(*partition.notes, *structure.notes),
+        frozen=structure.frozen,
+    )
+
+
+def refitted(plan: Plan, analysis: Analysis, rank: int) -> Plan:
+    """Returns the same plan for another capture of the same model, such as one in other dtypes.
+
+    Args:
+        plan: The plan that the workers train with.
+        analysis: The analysis of the other capture; its lifted constants may differ.
+        rank: The worker whose part must stay as it is.
+
+    Raises:
+        LoweringError: If the model, captured so, needs all of something that the plan cuts.
+    """
+    state, structure = analysis.capture.state, analysis.structure
+    cut = frozenset(family.name for family in plan.families)
+    layouts = layouts_of_state(state, structure, cut, plan.masking)
+    result = replace(plan, state=dict(state), layouts=layouts)
+    for name in plan.state:
+        before, now = plan.kept(name, rank), result.kept(name, rank)
+        same = (before is None) == (now is None) and all(map(np.array_equal, before or (), now or ()))
+        if not same:
+            raise _does_not_fit(f"all of {name!r}, which the plan cuts")
+    members = structure.members.get(plan.block_family, {}) if plan.block_family is not None else {}
+    if {name: unit for name, unit in members.items() if name in plan.members} != plan.members:
+        raise _does_not_fit("other residual blocks than the plan's")
+    return result
+
+
+def _does_not_fit(what: str) -> LoweringError:
+    return LoweringError(
+        f"In these dtypes the model needs {what}. Compile it as it will be trained: convert the model first, pass "
+        "example inputs of the dtypes of training, or call sdp.compile() under torch.autocast."
+    )

@@ -1,0 +1,79 @@
+"""Regions of a tensor: outer products of one index list per dimension, and how to read and write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdp_compile.structure.layout import Indices
+
+
+class Region:
+    """The outer product of one index list per dimension; evenly spaced lists are slices, which cost nothing."""
+
+    def __init__(self, index: Iterable[Indices]) -> None:
+        lists = list(index)
+        self.index: tuple[Indices, ...] = tuple(lists)
+        self.shape = torch.Size(len(positions) for positions in lists)
+        self._slices = tuple(_as_slice(positions) for positions in lists)
+        self._lists = {
+            dim: torch.from_numpy(np.ascontiguousarray(positions))
+            for dim, (positions, evenly) in enumerate(zip(lists, self._slices, strict=True))
+            if evenly is None
+        }
+
+    @property
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The region of ``tensor``: a view where all lists are slices, else a copy."""
+        view = self._view(tensor)
+        for dim, positions in self._lists.items():
+            view = view.index_select(dim, positions.to(view.device))
+        return view
+
+    def copy(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
+        """A copy of the region of ``tensor``, into ``out`` if given; with one uneven list, without a second copy."""
+        view, last = self._view(tensor), max(self._lists, default=None)
+        if last is None:
+            return view.clone() if out is None else out.copy_(view)
+        for dim, positions in self._lists.items():
+            if dim != last:
+                view = view.index_select(dim, positions.to(view.device))
+        return torch.index_select(view, last, self._lists[last].to(view.device), out=out)
+
+    def write(self, tensor: Tensor, values: Tensor) -> None:
+        """Copies ``values``, of any shape with the right number of elements, into the region of ``tensor``."""
+        view, values = self._view(tensor), values.reshape(self.shape).to(tensor.device, tensor.dtype)
+        if not self._lists:
+            view.copy_(values)
+        elif len(self._lists) == 1:
+            ((dim, positions),) = self._lists.items()
+            view.index_copy_(dim, positions.to(view.device), values)
+        else:
+            everything = [torch.arange(size) for size in view.shape]
+            grid = torch.meshgrid(*(self._lists.get(dim, all_) for dim, all_ in enumerate(everything)), indexing="ij")
+            view.index_put_(tuple(positions.to(view.device) for positions in grid), values)
+
+    def _view(self, tensor: Tensor) -> Tensor:
+        return tensor[tuple(slice(None) if evenly is None else evenly for evenly in self._slices)]
+
+
+def _as_slice(positions: Indices) -> slice | None:
+    """The slice that selects ``positions``, or None where they are not evenly spaced."""
+    if len(positions) == 0:
+        return slice(0, 0)
+    first, last = int(positions[0]), int(positions[-1])
+    step = 1 if len(positions) == 1 else int(positions[1]) - first
+    if len(positions) > 2 and not (np.diff(positions) == step).all():
+        return None
+    return slice(first, last + 1, step)
+
+
+def full(shape: Iterable[int]) -> Region:
+    """The whole of a tensor."""
+    return Region(np.arange(size, dtype=np.int64) for size in shape)

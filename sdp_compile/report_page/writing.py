@@ -1,0 +1,32 @@
+"""Writing the report page to a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdp_compile.errors import SDPError
+from sdp_compile.inspector.subject import Subject
+from sdp_compile.report_page.page import report_html
+
+
+def write_report(subject: Subject, path: str | Path, rank: int = 0, command: str = "") -> int:
+    """Writes the page to a file.
+
+    Args:
+        subject: The model and its plan.
+        path: The file.
+        rank: The worker whose graph the page shows.
+        command: The command line that made the page, to be shown on it.
+
+    Returns:
+        The size of the page in bytes.
+
+    Raises:
+        SDPError: If the file cannot be written.
+    """
+    data = report_html(subject, rank, command).encode("utf-8")
+    try:
+        Path(path).write_bytes(data)
+    except OSError as error:
+        raise SDPError(f"The report cannot be written to {path}: {error.strerror}.") from None
+    return len(data)

@@ -1,0 +1,74 @@
+"""What every part of the runtime may ask of a compiled module."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from sdp_compile.errors import DistributedError, SDPError
+from sdp_compile.ir.program import Capture
+from sdp_compile.planning.holdings import Holdings
+from sdp_compile.planning.plan import Plan
+from sdp_compile.runtime.peers import Peers
+
+
+class Subnetwork(nn.Module):
+    """One worker's module.
+
+    Attributes:
+        holdings: Which tensors it holds, and where they lie in the full ones.
+        capture: The original model as captured, with the constants of all graphs that were made since.
+        peers: Its connection to the other workers; None without a process group.
+    """
+
+    holdings: Holdings
+    capture: Capture
+    peers: Peers | None
+
+    @property
+    def plan(self) -> Plan:
+        """Who owns what; the same on all workers."""
+        return self.holdings.plan
+
+    @property
+    def rank(self) -> int:
+        """The worker's number, from 0."""
+        return self.holdings.rank
+
+    @property
+    def workers(self) -> int:
+        """The number of workers of the plan."""
+        return self.holdings.plan.workers
+
+
+def require_peers(module: Subnetwork, what: str) -> Peers | None:
+    """Returns the connection that a collective of ``module`` needs; None where one worker owns everything.
+
+    Args:
+        module: A compiled module.
+        what: What the collective is called in the error.
+
+    Raises:
+        DistributedError: If there are other workers and no process group.
+    """
+    if module.peers is None and module.workers > 1:
+        raise DistributedError(
+            f"{what} needs the other workers: this is worker {module.rank} of {module.workers} without a process "
+            "group. Start the script with torchrun and call torch.distributed.init_process_group() before "
+            "sdp.compile(); a module that was unpickled must be compiled again to join its peers."
+        )
+    return module.peers
+
+
+def unwrapped(model: nn.Module) -> Subnetwork:
+    """Returns the compiled module in wrappers such as ``torch.compile``'s.
+
+    Raises:
+        SDPError: If there is none.
+    """
+    inner: nn.Module | None = model
+    while inner is not None:
+        if isinstance(inner, Subnetwork):
+            return inner
+        # Not getattr: torch.compile's wrapper passes on all attributes of what it wraps.
+        inner = inner._modules.get("_orig_mod") or inner._modules.get("module")
+    raise SDPError(f"{type(model).__name__} is not a module that sdp.compile() returned, nor a wrapper of one.")
