@@ -6,7 +6,7 @@ if __name__ != "sdp_compile.passes":
         "with classes that are not the same as the package's."
     )
 
-from sdp_compile.passes.base import Context, Pass, inherited
+from sdp_compile.passes.base import Pass, PassContext, inherited
 from sdp_compile.passes.bypass_blocks import BypassBlocks
 from sdp_compile.passes.dead_code import DeadCode
 from sdp_compile.passes.mask_gradients import MaskGradients
@@ -29,11 +29,11 @@ from sdp_compile.passes.zero_blocks import ZeroBlocks
 
 __all__ = [
     "BypassBlocks",
-    "Context",
     "DeadCode",
     "MaskGradients",
     "MaskParameters",
     "Pass",
+    "PassContext",
     "Passes",
     "Rescale",
     "SliceParameters",

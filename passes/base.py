@@ -18,7 +18,7 @@ from sdp_compile.structure.analysis import Analysis
 
 
 @dataclass(frozen=True, eq=False)
-class Context:
+class PassContext:
     """Everything that a pass may ask about the worker that it rewrites a program for.
 
     Attributes:
@@ -72,7 +72,7 @@ class Pass(ABC):
     """The masking that such a pass is for."""
 
     @abstractmethod
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         """Returns the rewritten program.
 
         Args:

@@ -9,11 +9,11 @@ from torch import fx
 
 from sdp_compile.errors import LoweringError
 from sdp_compile.ir.program import Program
-from sdp_compile.passes.base import Context, inherited
+from sdp_compile.passes.base import PassContext, inherited
 from sdp_compile.structure.blocks.finding import Branch
 
 
-def dropped_branches(program: Program, context: Context) -> list[Branch]:
+def dropped_branches(program: Program, context: PassContext) -> list[Branch]:
     """Returns the branches of one mode that the rank does not own."""
     plan = context.plan
     if plan.block_family is None:

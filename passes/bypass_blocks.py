@@ -11,7 +11,7 @@ from torch import fx
 from sdp_compile.errors import LoweringError
 from sdp_compile.ir.effects import Effects, operator_name, shape_text, tensor_value
 from sdp_compile.ir.program import Program, copy_program
-from sdp_compile.passes.base import Context, Pass
+from sdp_compile.passes.base import Pass, PassContext
 from sdp_compile.passes.branches import call_like, dropped_branches, nodes_of
 from sdp_compile.structure.blocks.finding import Branch
 from sdp_compile.structure.blocks.residual import ADDS
@@ -28,7 +28,7 @@ class BypassBlocks(Pass):
 
     name: ClassVar[str] = "bypass_blocks"
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         branches = dropped_branches(program, context)
         if not branches:
             return program

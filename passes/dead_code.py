@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from sdp_compile.ir.effects import Effects, live_nodes
 from sdp_compile.ir.program import Program, copy_program
-from sdp_compile.passes.base import Context, Pass
+from sdp_compile.passes.base import Pass, PassContext
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class DeadCode(Pass):
 
     name: ClassVar[str] = "dead_code"
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         program = copy_program(program)
         live = live_nodes(Effects(program.graph), context.holdings.keeps)
         for node in reversed(list(program.graph.nodes)):

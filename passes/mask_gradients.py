@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from sdp_compile import ops
 from sdp_compile.ir.program import Program
-from sdp_compile.passes.base import Context, Pass
+from sdp_compile.passes.base import Pass, PassContext
 from sdp_compile.passes.mask_parameters import through_masks
 from sdp_compile.planning.families import Masking
 from sdp_compile.planning.holdings import LoweringKind
@@ -24,5 +24,5 @@ class MaskGradients(Pass):
     masking: ClassVar[Masking | None] = "backward"
     lowering: ClassVar[LoweringKind | None] = "masked"
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         return through_masks(program, context, ops.mask_gradient)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdp_compile import ops
 from sdp_compile.ir.program import Program, copy_program
-from sdp_compile.passes.base import Context, Pass, inherited
+from sdp_compile.passes.base import Pass, PassContext, inherited
 from sdp_compile.planning.families import Masking
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.planning.masks import mask_name
@@ -27,11 +27,11 @@ class MaskParameters(Pass):
     masking: ClassVar[Masking | None] = "forward"
     lowering: ClassVar[LoweringKind | None] = "masked"
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         return through_masks(program, context, ops.mask_parameter)
 
 
-def through_masks(program: Program, context: Context, function: Callable[..., Tensor]) -> Program:
+def through_masks(program: Program, context: PassContext, function: Callable[..., Tensor]) -> Program:
     """Returns the program with each parameter that has masks read through ``function(parameter, *masks)``."""
     program = copy_program(program)
     graph = program.graph

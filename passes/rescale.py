@@ -13,7 +13,7 @@ from torch import fx
 
 from sdp_compile import ops
 from sdp_compile.ir.program import Mode, Program, copy_program
-from sdp_compile.passes.base import Context, Pass, inherited
+from sdp_compile.passes.base import Pass, PassContext, inherited
 from sdp_compile.structure.layout import Layout, families, restrict, spread
 
 Factor: TypeAlias = float | tuple[float, ...]
@@ -41,7 +41,7 @@ class Rescale(Pass):
 
     name: ClassVar[str] = "rescale"
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         if program.mode != "train" or not context.plan.rescales(context.rank):
             return program
         program = copy_program(program)
@@ -56,7 +56,7 @@ class Rescale(Pass):
         return program
 
 
-def _rescale_blocks(graph: fx.Graph, mode: Mode, context: Context) -> None:
+def _rescale_blocks(graph: fx.Graph, mode: Mode, context: PassContext) -> None:
     nodes = {node.name: node for node in graph.nodes}
     for entry in context.plan.rescales(context.rank):
         if entry.kind != "block":
@@ -104,13 +104,13 @@ def _insert(graph: fx.Graph, node: fx.Node, operand: fx.Node, dim: int, factor: 
     node.replace_input_with(operand, scaled)
 
 
-def _axis_factor(layout: Layout, context: Context) -> Factor:
+def _axis_factor(layout: Layout, context: PassContext) -> Factor:
     """N / owners at each index that the worker holds of a dimension; one number where they are all equal."""
     factors = context.holdings.along(layout, spread(layout, _unit_factors(context)))
     return float(factors[0]) if (factors == factors[0]).all() else tuple(factors.tolist())
 
 
-def _unit_factors(context: Context) -> dict[str, NDArray[np.float64]]:
+def _unit_factors(context: PassContext) -> dict[str, NDArray[np.float64]]:
     """For each cut axis N / owners of all its units; those that the worker lacks do not matter and get 1."""
     result = {}
     for entry in context.plan.rescales(context.rank):

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from sdp_compile.ir.program import Program, copy_program
-from sdp_compile.passes.base import Context, Pass
+from sdp_compile.passes.base import Pass, PassContext
 from sdp_compile.planning.families import Masking
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.structure.axis_analysis import NodeRewrites
@@ -31,7 +31,7 @@ class SliceParameters(Pass):
     masking: ClassVar[Masking | None] = "forward"
     lowering: ClassVar[LoweringKind | None] = "sliced"
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         kept = context.holdings.kept_units
         program = copy_program(program)
         for node in list(program.graph.nodes):

@@ -11,7 +11,7 @@ from torch import fx
 
 from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.ops import narrow
-from sdp_compile.passes.base import Context, Pass
+from sdp_compile.passes.base import Pass, PassContext
 from sdp_compile.passes.split_convolutions import Channels, seen_by
 from sdp_compile.planning.families import Masking
 from sdp_compile.planning.holdings import LoweringKind
@@ -34,7 +34,7 @@ class SplitParameters(Pass):
     masking: ClassVar[Masking | None] = "backward"
     lowering: ClassVar[LoweringKind | None] = "sliced"
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         parts = context.holdings.unowned
         program = copy_program(program)
         for node in list(program.graph.nodes):

@@ -11,7 +11,7 @@ from torch import fx
 
 from sdp_compile import ops
 from sdp_compile.ir.program import Program, copy_program
-from sdp_compile.passes.base import Context, Pass, inherited
+from sdp_compile.passes.base import Pass, PassContext, inherited
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 
 
@@ -27,7 +27,7 @@ class SyncGradients(Pass):
     name: ClassVar[str] = "sync_gradients"
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         program = copy_program(program)
         graph = program.graph
         current = {str(node.target): node for node in graph.nodes if node.op == "get_attr"}

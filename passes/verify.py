@@ -15,7 +15,7 @@ from sdp_compile.errors import LoweringError
 from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.ir.sizes import Sizes
 from sdp_compile.ir.source import module_path, source_line
-from sdp_compile.passes.base import Context, Pass
+from sdp_compile.passes.base import Pass, PassContext
 from sdp_compile.passes.marks import check_marks
 from sdp_compile.structure.layout import Layout, kept_size
 
@@ -34,7 +34,7 @@ class Verify(Pass):
     marks: bool = True
     """Whether gradients must be marked by now; `SyncGradients` does it."""
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         program = copy_program(program)
         program.graph.lint()
         _check_border(program, context)
@@ -46,7 +46,7 @@ class Verify(Pass):
         return program
 
 
-def _check_border(program: Program, context: Context) -> None:
+def _check_border(program: Program, context: PassContext) -> None:
     """The graph has the captured graph's placeholders, in their order, and as many outputs."""
     captured = context.analysis.programs[program.mode].graph
     expected, found = (
@@ -61,7 +61,7 @@ def _check_border(program: Program, context: Context) -> None:
 
 
 class _Checker(fx.Interpreter):
-    def __init__(self, graph: fx.Graph, context: Context, kept: Mapping[str, int], mode: FakeTensorMode) -> None:
+    def __init__(self, graph: fx.Graph, context: PassContext, kept: Mapping[str, int], mode: FakeTensorMode) -> None:
         super().__init__(torch.nn.Module(), graph=graph)
         self.context = context
         self.kept = kept

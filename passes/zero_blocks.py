@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from sdp_compile.ir.program import Program, copy_program
-from sdp_compile.passes.base import Context, Pass
+from sdp_compile.passes.base import Pass, PassContext
 from sdp_compile.passes.branches import call_like, dropped_branches, nodes_of
 
 aten = torch.ops.aten
@@ -23,7 +23,7 @@ class ZeroBlocks(Pass):
 
     name: ClassVar[str] = "zero_blocks"
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         branches = dropped_branches(program, context)
         if not branches:
             return program

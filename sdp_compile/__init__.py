@@ -1,4 +1,7 @@
-"""Subnetwork data parallelism for any PyTorch model: ``sdp_compile(model, policy)``.
+"""Subnetwork Data Parallelism for any PyTorch model.
+
+``import sdp_compile as sdp`` gives ``sdp.compile(model, policy)`` and everything else that users need. SDP always means
+Subnetwork Data Parallelism here, never PyTorch's scaled dot product attention.
 
 The public names are loaded on first use, so that importing the package (and the command line's help) does not import
 torch.
@@ -15,6 +18,7 @@ from sdp_compile.errors import (
     DistributedError,
     LoweringError,
     NothingToPartition,
+    PassError,
     PlanError,
     PolicyError,
     SDPError,
@@ -24,33 +28,57 @@ from sdp_compile.errors import (
 if TYPE_CHECKING:
     from sdp_compile.checking.check import check
     from sdp_compile.checking.verdict import CheckResult
-    from sdp_compile.compiler import sdp_compile
+    from sdp_compile.compiler import plan, sdp_compile
+    from sdp_compile.compiler import sdp_compile as compile
+    from sdp_compile.ir.program import Program, copy_program
+    from sdp_compile.ownership.partition import Partition
+    from sdp_compile.passes import Pass, PassContext, pipeline, register_pass, with_pass
     from sdp_compile.planning.plan import Plan
-    from sdp_compile.policies import AutoPolicy, BlockPolicy, NeuronPolicy, Policy, register_policy
+    from sdp_compile.policies import AutoPolicy, BlockPolicy, NeuronPolicy, Placement, Policy, design, register_policy
     from sdp_compile.runtime.module.sdp_module import SDPModule
     from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
+    from sdp_compile.runtime.optimizer.full_state import full_optimizer_state_dict, load_full_optimizer_state_dict
     from sdp_compile.runtime.optimizer.scaler import GradScaler
     from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
     from sdp_compile.runtime.state.statistics import calibrate
-    from sdp_compile.structure.operators import rule
+    from sdp_compile.structure.families import Family, Structure
+    from sdp_compile.structure.operators import RuleContext, Value, rule
 
 _HOMES = {
-    "sdp_compile": "sdp_compile.compiler",
-    "check": "sdp_compile.checking.check",
-    "CheckResult": "sdp_compile.checking.verdict",
-    "Plan": "sdp_compile.planning.plan",
-    "AutoPolicy": "sdp_compile.policies",
-    "BlockPolicy": "sdp_compile.policies",
-    "NeuronPolicy": "sdp_compile.policies",
-    "Policy": "sdp_compile.policies",
-    "register_policy": "sdp_compile.policies",
-    "GradScaler": "sdp_compile.runtime.optimizer.scaler",
-    "SDPModule": "sdp_compile.runtime.module.sdp_module",
-    "ShardedOptimizer": "sdp_compile.runtime.optimizer.sharded",
-    "clip_grad_norm_": "sdp_compile.runtime.optimizer.clipping",
-    "calibrate": "sdp_compile.runtime.state.statistics",
-    "rule": "sdp_compile.structure.operators",
+    "AutoPolicy": "policies",
+    "BlockPolicy": "policies",
+    "CheckResult": "checking.verdict",
+    "PassContext": "passes",
+    "Family": "structure.families",
+    "GradScaler": "runtime.optimizer.scaler",
+    "NeuronPolicy": "policies",
+    "Partition": "ownership.partition",
+    "Pass": "passes",
+    "Placement": "policies",
+    "Plan": "planning.plan",
+    "Policy": "policies",
+    "Program": "ir.program",
+    "RuleContext": "structure.operators",
+    "SDPModule": "runtime.module.sdp_module",
+    "ShardedOptimizer": "runtime.optimizer.sharded",
+    "Structure": "structure.families",
+    "Value": "structure.operators",
+    "calibrate": "runtime.state.statistics",
+    "check": "checking.check",
+    "clip_grad_norm_": "runtime.optimizer.clipping",
+    "copy_program": "ir.program",
+    "design": "policies",
+    "full_optimizer_state_dict": "runtime.optimizer.full_state",
+    "load_full_optimizer_state_dict": "runtime.optimizer.full_state",
+    "pipeline": "passes",
+    "plan": "compiler",
+    "register_pass": "passes",
+    "register_policy": "policies",
+    "rule": "structure.operators",
+    "sdp_compile": "compiler",
+    "with_pass": "passes",
 }
+"""The module that each public name comes from."""
 
 __all__ = [
     "AutoPolicy",
@@ -58,32 +86,54 @@ __all__ = [
     "CaptureError",
     "CheckResult",
     "DistributedError",
+    "Family",
     "GradScaler",
     "LoweringError",
     "NeuronPolicy",
     "NothingToPartition",
+    "Partition",
+    "Pass",
+    "PassContext",
+    "PassError",
+    "Placement",
     "Plan",
     "PlanError",
     "Policy",
     "PolicyError",
+    "Program",
+    "RuleContext",
     "SDPError",
     "SDPModule",
     "ShardedOptimizer",
+    "Structure",
     "StructureError",
+    "Value",
     "__version__",
     "calibrate",
     "check",
     "clip_grad_norm_",
+    "compile",
+    "copy_program",
+    "design",
+    "full_optimizer_state_dict",
+    "load_full_optimizer_state_dict",
+    "pipeline",
+    "plan",
+    "register_pass",
     "register_policy",
     "rule",
     "sdp_compile",
+    "with_pass",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "compile":
+        value = __getattr__("sdp_compile")
+    elif name in _HOMES:
+        value = getattr(import_module(f"sdp_compile.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdp_compile.errors import LoweringError, PassError, SDPError
 from sdp_compile.ir.program import Mode, Program, StateTensor
-from sdp_compile.passes import Context, DeadCode, Pass, Verify, pipeline, reducing
+from sdp_compile.passes import DeadCode, Pass, PassContext, Verify, pipeline, reducing
 from sdp_compile.planning.holdings import Holdings, LoweringKind, MaskedHoldings, holdings
 from sdp_compile.planning.plan import Plan
 from sdp_compile.structure.analysis import Analysis
@@ -56,9 +56,9 @@ class Lowered:
         return self.holdings.lowering
 
     @property
-    def context(self) -> Context:
+    def context(self) -> PassContext:
         """What the passes were told."""
-        return Context(self.analysis, self.plan, self.holdings)
+        return PassContext(self.analysis, self.plan, self.holdings)
 
     @property
     def state(self) -> Mapping[str, StateTensor]:
@@ -112,12 +112,12 @@ def lower(
             f"masking={plan.masking!r}. Use a pipeline for the policy's masking."
         )
     assert reduces.lowering is not None
-    context = Context(analysis, plan, holdings(reduces.lowering, plan, rank))
+    context = PassContext(analysis, plan, holdings(reduces.lowering, plan, rank))
     programs = {mode: _lowered(analysis.programs[mode], context, passes) for mode in modes or analysis.programs}
     return Lowered(analysis, plan, context.holdings, passes, programs)
 
 
-def _lowered(program: Program, context: Context, passes: tuple[Pass, ...]) -> Program:
+def _lowered(program: Program, context: PassContext, passes: tuple[Pass, ...]) -> Program:
     original = program
     for one in passes:
         try:
@@ -130,7 +130,7 @@ def _lowered(program: Program, context: Context, passes: tuple[Pass, ...]) -> Pr
     return program
 
 
-def _run(one: Pass, program: Program, context: Context) -> Program:
+def _run(one: Pass, program: Program, context: PassContext) -> Program:
     """The program that a pass makes of another; its failures name the pass."""
     try:
         result = one.run(program, context)
@@ -149,12 +149,12 @@ def _run(one: Pass, program: Program, context: Context) -> Program:
     return result
 
 
-def _culprit(program: Program, context: Context, passes: tuple[Pass, ...]) -> str | None:
+def _culprit(program: Program, context: PassContext, passes: tuple[Pass, ...]) -> str | None:
     """The name of the first pass after which `Verify` fails; None where it fails for all passes together only.
 
     Before parameters are reduced the graph must run with the full ones.
     """
-    unreduced = Context(context.analysis, context.plan, MaskedHoldings(context.plan, context.rank))
+    unreduced = PassContext(context.analysis, context.plan, MaskedHoldings(context.plan, context.rank))
     told, marks = unreduced, False
     for one in passes:
         program = one.run(program, context)

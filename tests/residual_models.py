@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sdp_compile.ir.program import Capture, Program
-from sdp_compile.passes import Context
+from sdp_compile.passes import PassContext
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.structure.analysis import Analysis
 from sdp_compile.structure.blocks.finding import Blocks
@@ -114,7 +114,7 @@ class Runner(fx.Interpreter):
 
 def context_without(
     blocks: Blocks, capture: Capture, units: Iterable[int], lowering: LoweringKind, family: str = "blocks"
-) -> Context:
+) -> PassContext:
     """What passes are told of a rank that owns everything but these units."""
     dropped = frozenset(units)
     numbers = [number for unit in dropped for number in blocks.units(family)[unit]]
@@ -129,7 +129,7 @@ def context_without(
         rank=0, lowering=lowering, buffers={}, constants={}, keeps=lambda name: lowering == "masked" or name not in gone
     )
     analysis = Analysis(capture, capture.programs, None, blocks)  # type: ignore[arg-type]
-    return Context(analysis, plan, holdings)  # type: ignore[arg-type]
+    return PassContext(analysis, plan, holdings)  # type: ignore[arg-type]
 
 
 def text(program: Program) -> str:

@@ -14,7 +14,7 @@ from sdp_compile.errors import PlanError
 from sdp_compile.inspector import DiffView, Subject, diff_view
 from sdp_compile.inspector.replay import replay
 from sdp_compile.ir.program import Program, copy_program
-from sdp_compile.passes import Context, Pass, pipeline, with_pass
+from sdp_compile.passes import Pass, PassContext, pipeline, with_pass
 from tests.inspector.subjects import library, tiny
 
 pytestmark = pytest.mark.timeout(120)
@@ -117,7 +117,7 @@ class Negate(Pass):
 
     name: ClassVar[str] = "negate"
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: Program, context: PassContext) -> Program:
         program = copy_program(program)
         output = program.graph.output_node()
         (result,) = output.args[0]  # type: ignore[misc]

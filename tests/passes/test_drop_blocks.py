@@ -11,7 +11,7 @@ from torch import nn
 from sdp_compile.capture import capture
 from sdp_compile.errors import LoweringError
 from sdp_compile.ir.program import Capture, Mode, Program, copy_program
-from sdp_compile.passes import BypassBlocks, Context, ZeroBlocks
+from sdp_compile.passes import BypassBlocks, PassContext, ZeroBlocks
 from sdp_compile.passes.dead_code import DeadCode
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.structure.blocks.finding import Blocks, find_blocks
@@ -21,7 +21,7 @@ from tests.oracle import randomise, relative_error, run_original, scalar, tensor
 TOLERANCE = 1e-9
 
 
-def lowered(captured: Capture, mode: Mode, context: Context) -> Program:
+def lowered(captured: Capture, mode: Mode, context: PassContext) -> Program:
     program = captured.programs[mode]
     drop = ZeroBlocks() if context.holdings.lowering == "masked" else BypassBlocks()
     for step in (drop, DeadCode()):
@@ -53,7 +53,7 @@ class Prepared:
             program = lowered(self.capture, mode, context)
             self._compare(program, context, gone, expected)
 
-    def _compare(self, program: Program, context: Context, gone: set[str], expected: Any) -> None:
+    def _compare(self, program: Program, context: PassContext, gone: set[str], expected: Any) -> None:
         parameters = {n: p.detach().clone().requires_grad_() for n, p in self.model.named_parameters()}
         # What is not kept must not be read: it is not even given.
         parameters = {name: parameter for name, parameter in parameters.items() if context.holdings.keeps(name)}
@@ -76,7 +76,7 @@ class Prepared:
                 assert relative_error(buffer, expected.buffers[name]) < TOLERANCE, name
 
 
-def is_outside(name: str, context: Context) -> bool:
+def is_outside(name: str, context: PassContext) -> bool:
     """Statistics inside of dropped blocks are those of the full weights when masked: they are merged away."""
     dropped = context.plan.dropped_blocks(0)
     numbers = [

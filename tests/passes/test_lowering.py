@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sdp_compile import BlockPolicy, LoweringError, NeuronPolicy, PlanError, sdp_compile
 from sdp_compile.capture import capture
-from sdp_compile.passes import Context, SliceParameters, SyncGradients, Verify
+from sdp_compile.passes import PassContext, SliceParameters, SyncGradients, Verify
 from sdp_compile.planning.holdings import SlicedHoldings
 from sdp_compile.planning.making import make_plan
 from sdp_compile.policies import Policy
@@ -56,9 +56,9 @@ class Residual(nn.Module):
         return x + self.second(x)
 
 
-def lowering(model: nn.Module, inputs: tuple[Any, ...], policy: Policy, workers: int = 2, rank: int = 0) -> Context:
+def lowering(model: nn.Module, inputs: tuple[Any, ...], policy: Policy, workers: int = 2, rank: int = 0) -> PassContext:
     analysis = analyse(capture(model, inputs))
-    return Context(analysis, plan := make_plan(analysis, policy, workers), SlicedHoldings(plan, rank))
+    return PassContext(analysis, plan := make_plan(analysis, policy, workers), SlicedHoldings(plan, rank))
 
 
 def text(graph: fx.Graph) -> str:
@@ -77,7 +77,7 @@ def text(graph: fx.Graph) -> str:
     return result
 
 
-def sliced(context: Context) -> str:
+def sliced(context: PassContext) -> str:
     return text(SliceParameters().run(context.analysis.programs["train"], context).graph)
 
 
