@@ -21,9 +21,8 @@ from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Policy, resolve_policy
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.handshake import Handshake, fingerprint
+from sdp_compile.runtime.module.connecting import connect
 from sdp_compile.runtime.module.sdp_module import SDPModule
-from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
-from sdp_compile.runtime.peers import Peers
 from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.structure.analysis import analyse
 
@@ -91,11 +90,7 @@ def sdp_compile(
         )
         handshake.agree(plan.digest, (*fingerprint(analysis.capture), *options))
     if base is not None:
-        install_optimizer_guard()
-        groups, number = Groups(base), module.number
-        module.peers = Peers(
-            module, lowered.holdings, groups, number, bucket_bytes_of(pipeline), comm_dtype, check_finite
-        )
+        connect(module, Groups(base), bucket_bytes_of(pipeline), comm_dtype, check_finite)
     return module
 
 

@@ -17,11 +17,13 @@ class Subnetwork(nn.Module):
     Attributes:
         holdings: Which tensors it holds, and where they lie in the full ones.
         capture: The original model as captured, with the constants of all graphs that were made since.
+        number: Identifies the module in this process; its compiled graphs find the gradient engine by it.
         peers: Its connection to the other workers; None without a process group.
     """
 
     holdings: Holdings
     capture: Capture
+    number: int
     peers: Peers | None
 
     @property

@@ -11,7 +11,7 @@ import torch
 
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.comm.groups import Groups
-from sdp_compile.runtime.peers import Peers
+from sdp_compile.runtime.module.connecting import connect
 from tests.distributed import WorkerFailed, run_workers
 from tests.runtime.stub import CYCLIC, Subnet, batch, capture_of, network, plan_of
 from tests.runtime.test_gradients import WORKERS, compare, connected, gradients, loss_of
@@ -136,8 +136,8 @@ def too_small(rank: int) -> None:
     net = network()
     capture = capture_of(net)
     module = Subnet(net, plan_of(capture, CYCLIC, WORKERS), rank, capture)
-    with pytest.raises(DistributedError, match=rf"worker {rank} of 4, the process group has .* rank {rank} of 3"):
-        Peers(module, module.holdings, Groups(), module.number)
+    with pytest.raises(DistributedError, match=rf"worker {rank} of 4, but this process is rank {rank} of 3"):
+        connect(module, Groups())
 
 
 def test_a_process_group_smaller_than_the_plan() -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.module.connecting import connect
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
-from sdp_compile.runtime.peers import Peers
 from tests.distributed import WorkerFailed, run_workers
 from tests.runtime.stub import CYCLIC, SCATTERED, Subnet, batch, capture_of, network, oracle_gradients, plan_of
 
@@ -33,7 +33,7 @@ def connected(
     net = network(seed)
     capture = capture_of(net)
     module = Subnet(net, plan_of(capture, owners, workers), rank, capture, lowering)
-    module.peers = Peers(module, module.holdings, Groups(), module.number, **options)
+    connect(module, Groups(), **options)
     return module
 
 
@@ -269,7 +269,7 @@ def on_a_subgroup(rank: int) -> Any:
     found = []
     for owners in (SCATTERED, CYCLIC):  # a second plan needs other groups, and some of the same
         module = Subnet(net, plan_of(capture, owners, WORKERS), position, capture)
-        module.peers = Peers(module, module.holdings, Groups(group), module.number)
+        connect(module, Groups(group))
         loss_of(module, position).backward()
         found.append(gradients(module))
     return found

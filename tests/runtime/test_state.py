@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.comm.groups import Groups
-from sdp_compile.runtime.peers import Peers
+from sdp_compile.runtime.module.connecting import connect
 from sdp_compile.runtime.state.full_state import full_model, full_state_dict, load_full_state_dict
 from sdp_compile.runtime.state.statistics import running_statistics
 from tests.distributed import run_workers
@@ -23,12 +23,13 @@ WORKERS = 4
 
 
 def subnet(
-    rank: int, owners: list[tuple[int, ...]], seed: int = 0, lowering: str = "sliced", connect: bool = True
+    rank: int, owners: list[tuple[int, ...]], seed: int = 0, lowering: str = "sliced", connected: bool = True
 ) -> Subnet:
     net = network(seed)
     capture = capture_of(net)
     module = Subnet(net, plan_of(capture, owners, WORKERS), rank, capture, lowering)
-    module.peers = Peers(module, module.holdings, Groups(), module.number) if connect else None
+    if connected:
+        connect(module, Groups())
     return module
 
 
@@ -113,7 +114,7 @@ def test_ranks_that_call_different_things_are_told() -> None:
 
 
 def test_bad_states_name_keys_and_shapes() -> None:
-    module = subnet(1, CYCLIC, connect=False)
+    module = subnet(1, CYCLIC, connected=False)
     state = network(1).state_dict()
     with pytest.raises(SDPError, match=r"missing keys: norm\.weight"):
         load_full_state_dict(module, {key: value for key, value in state.items() if key != "norm.weight"})
@@ -129,7 +130,7 @@ def test_bad_states_name_keys_and_shapes() -> None:
 
 
 def test_without_peers_the_collectives_say_what_to_do() -> None:
-    module = subnet(1, CYCLIC, connect=False)
+    module = subnet(1, CYCLIC, connected=False)
     for call in (full_state_dict, full_model):
         with pytest.raises(DistributedError, match="torchrun"):
             call(module)

@@ -45,7 +45,6 @@ class SDPModule(Subnetwork, fx.GraphModule):
     """
 
     lowered: Lowered
-    number: int
 
     def __init__(self, lowered: Lowered, tensors: Mapping[str, Tensor], programs: Mapping[str, Program] | None = None):
         """Makes the module of one worker.

@@ -1,0 +1,34 @@
+"""Connecting a module with the modules of the other workers."""
+
+from __future__ import annotations
+
+import torch
+
+from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
+from sdp_compile.runtime.peers import Peers
+from sdp_compile.runtime.subnetwork import Subnetwork
+
+
+def connect(
+    module: Subnetwork,
+    groups: Groups,
+    bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    comm_dtype: torch.dtype | None = None,
+    check_finite: bool = False,
+) -> None:
+    """Makes ``module`` train together with its peers, and watches the optimizers that step it. Collective.
+
+    Args:
+        module: This worker's module.
+        groups: The workers' process groups.
+        bucket_bytes: Upper bound of the size of one gradient reduction in bytes.
+        comm_dtype: The dtype in which gradients travel; by default their own.
+        check_finite: Whether a gradient that is not finite on any worker is an error on all.
+
+    Raises:
+        DistributedError: If the process group is not the one that the plan is for.
+    """
+    install_optimizer_guard()
+    module.peers = Peers(module, module.holdings, groups, module.number, bucket_bytes, comm_dtype, check_finite)
