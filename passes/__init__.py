@@ -11,7 +11,7 @@ from sdp_compile.passes.bypass_blocks import BypassBlocks
 from sdp_compile.passes.dead_code import DeadCode
 from sdp_compile.passes.mask_gradients import MaskGradients
 from sdp_compile.passes.mask_parameters import MaskParameters
-from sdp_compile.passes.pipeline import (
+from sdp_compile.passes.pipelines import (
     Passes,
     bucket_bytes_of,
     pipeline,
