@@ -7,27 +7,13 @@ ATen graphs hold in-place operators, so an edge of the graph is not the whole tr
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-# They may return their input itself, which their schemas do not say.
-_SILENT_ALIASES = frozenset(
-    "dropout feature_dropout alpha_dropout feature_alpha_dropout type_as sum_to_size atleast_1d atleast_2d "
-    "atleast_3d".split()
-)
-# Normalisations that update their running statistics, which their schemas do not say: (flag, statistics).
-_SILENT_WRITES = {"batch_norm": (5, (3, 4)), "instance_norm": (5, (3, 4))}
-
-
-def operator_name(node: fx.Node) -> str:
-    """``relu`` for ``aten.relu.default``; the namespace is kept where it is not ``aten``."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return ""
-    namespace, _, name = node.target._schema.name.partition("::")
-    return name if namespace == "aten" else f"{namespace}::{name}"
+from sdp_compile.ir.schema import aliased_values, written_values
 
 
 def tensor_value(node: fx.Node) -> torch.Tensor | None:
@@ -39,17 +25,6 @@ def tensor_value(node: fx.Node) -> torch.Tensor | None:
 def shape_text(value: torch.Tensor) -> tuple[str, ...]:
     """Sizes as text, so that comparing symbolic ones adds no guard."""
     return tuple(str(size) for size in value.shape)
-
-
-def _schema_arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """(alias information of the schema, value) of each argument of an ATen call."""
-    target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
-    for index, argument in enumerate(target._schema.arguments):
-        if index < len(node.args):
-            yield argument.alias_info, node.args[index]
-        elif argument.name in node.kwargs:
-            yield argument.alias_info, node.kwargs[argument.name]
 
 
 def _nodes_in(value: Any) -> list[fx.Node]:
@@ -64,16 +39,7 @@ def written_inputs(node: fx.Node) -> list[fx.Node]:
         return []
     if node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
         return _nodes_in(node.args[0])
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return []
-    found: list[fx.Node] = []
-    for alias, value in _schema_arguments(node):
-        if alias is not None and alias.is_write:
-            found += _nodes_in(value)
-    flag, statistics = _SILENT_WRITES.get(operator_name(node), (0, ()))
-    if statistics and len(node.args) > flag and node.args[flag]:
-        found += _nodes_in([node.args[index] for index in statistics])
-    return found
+    return _nodes_in(written_values(node))
 
 
 def aliased_inputs(node: fx.Node) -> list[fx.Node]:
@@ -83,14 +49,7 @@ def aliased_inputs(node: fx.Node) -> list[fx.Node]:
     if node.target is operator.getitem:
         return _nodes_in(node.args[0])
     if isinstance(node.target, torch._ops.OpOverload):
-        if operator_name(node) in _SILENT_ALIASES:
-            return _nodes_in(node.args[0])
-        shared = any(result.alias_info is not None for result in node.target._schema.returns)
-        found: list[fx.Node] = []
-        for alias, value in _schema_arguments(node):
-            if shared and alias is not None:
-                found += _nodes_in(value)
-        return found
+        return _nodes_in(aliased_values(node))
     if "val" in node.meta and not isinstance(node.meta["val"], torch.Tensor | tuple | list):
         return []  # arithmetic on sizes
     return list(node.all_input_nodes)  # a higher-order operator: nothing is known

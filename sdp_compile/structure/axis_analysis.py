@@ -11,16 +11,17 @@ from torch import fx
 
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.program import Capture, Mode, StateTensor
+from sdp_compile.ir.schema import bind, get_argument, written_argument
 from sdp_compile.ir.sizes import Sizes
 from sdp_compile.ir.source import module_path, source_line
+from sdp_compile.ops.of_full import mean_of_full
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Axis, Dim, Reason
 from sdp_compile.structure.families import Frozen
 from sdp_compile.structure.layout import Layout, Leaf, Product, Sum
-from sdp_compile.structure.operators import Context, Rewrites, Value, bind, find_rule, mutated_argument
+from sdp_compile.structure.operators import Context, Value, lookup
+from sdp_compile.structure.operators.context import Rewrites
 from sdp_compile.structure.operators.convolution import KERNEL
-from sdp_compile.structure.operators.elementwise import elementwise, is_pointwise
-from sdp_compile.structure.operators.reduction import mean_of_full
 
 
 @dataclass(frozen=True)
@@ -93,23 +94,21 @@ class AxisAnalysis:
             return container[position] if isinstance(container, list) else None
         inputs = list(_tensors([values[a] for a in node.all_input_nodes]))
         self._refuse_writes_to_parameters(node, values)
-        rule = find_rule(node.target)
-        if rule is None and is_pointwise(node.target):
-            rule = elementwise
+        rule = lookup(node.target).rule
         if rule is None:
             return self._opaque(node, inputs)
         context = Context(node, self.sizes.distinct)
-        arguments = bind(node, lambda arg: fx.map_arg(arg, lambda n: values[n]))
-        result = rule(context, **arguments)
+        result = rule(context, **fx.map_arg(bind(node), lambda n: values[n]))
         self._rewrites[node] = context.rewrites
         return result
 
     def _refuse_writes_to_parameters(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
         """A forward that changes its parameters (RWKV rescales its own in eval mode) has no gradient that holds."""
-        written = mutated_argument(node.target)
+        written = written_argument(node.target)
         if written is None:
             return
-        target = bind(node, lambda arg: fx.map_arg(arg, lambda n: values[n]))[written]
+        argument = get_argument(node, written)
+        target = values.get(argument) if isinstance(argument, fx.Node) else None
         for name, value in self.state.items():
             shares = isinstance(target, Value) and target.storage is value.storage
             if shares and self.capture.state[name].kind == "parameter":
@@ -126,7 +125,7 @@ class AxisAnalysis:
         operator = str(node.target).removeprefix("aten.")
         reason = Reason(f"{operator} has no rule", node)
         for value in inputs:
-            value.storage.nonzero = value.storage.nonzero or mutated_argument(node.target) is not None
+            value.storage.nonzero = value.storage.nonzero or written_argument(node.target) is not None
             for dim in value.dims:
                 axes.freeze(dim, reason)
         return self._whole(node, reason)

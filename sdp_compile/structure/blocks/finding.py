@@ -15,57 +15,10 @@ from torch import fx
 
 from sdp_compile.ir.effects import Effects, written_inputs
 from sdp_compile.ir.program import Capture, Mode, Program, StateTensor
+from sdp_compile.structure.blocks.block import Block, Blocks, Branch
 from sdp_compile.structure.blocks.names import layer_names, unique_names
 from sdp_compile.structure.blocks.residual import Term, find_residuals
 from sdp_compile.structure.blocks.zero import is_zero_without
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One place where a block lies in one graph: ``add`` takes its output, ``operand``, the last of ``nodes``."""
-
-    add: str
-    operand: str
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A droppable residual branch; several branches where they share parameters.
-
-    ``name`` is the path of the module that contains it, ``layer`` that of the module whose branches belong together.
-    ``parameters`` and ``buffers`` (lifted constants included) are used by nothing else.
-    """
-
-    name: str
-    layer: str
-    parameters: tuple[str, ...]
-    buffers: tuple[str, ...]
-    branches: Mapping[Mode, tuple[Branch, ...]]
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """All blocks of a model, ordered by depth.
-
-    ``residual_adds`` names, for each mode, the add nodes of skip paths and branches with parameters, whether or not the
-    branch can be dropped; an add inside of another branch is not part of the residual stream.
-    """
-
-    blocks: tuple[Block, ...]
-    residual_adds: Mapping[Mode, frozenset[str]]
-
-    @cached_property
-    def layers(self) -> Mapping[str, tuple[int, ...]]:
-        """The blocks of each layer, by number."""
-        layers: dict[str, tuple[int, ...]] = {}
-        for number, block in enumerate(self.blocks):
-            layers[block.layer] = (*layers.get(block.layer, ()), number)
-        return layers
-
-    def units(self, family: str) -> tuple[tuple[int, ...], ...]:
-        """For each unit of the family ``blocks`` or ``layers`` the numbers of its blocks."""
-        return tuple(self.layers.values()) if family == "layers" else tuple((i,) for i in range(len(self.blocks)))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from sdp_compile.ir.effects import Effects, operator_name, shape_text, tensor_value
+from sdp_compile.ir.effects import Effects, shape_text, tensor_value
 from sdp_compile.ir.program import Program, StateTensor
-from sdp_compile.structure.blocks.zero import Value, evaluate
+from sdp_compile.ir.schema import functional_name, operator_name
+from sdp_compile.structure.blocks.zero import evaluate
+from sdp_compile.structure.operators.at_zero import Outcome
 
 ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, operator.add, operator.iadd)
 # What may stand between two adds of one chain, next to products with numbers or noise.
@@ -136,11 +138,11 @@ class _Finder:
 
     def _passed_on(self, node: fx.Node) -> fx.Node | None:
         """The one activation that the node passes on, dropped out, converted or scaled."""
-        name = operator_name(node).removesuffix("_")
+        name = functional_name(operator_name(node))
         inputs = [source for source in node.all_input_nodes if source in self.activations]
         if len(inputs) != 1 or any(source in self.parametric for source in node.all_input_nodes):
             return None
-        scales = name in _SCALES and evaluate(node, {inputs[0]: Value.ZERO}) is Value.ZERO
+        scales = name in _SCALES and evaluate(node, {inputs[0]: Outcome.ZERO}) is Outcome.ZERO
         return inputs[0] if name in _TRANSPARENT or scales else None
 
     def _chain(self, add: fx.Node, members: Collection[fx.Node]) -> set[fx.Node]:

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from sdp_compile.ops import narrow
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators import Context, Value, dim_index, rule
+from sdp_compile.structure.operators.at_zero import keeps_zero
+from sdp_compile.structure.operators.context import Context, Value, dim_index
+from sdp_compile.structure.operators.parts import NarrowCall, Split
+from sdp_compile.structure.operators.table import rule
 
 aten = torch.ops.aten
 
@@ -39,7 +43,7 @@ def looked_up(ctx: Context, self: Value, indices: Sequence[Value | None]) -> lis
     return [*kept[:start], *[None] * new, *kept[start:]]
 
 
-@rule(aten.index.Tensor)
+@rule(aten.index.Tensor, at_zero=keeps_zero)
 def index(ctx: Context, self: Value, indices: Sequence[Value | None], **_: Any) -> Value:
     sources = looked_up(ctx, self, indices)
     dims = [
@@ -49,13 +53,13 @@ def index(ctx: Context, self: Value, indices: Sequence[Value | None], **_: Any) 
     return Value(tuple(dims), tuple(d is not None and self.is_zero(d) for d in sources))
 
 
-@rule(aten.index_select.default)
+@rule(aten.index_select.default, at_zero=keeps_zero)
 def index_select(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value:
     ctx.freeze_values(index)
     return ctx.within(self, [dim])
 
 
-@rule(aten.gather.default)
+@rule(aten.gather.default, at_zero=keeps_zero)
 def gather(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value:
     """One lookup per element of ``index``, which may be shorter than the tensor: then neither is cut."""
     if not self.ndim:
@@ -68,7 +72,7 @@ def gather(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value
     return Value(index.dims, tuple(d != dim and self.is_zero(d) for d in range(self.ndim)))
 
 
-@rule(aten.take_along_dim.default)
+@rule(aten.take_along_dim.default, at_zero=keeps_zero)
 def take_along_dim(ctx: Context, self: Value, indices: Value, dim: int | None = None, **_: Any) -> Value:
     if dim is None:
         ctx.freeze_values(self, indices)
@@ -84,13 +88,23 @@ def take_along_dim(ctx: Context, self: Value, indices: Value, dim: int | None = 
     return Value(tuple(dims), tuple(zero))
 
 
-@rule(aten.embedding.default)
+def _narrow_embedding(node: fx.Node, weight: fx.Node, split: Split) -> NarrowCall | None:
+    if split.dim != 1:
+        return None
+    halves = [
+        node.graph.call_function(aten.embedding.default, (part, *node.args[1:]), dict(node.kwargs))
+        for part in (split.owned, split.rest)
+    ]
+    return narrow.join, (*halves, -1, split.runs)
+
+
+@rule(aten.embedding.default, at_zero=keeps_zero, narrow=_narrow_embedding)
 def embedding(ctx: Context, weight: Value, indices: Value, **_: Any) -> Value:
     ctx.freeze(weight.dims[0], text="embedding looks rows up by number")
     return Value((*indices.dims, weight.dims[1]), (*(False for _ in indices.dims), weight.is_zero(1)))
 
 
-@rule(aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag.default)
+@rule(aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag.default, at_zero=keeps_zero)
 def embedding_bag(
     ctx: Context, weight: Value, indices: Value, offsets: Value, per_sample_weights: Value | None = None, **_: Any
 ) -> list[Value]:

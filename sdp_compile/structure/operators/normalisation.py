@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
+from torch import fx
 
+from sdp_compile.ir.schema import bind
+from sdp_compile.ops import narrow
+from sdp_compile.ops.of_full import standardise_of_full
 from sdp_compile.structure import axes
-from sdp_compile.structure.operators import Context, Value, dim_index, rule
+from sdp_compile.structure.operators.at_zero import Call, Outcome, undefined, zero_if
+from sdp_compile.structure.operators.context import Context, Value, dim_index
+from sdp_compile.structure.operators.parts import NarrowCall, Split
+from sdp_compile.structure.operators.table import declare, rule
 
 aten = torch.ops.aten
 
@@ -19,7 +25,19 @@ def _affine_zero(weight: Value | None, bias: Value | None) -> bool:
     return weight is not None and weight.is_zero(0) and (bias is None or bias.is_zero(0))
 
 
-@rule(aten.batch_norm.default, aten.instance_norm.default)
+def _by_statistics(call: Call) -> Outcome:
+    return zero_if(call.zero("weight") and call.absent("bias"))  # of an input that is 0 running statistics make others
+
+
+def _by_sample(call: Call) -> Outcome:
+    return zero_if(call.zero("weight", "input") and call.absent("bias"))
+
+
+declare("native_batch_norm", at_zero=_by_statistics)
+declare("native_layer_norm", "native_group_norm", at_zero=_by_sample)
+
+
+@rule(aten.batch_norm.default, aten.instance_norm.default, at_zero=_by_statistics)
 def batch_norm(
     ctx: Context,
     input: Value,
@@ -54,18 +72,16 @@ def batch_norm(
     return Value(input.dims, tuple(zero))
 
 
-def standardise_of_full(tensor: torch.Tensor, eps: float, kept: list[int], full: list[int]) -> torch.Tensor:
-    """Batch norm by its own statistics of a tensor that holds ``kept`` of ``full`` indices; the others are 0."""
-    dims = [d for d in range(tensor.ndim) if d != 1]
-    held = tensor.numel() // tensor.shape[1]
-    whole = held // prod(kept) * prod(full)
-    mean = tensor.sum(dims, keepdim=True) / whole
-    centred = tensor - mean
-    variance = (centred.square().sum(dims, keepdim=True) + (whole - held) * mean.square()) / whole
-    return centred * torch.rsqrt(variance + eps)
+def _narrow_layer_norm(node: fx.Node, weight: fx.Node, split: Split) -> NarrowCall | None:
+    arguments = bind(node)
+    if arguments["weight"] is not weight or len(arguments["normalized_shape"]) != 1:
+        return None
+    args = (arguments["input"], split.owned, split.rest, arguments["bias"], arguments["eps"], split.runs)
+    return narrow.layer_norm, args
 
 
-@rule(aten.layer_norm.default, aten.rms_norm.default)
+@rule(aten.layer_norm.default, at_zero=_by_sample, narrow=_narrow_layer_norm)
+@rule(aten.rms_norm.default, at_zero=_by_sample)
 def layer_norm(
     ctx: Context,
     input: Value,
@@ -81,7 +97,7 @@ def layer_norm(
     return Value(input.dims, tuple(zero))
 
 
-@rule(aten.group_norm.default)
+@rule(aten.group_norm.default, at_zero=_by_sample)
 def group_norm(
     ctx: Context, input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, **_: Any
 ) -> Value:
@@ -98,7 +114,7 @@ def group_norm(
     return Value(input.dims, tuple(zero))
 
 
-@rule(aten._weight_norm.default)
+@rule(aten._weight_norm.default, at_zero=undefined)
 def weight_norm(ctx: Context, v: Value, g: Value, dim: int = 0) -> Value:
     """``g * v / norm(v)``, the norm over all dimensions but ``dim``: a missing index of ``dim`` is 0 / 0."""
     ctx.unify(v.dims[dim], g.dims[dim])

@@ -13,7 +13,8 @@ import torch
 
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators import Context, Value, rule
+from sdp_compile.structure.operators.context import Context, Value
+from sdp_compile.structure.operators.table import rule
 
 aten = torch.ops.aten
 
