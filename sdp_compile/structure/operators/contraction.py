@@ -57,7 +57,8 @@ def _linear_contractions(node: fx.Node) -> list[Contraction]:
 
 
 def _linear_work(node: fx.Node, sizes: Sizes) -> list[Work]:
-    return _work(node, *tensor_arguments(node)[:2], sizes)
+    left, right = tensor_arguments(node)[:2]
+    return _work(node, left, right, sizes)
 
 
 def _narrow_linear(node: fx.Node, weight: fx.Node, split: Split) -> NarrowCall | None:
@@ -75,7 +76,8 @@ def _contractions(node: fx.Node) -> list[Contraction]:
 
 
 def _product_work(node: fx.Node, sizes: Sizes) -> list[Work]:
-    return _work(node, *tensor_arguments(node)[-2:], sizes)
+    left, right = tensor_arguments(node)[-2:]
+    return _work(node, left, right, sizes)
 
 
 def _work(node: fx.Node, left: fx.Node, right: fx.Node, sizes: Sizes) -> list[Work]:

@@ -41,7 +41,12 @@ declare(
     "trunc type_as alias to _to_copy".split(),
     at_zero=keeps_zero,
 )
-declare(*"log log2 log10 rsqrt reciprocal sqrt digamma lgamma acosh".split(), at_zero=undefined)
+declare(
+    *"acosh digamma lgamma log log10 log2 mvlgamma polygamma reciprocal rsqrt special_bessel_y0 special_bessel_y1 "
+    "special_entr special_modified_bessel_k0 special_modified_bessel_k1 special_ndtri "
+    "special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 sqrt".split(),
+    at_zero=lambda call: Outcome.UNDEFINED if call.zero("self", "x") else Outcome.FINITE,
+)
 declare("mul", at_zero=either_zero)
 declare(*"add sub rsub maximum minimum fmax fmin lerp".split(), at_zero=both_zero)
 declare("zero", at_zero=makes_zeros)
@@ -52,7 +57,7 @@ declare("where", at_zero=lambda call: zero_if(call.zero("self") and call.zero("o
 declare("addcmul", at_zero=product_and_sum)
 
 
-def _both_undefined(call: Call) -> Outcome:
+def _hypotenuse(call: Call) -> Outcome:
     return Outcome.UNDEFINED if all(call.first(2)) else Outcome.FINITE
 
 
@@ -87,11 +92,12 @@ def _clamped(call: Call) -> Outcome:
     return zero_if(call.zero("self") and numbers and (low or 0) <= 0 <= (high or 0))
 
 
-declare("atan2", "hypot", at_zero=_both_undefined)
-declare("div", "floor_divide", "fmod", "remainder", at_zero=_quotient)
+declare("atan2", at_zero=lambda call: Outcome.FINITE)  # of two zeros 0 or pi: their signs decide
+declare("hypot", at_zero=_hypotenuse)
+declare("div", "floor_divide", "fmod", "remainder", "xlogy", at_zero=_quotient)
 declare("addcdiv", at_zero=_quotient_and_sum)
 declare("logit", at_zero=_logit)
-declare("pow", at_zero=_power)
+declare("pow", "float_power", at_zero=_power)
 declare("threshold", at_zero=_threshold)
 declare("clamp", "clamp_min", "clamp_max", "hardtanh", at_zero=_clamped)
 

@@ -10,7 +10,7 @@ import torch
 from sdp_compile.ops.of_full import mean_of_full
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators.at_zero import Call, Outcome, keeps_zero, undefined, zero_if
+from sdp_compile.structure.operators.at_zero import Call, Outcome, keeps_zero, zero_if
 from sdp_compile.structure.operators.context import Context, Value, dim_indices
 from sdp_compile.structure.operators.table import declare, rule
 
@@ -38,19 +38,13 @@ def additive(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, 
     return reduce(ctx, self, dim, bool(keepdim), additive=True)
 
 
-def _norm(call: Call) -> Outcome:
-    """Below order 1 the gradient at 0 is not finite."""
-    order = call.arguments.get("ord", call.arguments.get("p"))
-    return keeps_zero(call) if order is None or float(order) >= 1 else undefined(call)
-
-
-@rule(aten.linalg_vector_norm.default, at_zero=_norm)
+@rule(aten.linalg_vector_norm.default, at_zero=keeps_zero)
 def vector_norm(ctx: Context, self: Value, ord: float, dim: Any, keepdim: bool, **_: Any) -> Value:
     # A norm of order above 1 has a gradient of 0 at 0; below, missing units would count or break the gradient.
     return reduce(ctx, self, dim, bool(keepdim), additive=float(ord) >= 1)
 
 
-@rule(aten.norm.Scalar, aten.norm.ScalarOpt_dim, at_zero=_norm)
+@rule(aten.norm.Scalar, aten.norm.ScalarOpt_dim, at_zero=keeps_zero)
 def norm(ctx: Context, self: Value, p: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
     return reduce(ctx, self, dim, bool(keepdim), additive=p is None or float(p) >= 1)
 

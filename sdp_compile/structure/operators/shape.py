@@ -12,7 +12,7 @@ from torch import fx
 from sdp_compile.ir.schema import bind
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators.at_zero import keeps_zero
+from sdp_compile.structure.operators.at_zero import Call, Outcome, keeps_zero, zero_if
 from sdp_compile.structure.operators.context import Context, Value, dim_index, dim_indices
 from sdp_compile.structure.operators.table import rule
 
@@ -23,7 +23,12 @@ def permuted(value: Value, order: Sequence[int]) -> Value:
     return Value(tuple(value.dims[d] for d in order), tuple(value.zero[d] for d in order), value.storage)
 
 
-@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints, at_zero=keeps_zero)
+def _viewed(call: Call) -> Outcome:
+    return zero_if("size" in call.arguments and call.zero("self"))  # as another dtype, -0.0 is not 0
+
+
+@rule(aten.view.default, at_zero=_viewed)
+@rule(aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints, at_zero=keeps_zero)
 @rule(aten.unflatten.int, aten.squeeze.dim, aten.squeeze.default, aten.squeeze.dims, at_zero=keeps_zero)
 @rule(aten.unsqueeze.default, at_zero=keeps_zero)
 @rule(aten.unsqueeze_.default, aten.squeeze_.default, aten.squeeze_.dim, aten.squeeze_.dims)

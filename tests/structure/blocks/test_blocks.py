@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sdp_compile.capture import capture
-from sdp_compile.structure.blocks.families import block_families
 from sdp_compile.structure.blocks.block import Block, Blocks
+from sdp_compile.structure.blocks.families import block_families
 from sdp_compile.structure.blocks.finding import find_blocks
 from tests import residual_models as models
 
