@@ -17,13 +17,13 @@ from sdp_compile.ir.schema import aliased_values, written_values
 
 
 def tensor_value(node: fx.Node) -> torch.Tensor | None:
-    """The fake tensor that the node makes, None for numbers, symbolic sizes and tuples."""
+    """Returns the fake tensor of a node, None for numbers, symbolic sizes and tuples."""
     value = node.meta.get("val")
     return value if isinstance(value, torch.Tensor) else None
 
 
 def shape_text(value: torch.Tensor) -> tuple[str, ...]:
-    """Sizes as text, so that comparing symbolic ones adds no guard."""
+    """Returns sizes as text; comparing symbolic sizes themselves would add guards."""
     return tuple(str(size) for size in value.shape)
 
 
@@ -34,7 +34,7 @@ def _nodes_in(value: Any) -> list[fx.Node]:
 
 
 def written_inputs(node: fx.Node) -> list[fx.Node]:
-    """The inputs whose storage the node overwrites."""
+    """Returns the inputs whose storage the node overwrites."""
     if node.op != "call_function":
         return []
     if node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
@@ -43,7 +43,7 @@ def written_inputs(node: fx.Node) -> list[fx.Node]:
 
 
 def aliased_inputs(node: fx.Node) -> list[fx.Node]:
-    """The inputs whose storage the node's result may share."""
+    """Returns the inputs whose storage the node's result may share."""
     if node.op != "call_function":
         return list(node.all_input_nodes) if node.op in ("call_module", "call_method") else []
     if node.target is operator.getitem:
@@ -56,7 +56,7 @@ def aliased_inputs(node: fx.Node) -> list[fx.Node]:
 
 
 class Effects:
-    """Positions, storages and true readers of all nodes of one graph.
+    """The positions, storages and true readers of all nodes of one graph.
 
     ``storage[node]`` names the storage that the node may share with others by its first node. ``stale[node]`` maps an
     input of the node that has been overwritten since it was made to the last node that wrote to it.
@@ -109,19 +109,19 @@ class Effects:
                 self.writers.setdefault(self.storage[target], []).append(node)
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """All nodes that the node's value depends on directly."""
+        """Returns all nodes that the node's value depends on directly."""
         return [*node.all_input_nodes, *self.stale.get(node, {}).values()]
 
     def written_after(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes that overwrite the node's result later on."""
+        """Returns the nodes that overwrite the node's result later on."""
         writers = self.writers.get(self.storage[node], ())
         return [writer for writer in writers if self.position[writer] > self.position[node]]
 
 
 def live_nodes(effects: Effects, keeps: Callable[[str], bool]) -> set[fx.Node]:
-    """The nodes that the graph's results, its caller's tensors or a state tensor that ``keeps`` accepts depend on.
+    """Returns the nodes that results, the caller's tensors or state tensors accepted by ``keeps`` depend on.
 
-    One sweep from the end: a write counts when something alive reads that storage later.
+    It is one sweep from the end: a write counts when a live node reads that storage later.
     """
     kept = {
         effects.storage[node]
@@ -143,7 +143,7 @@ def live_nodes(effects: Effects, keeps: Callable[[str], bool]) -> set[fx.Node]:
 
 
 def _acts_outside(node: fx.Node) -> bool:
-    """Whether the node does something besides computing and writing tensors, as an assertion does."""
+    """Returns whether the node does more than compute and write tensors, as an assertion does."""
     if node.op != "call_function":
         return node.op in ("call_module", "call_method") and node.is_impure()
     if isinstance(node.target, torch._ops.OpOverload):

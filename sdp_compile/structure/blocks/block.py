@@ -11,7 +11,7 @@ from sdp_compile.ir.program import Mode
 
 @dataclass(frozen=True)
 class Branch:
-    """One place where a block lies in one graph: ``add`` takes its output, ``operand``, the last of ``nodes``."""
+    """A block in one graph: ``nodes``, whose last, ``operand``, is its output and is taken by ``add``."""
 
     add: str
     operand: str
@@ -38,7 +38,7 @@ class Blocks:
     """All blocks of a model, ordered by depth.
 
     ``residual_adds`` names, for each mode, the add nodes of skip paths and branches with parameters, whether or not the
-    branch can be dropped; an add inside of another branch is not part of the residual stream.
+    branch can be dropped. An add inside another branch does not belong to the residual stream.
     """
 
     blocks: tuple[Block, ...]
@@ -46,12 +46,12 @@ class Blocks:
 
     @cached_property
     def layers(self) -> Mapping[str, tuple[int, ...]]:
-        """The blocks of each layer, by number."""
+        """For each layer the numbers of its blocks."""
         layers: dict[str, tuple[int, ...]] = {}
         for number, block in enumerate(self.blocks):
             layers[block.layer] = (*layers.get(block.layer, ()), number)
         return layers
 
     def units(self, family: str) -> tuple[tuple[int, ...], ...]:
-        """For each unit of the family ``blocks`` or ``layers`` the numbers of its blocks."""
+        """Returns for each unit of the family ``blocks`` or ``layers`` the numbers of its blocks."""
         return tuple(self.layers.values()) if family == "layers" else tuple((i,) for i in range(len(self.blocks)))

@@ -1,8 +1,8 @@
-"""Blocks: the residual branches that can be dropped as a whole.
+"""The search for blocks: residual branches that can be dropped whole.
 
-A branch is a block when its output is provably 0 once the parameters that only it uses are 0. Branches that need a
-parameter they share, as ALBERT's layers do, form one block together. Of nested blocks the innermost counts, and a block
-must be found in the graphs of all modes.
+A branch is a block when its output is provably 0 once the parameters that only it uses are 0. Branches that share such
+a parameter, as ALBERT's layers do, form one block together. Of nested blocks only the innermost counts, and a block
+must occur in the graphs of all modes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Unit:
 
 
 def find_blocks(capture: Capture) -> Blocks:
-    """The blocks of a captured model. Linear in the size of the graphs, apart from the depth of nesting."""
+    """Returns the blocks of a captured model, in time linear in the graphs for a given depth of nesting."""
     found: dict[Mode, list[_Unit]] = {}
     adds: dict[Mode, frozenset[str]] = {}
     outside: set[str] = set()
@@ -72,7 +72,7 @@ def _branch(term: Term) -> Branch:
 
 
 def _units(program: Program, state: Mapping[str, StateTensor]) -> tuple[list[_Unit], frozenset[str]]:
-    """The blocks of one graph in its order, and the names of the residual adds, those inside of a branch left out."""
+    """Returns the blocks of one graph in its order, and the names of the residual adds outside of branches."""
     effects = Effects(program.graph)
     residuals = find_residuals(program, state, effects)
     finder = _UnitFinder(program.graph, state, effects)
@@ -91,7 +91,7 @@ class _UnitFinder:
             self.siblings.setdefault(name.rpartition(".")[0], []).append(name)
 
     def valid(self, terms: list[Term]) -> list[_Unit]:
-        """The units whose output is 0 without their own parameters; terms that fail alone are tried together."""
+        """Returns the units that are 0 without their own parameters; terms that fail alone are tried together."""
         units: list[_Unit] = []
         failed: list[Term] = []
         for term in terms:
@@ -118,7 +118,7 @@ class _UnitFinder:
         return sorted(kept, key=lambda unit: self.effects.position[unit.terms[0].add])
 
     def _unit(self, terms: list[Term]) -> _Unit | None:
-        """These terms as one unit, None where some output is not 0 without the parameters that only they use."""
+        """Returns terms as one unit, or None if one is not 0 without the parameters that only they use."""
         nodes = {node for term in terms for node in term.region}
         owned = self._owned(nodes)
         parameters = frozenset(name for name in owned if self.state[name].kind == "parameter")
@@ -131,13 +131,13 @@ class _UnitFinder:
         return _Unit(tuple(terms), parameters, frozenset(owned) - parameters)
 
     def _attributes_of(self, term: Term, parameters: Iterable[str]) -> list[fx.Node]:
-        """Parameters that the term shares with others of its unit lie outside of its region."""
+        """Returns the parameters that the term shares with others of its unit: they lie outside of its region."""
         region = set(term.region)
         shared = (self.attributes[name] for name in term.parameters if name in parameters)
         return [node for node in shared if node not in region]
 
     def _owned(self, nodes: set[fx.Node]) -> set[str]:
-        """The state that only these nodes read, and the counters of their normalisations, which nobody reads."""
+        """Returns the state that only these nodes read, and the counters of their normalisations, which none reads."""
         used = {source for node in nodes for source in (node, *node.all_input_nodes) if source.op == "get_attr"}
         owned = {str(node.target) for node in used if self.effects.readers[node] <= nodes}
         for module in {name.rpartition(".")[0] for name in owned}:
@@ -152,7 +152,7 @@ class _UnitFinder:
         )
 
     def _writes_elsewhere(self, nodes: set[fx.Node], owned: set[str]) -> bool:
-        """Whether a node writes to state that something else uses, which dropping it would change."""
+        """Returns whether a node writes to state that other nodes use: dropping it would change them."""
         targets = (target for node in nodes for target in written_inputs(node) if target.op == "get_attr")
         return any(str(target.target) not in owned for target in targets)
 
@@ -160,9 +160,9 @@ class _UnitFinder:
 def _sharing(
     failed: list[Term], valid: list[Term], attributes: Mapping[str, fx.Node], effects: Effects
 ) -> list[list[Term]]:
-    """The failed terms grouped by the parameters that they share; a valid term that shares one of them joins in.
+    """Groups the failed terms by shared parameters, together with valid terms that share one of them.
 
-    A parameter that is used outside of all terms joins nothing.
+    A parameter that is used outside of all terms joins none.
     """
     terms = failed + valid
     inside = {node for term in terms for node in term.region}

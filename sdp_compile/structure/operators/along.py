@@ -38,7 +38,7 @@ def triangle(ctx: Context, self: Value, **_: Any) -> Value:
 
 @rule(aten.cumsum.default, aten.cumsum_.default, at_zero=keeps_zero)
 def cumsum(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
-    """The sum up to a unit needs only the units before it that are not 0; at missing ones it is not 0."""
+    """A prefix sum needs only the earlier units that are not 0; it is itself non-zero at missing positions."""
     dim = dim_index(dim, self.ndim)
     if not self.is_zero(dim):
         ctx.freeze(self.dims[dim])
@@ -69,7 +69,7 @@ def diff(ctx: Context, self: Value, dim: int, prepend: Value | None, append: Val
 
 @rule(aten.sort.default, aten.sort.stable, aten.topk.default, aten.cummax.default, aten.cummin.default)
 def ordered(ctx: Context, self: Value, dim: int = -1, **_: Any) -> list[Value]:
-    """Values in some order, and the positions they came from: equal values may come in any order."""
+    """Sorts values and returns where they stood; the positions of equal values are arbitrary."""
     return [ctx.within(self, [dim]), ctx.within(self, [dim], zero=False)]
 
 
@@ -87,7 +87,7 @@ def softmax(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
 
 @rule(aten.unfold.default, at_zero=keeps_zero)
 def unfold(ctx: Context, self: Value, dimension: int, **_: Any) -> Value:
-    """Windows along a dimension, which moves into a new last one."""
+    """Windows along a dimension become a new last dimension."""
     sizes = ctx.out_sizes()
     result = ctx.within(self, [dimension], sizes[:-1])
     return Value((*result.dims, axes.fresh(sizes[-1], ctx.reason())), (*result.zero, False), self.storage)

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 def contract(ctx: Context, operands: Sequence[Value], labels: Sequence[Sequence[str]], out: Sequence[str]) -> Value:
-    """An einsum: equal labels are one axis; a label that the result lacks is summed over."""
+    """Returns the result of an einsum: equal labels are one axis; a label that the result lacks is summed over."""
     dims: dict[str, Dim] = {}
     zero: dict[str, list[bool]] = {}
     for value, names in zip(operands, labels, strict=True):
@@ -43,7 +43,7 @@ def contract(ctx: Context, operands: Sequence[Value], labels: Sequence[Sequence[
 
 
 def plus(ctx: Context, product: Value, bias: Value | None) -> Value:
-    """A product with a bias added, broadcast."""
+    """Returns a product with a bias added to it, broadcast."""
     if bias is None:
         return product
     dims = broadcast(ctx, [product, bias], product.ndim)
@@ -144,7 +144,7 @@ def addmm(ctx: Context, self: Value, mat1: Value, mat2: Value, **_: Any) -> Valu
 
 @rule(aten.baddbmm.default, at_zero=product_and_sum, flops=_product_work, contractions=_contractions)
 def baddbmm(ctx: Context, self: Value, batch1: Value, batch2: Value, beta: Any = 1, **_: Any) -> Value:
-    # With beta 0 the input is ignored, and may be uninitialised memory of the full size.
+    # With beta 0 the first argument does not matter; it may be uninitialised memory of the full size.
     product = _matmul(ctx, batch1, batch2)
     result = plus(ctx, product, self)
     return product if beta == 0 else result
@@ -166,7 +166,7 @@ def _einsum_at_zero(call: Call) -> Outcome:
 
 
 def _einsum_work(node: fx.Node, sizes: Sizes) -> list[Work]:
-    """One product over all letters of the equation; operands with an ellipsis do not count."""
+    """The work is the product of the sizes of all letters; operands with an ellipsis do not count."""
     arguments = bind(node)
     terms = arguments["equation"].replace(" ", "").partition("->")[0].split(",")
     lengths: dict[str, int] = {}
@@ -201,7 +201,7 @@ def einsum(ctx: Context, equation: str, tensors: Sequence[Value], **_: Any) -> V
 
 
 def _without_diagonals(ctx: Context, value: Value, labels: Sequence[str]) -> Value:
-    """The value with one dimension per label: those of a repeated label are the positions of a diagonal."""
+    """Returns a value with one dimension for each label; a repeated label takes a diagonal, which stays whole."""
     ctx.freeze(*(dim for dim, name in zip(value.dims, labels, strict=True) if labels.count(name) > 1))
     first = [labels.index(name) for name in dict.fromkeys(labels)]
     return Value(tuple(value.dims[d] for d in first), tuple(value.is_zero(d) for d in first))
@@ -243,7 +243,7 @@ def attention(
 
 
 def _repeated_heads(ctx: Context, query: Value, value: Value) -> Value:
-    """Keys and values as grouped-query attention uses them: every head stands for a group of query heads."""
+    """Returns keys or values in which each head stands for a group of query heads (grouped-query attention)."""
     heads = value.dims[-3]
     group = axes.size(query.dims[-3]) // axes.size(heads)
     dims = (*value.dims[:-3], (*heads, *axes.fresh(group)), *value.dims[-2:])

@@ -74,7 +74,7 @@ def convolution(
 ) -> Value:
     """The weight is (out channels, in channels / groups, ...): its first dimension carries the groups.
 
-    With a weight computed per sample the number of groups is a symbol: the batch times the model's own groups.
+    When a weight is computed for each sample, ``groups`` is a symbol: the batch times the model's own groups.
     """
     channel = input.ndim - weight.ndim + 1
     rows, columns = weight.dims[:2]

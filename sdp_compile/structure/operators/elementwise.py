@@ -149,7 +149,7 @@ def elementwise(ctx: Context, **arguments: Any) -> Value:
 
 
 def _zero(ctx: Context, arguments: dict[str, Any], dims: Sequence[Dim], position: int) -> bool:
-    """Whether the result is 0 at missing units of a dimension, which is kept whole where they would not be finite."""
+    """Whether the result is 0 at missing units of a dimension; freezes it where the result would not be finite."""
     at_zero = lookup(ctx.node.target).at_zero
 
     def is_zero(value: Any) -> bool:
@@ -181,7 +181,7 @@ def _same(view: Any, dim: int) -> int:
 @rule(aten.where.Scalar, aten.rsub.Tensor, aten.floor_divide, aten.isin.Tensor_Scalar)
 @rule(aten.__and__.Tensor, aten.__or__.Tensor, aten.__and__.Scalar, aten.__or__.Scalar)
 def same_shape(ctx: Context, **arguments: Any) -> Value:
-    """Elementwise operators without the tag. ``to`` and ``type_as`` read of their other argument the dtype only."""
+    """The rule of elementwise operators without the tag; ``to`` and ``type_as`` read only the dtype of ``other``."""
     if ctx.operator in {"to", "type_as"}:
         arguments.pop("other", None)
     return elementwise(ctx, **arguments)

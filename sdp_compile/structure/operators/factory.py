@@ -1,4 +1,4 @@
-"""Tensors that an operator makes from sizes: constant fills follow a cut, position-dependent values do not."""
+"""Tensors made from sizes: constant fills follow a cut, values that depend on the position do not."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def scalar(ctx: Context, **_: Any) -> Value:
 @rule(aten.arange, aten.linspace, aten.logspace, aten.eye, aten.tril_indices, aten.triu_indices, aten.randperm)
 @rule(aten.hann_window, aten.hamming_window)
 def positions(ctx: Context, **_: Any) -> Value:
-    """Values that depend on the position: a worker's slice would count from the start again."""
+    """Values that depend on the position: on a slice, they would start again from the first one."""
     return ctx.frozen()

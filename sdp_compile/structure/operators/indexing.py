@@ -1,4 +1,4 @@
-"""Looking values up by number: what is looked up stays whole, everything beside it passes through."""
+"""Indexing: indexed dimensions stay whole, all others pass through."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ aten = torch.ops.aten
 
 
 def looked_up(ctx: Context, self: Value, indices: Sequence[Value | None]) -> list[int | None]:
-    """For each dimension of ``self[indices]`` the one of ``self`` that passes through, None for those looked up.
+    """Returns for each dimension of ``self[indices]`` the dimension of ``self`` that passes through, None if indexed.
 
-    A mask takes the place of as many dimensions as it has, and yields one.
+    A mask replaces as many dimensions as it has by one.
     """
     nodes: Sequence[Any] = ctx.node.args[1]  # type: ignore[assignment]
     indexed: list[int] = []
@@ -37,7 +37,7 @@ def looked_up(ctx: Context, self: Value, indices: Sequence[Value | None]) -> lis
     ctx.freeze(*(self.dims[d] for d in indexed), text=f"{ctx.operator} looks it up by number")
     ctx.freeze_values(*indices)
     kept: list[int | None] = [d for d in range(self.ndim) if d not in indexed]
-    # Adjacent indices put the looked-up dimensions in their place, separated ones put them first.
+    # The dimensions of adjacent indices stay in place; those of separated ones come first.
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     start = indexed[0] if adjacent else 0
     return [*kept[:start], *[None] * new, *kept[start:]]
@@ -61,7 +61,7 @@ def index_select(ctx: Context, self: Value, dim: int, index: Value, **_: Any) ->
 
 @rule(aten.gather.default, at_zero=keeps_zero)
 def gather(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value:
-    """One lookup per element of ``index``, which may be shorter than the tensor: then neither is cut."""
+    """Looks up one value for each element of ``index``; if that is shorter than the tensor, neither is cut."""
     if not self.ndim:
         return self
     dim = dim_index(dim, self.ndim)
@@ -108,7 +108,7 @@ def embedding(ctx: Context, weight: Value, indices: Value, **_: Any) -> Value:
 def embedding_bag(
     ctx: Context, weight: Value, indices: Value, offsets: Value, per_sample_weights: Value | None = None, **_: Any
 ) -> list[Value]:
-    """A sum, mean or maximum of looked-up rows per bag, and three tensors that only backward reads."""
+    """Returns the sum, mean or maximum of the rows of each bag, and three tensors that only backward reads."""
     ctx.freeze(weight.dims[0], text="embedding_bag looks rows up by number")
     ctx.freeze_values(indices, offsets, per_sample_weights)
     sizes = [ctx.sizes_of(tensor) for tensor in ctx.node.meta["val"]]

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 def concatenated(ctx: Context, tensors: Sequence[Value], dim: int) -> Value:
-    """The values one after the other along ``dim``; cat skips legacy empty ones."""
+    """Returns the concatenation of values along ``dim``, without the empty ones that ``cat`` skips."""
     ndim = max(value.ndim for value in tensors)
     tensors = [value for value in tensors if value.ndim == ndim]
     dim = dim_index(dim, ndim)
@@ -123,7 +123,7 @@ def _padded(call: Call) -> Outcome:
 
 @rule(aten.pad.default, aten.constant_pad_nd.default, at_zero=_padded)
 def pad(ctx: Context, self: Value, pad: Sequence[Any], value: Any = None, mode: str = "constant") -> Value:
-    """A constant border is two more parts of a dimension; a border made of the values needs all of them."""
+    """A constant border adds two parts to a dimension; any other border needs the whole dimension."""
     sizes = ctx.out_sizes()
     keeps_zero = mode != "constant" or not value
     dims, zero = list(self.dims), [keeps_zero and self.is_zero(d) for d in range(self.ndim)]

@@ -1,4 +1,4 @@
-"""Products beside the matrix product: outer, Kronecker and cross products, distances, experts' weights."""
+"""Other products: outer, Kronecker and cross products, distances, grouped products of experts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def cross(ctx: Context, self: Value, other: Value, dim: int | None = -1, **_: An
 
 @rule(aten.cdist.default, aten._cdist_forward.default)
 def cdist(ctx: Context, x1: Value, x2: Value, p: float, **_: Any) -> Value:
-    """Distances over the last dimension; coordinates that both lack do not count, from order 1 on."""
+    """Distances over the last dimension; from order 1, coordinates that are 0 in both do not count."""
     ctx.unify(x1.dims[-1], x2.dims[-1])
     if not (p >= 1 and x1.is_zero(-1) and x2.is_zero(-1)):
         ctx.freeze(x1.dims[-1])
@@ -86,7 +86,7 @@ def _leading(value: Value) -> Value:
 
 @rule(aten.cosine_similarity.default)
 def cosine_similarity(ctx: Context, x1: Value, x2: Value, dim: int, **_: Any) -> Value:
-    """Coordinates that both lack do not count; two vectors of zeros have the similarity 0."""
+    """Coordinates that are 0 in both do not count; two zero vectors have the similarity 0."""
     dims = broadcast(ctx, [x1, x2])
     mixed = dim_index(dim, len(dims)) - len(dims)
     zeros = {p: aligned_zero(x1, p) and aligned_zero(x2, p) for p in range(-len(dims), 0)}
@@ -112,7 +112,7 @@ def addbmm(ctx: Context, self: Value, batch1: Value, batch2: Value, **_: Any) ->
 
 @rule(aten._grouped_mm.default, "transformers::grouped_mm_fallback", at_zero=either_zero)
 def grouped_mm(ctx: Context, **arguments: Any) -> Value:
-    """(tokens, in) times (experts, in, out): rows ``offs[e - 1]`` to ``offs[e]`` meet the matrix of expert ``e``."""
+    """(tokens, in) times (experts, in, out): expert ``e`` multiplies the rows ``offs[e - 1]`` to ``offs[e]``."""
     tokens, experts, offsets, *rest = (value for value in arguments.values() if isinstance(value, Value))
     ctx.freeze(tokens.dims[0], experts.dims[0], *offsets.dims, text=f"{ctx.operator} counts tokens per expert")
     if rest or tokens.ndim != 2 or experts.ndim != 3:

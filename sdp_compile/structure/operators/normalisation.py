@@ -21,12 +21,13 @@ aten = torch.ops.aten
 
 
 def _affine_zero(weight: Value | None, bias: Value | None) -> bool:
-    """An affine norm is 0 at a missing unit if both its parameters are; their statistics do not matter."""
+    """Whether scale and shift make a normalisation 0 at missing units, whatever the statistics."""
     return weight is not None and weight.is_zero(0) and (bias is None or bias.is_zero(0))
 
 
 def _by_statistics(call: Call) -> Outcome:
-    return zero_if(call.zero("weight") and call.absent("bias"))  # of an input that is 0 running statistics make others
+    # An input of 0 is not enough: running statistics shift it.
+    return zero_if(call.zero("weight") and call.absent("bias"))
 
 
 def _by_sample(call: Call) -> Outcome:
@@ -47,7 +48,7 @@ def batch_norm(
     running_var: Value | None = None,
     **arguments: Any,
 ) -> Value:
-    """Also of weights (weight standardisation): of zeros the sample's own statistics make zeros."""
+    """Weight standardisation calls it on weights; normalising zeros by their own statistics gives zeros."""
     channel = 1
     own_statistics = bool(arguments.get("training") or arguments.get("use_input_stats"))
     for other in (weight, bias, running_mean, running_var):
@@ -116,7 +117,7 @@ def group_norm(
 
 @rule(aten._weight_norm.default, at_zero=undefined)
 def weight_norm(ctx: Context, v: Value, g: Value, dim: int = 0) -> Value:
-    """``g * v / norm(v)``, the norm over all dimensions but ``dim``: a missing index of ``dim`` is 0 / 0."""
+    """Computes ``g * v / norm(v)`` with norms over all dimensions but ``dim``; missing units of ``dim`` give 0 / 0."""
     ctx.unify(v.dims[dim], g.dims[dim])
     ctx.freeze(v.dims[dim], text="_weight_norm divides a missing unit, which is 0, by its norm")
     for d in range(v.ndim):

@@ -1,4 +1,4 @@
-"""Pooling, interpolation and other operators on the spatial dimensions, which channels pass through."""
+"""Pooling, interpolation and other operators on spatial dimensions; channels pass through them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _first(arguments: dict[str, Any]) -> Value:
 
 
 def _spatial(ctx: Context) -> range:
-    """The last one, two or three dimensions, by the operator's name."""
+    """Returns the last one, two or three dimensions, as the operator's name says."""
     return range(-next(number for number in (1, 2, 3) if f"{number}d" in ctx.operator), 0)
 
 
@@ -70,7 +70,7 @@ def grid_sampler(ctx: Context, input: Value, grid: Value, **_: Any) -> Value:
 
 @rule(aten.im2col.default, at_zero=keeps_zero)
 def im2col(ctx: Context, self: Value, **_: Any) -> Value:
-    """Windows of (..., channels, height, width) as (..., channels x window, windows)."""
+    """(..., channels, height, width) becomes (..., channels x window, windows)."""
     sizes, channel = ctx.out_sizes(), self.ndim - 3
     ctx.freeze(*self.dims[channel + 1 :])
     window = axes.fresh(sizes[channel] // axes.size(self.dims[channel]), ctx.reason())
@@ -80,7 +80,7 @@ def im2col(ctx: Context, self: Value, **_: Any) -> Value:
 
 @rule(aten.col2im.default, at_zero=keeps_zero)
 def col2im(ctx: Context, self: Value, **_: Any) -> Value:
-    """The reverse of `im2col`; values that fall on one position are added."""
+    """The reverse of `im2col`; values at one position are added."""
     sizes, channel = ctx.out_sizes(), self.ndim - 2
     window = axes.size(self.dims[channel]) // sizes[channel]
     (channels, within), _sources = axes.regroup([self.dims[channel]], [sizes[channel], window], ctx.reason())

@@ -1,4 +1,4 @@
-"""Writing values to places given by number: those places stay whole, everything beside them passes through."""
+"""Writing to indices: indexed dimensions stay whole, all others pass through."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ declare("slice_scatter", "select_scatter", "masked_scatter", at_zero=_scattered)
 
 
 def _written(ctx: Context, target: Value, zero: Sequence[bool]) -> Value:
-    """The result, which is ``target`` itself for an in-place operator."""
+    """Returns the result: ``target`` itself for an in-place operator."""
     return ctx.writes(target, zero) if ctx.operator.endswith("_") else Value(target.dims, tuple(zero))
 
 
@@ -43,7 +43,7 @@ def _amount_is_zero(value: Any, d: int) -> bool:
     at_zero=_scattered,
 )
 def scatter(ctx: Context, self: Value, dim: int, index: Value, **arguments: Any) -> Value:
-    """One write per element of ``index``, which may be shorter than the tensor: then neither is cut."""
+    """Writes one value for each element of ``index``; if that is shorter than the tensor, neither is cut."""
     source = arguments.get("src", arguments.get("value"))
     dim = dim_index(dim, self.ndim)
     ctx.freeze(self.dims[dim], index.dims[dim], text=f"{ctx.operator} writes to it by number")
@@ -60,7 +60,7 @@ def scatter(ctx: Context, self: Value, dim: int, index: Value, **arguments: Any)
 @rule(aten.index_copy.default, aten.index_copy_.default, at_zero=_scattered)
 @rule(aten.index_fill, aten.index_fill_, at_zero=_scattered)
 def index_write(ctx: Context, self: Value, dim: int, index: Value, **arguments: Any) -> Value:
-    """Whole slices of ``source`` (or one number) to the places ``index`` of ``dim``."""
+    """Writes slices of ``source``, or one number, at the positions ``index`` of ``dim``."""
     source = arguments.get("source", arguments.get("value"))
     dim = dim_index(dim, self.ndim)
     ctx.freeze(self.dims[dim], text=f"{ctx.operator} writes to it by number")
@@ -77,7 +77,7 @@ def index_write(ctx: Context, self: Value, dim: int, index: Value, **arguments: 
 
 @rule(aten.index_put.default, aten.index_put_.default, at_zero=_scattered)
 def index_put(ctx: Context, self: Value, indices: Sequence[Value | None], values: Value, **_: Any) -> Value:
-    """``self[indices] = values``, or ``+=``; the values are broadcast to the shape that the lookup has."""
+    """Computes ``self[indices] = values``, or ``+=``; values are broadcast to the shape of ``self[indices]``."""
     sources = looked_up(ctx, self, indices)
     zero = [False] * self.ndim
     for position, d in enumerate(sources, start=-len(sources)):

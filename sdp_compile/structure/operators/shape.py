@@ -24,7 +24,7 @@ def permuted(value: Value, order: Sequence[int]) -> Value:
 
 
 def _viewed(call: Call) -> Outcome:
-    return zero_if("size" in call.arguments and call.zero("self"))  # as another dtype, -0.0 is not 0
+    return zero_if("size" in call.arguments and call.zero("self"))  # -0.0 seen as another dtype is not 0
 
 
 @rule(aten.view.default, at_zero=_viewed)
@@ -50,18 +50,18 @@ def view(ctx: Context, self: Value, **arguments: Any) -> Value:
 @rule(aten.reshape_as.default, aten.view_as.default, at_zero=keeps_zero)
 def view_as(ctx: Context, self: Value, other: Value, **_: Any) -> Value:
     result = reshaped(ctx, self, ctx.out_sizes())
-    for a, b in zip(result.dims, other.dims, strict=True):  # the shape is the other's, whatever that is cut to
+    for a, b in zip(result.dims, other.dims, strict=True):  # a cut of one is a cut of the other
         ctx.unify(a, b)
     return result
 
 
 def reshaped(ctx: Context, value: Value, sizes: Sequence[int]) -> Value:
-    """The same elements, row-major, in dimensions of ``sizes``."""
+    """Returns the same elements, in row-major order, with other sizes."""
     if not prod(sizes) or prod(sizes) != prod(map(axes.size, value.dims)):
         ctx.freeze_values(value, text=f"{ctx.operator} to a shape that cannot be followed")
         return ctx.frozen(sizes)
     dims, _sources = axes.regroup(value.dims, sizes, ctx.reason(f"{ctx.operator} to a shape that breaks it up"))
-    # A dimension that several make up is 0 at missing units if each of them is that may be cut.
+    # A merged dimension is 0 at missing units if every dimension in it that may be cut is.
     doubtful = {root for d, dim in enumerate(value.dims) if not value.zero[d] for root in axes.expand(dim)}
     free = [[root for root in axes.expand(dim) if root.frozen is None] for dim in dims]
     zero = tuple(bool(roots) and not doubtful.intersection(roots) for roots in free)

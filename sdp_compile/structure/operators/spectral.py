@@ -24,20 +24,20 @@ def part(ctx: Context, self: Value, **_: Any) -> Value:
 
 @rule(aten.view_as_real.default, aten.view_as_real_copy.default, at_zero=keeps_zero)
 def view_as_real(ctx: Context, self: Value, **_: Any) -> Value:
-    pair = axes.fresh(2, ctx.reason("real and imaginary part belong together"))
+    pair = axes.fresh(2, ctx.reason("it holds real and imaginary parts"))
     return Value((*self.dims, pair), (*self.zero, False), self.storage)
 
 
 @rule(aten.view_as_complex.default, aten.view_as_complex_copy.default, at_zero=keeps_zero)
 def view_as_complex(ctx: Context, self: Value, **_: Any) -> Value:
-    ctx.freeze(self.dims[-1], text="real and imaginary part belong together")
+    ctx.freeze(self.dims[-1], text="it holds real and imaginary parts")
     return Value(self.dims[:-1], self.zero[:-1], self.storage)
 
 
 @rule(aten.complex.default, at_zero=both_zero)
 @rule(aten.polar.default, at_zero=keeps_zero)
 def composed(ctx: Context, **parts: Any) -> Value:
-    """Of a real and an imaginary part, both 0; of a modulus and an angle, the modulus 0."""
+    """A complex number is 0 where both parts are; in polar form, where the modulus is."""
     first, second = parts.values()
     dims = broadcast(ctx, [first, second])
     needed = [first] if ctx.operator == "polar" else [first, second]

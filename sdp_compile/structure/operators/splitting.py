@@ -64,9 +64,9 @@ def slice_(ctx: Context, self: Value, dim: int = 0, step: Any = 1, **arguments: 
     start = arguments.get("start") or 0
     part: Dim
     if step != 1 and isinstance(start, int) and 0 <= start < step and kept * step == whole:
-        # One index of each of the groups of ``step`` that make up the dimension.
+        # The dimension consists of groups of ``step`` indices; the slice takes one of each.
         (part, within), _ = axes.regroup([self.dims[dim]], [kept, step], ctx.reason())
-        ctx.freeze(within, text="slice takes one of so many indices")
+        ctx.freeze(within, text="slice takes one index of every few")
         ctx.pin("end", None)
     elif step != 1 or not isinstance(start, int):
         ctx.freeze(self.dims[dim], text="slice takes a part of it that cannot be followed")
