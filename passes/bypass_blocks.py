@@ -14,8 +14,7 @@ from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.ir.schema import functional_variant
 from sdp_compile.passes.base import Pass, PassContext
 from sdp_compile.passes.branches import call_like, dropped_branches, nodes_of
-from sdp_compile.structure.blocks.block import Branch
-from sdp_compile.structure.blocks.residual import ADDS
+from sdp_compile.structure.blocks.block import ADDS, Branch
 
 aten = torch.ops.aten
 

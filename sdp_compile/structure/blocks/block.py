@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from sdp_compile.ir.program import Mode
+
+ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, operator.add, operator.iadd)
+"""What a graph calls to add a branch to its skip path."""
 
 
 @dataclass(frozen=True)

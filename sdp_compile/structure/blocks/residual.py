@@ -7,7 +7,6 @@ path, another term of its sum, feeds it and it computes with parameters on the w
 from __future__ import annotations
 
 import heapq
-import operator
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +17,10 @@ from torch import fx
 from sdp_compile.ir.effects import Effects, shape_text, tensor_value
 from sdp_compile.ir.program import Program, StateTensor
 from sdp_compile.ir.schema import functional_name, operator_name
+from sdp_compile.structure.blocks.block import ADDS
 from sdp_compile.structure.blocks.zero import evaluate
 from sdp_compile.structure.operators.at_zero import Outcome
 
-ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, operator.add, operator.iadd)
 # Besides products with numbers or noise, these may stand between two adds of one chain.
 _TRANSPARENT = frozenset("dropout feature_dropout native_dropout to _to_copy type_as contiguous clone alias".split())
 _SCALES = frozenset("mul div".split())

@@ -32,20 +32,20 @@ class Call:
     is_zero: Callable[[Any], bool]
 
     def zero(self, *names: str) -> bool:
-        """Whether one of these arguments is 0."""
+        """Returns whether one of these arguments is 0."""
         return any(self.is_zero(self.arguments[name]) for name in names if name in self.arguments)
 
     def absent(self, *names: str) -> bool:
-        """Whether each of these arguments is missing or 0."""
+        """Returns whether each of these arguments is missing or 0."""
         return all(self.arguments.get(name) is None or self.zero(name) for name in names)
 
     def first(self, count: int) -> list[bool]:
-        """For each of the first arguments whether it is 0."""
+        """Returns for each of the first arguments whether it is 0."""
         return [self.is_zero(value) for value in list(self.arguments.values())[:count]]
 
 
 AtZero: TypeAlias = Callable[[Call], Outcome]
-"""Returns what a call gives."""
+"""Returns what is known of the result of a call, of several results of the first."""
 
 
 def zero_if(condition: bool) -> Outcome:
@@ -54,36 +54,36 @@ def zero_if(condition: bool) -> Outcome:
 
 
 def makes_zeros(call: Call) -> Outcome:
-    """Always 0."""
+    """Returns ZERO."""
     return Outcome.ZERO
 
 
 def keeps_zero(call: Call) -> Outcome:
-    """0 where the first argument is."""
+    """Returns ZERO where the first argument is 0."""
     return zero_if(all(call.first(1)))
 
 
 def undefined(call: Call) -> Outcome:
-    """Not finite, or without a finite gradient, where the first argument is 0."""
+    """Returns UNDEFINED where the first argument is 0."""
     return Outcome.UNDEFINED if all(call.first(1)) else Outcome.FINITE
 
 
 def both_zero(call: Call) -> Outcome:
-    """0 where both of the first two arguments are."""
+    """Returns ZERO where both of the first two arguments are 0, as in a sum."""
     return zero_if(all(call.first(2)))
 
 
 def either_zero(call: Call) -> Outcome:
-    """0 where one of the first two arguments is, as a product is."""
+    """Returns ZERO where one of the first two arguments is 0, as in a product."""
     return zero_if(any(call.first(2)))
 
 
 def product_and_sum(call: Call) -> Outcome:
-    """0 where the first argument is, and one of the two that are multiplied and added to it."""
+    """Returns ZERO where the first argument is 0, and one of the two whose product is added to it."""
     summand, *factors = call.first(3)
     return zero_if(summand and any(factors))
 
 
 def affine(call: Call) -> Outcome:
-    """0 where the input or the weight is, and there is no bias that is not."""
+    """Returns ZERO where the input or the weight is 0, and the bias is 0 or absent."""
     return zero_if(call.zero("input", "weight") and call.absent("bias"))
