@@ -22,6 +22,7 @@ from sdp_compile.structure.operators import (
     splitting,
 )
 from sdp_compile.structure.operators.context import Context, Value
+from sdp_compile.structure.operators.context import Context as RuleContext
 from sdp_compile.structure.operators.table import Operator, declare, lookup, rule
 
-__all__ = ["Context", "Operator", "Value", "declare", "lookup", "rule"]
+__all__ = ["Context", "Operator", "RuleContext", "Value", "declare", "lookup", "rule"]

@@ -1,11 +1,7 @@
-"""The table of operators: what is found for a node's target, and how the files that declare it hang together."""
+"""The table of operators: what is found for a node's target."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from graphlib import TopologicalSorter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,22 +57,3 @@ def test_a_rule_is_one_decorated_function() -> None:
         return x
 
     assert "sdp_tests_table::twice" in declared_names()
-
-
-def imports_of(path: Path) -> Iterator[str]:
-    """The modules that a file imports, also inside of functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module is not None
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def test_the_files_import_each_other_without_a_circle() -> None:
-    package = operators.__name__
-    files = [path for path in Path(operators.__file__).parent.glob("*.py") if path.stem != "__init__"]
-    graph = {f"{package}.{path.stem}": set(imports_of(path)) for path in files}
-    assert not [name for name, imported in graph.items() if package in imported]
-    TopologicalSorter({name: imported & graph.keys() for name, imported in graph.items()}).prepare()
