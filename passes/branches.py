@@ -10,7 +10,7 @@ from torch import fx
 from sdp_compile.errors import LoweringError
 from sdp_compile.ir.program import Program
 from sdp_compile.passes.base import PassContext, inherited
-from sdp_compile.structure.blocks.finding import Branch
+from sdp_compile.structure.blocks.block import Branch
 
 
 def dropped_branches(program: Program, context: PassContext) -> list[Branch]:

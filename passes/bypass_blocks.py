@@ -9,12 +9,12 @@ import torch
 from torch import fx
 
 from sdp_compile.errors import LoweringError
-from sdp_compile.ir.effects import Effects, operator_name, shape_text, tensor_value
+from sdp_compile.ir.effects import Effects, shape_text, tensor_value
 from sdp_compile.ir.program import Program, copy_program
+from sdp_compile.ir.schema import functional_variant
 from sdp_compile.passes.base import Pass, PassContext
 from sdp_compile.passes.branches import call_like, dropped_branches, nodes_of
-from sdp_compile.structure.blocks.finding import Branch
-from sdp_compile.structure.blocks.residual import ADDS
+from sdp_compile.structure.blocks.block import ADDS, Branch
 
 aten = torch.ops.aten
 
@@ -87,12 +87,7 @@ def _is_overwritten(add: fx.Node, skip: fx.Node, effects: Effects) -> bool:
 
 def _make_out_of_place(node: fx.Node) -> bool:
     """Turns ``relu_`` into ``relu``; False where ATen has no such operator."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
-        return False
-    name = operator_name(node)
-    packet = getattr(aten, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
-    overload = getattr(packet, target._overloadname, None)
+    overload = functional_variant(node.target)
     if overload is None:
         return False
     node.target = overload

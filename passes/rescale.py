@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import fx
 
@@ -15,24 +14,9 @@ from sdp_compile import ops
 from sdp_compile.ir.program import Mode, Program, copy_program
 from sdp_compile.passes.base import Pass, PassContext, inherited
 from sdp_compile.structure.layout import Layout, families, restrict, spread
+from sdp_compile.structure.operators import lookup
 
 Factor: TypeAlias = float | tuple[float, ...]
-
-aten = torch.ops.aten
-
-_LINEAR = {aten.linear.default}
-_CONVOLUTIONS = {
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
-    aten.conv1d.padding,
-    aten.conv2d.padding,
-    aten.conv3d.padding,
-    aten.conv_transpose1d.default,
-    aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
-}
-_PRODUCTS = {aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default}
 
 
 @dataclass(frozen=True)
@@ -69,29 +53,17 @@ def _rescale_blocks(graph: fx.Graph, mode: Mode, context: PassContext) -> None:
 
 
 def contractions(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
-    """The activations that ``node`` contracts with a parameter, and the dimension that is summed over."""
-    target: Any = node.target
-    operands = [a for a in node.args if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), torch.Tensor)]
-    if target in _LINEAR and _is_parameter(operands[1]) and not _is_parameter(operands[0]):
-        yield operands[0], _ndim(operands[0]) - 1
-    elif target in _CONVOLUTIONS and _is_parameter(operands[1]) and not _is_parameter(operands[0]):
-        yield operands[0], _ndim(operands[0]) - _ndim(operands[1]) + 1
-    elif target in _PRODUCTS:
-        left, right = operands[-2:]
-        if _is_parameter(right) and not _is_parameter(left):
-            yield left, _ndim(left) - 1
-        elif _is_parameter(left) and not _is_parameter(right):
-            yield right, max(_ndim(right) - 2, 0)
-
-
-def _ndim(node: fx.Node) -> int:
-    return int(node.meta["val"].ndim)
+    """Yields the activations that ``node`` contracts with a parameter, and the dimension that is summed over."""
+    find = lookup(node.target).contractions
+    for activation, weight, dim in find(node) if find is not None else ():
+        if _is_parameter(weight) and not _is_parameter(activation):
+            yield activation, dim
 
 
 def _is_parameter(node: fx.Node) -> bool:
-    """Whether a node is a parameter, read directly, through a mask, or through views."""
+    """Returns whether a node is a parameter, read directly, through a mask, or through views."""
     while node.op == "call_function" and len(node.all_input_nodes) >= 1:
-        if node.target not in {aten.t.default, aten.transpose.int, aten.permute.default, ops.mask_parameter}:
+        if node.target is not ops.mask_parameter and lookup(node.target).view is None:
             return False
         node = node.all_input_nodes[0]
     return node.op == "get_attr"

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from sdp_compile.ir.program import Program, copy_program
+from sdp_compile.ir.schema import get_argument, set_argument
 from sdp_compile.passes.base import Pass, PassContext
 from sdp_compile.planning.families import Masking
 from sdp_compile.planning.holdings import LoweringKind
@@ -54,7 +55,7 @@ def _rewrite(node: fx.Node, rewrites: NodeRewrites, kept: Mapping[str, int]) -> 
     changed = [scale for scale in scales if scale[2] != scale[3]]
     pinned = {name: value for name, value in rewrites.pins.items() if rewrites.operator is None}
     for name, value in pinned.items():
-        _set(node, name, value)
+        set_argument(node, name, value)
     if not changed:
         return
     if rewrites.operator is not None:  # every argument but the tensor is given by resizes and pins
@@ -64,13 +65,13 @@ def _rewrite(node: fx.Node, rewrites: NodeRewrites, kept: Mapping[str, int]) -> 
         node.target, node.args, node.kwargs = rewrites.operator, (node.args[0],), arguments
         return
     for argument, index, mine, full in changed:
-        value = _get(node, argument)
+        value = get_argument(node, argument)
         if index is None:
-            _set(node, argument, _resized(node, value, mine, full))
+            set_argument(node, argument, _resized(node, value, mine, full))
         else:
             items = list(value)
             items[index] = _resized(node, items[index], mine, full)
-            _set(node, argument, items)
+            set_argument(node, argument, items)
 
 
 def _resized(node: fx.Node, value: Any, mine: int, full: int) -> Any:
@@ -98,21 +99,3 @@ def _restore_full_size(node: fx.Node, kept: Mapping[str, int]) -> None:
         restored = node.graph.call_function(operator.floordiv, (scaled, ratio.denominator))
     for user in users:
         user.replace_input_with(node, restored)
-
-
-def _position(node: fx.Node, argument: str) -> int:
-    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    return names.index(argument)
-
-
-def _get(node: fx.Node, argument: str) -> Any:
-    position = _position(node, argument)
-    return node.args[position] if position < len(node.args) else node.kwargs[argument]
-
-
-def _set(node: fx.Node, argument: str, value: Any) -> None:
-    position = _position(node, argument)
-    if position < len(node.args):
-        node.args = (*node.args[:position], value, *node.args[position + 1 :])
-    else:
-        node.kwargs = {**node.kwargs, argument: value}

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
-import torch
 from torch import fx
 
 from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.ops import narrow
 from sdp_compile.passes.base import Pass, PassContext
-from sdp_compile.passes.split_convolutions import Channels, seen_by
 from sdp_compile.planning.families import Masking
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.planning.unowned import Unowned
-
-aten = torch.ops.aten
+from sdp_compile.structure.operators import lookup
+from sdp_compile.structure.operators.parts import Channels, Split
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,6 @@ class SplitParameters(Pass):
         return program
 
 
-@dataclass(frozen=True)
-class Split:
-    """A tensor of the graph in two parts; ``channels`` says which of the parameter's indices are owned."""
-
-    owned: fx.Node
-    rest: fx.Node
-    dim: int
-    channels: Channels
-
-    @property
-    def runs(self) -> narrow.Runs:
-        return self.channels.runs
-
-
 def _split(node: fx.Node, parts: tuple[Unowned, ...]) -> None:
     if parts[0].dim is None:
         node.target = parts[0].name
@@ -82,10 +66,11 @@ def _use(user: fx.Node, full: fx.Node, split: Split, meta: Mapping[str, Any]) ->
     """Makes ``user``, which reads the full tensor, read its parts."""
     alone = _count(user, full) == 1
     with user.graph.inserting_before(user):
-        if alone and user.target in _VIEWS:
-            _through(user, split)
+        known = lookup(user.target)
+        if alone and known.view is not None:
+            _through(user, split, known.view(user, split.dim))
             return
-        call = _NARROW[user.target](user, full, split) if alone and user.target in _NARROW else None
+        call = known.narrow(user, full, split) if alone and known.narrow is not None else None
         if call is None:
             # One for each reader, directly before it: the full tensor lives no longer than it is needed.
             user.replace_input_with(full, _joined(split, meta))
@@ -106,9 +91,8 @@ def _joined(split: Split, meta: Mapping[str, Any]) -> fx.Node:
     return node
 
 
-def _through(view: fx.Node, split: Split) -> None:
-    """A transposition or cast of a parameter is one of each of its parts."""
-    dim = _VIEWS[view.target](view, split.dim)
+def _through(view: fx.Node, split: Split, dim: int) -> None:
+    """Transposes or casts each part of a parameter; the parts of the result lie along ``dim``."""
     halves = []
     for part in (split.owned, split.rest):
         half = view.graph.call_function(view.target, (part, *view.args[1:]), dict(view.kwargs))  # type: ignore[arg-type]
@@ -118,100 +102,3 @@ def _through(view: fx.Node, split: Split) -> None:
         _use(user, view, Split(halves[0], halves[1], dim, split.channels), view.meta)
     if not view.users:
         view.graph.erase_node(view)
-
-
-def _transposed(view: fx.Node, dim: int) -> int:
-    ndim = int(view.meta["val"].ndim)
-    dims: tuple[Any, ...] = view.args[1:3] or (0, ndim - 1)
-    first, second = (int(d) % ndim for d in dims)
-    return {first: second, second: first}.get(dim, dim)
-
-
-def _permuted(view: fx.Node, dim: int) -> int:
-    order: Any = view.args[1]
-    return [int(d) % view.meta["val"].ndim for d in order].index(dim)
-
-
-def _same(view: fx.Node, dim: int) -> int:
-    return dim
-
-
-_VIEWS: Mapping[Any, Callable[[fx.Node, int], int]] = {
-    aten.t.default: _transposed,
-    aten.transpose.int: _transposed,
-    aten.permute.default: _permuted,
-    aten.to.dtype: _same,
-    aten._to_copy.default: _same,
-}
-
-Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
-
-Rewrite: TypeAlias = Callable[[fx.Node, fx.Node, Split], Call | None]
-"""The call that computes an operator on the two parts; None where it has to read them joined."""
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """All arguments of an operator by name, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
-    return {argument.name: argument.default_value for argument in schema.arguments} | given | dict(node.kwargs)
-
-
-def _linear(node: fx.Node, weight: fx.Node, split: Split) -> Call | None:
-    arguments = _arguments(node)
-    if arguments["weight"] is not weight:
-        return None
-    args = (arguments["input"], split.owned, split.rest, arguments["bias"], split.dim, split.runs)
-    return narrow.linear, args
-
-
-def _product(node: fx.Node, weight: fx.Node, split: Split) -> Call | None:
-    arguments = list(_arguments(node).values())
-    bias = arguments.pop(0) if node.target is aten.addmm.default else None
-    x, second, *scales = arguments
-    plain = all(scale == 1 for scale in scales) and (bias is None or bias.meta["val"].ndim == 1)
-    if second is not weight or weight.meta["val"].ndim != 2 or not plain:
-        return None
-    return narrow.product, (x, split.owned, split.rest, bias, split.dim, split.runs)
-
-
-def _convolution(node: fx.Node, weight: fx.Node, split: Split) -> Call | None:
-    arguments = _arguments(node)
-    x, value = arguments["input"], weight.meta["val"]
-    found = seen_by(node, arguments, value, split.dim, split.channels) if arguments["weight"] is weight else None
-    if found is None or x.meta["val"].ndim != value.ndim:
-        return None
-    geometry, seen = found
-    args = (x, split.owned, split.rest, arguments["bias"], split.dim, split.runs, geometry, arguments["groups"], seen)
-    return narrow.convolution, args
-
-
-def _embedding(node: fx.Node, weight: fx.Node, split: Split) -> Call | None:
-    if split.dim != 1:
-        return None
-    halves = [
-        node.graph.call_function(aten.embedding.default, (part, *node.args[1:]), dict(node.kwargs))
-        for part in (split.owned, split.rest)
-    ]
-    return narrow.join, (*halves, -1, split.runs)
-
-
-def _layer_norm(node: fx.Node, weight: fx.Node, split: Split) -> Call | None:
-    arguments = _arguments(node)
-    if arguments["weight"] is not weight or len(arguments["normalized_shape"]) != 1:
-        return None
-    args = (arguments["input"], split.owned, split.rest, arguments["bias"], arguments["eps"], split.runs)
-    return narrow.layer_norm, args
-
-
-_NARROW: Mapping[Any, Rewrite] = {
-    aten.linear.default: _linear,
-    **dict.fromkeys([aten.mm.default, aten.addmm.default, aten.matmul.default], _product),
-    **dict.fromkeys([aten.conv1d.default, aten.conv2d.default, aten.conv3d.default], _convolution),
-    **dict.fromkeys([aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding], _convolution),
-    **dict.fromkeys(
-        [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input], _convolution
-    ),
-    aten.embedding.default: _embedding,
-    aten.layer_norm.default: _layer_norm,
-}

@@ -15,7 +15,7 @@ from sdp_compile.ir.program import Capture, Program
 from sdp_compile.passes import PassContext
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.structure.analysis import Analysis
-from sdp_compile.structure.blocks.finding import Blocks
+from sdp_compile.structure.blocks.block import Blocks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

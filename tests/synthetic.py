@@ -12,7 +12,7 @@ from torch import nn
 
 from sdp_compile.ir.program import Capture, StateTensor
 from sdp_compile.structure.analysis import Analysis
-from sdp_compile.structure.blocks.finding import Blocks
+from sdp_compile.structure.blocks.block import Blocks
 from sdp_compile.structure.families import Family, FlopTerm, Frozen, Structure
 from sdp_compile.structure.layout import Layout, Leaf, Product, Sum, families, leaves
 

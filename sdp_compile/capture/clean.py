@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from sdp_compile.capture.regions import enter_autocast, exit_autocast
+from sdp_compile.ir.schema import written_statistics
 
 aten = torch.ops.aten
 
@@ -55,7 +56,7 @@ def separate_updates(graph: fx.Graph) -> None:
         if (
             buffer.op != "get_attr"
             or not readers
-            or any(is_mutation(reader) or writes_statistics(reader) for reader in readers)
+            or any(is_mutation(reader) or written_statistics(reader) for reader in readers)
         ):
             continue
         with graph.inserting_after(buffer):
@@ -98,14 +99,7 @@ def is_impure(node: fx.Node) -> bool:
     """Whether the node does something besides its result: writes in place or sets a mode."""
     if node.op in ("placeholder", "output"):
         return True
-    return node.target in _MODES or is_mutation(node) or writes_statistics(node)
-
-
-def writes_statistics(node: fx.Node) -> bool:
-    """Whether the node is a normalisation in training mode; its schema does not say that it writes its statistics."""
-    if node.target not in (aten.batch_norm.default, aten.instance_norm.default):
-        return False
-    return node.args[3] is not None and bool(node.args[5])
+    return node.target in _MODES or is_mutation(node) or bool(written_statistics(node))
 
 
 def remove_dead_code(graph: fx.Graph) -> None:

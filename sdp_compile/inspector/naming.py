@@ -11,7 +11,7 @@ from torch import fx
 
 from sdp_compile import ops
 from sdp_compile.inspector.plain import ranges
-from sdp_compile.ir.effects import operator_name
+from sdp_compile.ir.schema import operator_name
 
 MOST_ITEMS = 12
 """Entries of a list of numbers that are written out; a rescale pass can hold one factor per neuron."""

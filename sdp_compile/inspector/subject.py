@@ -9,7 +9,7 @@ from sdp_compile.ir.program import Capture
 from sdp_compile.lowering import Lowered
 from sdp_compile.planning.plan import Plan
 from sdp_compile.structure.analysis import Analysis
-from sdp_compile.structure.blocks.finding import Blocks
+from sdp_compile.structure.blocks.block import Blocks
 from sdp_compile.structure.families import Structure
 
 

@@ -7,49 +7,24 @@ ATen graphs hold in-place operators, so an edge of the graph is not the whole tr
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-# They may return their input itself, which their schemas do not say.
-_SILENT_ALIASES = frozenset(
-    "dropout feature_dropout alpha_dropout feature_alpha_dropout type_as sum_to_size atleast_1d atleast_2d "
-    "atleast_3d".split()
-)
-# Normalisations that update their running statistics, which their schemas do not say: (flag, statistics).
-_SILENT_WRITES = {"batch_norm": (5, (3, 4)), "instance_norm": (5, (3, 4))}
-
-
-def operator_name(node: fx.Node) -> str:
-    """``relu`` for ``aten.relu.default``; the namespace is kept where it is not ``aten``."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return ""
-    namespace, _, name = node.target._schema.name.partition("::")
-    return name if namespace == "aten" else f"{namespace}::{name}"
+from sdp_compile.ir.schema import aliased_values, written_values
 
 
 def tensor_value(node: fx.Node) -> torch.Tensor | None:
-    """The fake tensor that the node makes, None for numbers, symbolic sizes and tuples."""
+    """Returns the fake tensor of a node, None for numbers, symbolic sizes and tuples."""
     value = node.meta.get("val")
     return value if isinstance(value, torch.Tensor) else None
 
 
 def shape_text(value: torch.Tensor) -> tuple[str, ...]:
-    """Sizes as text, so that comparing symbolic ones adds no guard."""
+    """Returns sizes as text; comparing symbolic sizes themselves would add guards."""
     return tuple(str(size) for size in value.shape)
-
-
-def _schema_arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """(alias information of the schema, value) of each argument of an ATen call."""
-    target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
-    for index, argument in enumerate(target._schema.arguments):
-        if index < len(node.args):
-            yield argument.alias_info, node.args[index]
-        elif argument.name in node.kwargs:
-            yield argument.alias_info, node.kwargs[argument.name]
 
 
 def _nodes_in(value: Any) -> list[fx.Node]:
@@ -59,45 +34,29 @@ def _nodes_in(value: Any) -> list[fx.Node]:
 
 
 def written_inputs(node: fx.Node) -> list[fx.Node]:
-    """The inputs whose storage the node overwrites."""
+    """Returns the inputs whose storage the node overwrites."""
     if node.op != "call_function":
         return []
     if node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
         return _nodes_in(node.args[0])
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return []
-    found: list[fx.Node] = []
-    for alias, value in _schema_arguments(node):
-        if alias is not None and alias.is_write:
-            found += _nodes_in(value)
-    flag, statistics = _SILENT_WRITES.get(operator_name(node), (0, ()))
-    if statistics and len(node.args) > flag and node.args[flag]:
-        found += _nodes_in([node.args[index] for index in statistics])
-    return found
+    return _nodes_in(written_values(node))
 
 
 def aliased_inputs(node: fx.Node) -> list[fx.Node]:
-    """The inputs whose storage the node's result may share."""
+    """Returns the inputs whose storage the node's result may share."""
     if node.op != "call_function":
         return list(node.all_input_nodes) if node.op in ("call_module", "call_method") else []
     if node.target is operator.getitem:
         return _nodes_in(node.args[0])
     if isinstance(node.target, torch._ops.OpOverload):
-        if operator_name(node) in _SILENT_ALIASES:
-            return _nodes_in(node.args[0])
-        shared = any(result.alias_info is not None for result in node.target._schema.returns)
-        found: list[fx.Node] = []
-        for alias, value in _schema_arguments(node):
-            if shared and alias is not None:
-                found += _nodes_in(value)
-        return found
+        return _nodes_in(aliased_values(node))
     if "val" in node.meta and not isinstance(node.meta["val"], torch.Tensor | tuple | list):
         return []  # arithmetic on sizes
     return list(node.all_input_nodes)  # a higher-order operator: nothing is known
 
 
 class Effects:
-    """Positions, storages and true readers of all nodes of one graph.
+    """The positions, storages and true readers of all nodes of one graph.
 
     ``storage[node]`` names the storage that the node may share with others by its first node. ``stale[node]`` maps an
     input of the node that has been overwritten since it was made to the last node that wrote to it.
@@ -150,19 +109,19 @@ class Effects:
                 self.writers.setdefault(self.storage[target], []).append(node)
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """All nodes that the node's value depends on directly."""
+        """Returns all nodes that the node's value depends on directly."""
         return [*node.all_input_nodes, *self.stale.get(node, {}).values()]
 
     def written_after(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes that overwrite the node's result later on."""
+        """Returns the nodes that overwrite the node's result later on."""
         writers = self.writers.get(self.storage[node], ())
         return [writer for writer in writers if self.position[writer] > self.position[node]]
 
 
 def live_nodes(effects: Effects, keeps: Callable[[str], bool]) -> set[fx.Node]:
-    """The nodes that the graph's results, its caller's tensors or a state tensor that ``keeps`` accepts depend on.
+    """Returns the nodes that results, the caller's tensors or state tensors accepted by ``keeps`` depend on.
 
-    One sweep from the end: a write counts when something alive reads that storage later.
+    It is one sweep from the end: a write counts when a live node reads that storage later.
     """
     kept = {
         effects.storage[node]
@@ -184,7 +143,7 @@ def live_nodes(effects: Effects, keeps: Callable[[str], bool]) -> set[fx.Node]:
 
 
 def _acts_outside(node: fx.Node) -> bool:
-    """Whether the node does something besides computing and writing tensors, as an assertion does."""
+    """Returns whether the node does more than compute and write tensors, as an assertion does."""
     if node.op != "call_function":
         return node.op in ("call_module", "call_method") and node.is_impure()
     if isinstance(node.target, torch._ops.OpOverload):

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from sdp_compile.ir.program import Capture, Mode, Program, copy_program
 from sdp_compile.structure.axis_analysis import AxisAnalysis
 from sdp_compile.structure.axis_families import axis_families, conflicts
+from sdp_compile.structure.blocks.block import Blocks
 from sdp_compile.structure.blocks.families import block_families
-from sdp_compile.structure.blocks.finding import Blocks, find_blocks
+from sdp_compile.structure.blocks.finding import find_blocks
 from sdp_compile.structure.families import FlopTerm, Structure
 from sdp_compile.structure.flops import flop_terms
 

@@ -1,4 +1,4 @@
-"""Walk the captured programs with the rules, and read off which parameter dimensions are cut together."""
+"""Applies the rules to captured programs and reads off which parameter dimensions are cut together."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import fx
 
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.program import Capture, Mode, StateTensor
+from sdp_compile.ir.schema import bind, get_argument, written_argument
 from sdp_compile.ir.sizes import Sizes
 from sdp_compile.ir.source import module_path, source_line
+from sdp_compile.ops.of_full import mean_of_full
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Axis, Dim, Reason
 from sdp_compile.structure.families import Frozen
 from sdp_compile.structure.layout import Layout, Leaf, Product, Sum
-from sdp_compile.structure.operators import Context, Rewrites, Value, bind, find_rule, mutated_argument
+from sdp_compile.structure.operators import Context, Value, lookup
+from sdp_compile.structure.operators.context import Rewrites
 from sdp_compile.structure.operators.convolution import KERNEL
-from sdp_compile.structure.operators.elementwise import elementwise, is_pointwise
-from sdp_compile.structure.operators.reduction import mean_of_full
 
 
 @dataclass(frozen=True)
 class NodeRewrites:
-    """`Rewrites` of one node with its dimensions resolved: what lowering must change there."""
+    """What lowering must change at one node: `Rewrites` with resolved dimensions."""
 
     resizes: tuple[tuple[str, int | None, tuple[Layout, ...]], ...]
     pins: Mapping[str, Any]
@@ -33,10 +34,14 @@ class NodeRewrites:
 
 
 class AxisAnalysis:
-    """Axes of all tensors of a capture; both modes share the axes of the parameters and buffers."""
+    """The axes of all tensors of a capture. Both modes share the axes of parameters and buffers.
+
+    Args:
+        capture: The captured model.
+        streams: For each mode the names of the adds of the residual stream.
+    """
 
     def __init__(self, capture: Capture, streams: Mapping[Mode, frozenset[str]] | None = None) -> None:
-        """``streams`` names the adds of the residual stream in each mode."""
         self.capture = capture
         self.sizes = Sizes()
         self.state = {name: _state_value(tensor) for name, tensor in capture.state.items()}
@@ -65,10 +70,10 @@ class AxisAnalysis:
         return values
 
     def _keep_means_of_streams(self, adds: Mapping[Mode, frozenset[str]]) -> None:
-        """Freezes a residual stream that a mean runs over (RMSNorm).
+        """Freezes residual streams that are averaged over, as RMSNorm does.
 
-        Lowering could divide by the full length, as it does elsewhere; but then every projection would be cut along the
-        stream as well, and ``axes="all"`` would need more replicas to own each of its elements.
+        Lowering could divide by the full length, as it does elsewhere. But then every projection would also be cut
+        along the stream, and ``axes="all"`` would need more replicas to own each element of it.
         """
         stream = {
             leaf
@@ -93,23 +98,21 @@ class AxisAnalysis:
             return container[position] if isinstance(container, list) else None
         inputs = list(_tensors([values[a] for a in node.all_input_nodes]))
         self._refuse_writes_to_parameters(node, values)
-        rule = find_rule(node.target)
-        if rule is None and is_pointwise(node.target):
-            rule = elementwise
+        rule = lookup(node.target).rule
         if rule is None:
             return self._opaque(node, inputs)
         context = Context(node, self.sizes.distinct)
-        arguments = bind(node, lambda arg: fx.map_arg(arg, lambda n: values[n]))
-        result = rule(context, **arguments)
+        result = rule(context, **fx.map_arg(bind(node), lambda n: values[n]))
         self._rewrites[node] = context.rewrites
         return result
 
     def _refuse_writes_to_parameters(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> None:
-        """A forward that changes its parameters (RWKV rescales its own in eval mode) has no gradient that holds."""
-        written = mutated_argument(node.target)
+        """Raises CaptureError if a forward changes a parameter, as RWKV does in eval mode: gradients would be wrong."""
+        written = written_argument(node.target)
         if written is None:
             return
-        target = bind(node, lambda arg: fx.map_arg(arg, lambda n: values[n]))[written]
+        argument = get_argument(node, written)
+        target = values.get(argument) if isinstance(argument, fx.Node) else None
         for name, value in self.state.items():
             shares = isinstance(target, Value) and target.storage is value.storage
             if shares and self.capture.state[name].kind == "parameter":
@@ -120,13 +123,13 @@ class AxisAnalysis:
                 )
 
     def _opaque(self, node: fx.Node, inputs: list[Value]) -> Any:
-        """An operator without a rule: nothing that touches it is cut."""
+        """Freezes everything that touches an operator without a rule."""
         if not isinstance(node.meta.get("val"), (torch.Tensor, list, tuple)):
-            return None  # arithmetic on sizes, which stay those of the full model
+            return None  # arithmetic on sizes; these stay the full model's
         operator = str(node.target).removeprefix("aten.")
         reason = Reason(f"{operator} has no rule", node)
         for value in inputs:
-            value.storage.nonzero = value.storage.nonzero or mutated_argument(node.target) is not None
+            value.storage.nonzero = value.storage.nonzero or written_argument(node.target) is not None
             for dim in value.dims:
                 axes.freeze(dim, reason)
         return self._whole(node, reason)
@@ -143,7 +146,7 @@ class AxisAnalysis:
         return whole(node.meta.get("val"))
 
     def layout(self, dim: Dim) -> Layout:
-        """A dimension as a tree over the named axes."""
+        """Returns a dimension as a tree over the named axes."""
         factors = tuple(self._resolve(axis) for axis in axes.expand(dim))
         if not factors:
             return Leaf(1)
@@ -158,7 +161,7 @@ class AxisAnalysis:
         return self._resolved[root]
 
     def annotate(self) -> None:
-        """Write each node's layouts and rewrites into its ``meta``, for the passes."""
+        """Writes the layouts and rewrites of each node to its ``meta``, where passes read them."""
         for values in self.values.values():
             for node, value in values.items():
                 node.meta["layouts"] = self._layouts(value)
@@ -176,7 +179,7 @@ class AxisAnalysis:
         return [self._layouts(item) for item in value] if isinstance(value, list) else ()
 
     def axes_of(self, mode: Mode, node: fx.Node) -> set[str]:
-        """The named axes that a node's value runs along."""
+        """Returns the named axes of a node's value."""
         return {
             self.names[leaf]
             for value in _tensors([self.values[mode].get(node)])
@@ -186,7 +189,7 @@ class AxisAnalysis:
         }
 
     def frozen(self) -> tuple[Frozen, ...]:
-        """Every parameter dimension that stays whole, and why; kernel positions, which nobody would cut, left out."""
+        """Returns every parameter dimension that stays whole, and why, without the positions of kernels."""
         found = []
         for name, value in self.state.items():
             if self.capture.state[name].kind != "parameter":
@@ -227,7 +230,7 @@ def _leaves(dim: Dim) -> Iterator[Axis]:
 
 
 def _name_axes(values: Mapping[str, Value], state: Mapping[str, StateTensor]) -> dict[Axis, str]:
-    """A name for each axis that a policy may cut, after the first parameter dimension where it lies."""
+    """Names each axis that a policy may cut after the first parameter dimension that holds it."""
     names: dict[Axis, str] = {}
     for name, value in values.items():
         if state[name].kind != "parameter":

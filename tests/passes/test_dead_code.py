@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from sdp_compile.ir.program import Capture, Program, StateTensor
 from sdp_compile.passes.dead_code import DeadCode
-from sdp_compile.structure.blocks.finding import Blocks
+from sdp_compile.structure.blocks.block import Blocks
 from tests import residual_models as models
 
 aten = torch.ops.aten

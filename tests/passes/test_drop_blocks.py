@@ -14,7 +14,8 @@ from sdp_compile.ir.program import Capture, Mode, Program, copy_program
 from sdp_compile.passes import BypassBlocks, PassContext, ZeroBlocks
 from sdp_compile.passes.dead_code import DeadCode
 from sdp_compile.planning.holdings import LoweringKind
-from sdp_compile.structure.blocks.finding import Blocks, find_blocks
+from sdp_compile.structure.blocks.block import Blocks
+from sdp_compile.structure.blocks.finding import find_blocks
 from tests import residual_models as models
 from tests.oracle import randomise, relative_error, run_original, scalar, tensors_of, without_randomness
 

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdp_compile.errors import SDPError
+from sdp_compile.ir.schema import given
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.containers import tensor_places
 from sdp_compile.runtime.tensors import local_tensors
@@ -147,11 +148,9 @@ class _Written(TorchDispatchMode):
         self.storages: dict[int, None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for position, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                value = args[position] if position < len(args) else (kwargs or {}).get(argument.name)
-                if isinstance(value, Tensor):
-                    self.storages[_storage(value)] = None
+        for parameter, value in given(func, args, kwargs or {}):
+            if parameter.is_written and isinstance(value, Tensor):
+                self.storages[_storage(value)] = None
         return func(*args, **(kwargs or {}))
 
 

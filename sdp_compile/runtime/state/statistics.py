@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from sdp_compile.errors import SDPError
+from sdp_compile.ir.effects import written_inputs
 from sdp_compile.ir.program import Capture
+from sdp_compile.ir.schema import bind
 from sdp_compile.ownership.owners import is_member
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
@@ -45,15 +47,14 @@ def running_statistics(capture: Capture) -> RunningStatistics:
     counters: dict[str, None] = {}
     for program in capture.programs.values():
         for node in program.graph.nodes:
-            arguments = {name: value for name, value, _ in _arguments(node)}
+            arguments = bind(node)
             mean, variance = (_state_name(arguments.get(key)) for key in ("running_mean", "running_var"))
             if mean is not None:
                 means[mean] = None
             if variance is not None:
                 variances[variance] = mean
-            for _, value, written in _arguments(node):
-                name = _state_name(value)
-                if written and name is not None and _is_integer(capture, name):
+            for name in map(_state_name, written_inputs(node)):
+                if name is not None and _is_integer(capture, name):
                     counters[name] = None
     return RunningStatistics(tuple(means), tuple(variances.items()), tuple(counters))
 
@@ -192,18 +193,6 @@ def _inputs(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str
 
 def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _arguments(node: fx.Node) -> list[tuple[str, Any, bool]]:
-    """(name in the operator's schema, value, whether it is written to) for each argument of an operator call."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None:
-        return []
-    result = []
-    for position, argument in enumerate(schema.arguments):
-        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-        result.append((argument.name, value, argument.alias_info is not None and argument.alias_info.is_write))
-    return result
 
 
 def _is_integer(capture: Capture, name: str) -> bool:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sdp_compile.ir.program import Capture
-from sdp_compile.structure.blocks.finding import Blocks
+from sdp_compile.structure.blocks.block import Blocks
 from sdp_compile.structure.families import Family
 
 
 def block_families(
     blocks: Blocks, capture: Capture, flops: Mapping[str, float] | None = None
 ) -> tuple[list[Family], dict[str, dict[str, int]]]:
-    """The families ``blocks`` and ``layers``, and for each the unit of every parameter and buffer; none without blocks.
+    """Returns the families ``blocks`` and ``layers``, and for each the unit of every parameter and buffer.
 
-    ``flops`` holds the forward FLOPs of the nodes of the first program, the one for training, by name.
+    Args:
+        blocks: The blocks of the model; without any there are no families.
+        capture: The captured model.
+        flops: The forward FLOPs of the nodes of the training program, by name.
     """
     if not blocks.blocks:
         return [], {}

@@ -1,8 +1,8 @@
-"""Blocks: the residual branches that can be dropped as a whole.
+"""The search for blocks: residual branches that can be dropped whole.
 
-A branch is a block when its output is provably 0 once the parameters that only it uses are 0. Branches that need a
-parameter they share, as ALBERT's layers do, form one block together. Of nested blocks the innermost counts, and a block
-must be found in the graphs of all modes.
+A branch is a block when its output is provably 0 once the parameters that only it uses are 0. Branches that share such
+a parameter, as ALBERT's layers do, form one block together. Of nested blocks only the innermost counts, and a block
+must occur in the graphs of all modes.
 """
 
 from __future__ import annotations
@@ -15,57 +15,10 @@ from torch import fx
 
 from sdp_compile.ir.effects import Effects, written_inputs
 from sdp_compile.ir.program import Capture, Mode, Program, StateTensor
+from sdp_compile.structure.blocks.block import Block, Blocks, Branch
 from sdp_compile.structure.blocks.names import layer_names, unique_names
 from sdp_compile.structure.blocks.residual import Term, find_residuals
 from sdp_compile.structure.blocks.zero import is_zero_without
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One place where a block lies in one graph: ``add`` takes its output, ``operand``, the last of ``nodes``."""
-
-    add: str
-    operand: str
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A droppable residual branch; several branches where they share parameters.
-
-    ``name`` is the path of the module that contains it, ``layer`` that of the module whose branches belong together.
-    ``parameters`` and ``buffers`` (lifted constants included) are used by nothing else.
-    """
-
-    name: str
-    layer: str
-    parameters: tuple[str, ...]
-    buffers: tuple[str, ...]
-    branches: Mapping[Mode, tuple[Branch, ...]]
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """All blocks of a model, ordered by depth.
-
-    ``residual_adds`` names, for each mode, the add nodes of skip paths and branches with parameters, whether or not the
-    branch can be dropped; an add inside of another branch is not part of the residual stream.
-    """
-
-    blocks: tuple[Block, ...]
-    residual_adds: Mapping[Mode, frozenset[str]]
-
-    @cached_property
-    def layers(self) -> Mapping[str, tuple[int, ...]]:
-        """The blocks of each layer, by number."""
-        layers: dict[str, tuple[int, ...]] = {}
-        for number, block in enumerate(self.blocks):
-            layers[block.layer] = (*layers.get(block.layer, ()), number)
-        return layers
-
-    def units(self, family: str) -> tuple[tuple[int, ...], ...]:
-        """For each unit of the family ``blocks`` or ``layers`` the numbers of its blocks."""
-        return tuple(self.layers.values()) if family == "layers" else tuple((i,) for i in range(len(self.blocks)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +35,7 @@ class _Unit:
 
 
 def find_blocks(capture: Capture) -> Blocks:
-    """The blocks of a captured model. Linear in the size of the graphs, apart from the depth of nesting."""
+    """Returns the blocks of a captured model, in time linear in the graphs for a given depth of nesting."""
     found: dict[Mode, list[_Unit]] = {}
     adds: dict[Mode, frozenset[str]] = {}
     outside: set[str] = set()
@@ -119,7 +72,7 @@ def _branch(term: Term) -> Branch:
 
 
 def _units(program: Program, state: Mapping[str, StateTensor]) -> tuple[list[_Unit], frozenset[str]]:
-    """The blocks of one graph in its order, and the names of the residual adds, those inside of a branch left out."""
+    """Returns the blocks of one graph in its order, and the names of the residual adds outside of branches."""
     effects = Effects(program.graph)
     residuals = find_residuals(program, state, effects)
     finder = _UnitFinder(program.graph, state, effects)
@@ -138,7 +91,7 @@ class _UnitFinder:
             self.siblings.setdefault(name.rpartition(".")[0], []).append(name)
 
     def valid(self, terms: list[Term]) -> list[_Unit]:
-        """The units whose output is 0 without their own parameters; terms that fail alone are tried together."""
+        """Returns the units that are 0 without their own parameters; terms that fail alone are tried together."""
         units: list[_Unit] = []
         failed: list[Term] = []
         for term in terms:
@@ -165,7 +118,7 @@ class _UnitFinder:
         return sorted(kept, key=lambda unit: self.effects.position[unit.terms[0].add])
 
     def _unit(self, terms: list[Term]) -> _Unit | None:
-        """These terms as one unit, None where some output is not 0 without the parameters that only they use."""
+        """Returns terms as one unit, or None if one is not 0 without the parameters that only they use."""
         nodes = {node for term in terms for node in term.region}
         owned = self._owned(nodes)
         parameters = frozenset(name for name in owned if self.state[name].kind == "parameter")
@@ -178,13 +131,13 @@ class _UnitFinder:
         return _Unit(tuple(terms), parameters, frozenset(owned) - parameters)
 
     def _attributes_of(self, term: Term, parameters: Iterable[str]) -> list[fx.Node]:
-        """Parameters that the term shares with others of its unit lie outside of its region."""
+        """Returns the parameters that the term shares with others of its unit: they lie outside of its region."""
         region = set(term.region)
         shared = (self.attributes[name] for name in term.parameters if name in parameters)
         return [node for node in shared if node not in region]
 
     def _owned(self, nodes: set[fx.Node]) -> set[str]:
-        """The state that only these nodes read, and the counters of their normalisations, which nobody reads."""
+        """Returns the state that only these nodes read, and the counters of their normalisations, which none reads."""
         used = {source for node in nodes for source in (node, *node.all_input_nodes) if source.op == "get_attr"}
         owned = {str(node.target) for node in used if self.effects.readers[node] <= nodes}
         for module in {name.rpartition(".")[0] for name in owned}:
@@ -199,7 +152,7 @@ class _UnitFinder:
         )
 
     def _writes_elsewhere(self, nodes: set[fx.Node], owned: set[str]) -> bool:
-        """Whether a node writes to state that something else uses, which dropping it would change."""
+        """Returns whether a node writes to state that other nodes use: dropping it would change them."""
         targets = (target for node in nodes for target in written_inputs(node) if target.op == "get_attr")
         return any(str(target.target) not in owned for target in targets)
 
@@ -207,9 +160,9 @@ class _UnitFinder:
 def _sharing(
     failed: list[Term], valid: list[Term], attributes: Mapping[str, fx.Node], effects: Effects
 ) -> list[list[Term]]:
-    """The failed terms grouped by the parameters that they share; a valid term that shares one of them joins in.
+    """Groups the failed terms by shared parameters, together with valid terms that share one of them.
 
-    A parameter that is used outside of all terms joins nothing.
+    A parameter that is used outside of all terms joins none.
     """
     terms = failed + valid
     inside = {node for term in terms for node in term.region}

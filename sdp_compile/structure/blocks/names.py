@@ -1,4 +1,4 @@
-"""Names of blocks, and which of them form a layer, from the module hierarchy."""
+"""The names of blocks and the layers that they form, from the module hierarchy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def unique_names(units: Sequence[Collection[str]], state: Mapping[str, StateTensor]) -> list[str]:
-    """For each unit's parameters the path of the module that contains them, as narrow as it takes to be unique.
+    """Returns for each unit the path of the module that contains its parameters, made unique.
 
     The two branches of one transformer layer share the layer: each is named after its submodule with most parameters.
     """
@@ -45,7 +45,7 @@ def _common_path(paths: Iterable[str]) -> str:
 
 
 def _heaviest_child(module: str, unit: Collection[str], state: Mapping[str, StateTensor]) -> str:
-    """The path of the submodule that holds more than half of the unit's parameters, else the module itself."""
+    """Returns the submodule that holds more than half of the unit's parameters, else the module itself."""
     prefix = f"{module}." if module else ""
     sizes: Counter[str] = Counter()
     for name in unit:
@@ -83,7 +83,7 @@ def layer_names(names: Sequence[str], adds: Sequence[Sequence[fx.Node]], skeleto
 
 
 def _ancestors(path: str) -> Iterator[str]:
-    """The path itself and those of the modules around it, up to the whole model."""
+    """Yields the path and those of the modules around it, up to the whole model."""
     while path:
         yield path
         path = path.rpartition(".")[0]
@@ -91,7 +91,7 @@ def _ancestors(path: str) -> Iterator[str]:
 
 
 def _holder(node: fx.Node, classes: Mapping[str, type]) -> str:
-    """The innermost module, no mere container, in whose forward method the node was made."""
+    """Returns the innermost module that made the node in its forward; containers do not count."""
     for path, _ in reversed(list(node.meta.get("nn_module_stack", {}).values())):
         if classes.get(path) not in (None, *_CONTAINERS):
             return str(path)

@@ -1,4 +1,4 @@
-"""Residual adds of one graph, and the branches that they add to a skip path.
+"""The residual adds of one graph, and the branches that they add to a skip path.
 
 Chains of adds are flattened into sums: in ``x + (attention + mlp)`` three terms meet. A term is a branch when a skip
 path, another term of its sum, feeds it and it computes with parameters on the way.
@@ -7,7 +7,6 @@ path, another term of its sum, feeds it and it computes with parameters on the w
 from __future__ import annotations
 
 import heapq
-import operator
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from sdp_compile.ir.effects import Effects, operator_name, shape_text, tensor_value
+from sdp_compile.ir.effects import Effects, shape_text, tensor_value
 from sdp_compile.ir.program import Program, StateTensor
-from sdp_compile.structure.blocks.zero import Value, evaluate
+from sdp_compile.ir.schema import functional_name, operator_name
+from sdp_compile.structure.blocks.block import ADDS
+from sdp_compile.structure.blocks.zero import evaluate
+from sdp_compile.structure.operators.at_zero import Outcome
 
-ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, operator.add, operator.iadd)
-# What may stand between two adds of one chain, next to products with numbers or noise.
+# Besides products with numbers or noise, these may stand between two adds of one chain.
 _TRANSPARENT = frozenset("dropout feature_dropout native_dropout to _to_copy type_as contiguous clone alias".split())
 _SCALES = frozenset("mul div".split())
 
@@ -53,7 +54,7 @@ class Residuals:
 
 
 def find_residuals(program: Program, state: Mapping[str, StateTensor], effects: Effects) -> Residuals:
-    """All residual adds and branches of one graph, in its order."""
+    """Returns all residual adds and branches of one graph, in its order."""
     return _Finder(program, state, effects).find()
 
 
@@ -96,7 +97,7 @@ class _Finder:
         return Residuals(frozenset(adds), tuple(branches))
 
     def _is_add(self, node: fx.Node) -> bool:
-        """Whether the node adds two activations; bias and position embedding adds have a side that is none."""
+        """Whether the node adds two activations; one side of a bias or position embedding add is not an activation."""
         if node.op != "call_function" or node.target not in ADDS or node.kwargs.get("alpha", 1) != 1:
             return False
         value = tensor_value(node)
@@ -109,7 +110,7 @@ class _Finder:
         )
 
     def _flatten(self, root: fx.Node) -> tuple[set[fx.Node], list[Term]]:
-        """The adds that only lead to ``root``, itself included, and the terms that they sum."""
+        """Returns the adds that lead only to ``root``, with it, and the terms that they sum."""
         members, terms, stack = {root}, [], [root]
         while stack:
             add = stack.pop()
@@ -124,7 +125,7 @@ class _Finder:
         return members, terms
 
     def _inner_add(self, node: fx.Node, user: fx.Node) -> fx.Node | None:
-        """The add that ``node`` passes on to ``user``, unless someone else uses what lies between."""
+        """Returns the add that ``node`` passes on to ``user``, None if something else uses what lies between."""
         while self.effects.readers[node] == {user}:
             if self._is_add(node):
                 return node
@@ -135,16 +136,16 @@ class _Finder:
         return None
 
     def _passed_on(self, node: fx.Node) -> fx.Node | None:
-        """The one activation that the node passes on, dropped out, converted or scaled."""
-        name = operator_name(node).removesuffix("_")
+        """Returns the one activation that the node passes on after dropout, a cast or a scaling."""
+        name = functional_name(operator_name(node))
         inputs = [source for source in node.all_input_nodes if source in self.activations]
         if len(inputs) != 1 or any(source in self.parametric for source in node.all_input_nodes):
             return None
-        scales = name in _SCALES and evaluate(node, {inputs[0]: Value.ZERO}) is Value.ZERO
+        scales = name in _SCALES and evaluate(node, {inputs[0]: Outcome.ZERO}) is Outcome.ZERO
         return inputs[0] if name in _TRANSPARENT or scales else None
 
     def _chain(self, add: fx.Node, members: Collection[fx.Node]) -> set[fx.Node]:
-        """The adds of the flattened sum from ``add`` on."""
+        """Returns the adds of the flattened sum from ``add`` on."""
         chain = {add}
         while len(add.users) == 1 and (add := next(iter(add.users))).op != "output":
             if add in members:
@@ -152,7 +153,7 @@ class _Finder:
         return chain
 
     def _term(self, add: fx.Node, operand: fx.Node) -> Term:
-        """Grows the term's region backwards: a node belongs to it when all its readers do."""
+        """Returns a term whose region is grown backwards: a node belongs to it when all its readers do."""
         readers = self.effects.readers
         if readers[operand] != {add}:
             return Term(add, operand)
@@ -189,7 +190,7 @@ class _Finder:
         return projected or bool(self._feeding([other.operand for other in others], term.boundary))
 
     def _feeding(self, sources: Iterable[fx.Node], nodes: Iterable[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
-        """Which of the sources feed one of the nodes; each with the nodes met on the way back to it."""
+        """Returns the sources that feed one of the nodes, each with the nodes met on the way back to it."""
         wanted = set(sources)
         lowest = min((self.position[source] for source in wanted), default=len(self.position))
         queue = [(-self.position[node], node) for node in set(nodes)]
@@ -219,7 +220,7 @@ class _Finder:
         return False
 
     def _droppable(self, branches: list[Term], terms: list[Term]) -> list[Term]:
-        """The branches with a region; where every term is one, the smallest is the shortcut and stays."""
+        """Returns the branches with a region; if every term is one, the smallest is the shortcut and stays."""
         closed = [term for term in branches if term.region]
         if len(closed) == len(terms):
             closed.remove(min(reversed(closed), key=lambda term: self._nbytes(term.parameters)))
@@ -234,6 +235,6 @@ def _operands(add: fx.Node) -> tuple[Any, Any]:
 
 
 def _same_shape(operand: fx.Node, add: fx.Node) -> bool:
-    """Only a term of the sum's own shape can stand for the sum."""
+    """Returns whether a term has the shape of the sum, so that it can replace the sum."""
     values = tensor_value(operand), tensor_value(add)
     return values[0] is not None and values[1] is not None and shape_text(values[0]) == shape_text(values[1])

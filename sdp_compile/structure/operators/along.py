@@ -8,35 +8,37 @@ from typing import Any
 import torch
 
 from sdp_compile.structure import axes
-from sdp_compile.structure.operators import Context, Value, dim_index, dim_indices, rule
+from sdp_compile.structure.operators.at_zero import keeps_zero
+from sdp_compile.structure.operators.context import Context, Value, dim_index, dim_indices
+from sdp_compile.structure.operators.table import rule
 
 aten = torch.ops.aten
 
 
-@rule(aten.flip.default, aten.roll.default)
+@rule(aten.flip.default, aten.roll.default, at_zero=keeps_zero)
 def moved(ctx: Context, self: Value, dims: Sequence[int], **_: Any) -> Value:
     return ctx.within(self, dim_indices(dims, self.ndim))
 
 
-@rule(aten.fliplr.default, aten.flipud.default)
+@rule(aten.fliplr.default, aten.flipud.default, at_zero=keeps_zero)
 def mirrored(ctx: Context, self: Value, **_: Any) -> Value:
     return ctx.within(self, [1 if ctx.operator == "fliplr" else 0])
 
 
-@rule(aten.rot90.default)
+@rule(aten.rot90.default, at_zero=keeps_zero)
 def rot90(ctx: Context, self: Value, k: int, dims: Sequence[int], **_: Any) -> Value:
     return ctx.within(self, dims)
 
 
-@rule(aten.tril.default, aten.triu.default, aten.tril_.default, aten.triu_.default)
+@rule(aten.tril.default, aten.triu.default, aten.tril_.default, aten.triu_.default, at_zero=keeps_zero)
 def triangle(ctx: Context, self: Value, **_: Any) -> Value:
     result = ctx.within(self, [-2, -1])
     return ctx.writes(self, result.zero) if ctx.operator.endswith("_") else result
 
 
-@rule(aten.cumsum.default, aten.cumsum_.default)
+@rule(aten.cumsum.default, aten.cumsum_.default, at_zero=keeps_zero)
 def cumsum(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
-    """The sum up to a unit needs only the units before it that are not 0; behind missing ones it goes on."""
+    """A prefix sum needs only the earlier units that are not 0; it is itself non-zero at missing positions."""
     dim = dim_index(dim, self.ndim)
     if not self.is_zero(dim):
         ctx.freeze(self.dims[dim])
@@ -44,7 +46,7 @@ def cumsum(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
     return ctx.writes(self, zero) if ctx.operator.endswith("_") else Value(self.dims, zero)
 
 
-@rule(aten.cumprod.default)
+@rule(aten.cumprod.default, at_zero=keeps_zero)
 def cumprod(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
     return ctx.within(self, [dim])
 
@@ -67,7 +69,7 @@ def diff(ctx: Context, self: Value, dim: int, prepend: Value | None, append: Val
 
 @rule(aten.sort.default, aten.sort.stable, aten.topk.default, aten.cummax.default, aten.cummin.default)
 def ordered(ctx: Context, self: Value, dim: int = -1, **_: Any) -> list[Value]:
-    """Values in some order, and the positions they came from: those of equal values are anyone's choice."""
+    """Sorts values and returns where they stood; the positions of equal values are arbitrary."""
     return [ctx.within(self, [dim]), ctx.within(self, [dim], zero=False)]
 
 
@@ -83,15 +85,15 @@ def softmax(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
     return Value(self.dims, (False,) * self.ndim)
 
 
-@rule(aten.unfold.default)
+@rule(aten.unfold.default, at_zero=keeps_zero)
 def unfold(ctx: Context, self: Value, dimension: int, **_: Any) -> Value:
-    """Windows along a dimension, which moves into a new last one."""
+    """Windows along a dimension become a new last dimension."""
     sizes = ctx.out_sizes()
     result = ctx.within(self, [dimension], sizes[:-1])
     return Value((*result.dims, axes.fresh(sizes[-1], ctx.reason())), (*result.zero, False), self.storage)
 
 
-@rule(aten.diagonal.default)
+@rule(aten.diagonal.default, at_zero=keeps_zero)
 def diagonal(ctx: Context, self: Value, dim1: int = 0, dim2: int = 1, **_: Any) -> Value:
     pair = dim_indices([dim1, dim2], self.ndim)
     ctx.freeze(*(self.dims[d] for d in pair))
@@ -100,7 +102,7 @@ def diagonal(ctx: Context, self: Value, dim1: int = 0, dim2: int = 1, **_: Any) 
     return Value((*(self.dims[d] for d in rest), new), (*(self.is_zero(d) for d in rest), False), self.storage)
 
 
-@rule(aten.diag_embed.default)
+@rule(aten.diag_embed.default, at_zero=keeps_zero)
 def diag_embed(ctx: Context, self: Value, dim1: int = -2, dim2: int = -1, **_: Any) -> Value:
     sizes = ctx.out_sizes()
     pair = dim_indices([dim1, dim2], len(sizes))

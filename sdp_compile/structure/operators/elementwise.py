@@ -7,46 +7,103 @@ from typing import Any
 
 import torch
 
+from sdp_compile.ir.schema import functional_name, functional_variant, written_argument
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators import Context, Value, mutated_argument, rule
+from sdp_compile.structure.operators.at_zero import (
+    Call,
+    Outcome,
+    both_zero,
+    either_zero,
+    keeps_zero,
+    makes_zeros,
+    product_and_sum,
+    undefined,
+    zero_if,
+)
+from sdp_compile.structure.operators.context import Context, Value
+from sdp_compile.structure.operators.table import ALIASES, declare, fallback_rule, lookup, rule
 
 aten = torch.ops.aten
 
-# f(0) == 0 with a finite gradient there.
-KEEPS_ZERO = frozenset(
-    "abs asin asinh atan atanh ceil clone contiguous detach elu erf expm1 floor gelu hardshrink hardswish "
-    "leaky_relu log1p mish neg negative positive prelu relu relu6 round selu sgn sign silu sin sinh softshrink square "
-    "tan tanh trunc celu rrelu _to_copy to alias lift_fresh lift_fresh_copy conj_physical type_as dropout "
-    "feature_dropout nan_to_num erfinv deg2rad rad2deg frac pin_memory".split()
+UNTAGGED = frozenset(
+    {
+        *ALIASES.values(),
+        *"eq exp2 greater greater_equal isclose less less_equal not_equal special_exp2 special_expit".split(),
+    }
 )
-# f(0), or its gradient, is not finite: the masked oracle itself breaks down.
-INFINITE_AT_ZERO = frozenset("log log2 log10 rsqrt reciprocal sqrt logit digamma lgamma acosh atan2 hypot".split())
-# Other names of elementwise operators; these carry no tag of their own.
-ALIASES = {
-    **dict.fromkeys(("greater", "less", "greater_equal", "less_equal", "not_equal", "isclose"), "eq"),
-    **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "tan2", "sinh", "tanh", "cosh")},
-    **{f"special_{name}": name for name in ("erf", "erfinv", "expm1", "log1p", "round", "exp2", "expit", "logit")},
-    "multiply": "mul",
-    "divide": "div",
-    "true_divide": "div",
-    "subtract": "sub",
-    "negative": "neg",
-    "absolute": "abs",
-    "fix": "trunc",
-    "clip": "clamp",
-}
+"""Elementwise operators of which some variant lacks `torch.Tag.pointwise`."""
+
+declare(
+    *"abs asin asinh atan atanh ceil celu clone contiguous conj_physical deg2rad detach dropout elu erf erfinv expm1 "
+    "feature_dropout floor frac gelu hardshrink hardswish leaky_relu lift_fresh lift_fresh_copy log1p mish nan_to_num "
+    "neg pin_memory positive rad2deg relu relu6 round rrelu selu sgn sign silu sin sinh softshrink square tan tanh "
+    "trunc type_as alias to _to_copy".split(),
+    at_zero=keeps_zero,
+)
+declare(
+    *"acosh digamma lgamma log log10 log2 mvlgamma polygamma reciprocal rsqrt special_bessel_y0 special_bessel_y1 "
+    "special_entr special_modified_bessel_k0 special_modified_bessel_k1 special_ndtri "
+    "special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 sqrt".split(),
+    at_zero=lambda call: Outcome.UNDEFINED if call.zero("self", "x") else Outcome.FINITE,
+)
+declare("mul", at_zero=either_zero)
+declare(*"add sub rsub maximum minimum fmax fmin lerp".split(), at_zero=both_zero)
+declare("zero", at_zero=makes_zeros)
+declare("copy", at_zero=lambda call: zero_if(call.zero("src")))
+declare("fill", at_zero=lambda call: zero_if(call.zero("value")))
+declare("masked_fill", at_zero=lambda call: zero_if(call.zero("self") and call.zero("value")))
+declare("where", at_zero=lambda call: zero_if(call.zero("self") and call.zero("other")))
+declare("addcmul", at_zero=product_and_sum)
 
 
-def base_name(target: Any) -> str:
-    """``aten.multiply_.Tensor`` -> ``mul``."""
-    name = str(target).removeprefix("aten.").rsplit(".", 1)[0]
-    name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
-    return ALIASES.get(name, name)
+def _hypotenuse(call: Call) -> Outcome:
+    return Outcome.UNDEFINED if all(call.first(2)) else Outcome.FINITE
+
+
+def _quotient(call: Call) -> Outcome:
+    dividend, divisor = call.first(2)
+    return Outcome.UNDEFINED if divisor else zero_if(dividend)
+
+
+def _quotient_and_sum(call: Call) -> Outcome:
+    return Outcome.UNDEFINED if call.zero("tensor2") else zero_if(call.zero("self") and call.zero("tensor1"))
+
+
+def _logit(call: Call) -> Outcome:
+    return undefined(call) if call.arguments["eps"] is None else Outcome.FINITE  # clamped to finite values
+
+
+def _power(call: Call) -> Outcome:
+    if not call.zero("self") or call.zero("exponent"):
+        return Outcome.FINITE
+    exponent = call.arguments["exponent"]
+    return Outcome.ZERO if isinstance(exponent, int | float) and exponent >= 1 else Outcome.UNDEFINED
+
+
+def _threshold(call: Call) -> Outcome:
+    return zero_if(call.zero("self") and (call.arguments["threshold"] < 0 or call.zero("value")))
+
+
+def _clamped(call: Call) -> Outcome:
+    low = call.arguments.get("min", call.arguments.get("min_val"))
+    high = call.arguments.get("max", call.arguments.get("max_val"))
+    numbers = all(bound is None or isinstance(bound, int | float) for bound in (low, high))
+    return zero_if(call.zero("self") and numbers and (low or 0) <= 0 <= (high or 0))
+
+
+declare("atan2", at_zero=lambda call: Outcome.FINITE)  # of two zeros 0 or pi: their signs decide
+declare("hypot", at_zero=_hypotenuse)
+declare("div", "floor_divide", "fmod", "remainder", "xlogy", at_zero=_quotient)
+declare("addcdiv", at_zero=_quotient_and_sum)
+declare("logit", at_zero=_logit)
+declare("pow", "float_power", at_zero=_power)
+declare("threshold", at_zero=_threshold)
+declare("clamp", "clamp_min", "clamp_max", "hardtanh", at_zero=_clamped)
 
 
 def broadcast(ctx: Context, operands: Sequence[Value], ndim: int | None = None) -> tuple[Dim, ...]:
-    """Unify the aligned dimensions of the operands; the dimensions of the result."""
+    """Unifies the aligned dimensions of the operands and returns the dimensions of the result."""
     ndim = max(value.ndim for value in operands) if ndim is None else ndim
     result: list[Dim] = []
     for position in range(-ndim, 0):
@@ -58,10 +115,21 @@ def broadcast(ctx: Context, operands: Sequence[Value], ndim: int | None = None) 
 
 
 def aligned_zero(operand: Value, position: int) -> bool:
-    """Whether an operand is 0 at missing units of the result's dimension ``position`` (negative)."""
+    """Returns whether an operand is 0 at missing units of the result's dimension ``position`` (negative)."""
     return operand.ndim >= -position and axes.size(operand.dims[position]) != 1 and operand.is_zero(position)
 
 
+def is_pointwise(target: Any) -> bool:
+    """Returns whether an overload computes each element of its result from the aligned elements of its arguments."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return False
+    name = functional_name(target._schema.name.removeprefix("aten::"))
+    functional = functional_variant(target)  # in-place variants carry the tag only in part
+    tagged = any(torch.Tag.pointwise in one.tags for one in (target, functional) if one is not None)
+    return (tagged or name in UNTAGGED or name in ALIASES) and len(target._schema.returns) == 1
+
+
+@fallback_rule(is_pointwise)
 def elementwise(ctx: Context, **arguments: Any) -> Value:
     """The rule of every operator that `torch.Tag.pointwise` marks."""
     operands = [value for value in arguments.values() if isinstance(value, Value)]
@@ -71,84 +139,40 @@ def elementwise(ctx: Context, **arguments: Any) -> Value:
     if not operands:
         return ctx.frozen()
     dims = broadcast(ctx, operands)
-    zero = tuple(_zero(ctx, arguments, operands, position) for position in range(-len(dims), 0))
-    written = mutated_argument(ctx.node.target)
+    zero = tuple(_zero(ctx, arguments, dims, position) for position in range(-len(dims), 0))
+    written = written_argument(ctx.node.target)
     if written is not None:
         return ctx.writes(arguments[written], zero)
-    if base_name(ctx.node.target) in {"detach", "alias", "to", "contiguous", "type_as"}:
+    if ctx.operator in {"detach", "alias", "to", "contiguous", "type_as"}:
         return Value(dims, zero, operands[0].storage)
     return Value(dims, zero)
 
 
-def _zero(ctx: Context, arguments: dict[str, Any], operands: Sequence[Value], position: int) -> bool:
-    name = base_name(ctx.node.target)
-    first = operands[0]
-    zeros = [aligned_zero(value, position) for value in operands]
-    if name in KEEPS_ZERO:
-        return zeros[0]
-    if name == "logit" and arguments.get("eps") is not None:
-        return False  # clamped to finite values
-    if name in INFINITE_AT_ZERO and all(zeros):
-        ctx.freeze(first.dims[position], text=f"{name} is not finite where a missing unit is 0")
-        return False
-    if name == "mul":
-        return any(zeros)
-    if name in {"maximum", "minimum", "fmax", "fmin", "max", "min"}:
-        return all(zeros)
-    if name == "lerp":
-        return zeros[0] and zeros[1]
-    if name == "threshold":
-        return zeros[0] and (arguments["threshold"] < 0 or arguments["value"] == 0)
-    if name in {"add", "sub", "rsub"}:
-        scalars = [arguments[k] for k in ("other",) if k in arguments and not isinstance(arguments[k], Value)]
-        return all(zeros) and all(s == 0 for s in scalars)
-    if name == "addcmul":
-        return zeros[0] and any(zeros[1:])
-    if name in {"div", "floor_divide", "fmod", "remainder", "addcdiv"}:
-        divisor = arguments.get("tensor2") if name == "addcdiv" else arguments.get("other")
-        if isinstance(divisor, Value) and aligned_zero(divisor, position):
-            ctx.freeze(divisor.dims[position], text=f"{name} divides by a missing unit, which is 0")
-            return False
-        divided = [arguments.get("self"), *([arguments["tensor1"]] if name == "addcdiv" else [])]
-        return all(isinstance(value, Value) and aligned_zero(value, position) for value in divided)
-    if name == "pow":
-        return _zero_of_power(ctx, arguments, position)
-    if name in {"clamp", "hardtanh", "clamp_min", "clamp_max"}:
-        low = arguments.get("min", arguments.get("min_val"))
-        high = arguments.get("max", arguments.get("max_val"))
-        bounded = not any(isinstance(bound, Value) for bound in (low, high))
-        return bounded and zeros[0] and (low is None or low <= 0) and (high is None or high >= 0)
-    if name == "masked_fill":
-        return aligned_zero(arguments["self"], position) and arguments["value"] == 0
-    if name == "where":
-        chosen = [arguments.get("self"), arguments.get("other")]
-        return all(aligned_zero(c, position) if isinstance(c, Value) else c == 0 for c in chosen)
-    if name == "copy":
-        return aligned_zero(arguments["src"], position)
-    if name == "zero":
-        return True
-    if name == "fill":
-        return not isinstance(arguments["value"], Value) and bool(arguments["value"] == 0)
-    return False
+def _zero(ctx: Context, arguments: dict[str, Any], dims: Sequence[Dim], position: int) -> bool:
+    """Whether the result is 0 at missing units of a dimension; freezes it where the result would not be finite."""
+    at_zero = lookup(ctx.node.target).at_zero
+
+    def is_zero(value: Any) -> bool:
+        if isinstance(value, Value):
+            return aligned_zero(value, position)
+        return isinstance(value, int | float | complex) and value == 0
+
+    outcome = Outcome.FINITE if at_zero is None else at_zero(Call(arguments, is_zero))
+    if outcome is Outcome.UNDEFINED:
+        ctx.freeze(dims[position], text=f"{ctx.operator} is not finite where a missing unit is 0")
+    return outcome is Outcome.ZERO
 
 
-def _zero_of_power(ctx: Context, arguments: dict[str, Any], position: int) -> bool:
-    base, exponent = arguments.get("self"), arguments.get("exponent")
-    if not isinstance(base, Value) or not aligned_zero(base, position):
-        return False
-    if exponent is None or isinstance(exponent, Value) or exponent < 1:
-        if exponent is None or isinstance(exponent, Value) or exponent != 0:
-            ctx.freeze(base.dims[position], text="pow is not finite where a missing unit is 0")
-        return False
-    return True
+def _same(view: Any, dim: int) -> int:
+    return dim
 
 
 @rule(aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.feature_dropout_.default)
 @rule(aten.alpha_dropout.default, aten.alpha_dropout_.default)
 @rule(aten.feature_alpha_dropout.default, aten.feature_alpha_dropout_.default)
 @rule(aten.contiguous.default, aten.clone.default, aten.detach.default, aten.detach_.default, aten.alias.default)
-@rule(aten.lift_fresh.default, aten.lift_fresh_copy.default, aten._to_copy.default, aten.type_as.default)
-@rule(aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.pin_memory.default)
+@rule(aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.type_as.default, aten.pin_memory.default)
+@rule(aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten._to_copy.default, view=_same)
 @rule(aten.bernoulli.default, aten.bernoulli.p, aten.bernoulli_.float, aten.bernoulli_.Tensor, aten.normal_.default)
 @rule(aten.uniform_.default, aten.exponential_.default, aten.random_)
 @rule(aten.copy_.default, aten.zero_.default, aten.fill_.Scalar)
@@ -157,21 +181,23 @@ def _zero_of_power(ctx: Context, arguments: dict[str, Any], position: int) -> bo
 @rule(aten.where.Scalar, aten.rsub.Tensor, aten.floor_divide, aten.isin.Tensor_Scalar)
 @rule(aten.__and__.Tensor, aten.__or__.Tensor, aten.__and__.Scalar, aten.__or__.Scalar)
 def same_shape(ctx: Context, **arguments: Any) -> Value:
-    arguments = {
-        name: value for name, value in arguments.items() if not (name == "other" and ctx.operator in {"to", "type_as"})
-    }
+    """The rule of elementwise operators without the tag; ``to`` and ``type_as`` read only the dtype of ``other``."""
+    if ctx.operator in {"to", "type_as"}:
+        arguments.pop("other", None)
     return elementwise(ctx, **arguments)
 
 
-@rule(aten.prelu.default)
+@rule(aten.prelu.default, at_zero=keeps_zero)
 def prelu(ctx: Context, self: Value, weight: Value, **_: Any) -> Value:
+    """One slope for all channels, or one for each."""
     if axes.size(weight.dims[0] if weight.ndim else ()) != 1:
         ctx.unify(self.dims[1 if self.ndim > 1 else 0], weight.dims[0])
     return Value(self.dims, tuple(self.is_zero(d) for d in range(self.ndim)))
 
 
-@rule(aten.glu.default)
+@rule(aten.glu.default, at_zero=keeps_zero)
 def glu(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
+    """The first half of a dimension times the sigmoid of the second."""
     dim = dim % self.ndim
     half = axes.size(self.dims[dim]) // 2
     first, second = axes.split(self.dims[dim], [half, half], ctx.reason())
@@ -180,26 +206,10 @@ def glu(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
     return Value(dims, tuple(self.is_zero(d) for d in range(self.ndim)))
 
 
-@rule(aten.native_dropout.default)
+@rule(aten.native_dropout.default, at_zero=keeps_zero)
 def native_dropout(ctx: Context, input: Value, **_: Any) -> list[Value]:
+    """The result, and the mask."""
     return [
         Value(input.dims, tuple(map(input.is_zero, range(input.ndim)))),
         Value(input.dims, (False,) * input.ndim),
     ]
-
-
-def is_pointwise(target: Any) -> bool:
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
-        return False
-    tagged = torch.Tag.pointwise in target.tags or _functional_is_pointwise(target)
-    return (tagged or base_name(target) in ALIASES.values()) and len(target._schema.returns) == 1
-
-
-def _functional_is_pointwise(target: torch._ops.OpOverload) -> bool:
-    """In-place variants carry the tag only in part; ask the functional operator of the same overload."""
-    name = target._schema.name.removeprefix("aten::")
-    if not name.endswith("_") or name.endswith("__"):
-        return False
-    packet = getattr(aten, name[:-1], None)
-    overload = getattr(packet, target._overloadname, None) if packet is not None else None
-    return overload is not None and torch.Tag.pointwise in overload.tags

@@ -1,4 +1,4 @@
-"""Looking values up by number: what is looked up stays whole, everything beside it passes through."""
+"""Indexing: indexed dimensions stay whole, all others pass through."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 import torch
 from torch import fx
 
+from sdp_compile.ops import narrow
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators import Context, Value, dim_index, rule
+from sdp_compile.structure.operators.at_zero import keeps_zero
+from sdp_compile.structure.operators.context import Context, Value, dim_index
+from sdp_compile.structure.operators.parts import NarrowCall, Split
+from sdp_compile.structure.operators.table import rule
 
 aten = torch.ops.aten
 
 
 def looked_up(ctx: Context, self: Value, indices: Sequence[Value | None]) -> list[int | None]:
-    """For each dimension of ``self[indices]`` the one of ``self`` that passes through, None for those looked up.
+    """Returns for each dimension of ``self[indices]`` the dimension of ``self`` that passes through, None if indexed.
 
-    A mask takes the place of as many dimensions as it has, and yields one.
+    A mask replaces as many dimensions as it has by one.
     """
     nodes: Sequence[Any] = ctx.node.args[1]  # type: ignore[assignment]
     indexed: list[int] = []
@@ -33,13 +37,13 @@ def looked_up(ctx: Context, self: Value, indices: Sequence[Value | None]) -> lis
     ctx.freeze(*(self.dims[d] for d in indexed), text=f"{ctx.operator} looks it up by number")
     ctx.freeze_values(*indices)
     kept: list[int | None] = [d for d in range(self.ndim) if d not in indexed]
-    # Adjacent indices put the looked-up dimensions in their place, separated ones put them first.
+    # The dimensions of adjacent indices stay in place; those of separated ones come first.
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     start = indexed[0] if adjacent else 0
     return [*kept[:start], *[None] * new, *kept[start:]]
 
 
-@rule(aten.index.Tensor)
+@rule(aten.index.Tensor, at_zero=keeps_zero)
 def index(ctx: Context, self: Value, indices: Sequence[Value | None], **_: Any) -> Value:
     sources = looked_up(ctx, self, indices)
     dims = [
@@ -49,15 +53,15 @@ def index(ctx: Context, self: Value, indices: Sequence[Value | None], **_: Any) 
     return Value(tuple(dims), tuple(d is not None and self.is_zero(d) for d in sources))
 
 
-@rule(aten.index_select.default)
+@rule(aten.index_select.default, at_zero=keeps_zero)
 def index_select(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value:
     ctx.freeze_values(index)
     return ctx.within(self, [dim])
 
 
-@rule(aten.gather.default)
+@rule(aten.gather.default, at_zero=keeps_zero)
 def gather(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value:
-    """One lookup per element of ``index``, which may be shorter than the tensor: then neither is cut."""
+    """Looks up one value for each element of ``index``; if that is shorter than the tensor, neither is cut."""
     if not self.ndim:
         return self
     dim = dim_index(dim, self.ndim)
@@ -68,7 +72,7 @@ def gather(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value
     return Value(index.dims, tuple(d != dim and self.is_zero(d) for d in range(self.ndim)))
 
 
-@rule(aten.take_along_dim.default)
+@rule(aten.take_along_dim.default, at_zero=keeps_zero)
 def take_along_dim(ctx: Context, self: Value, indices: Value, dim: int | None = None, **_: Any) -> Value:
     if dim is None:
         ctx.freeze_values(self, indices)
@@ -84,17 +88,27 @@ def take_along_dim(ctx: Context, self: Value, indices: Value, dim: int | None = 
     return Value(tuple(dims), tuple(zero))
 
 
-@rule(aten.embedding.default)
+def _narrow_embedding(node: fx.Node, weight: fx.Node, split: Split) -> NarrowCall | None:
+    if split.dim != 1:
+        return None
+    halves = [
+        node.graph.call_function(aten.embedding.default, (part, *node.args[1:]), dict(node.kwargs))
+        for part in (split.owned, split.rest)
+    ]
+    return narrow.join, (*halves, -1, split.runs)
+
+
+@rule(aten.embedding.default, at_zero=keeps_zero, narrow=_narrow_embedding)
 def embedding(ctx: Context, weight: Value, indices: Value, **_: Any) -> Value:
     ctx.freeze(weight.dims[0], text="embedding looks rows up by number")
     return Value((*indices.dims, weight.dims[1]), (*(False for _ in indices.dims), weight.is_zero(1)))
 
 
-@rule(aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag.default)
+@rule(aten.embedding_bag.default, aten.embedding_bag.padding_idx, aten._embedding_bag.default, at_zero=keeps_zero)
 def embedding_bag(
     ctx: Context, weight: Value, indices: Value, offsets: Value, per_sample_weights: Value | None = None, **_: Any
 ) -> list[Value]:
-    """A sum, mean or maximum of looked-up rows per bag, and three tensors that only backward reads."""
+    """Returns the sum, mean or maximum of the rows of each bag, and three tensors that only backward reads."""
     ctx.freeze(weight.dims[0], text="embedding_bag looks rows up by number")
     ctx.freeze_values(indices, offsets, per_sample_weights)
     sizes = [ctx.sizes_of(tensor) for tensor in ctx.node.meta["val"]]

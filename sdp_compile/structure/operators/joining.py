@@ -9,13 +9,15 @@ import torch
 
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators import Context, Value, dim_index, rule
+from sdp_compile.structure.operators.at_zero import Call, Outcome, keeps_zero, zero_if
+from sdp_compile.structure.operators.context import Context, Value, dim_index
+from sdp_compile.structure.operators.table import rule
 
 aten = torch.ops.aten
 
 
 def concatenated(ctx: Context, tensors: Sequence[Value], dim: int) -> Value:
-    """The values one after the other along ``dim``; cat skips legacy empty ones."""
+    """Returns the concatenation of values along ``dim``, without the empty ones that ``cat`` skips."""
     ndim = max(value.ndim for value in tensors)
     tensors = [value for value in tensors if value.ndim == ndim]
     dim = dim_index(dim, ndim)
@@ -30,12 +32,16 @@ def concatenated(ctx: Context, tensors: Sequence[Value], dim: int) -> Value:
     return Value(tuple(dims), tuple(all(v.is_zero(d) for v in tensors) for d in range(ndim)))
 
 
-@rule(aten.cat.default, aten.concat.default, aten.concatenate.default)
+def _all_zero(call: Call) -> Outcome:
+    return zero_if(all(map(call.is_zero, call.arguments["tensors"])))
+
+
+@rule(aten.cat.default, aten.concat.default, aten.concatenate.default, at_zero=_all_zero)
 def cat(ctx: Context, tensors: Sequence[Value], dim: int = 0, **_: Any) -> Value:
     return concatenated(ctx, tensors, dim)
 
 
-@rule(aten.hstack.default, aten.vstack.default, aten.dstack.default, aten.column_stack.default)
+@rule(aten.hstack.default, aten.vstack.default, aten.dstack.default, aten.column_stack.default, at_zero=_all_zero)
 def named_stack(ctx: Context, tensors: Sequence[Value], **_: Any) -> Value:
     dim = {"hstack": 1, "vstack": 0, "dstack": 2, "column_stack": 1}[ctx.operator]
     ndim = len(ctx.out_sizes())
@@ -45,7 +51,7 @@ def named_stack(ctx: Context, tensors: Sequence[Value], **_: Any) -> Value:
     return concatenated(ctx, tensors, dim)
 
 
-@rule(aten.stack.default)
+@rule(aten.stack.default, at_zero=_all_zero)
 def stack(ctx: Context, tensors: Sequence[Value], dim: int = 0, **_: Any) -> Value:
     first = tensors[0]
     for value in tensors[1:]:
@@ -57,7 +63,7 @@ def stack(ctx: Context, tensors: Sequence[Value], dim: int = 0, **_: Any) -> Val
     return Value((*first.dims[:dim], new, *first.dims[dim:]), (*zero[:dim], False, *zero[dim:]))
 
 
-@rule(aten.repeat.default, aten.tile.default)
+@rule(aten.repeat.default, aten.tile.default, at_zero=keeps_zero)
 def repeat(ctx: Context, self: Value, **_: Any) -> Value:
     sizes = ctx.out_sizes()
     offset = len(sizes) - self.ndim
@@ -83,7 +89,7 @@ def repeat(ctx: Context, self: Value, **_: Any) -> Value:
     return Value(tuple(dims), tuple(zero))
 
 
-@rule(aten.repeat_interleave.self_int)
+@rule(aten.repeat_interleave.self_int, at_zero=keeps_zero)
 def repeat_interleave(ctx: Context, self: Value, repeats: Any, dim: int | None = None, **arguments: Any) -> Value:
     if dim is None or not isinstance(repeats, int):
         ctx.freeze_values(self)
@@ -110,9 +116,14 @@ def repeat_interleave_each(ctx: Context, self: Value, repeats: Value, dim: int |
     return ctx.within(self, [dim])
 
 
-@rule(aten.pad.default, aten.constant_pad_nd.default)
+def _padded(call: Call) -> Outcome:
+    constant = call.arguments.get("mode", "constant") == "constant"
+    return zero_if(call.zero("self") and (not constant or call.absent("value")))
+
+
+@rule(aten.pad.default, aten.constant_pad_nd.default, at_zero=_padded)
 def pad(ctx: Context, self: Value, pad: Sequence[Any], value: Any = None, mode: str = "constant") -> Value:
-    """A constant border is two more parts of a dimension; a border made of the values needs all of them."""
+    """A constant border adds two parts to a dimension; any other border needs the whole dimension."""
     sizes = ctx.out_sizes()
     keeps_zero = mode != "constant" or not value
     dims, zero = list(self.dims), [keeps_zero and self.is_zero(d) for d in range(self.ndim)]

@@ -1,4 +1,4 @@
-"""Products beside the matrix product: outer, Kronecker and cross products, distances, experts' weights."""
+"""Other products: outer, Kronecker and cross products, distances, grouped products of experts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import torch
 
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators import Context, Value, dim_index, dim_indices, rule
+from sdp_compile.structure.operators.at_zero import either_zero, product_and_sum
+from sdp_compile.structure.operators.context import Context, Value, dim_index, dim_indices
 from sdp_compile.structure.operators.contraction import contract, plus
 from sdp_compile.structure.operators.elementwise import aligned_zero, broadcast
+from sdp_compile.structure.operators.table import rule
 
 aten = torch.ops.aten
 
 
-@rule(aten.outer.default, aten.ger.default)
+@rule(aten.outer.default, aten.ger.default, at_zero=either_zero)
 def outer(ctx: Context, self: Value, vec2: Value, **_: Any) -> Value:
     return contract(ctx, [self, vec2], ["i", "j"], "ij")
 
 
-@rule(aten.inner.default, aten.vdot.default, aten.linalg_vecdot.default)
+@rule(aten.inner.default, aten.vdot.default, aten.linalg_vecdot.default, at_zero=either_zero)
 def inner(ctx: Context, **operands: Any) -> Value:
     values = [value for value in operands.values() if isinstance(value, Value)]
     if ctx.operator == "linalg_vecdot":
@@ -34,7 +36,7 @@ def inner(ctx: Context, **operands: Any) -> Value:
     return contract(ctx, values, [[*left, "k"], [*right, "k"]], [*left, *right])
 
 
-@rule(aten.tensordot.default)
+@rule(aten.tensordot.default, at_zero=either_zero)
 def tensordot(ctx: Context, self: Value, other: Value, dims_self: Sequence[int], dims_other: Sequence[int]) -> Value:
     left, right = [f"a{d}" for d in range(self.ndim)], [f"b{d}" for d in range(other.ndim)]
     pairs = zip(dim_indices(dims_self, self.ndim), dim_indices(dims_other, other.ndim), strict=True)
@@ -44,7 +46,7 @@ def tensordot(ctx: Context, self: Value, other: Value, dims_self: Sequence[int],
     return contract(ctx, [self, other], [left, right], out)
 
 
-@rule(aten.kron.default)
+@rule(aten.kron.default, at_zero=either_zero)
 def kron(ctx: Context, self: Value, other: Value, **_: Any) -> Value:
     ndim = max(self.ndim, other.ndim)
     dims: list[Dim] = []
@@ -56,7 +58,7 @@ def kron(ctx: Context, self: Value, other: Value, **_: Any) -> Value:
     return Value(tuple(dims), tuple(zero))
 
 
-@rule(aten.cross.default, aten.linalg_cross.default)
+@rule(aten.cross.default, aten.linalg_cross.default, at_zero=either_zero)
 def cross(ctx: Context, self: Value, other: Value, dim: int | None = -1, **_: Any) -> Value:
     if dim is None:  # the first dimension of size 3
         ctx.freeze_values(self, other)
@@ -70,7 +72,7 @@ def cross(ctx: Context, self: Value, other: Value, dim: int | None = -1, **_: An
 
 @rule(aten.cdist.default, aten._cdist_forward.default)
 def cdist(ctx: Context, x1: Value, x2: Value, p: float, **_: Any) -> Value:
-    """Distances over the last dimension; coordinates that both lack do not count, from order 1 on."""
+    """Distances over the last dimension; from order 1, coordinates that are 0 in both do not count."""
     ctx.unify(x1.dims[-1], x2.dims[-1])
     if not (p >= 1 and x1.is_zero(-1) and x2.is_zero(-1)):
         ctx.freeze(x1.dims[-1])
@@ -84,7 +86,7 @@ def _leading(value: Value) -> Value:
 
 @rule(aten.cosine_similarity.default)
 def cosine_similarity(ctx: Context, x1: Value, x2: Value, dim: int, **_: Any) -> Value:
-    """Coordinates that both lack do not count; two vectors of zeros have the similarity 0."""
+    """Coordinates that are 0 in both do not count; two zero vectors have the similarity 0."""
     dims = broadcast(ctx, [x1, x2])
     mixed = dim_index(dim, len(dims)) - len(dims)
     zeros = {p: aligned_zero(x1, p) and aligned_zero(x2, p) for p in range(-len(dims), 0)}
@@ -93,24 +95,24 @@ def cosine_similarity(ctx: Context, x1: Value, x2: Value, dim: int, **_: Any) ->
     return Value(tuple(dims[p] for p in zeros), tuple(zeros.values()))
 
 
-@rule(aten.addr.default)
+@rule(aten.addr.default, at_zero=product_and_sum)
 def addr(ctx: Context, self: Value, vec1: Value, vec2: Value, **_: Any) -> Value:
     return plus(ctx, contract(ctx, [vec1, vec2], ["i", "j"], "ij"), self)
 
 
-@rule(aten.addmv.default)
+@rule(aten.addmv.default, at_zero=product_and_sum)
 def addmv(ctx: Context, self: Value, mat: Value, vec: Value, **_: Any) -> Value:
     return plus(ctx, contract(ctx, [mat, vec], ["ij", "j"], "i"), self)
 
 
-@rule(aten.addbmm.default)
+@rule(aten.addbmm.default, at_zero=product_and_sum)
 def addbmm(ctx: Context, self: Value, batch1: Value, batch2: Value, **_: Any) -> Value:
     return plus(ctx, contract(ctx, [batch1, batch2], ["bij", "bjk"], "ik"), self)
 
 
-@rule(aten._grouped_mm.default, "transformers::grouped_mm_fallback")
+@rule(aten._grouped_mm.default, "transformers::grouped_mm_fallback", at_zero=either_zero)
 def grouped_mm(ctx: Context, **arguments: Any) -> Value:
-    """(tokens, in) times (experts, in, out): rows ``offs[e - 1]`` to ``offs[e]`` meet the matrix of expert ``e``."""
+    """(tokens, in) times (experts, in, out): expert ``e`` multiplies the rows ``offs[e - 1]`` to ``offs[e]``."""
     tokens, experts, offsets, *rest = (value for value in arguments.values() if isinstance(value, Value))
     ctx.freeze(tokens.dims[0], experts.dims[0], *offsets.dims, text=f"{ctx.operator} counts tokens per expert")
     if rest or tokens.ndim != 2 or experts.ndim != 3:

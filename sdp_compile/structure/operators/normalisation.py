@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
+from torch import fx
 
+from sdp_compile.ir.schema import bind
+from sdp_compile.ops import narrow
+from sdp_compile.ops.of_full import standardise_of_full
 from sdp_compile.structure import axes
-from sdp_compile.structure.operators import Context, Value, dim_index, rule
+from sdp_compile.structure.operators.at_zero import Call, Outcome, undefined, zero_if
+from sdp_compile.structure.operators.context import Context, Value, dim_index
+from sdp_compile.structure.operators.parts import NarrowCall, Split
+from sdp_compile.structure.operators.table import declare, rule
 
 aten = torch.ops.aten
 
 
 def _affine_zero(weight: Value | None, bias: Value | None) -> bool:
-    """An affine norm is 0 at a missing unit if both its parameters are; their statistics do not matter."""
+    """Whether scale and shift make a normalisation 0 at missing units, whatever the statistics."""
     return weight is not None and weight.is_zero(0) and (bias is None or bias.is_zero(0))
 
 
-@rule(aten.batch_norm.default, aten.instance_norm.default)
+def _by_statistics(call: Call) -> Outcome:
+    # An input of 0 is not enough: running statistics shift it.
+    return zero_if(call.zero("weight") and call.absent("bias"))
+
+
+def _by_sample(call: Call) -> Outcome:
+    return zero_if(call.zero("weight", "input") and call.absent("bias"))
+
+
+declare("native_batch_norm", at_zero=_by_statistics)
+declare("native_layer_norm", "native_group_norm", at_zero=_by_sample)
+
+
+@rule(aten.batch_norm.default, aten.instance_norm.default, at_zero=_by_statistics)
 def batch_norm(
     ctx: Context,
     input: Value,
@@ -29,7 +48,7 @@ def batch_norm(
     running_var: Value | None = None,
     **arguments: Any,
 ) -> Value:
-    """Also of weights (weight standardisation): of zeros the sample's own statistics make zeros."""
+    """Weight standardisation calls it on weights; normalising zeros by their own statistics gives zeros."""
     channel = 1
     own_statistics = bool(arguments.get("training") or arguments.get("use_input_stats"))
     for other in (weight, bias, running_mean, running_var):
@@ -54,18 +73,16 @@ def batch_norm(
     return Value(input.dims, tuple(zero))
 
 
-def standardise_of_full(tensor: torch.Tensor, eps: float, kept: list[int], full: list[int]) -> torch.Tensor:
-    """Batch norm by its own statistics of a tensor that holds ``kept`` of ``full`` indices; the others are 0."""
-    dims = [d for d in range(tensor.ndim) if d != 1]
-    held = tensor.numel() // tensor.shape[1]
-    whole = held // prod(kept) * prod(full)
-    mean = tensor.sum(dims, keepdim=True) / whole
-    centred = tensor - mean
-    variance = (centred.square().sum(dims, keepdim=True) + (whole - held) * mean.square()) / whole
-    return centred * torch.rsqrt(variance + eps)
+def _narrow_layer_norm(node: fx.Node, weight: fx.Node, split: Split) -> NarrowCall | None:
+    arguments = bind(node)
+    if arguments["weight"] is not weight or len(arguments["normalized_shape"]) != 1:
+        return None
+    args = (arguments["input"], split.owned, split.rest, arguments["bias"], arguments["eps"], split.runs)
+    return narrow.layer_norm, args
 
 
-@rule(aten.layer_norm.default, aten.rms_norm.default)
+@rule(aten.layer_norm.default, at_zero=_by_sample, narrow=_narrow_layer_norm)
+@rule(aten.rms_norm.default, at_zero=_by_sample)
 def layer_norm(
     ctx: Context,
     input: Value,
@@ -81,7 +98,7 @@ def layer_norm(
     return Value(input.dims, tuple(zero))
 
 
-@rule(aten.group_norm.default)
+@rule(aten.group_norm.default, at_zero=_by_sample)
 def group_norm(
     ctx: Context, input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, **_: Any
 ) -> Value:
@@ -98,9 +115,9 @@ def group_norm(
     return Value(input.dims, tuple(zero))
 
 
-@rule(aten._weight_norm.default)
+@rule(aten._weight_norm.default, at_zero=undefined)
 def weight_norm(ctx: Context, v: Value, g: Value, dim: int = 0) -> Value:
-    """``g * v / norm(v)``, the norm over all dimensions but ``dim``: a missing index of ``dim`` is 0 / 0."""
+    """Computes ``g * v / norm(v)`` with norms over all dimensions but ``dim``; missing units of ``dim`` give 0 / 0."""
     ctx.unify(v.dims[dim], g.dims[dim])
     ctx.freeze(v.dims[dim], text="_weight_norm divides a missing unit, which is 0, by its norm")
     for d in range(v.ndim):

@@ -1,7 +1,7 @@
 """Recurrent layers as one operator.
 
-A unit without parameters stays 0 if its state starts at 0: its candidate is tanh(0), and every gate mixes zeros. An
-axis of hidden units meets itself in the recurrent weight, so that only ``axes="all"`` cuts it.
+A unit without parameters stays 0 if its state starts at 0: its candidate is tanh(0), and every gate mixes zeros. The
+axis of hidden units occurs twice in the recurrent weight, so only ``axes="all"`` cuts it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators import Context, Value, rule
+from sdp_compile.structure.operators.context import Context, Value
+from sdp_compile.structure.operators.table import rule
 
 aten = torch.ops.aten
 
@@ -68,7 +69,7 @@ def cell(
 
 
 def _gates(ctx: Context, features: Dim, zero: bool, hidden: Dim, params: Sequence[Value]) -> None:
-    """One layer in one direction: (gates x hidden, features), (gates x hidden, hidden) and biases alike."""
+    """Relates the parameters of one layer: (gates x hidden, features), (gates x hidden, hidden) and their biases."""
     w_ih, w_hh = params[:2]
     ctx.unify(features, w_ih.dims[1])
     ctx.contract(w_ih.dims[1], zero, w_ih.is_zero(1))
@@ -77,7 +78,7 @@ def _gates(ctx: Context, features: Dim, zero: bool, hidden: Dim, params: Sequenc
     for value in params:
         sizes = [axes.size(value.dims[0]) // units, units]
         (gates, rows), _ = axes.regroup([value.dims[0]], sizes, ctx.reason())
-        ctx.freeze(gates, text=f"{ctx.operator} has so many gates")
+        ctx.freeze(gates, text=f"{ctx.operator} has a fixed number of gates")
         ctx.unify(rows, hidden)
     if not all(value.is_zero(0) for value in params):
         ctx.freeze(hidden, text=f"{ctx.operator} does not keep a missing unit at 0")
@@ -92,6 +93,6 @@ def _start(ctx: Context, states: Sequence[Value], hidden: Dim) -> None:
 
 
 def _ending_in(ctx: Context, sizes: Sequence[int], dim: Dim) -> Value:
-    """A result of which only the last dimension, which is 0 at missing units, can be cut."""
+    """Returns a result that can only be cut along its last dimension, and is 0 at missing units there."""
     leading = tuple(axes.fresh(length, ctx.reason()) for length in sizes)
     return Value((*leading, dim), (*(False for _ in leading), True))

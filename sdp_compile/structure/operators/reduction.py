@@ -1,22 +1,24 @@
-"""Reductions and losses: what they run over stays whole, unless missing units contribute exactly nothing."""
+"""Reductions and losses: reduced dimensions stay whole, unless missing units contribute nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
 
+from sdp_compile.ops.of_full import mean_of_full
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators import Context, Value, dim_indices, rule
+from sdp_compile.structure.operators.at_zero import Call, Outcome, keeps_zero, zero_if
+from sdp_compile.structure.operators.context import Context, Value, dim_indices
+from sdp_compile.structure.operators.table import declare, rule
 
 aten = torch.ops.aten
 
 
 def reduce(ctx: Context, value: Value, dims: int | Sequence[int] | None, keepdim: bool, additive: bool) -> Value:
-    """The result of a reduction over ``dims``; an additive one may run over a dimension that is 0 at missing units."""
+    """Returns the result of a reduction over ``dims``; additive ones may reduce what is 0 at missing units."""
     gone = set(dim_indices(dims, value.ndim))
     for d in gone:
         if not (additive and value.is_zero(d)):
@@ -30,31 +32,31 @@ def reduce(ctx: Context, value: Value, dims: int | Sequence[int] | None, keepdim
     return Value(tuple(dim for dim, _ in kept), tuple(zero for _, zero in kept))
 
 
-@rule(aten.sum.dim_IntList, aten.sum.default, aten.nansum.default, aten.count_nonzero.default)
-@rule(aten.count_nonzero.dim_IntList)
+@rule(aten.sum.dim_IntList, aten.sum.default, aten.nansum.default, at_zero=keeps_zero)
+@rule(aten.count_nonzero.default, aten.count_nonzero.dim_IntList, at_zero=keeps_zero)
 def additive(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
     return reduce(ctx, self, dim, bool(keepdim), additive=True)
 
 
-@rule(aten.linalg_vector_norm.default)
+@rule(aten.linalg_vector_norm.default, at_zero=keeps_zero)
 def vector_norm(ctx: Context, self: Value, ord: float, dim: Any, keepdim: bool, **_: Any) -> Value:
-    # A norm of order above 1 has a gradient of 0 at 0; below, missing units would count or break the gradient.
+    # From order 1, missing units add nothing and get the gradient 0; below, they count or have no gradient.
     return reduce(ctx, self, dim, bool(keepdim), additive=float(ord) >= 1)
 
 
-@rule(aten.norm.Scalar, aten.norm.ScalarOpt_dim)
+@rule(aten.norm.Scalar, aten.norm.ScalarOpt_dim, at_zero=keeps_zero)
 def norm(ctx: Context, self: Value, p: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
     return reduce(ctx, self, dim, bool(keepdim), additive=p is None or float(p) >= 1)
 
 
-@rule(aten.frobenius_norm.dim)
+@rule(aten.frobenius_norm.dim, at_zero=keeps_zero)
 def frobenius_norm(ctx: Context, self: Value, dim: Any, keepdim: bool, **_: Any) -> Value:
     return reduce(ctx, self, dim, keepdim, additive=True)
 
 
-@rule(aten.mean.dim, aten.mean.default)
+@rule(aten.mean.dim, aten.mean.default, at_zero=keeps_zero)
 def mean(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None, **_: Any) -> Value:
-    """It divides by the length of the full model, also where a worker holds only those that are not 0."""
+    """Divides by the length in the full model, also where a worker holds only the units that are not 0."""
     gone = dim_indices(dim, self.ndim)
     cut = [d for d in gone if self.is_zero(d) and any(root.frozen is None for root in axes.expand(self.dims[d]))]
     result = reduce(ctx, self, gone, bool(keepdim), additive=True)
@@ -68,14 +70,15 @@ def mean(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, dtyp
     return result
 
 
-def mean_of_full(
-    tensor: torch.Tensor, dim: list[int], keepdim: bool, dtype: torch.dtype | None, kept: list[int], full: list[int]
-) -> torch.Tensor:
-    """The mean over ``dim`` of a tensor that holds ``kept`` of ``full`` indices there; the others are 0."""
-    return tensor.mean(dim, keepdim=keepdim, dtype=dtype) * (prod(kept) / prod(full))
+def _extremum(call: Call) -> Outcome:
+    return zero_if(call.zero("self") and ("other" not in call.arguments or call.zero("other")))
 
 
-@rule(aten.amax.default, aten.amin.default, aten.logsumexp.default)
+declare("max", "min", at_zero=_extremum)
+
+
+@rule(aten.amax.default, aten.amin.default, at_zero=keeps_zero)
+@rule(aten.logsumexp.default)
 @rule(aten.max.default, aten.min.default, aten.prod.default, aten.prod.dim_int, aten.median.default)
 @rule(aten.all.default, aten.all.dim, aten.all.dims, aten.any.default, aten.any.dim, aten.any.dims)
 def exclusive(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
@@ -89,7 +92,7 @@ def exclusive(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False,
 @rule(aten.var.correction, aten.std.correction, aten.var.dim, aten.std.dim)
 @rule(aten.var_mean.correction, aten.std_mean.correction, aten.var_mean.dim, aten.std_mean.dim)
 def moments(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value | list[Value]:
-    # Of zeros they are 0, and so is their gradient.
+    # The moments of zeros are 0, and so are their gradients.
     result = reduce(ctx, self, dim, bool(keepdim), additive=False)
     return [result, result] if "mean" in ctx.operator else result
 
@@ -97,7 +100,7 @@ def moments(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, *
 @rule(aten.max.dim, aten.min.dim, aten.median.dim, aten.nanmedian.dim, aten.kthvalue.default, aten.mode.default)
 @rule(aten.aminmax.default)
 def picked(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> list[Value]:
-    """The picked value and where it stood: of equal values, as those of a missing unit, any may be picked."""
+    """Returns a value and its position; among equal values, as at a missing unit, any may be picked."""
     result = reduce(ctx, self, dim, bool(keepdim), additive=False)
     return [result, Value(result.dims, (False,) * result.ndim)]
 

@@ -1,4 +1,4 @@
-"""Writing values to places given by number: those places stay whole, everything beside them passes through."""
+"""Writing to indices: indexed dimensions stay whole, all others pass through."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from typing import Any
 import torch
 
 from sdp_compile.structure import axes
-from sdp_compile.structure.operators import Context, Value, dim_index, rule
+from sdp_compile.structure.operators.at_zero import Call, Outcome, zero_if
+from sdp_compile.structure.operators.context import Context, Value, dim_index
 from sdp_compile.structure.operators.elementwise import aligned_zero
 from sdp_compile.structure.operators.indexing import looked_up
+from sdp_compile.structure.operators.table import declare, rule
 
 aten = torch.ops.aten
 
 
+def _scattered(call: Call) -> Outcome:
+    return zero_if(call.zero("self") and call.zero("values", "source", "src", "value"))
+
+
+declare("slice_scatter", "select_scatter", "masked_scatter", at_zero=_scattered)
+
+
 def _written(ctx: Context, target: Value, zero: Sequence[bool]) -> Value:
-    """The result, which is ``target`` itself for an in-place operator."""
+    """Returns the result: ``target`` itself for an in-place operator."""
     return ctx.writes(target, zero) if ctx.operator.endswith("_") else Value(target.dims, tuple(zero))
 
 
@@ -24,9 +33,17 @@ def _amount_is_zero(value: Any, d: int) -> bool:
     return value.is_zero(d) if isinstance(value, Value) and value.ndim else not isinstance(value, Value) and value == 0
 
 
-@rule(aten.scatter, aten.scatter_, aten.scatter_add, aten.scatter_add_, aten.scatter_reduce, aten.scatter_reduce_)
+@rule(
+    aten.scatter,
+    aten.scatter_,
+    aten.scatter_add,
+    aten.scatter_add_,
+    aten.scatter_reduce,
+    aten.scatter_reduce_,
+    at_zero=_scattered,
+)
 def scatter(ctx: Context, self: Value, dim: int, index: Value, **arguments: Any) -> Value:
-    """One write per element of ``index``, which may be shorter than the tensor: then neither is cut."""
+    """Writes one value for each element of ``index``; if that is shorter than the tensor, neither is cut."""
     source = arguments.get("src", arguments.get("value"))
     dim = dim_index(dim, self.ndim)
     ctx.freeze(self.dims[dim], index.dims[dim], text=f"{ctx.operator} writes to it by number")
@@ -39,10 +56,11 @@ def scatter(ctx: Context, self: Value, dim: int, index: Value, **arguments: Any)
     return _written(ctx, self, zero)
 
 
-@rule(aten.index_add.default, aten.index_add_.default, aten.index_copy.default, aten.index_copy_.default)
-@rule(aten.index_fill, aten.index_fill_)
+@rule(aten.index_add.default, aten.index_add_.default, at_zero=_scattered)
+@rule(aten.index_copy.default, aten.index_copy_.default, at_zero=_scattered)
+@rule(aten.index_fill, aten.index_fill_, at_zero=_scattered)
 def index_write(ctx: Context, self: Value, dim: int, index: Value, **arguments: Any) -> Value:
-    """Whole slices of ``source`` (or one number) to the places ``index`` of ``dim``."""
+    """Writes slices of ``source``, or one number, at the positions ``index`` of ``dim``."""
     source = arguments.get("source", arguments.get("value"))
     dim = dim_index(dim, self.ndim)
     ctx.freeze(self.dims[dim], text=f"{ctx.operator} writes to it by number")
@@ -57,9 +75,9 @@ def index_write(ctx: Context, self: Value, dim: int, index: Value, **arguments: 
     return _written(ctx, self, zero)
 
 
-@rule(aten.index_put.default, aten.index_put_.default)
+@rule(aten.index_put.default, aten.index_put_.default, at_zero=_scattered)
 def index_put(ctx: Context, self: Value, indices: Sequence[Value | None], values: Value, **_: Any) -> Value:
-    """``self[indices] = values``, or ``+=``; the values are broadcast to the shape that the lookup has."""
+    """Computes ``self[indices] = values``, or ``+=``; values are broadcast to the shape of ``self[indices]``."""
     sources = looked_up(ctx, self, indices)
     zero = [False] * self.ndim
     for position, d in enumerate(sources, start=-len(sources)):

@@ -7,10 +7,14 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import fx
 
+from sdp_compile.ir.schema import bind
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators import Context, Value, dim_index, dim_indices, rule
+from sdp_compile.structure.operators.at_zero import Call, Outcome, keeps_zero, zero_if
+from sdp_compile.structure.operators.context import Context, Value, dim_index, dim_indices
+from sdp_compile.structure.operators.table import rule
 
 aten = torch.ops.aten
 
@@ -19,10 +23,17 @@ def permuted(value: Value, order: Sequence[int]) -> Value:
     return Value(tuple(value.dims[d] for d in order), tuple(value.zero[d] for d in order), value.storage)
 
 
-@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints)
-@rule(aten.unflatten.int, aten.squeeze.dim, aten.squeeze.default, aten.squeeze.dims, aten.unsqueeze.default)
-@rule(aten.unsqueeze_.default, aten.squeeze_.default, aten.squeeze_.dim, aten.squeeze_.dims, aten.ravel.default)
-@rule(aten.atleast_1d.default, aten.atleast_2d.default, aten.atleast_3d.default)
+def _viewed(call: Call) -> Outcome:
+    return zero_if("size" in call.arguments and call.zero("self"))  # -0.0 seen as another dtype is not 0
+
+
+@rule(aten.view.default, at_zero=_viewed)
+@rule(aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints, at_zero=keeps_zero)
+@rule(aten.unflatten.int, aten.squeeze.dim, aten.squeeze.default, aten.squeeze.dims, at_zero=keeps_zero)
+@rule(aten.unsqueeze.default, at_zero=keeps_zero)
+@rule(aten.unsqueeze_.default, aten.squeeze_.default, aten.squeeze_.dim, aten.squeeze_.dims)
+@rule(aten.ravel.default, at_zero=keeps_zero)
+@rule(aten.atleast_1d.default, aten.atleast_2d.default, aten.atleast_3d.default, at_zero=keeps_zero)
 def view(ctx: Context, self: Value, **arguments: Any) -> Value:
     sizes = ctx.out_sizes()
     result = reshaped(ctx, self, sizes)
@@ -36,33 +47,45 @@ def view(ctx: Context, self: Value, **arguments: Any) -> Value:
     return result
 
 
-@rule(aten.reshape_as.default, aten.view_as.default)
+@rule(aten.reshape_as.default, aten.view_as.default, at_zero=keeps_zero)
 def view_as(ctx: Context, self: Value, other: Value, **_: Any) -> Value:
     result = reshaped(ctx, self, ctx.out_sizes())
-    for a, b in zip(result.dims, other.dims, strict=True):  # the shape is the other's, whatever that is cut to
+    for a, b in zip(result.dims, other.dims, strict=True):  # a cut of one is a cut of the other
         ctx.unify(a, b)
     return result
 
 
 def reshaped(ctx: Context, value: Value, sizes: Sequence[int]) -> Value:
-    """The same elements, row-major, in dimensions of ``sizes``."""
+    """Returns the same elements, in row-major order, with other sizes."""
     if not prod(sizes) or prod(sizes) != prod(map(axes.size, value.dims)):
         ctx.freeze_values(value, text=f"{ctx.operator} to a shape that cannot be followed")
         return ctx.frozen(sizes)
     dims, _sources = axes.regroup(value.dims, sizes, ctx.reason(f"{ctx.operator} to a shape that breaks it up"))
-    # A dimension that several make up is 0 at missing units if each of them is that may be cut.
+    # A merged dimension is 0 at missing units if every dimension in it that may be cut is.
     doubtful = {root for d, dim in enumerate(value.dims) if not value.zero[d] for root in axes.expand(dim)}
     free = [[root for root in axes.expand(dim) if root.frozen is None] for dim in dims]
     zero = tuple(bool(roots) and not doubtful.intersection(roots) for roots in free)
     return Value(tuple(dims), zero, value.storage)
 
 
-@rule(aten.permute.default)
+def _permuted(view: fx.Node, dim: int) -> int:
+    order = bind(view)["dims"]
+    return [int(d) % view.meta["val"].ndim for d in order].index(dim)
+
+
+@rule(aten.permute.default, at_zero=keeps_zero, view=_permuted)
 def permute(ctx: Context, self: Value, dims: Sequence[int], **_: Any) -> Value:
     return permuted(self, dim_indices(dims, self.ndim))
 
 
-@rule(aten.transpose.int, aten.transpose_.default, aten.swapaxes.default, aten.swapdims.default)
+def _transposed(view: fx.Node, dim: int) -> int:
+    arguments, ndim = bind(view), int(view.meta["val"].ndim)
+    first, second = (int(arguments.get(name, default)) % ndim for name, default in (("dim0", 0), ("dim1", ndim - 1)))
+    return {first: second, second: first}.get(dim, dim)
+
+
+@rule(aten.transpose.int, at_zero=keeps_zero, view=_transposed)
+@rule(aten.transpose_.default, aten.swapaxes.default, aten.swapdims.default, at_zero=keeps_zero)
 def transpose(ctx: Context, self: Value, **arguments: Any) -> Value:
     a = dim_index(arguments.get("dim0", arguments.get("axis0", 0)), self.ndim)
     b = dim_index(arguments.get("dim1", arguments.get("axis1", 0)), self.ndim)
@@ -71,8 +94,9 @@ def transpose(ctx: Context, self: Value, **arguments: Any) -> Value:
     return permuted(self, order)
 
 
-@rule(aten.t.default, aten.t_.default, aten.numpy_T.default, aten.mT.default, aten.mH.default, aten.adjoint.default)
-@rule(aten.matrix_H.default)
+@rule(aten.t.default, at_zero=keeps_zero, view=_transposed)
+@rule(aten.t_.default, aten.numpy_T.default, aten.mT.default, aten.mH.default, at_zero=keeps_zero)
+@rule(aten.adjoint.default, aten.matrix_H.default, at_zero=keeps_zero)
 def reverse(ctx: Context, self: Value, **_: Any) -> Value:
     order = list(range(self.ndim))
     if ctx.operator == "numpy_T":
@@ -80,7 +104,7 @@ def reverse(ctx: Context, self: Value, **_: Any) -> Value:
     return permuted(self, [*order[:-2], *order[-2:][::-1]])
 
 
-@rule(aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist)
+@rule(aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist, at_zero=keeps_zero)
 def movedim(ctx: Context, self: Value, source: Any, destination: Any, **_: Any) -> Value:
     moved = dim_indices(source, self.ndim)
     targets = dim_indices(destination, self.ndim)
@@ -89,12 +113,12 @@ def movedim(ctx: Context, self: Value, source: Any, destination: Any, **_: Any) 
     return permuted(self, [place[d] if d in place else next(rest) for d in range(self.ndim)])
 
 
-@rule(aten.expand.default, aten.broadcast_to.default)
+@rule(aten.expand.default, aten.broadcast_to.default, at_zero=keeps_zero)
 def expand(ctx: Context, self: Value, **_: Any) -> Value:
     return _expand(ctx, self, ctx.out_sizes())
 
 
-@rule(aten.expand_as.default)
+@rule(aten.expand_as.default, at_zero=keeps_zero)
 def expand_as(ctx: Context, self: Value, other: Value, **_: Any) -> Value:
     result = _expand(ctx, self, ctx.out_sizes())
     for a, b in zip(result.dims, other.dims, strict=True):

@@ -8,15 +8,17 @@ import torch
 
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators import Context, Value, dim_index, rule
+from sdp_compile.structure.operators.at_zero import keeps_zero
+from sdp_compile.structure.operators.context import Context, Value, dim_index
+from sdp_compile.structure.operators.table import rule
 
 aten = torch.ops.aten
 
 
-@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.split.sizes)
-@rule(aten.unsafe_split.Tensor, aten.unsafe_chunk.default, aten.unsafe_split_with_sizes.default)
-@rule(aten.tensor_split.sections, aten.tensor_split.indices)
-@rule(aten.hsplit, aten.vsplit, aten.dsplit)
+@rule(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.split.sizes, at_zero=keeps_zero)
+@rule(aten.unsafe_split.Tensor, aten.unsafe_chunk.default, aten.unsafe_split_with_sizes.default, at_zero=keeps_zero)
+@rule(aten.tensor_split.sections, aten.tensor_split.indices, at_zero=keeps_zero)
+@rule(aten.hsplit, aten.vsplit, aten.dsplit, at_zero=keeps_zero)
 def split(ctx: Context, self: Value, dim: int = 0, **_: Any) -> list[Value]:
     if ctx.operator in ("hsplit", "vsplit", "dsplit"):
         dim = {"hsplit": min(1, self.ndim - 1), "vsplit": 0, "dsplit": 2}[ctx.operator]
@@ -30,14 +32,14 @@ def split(ctx: Context, self: Value, dim: int = 0, **_: Any) -> list[Value]:
     return [Value((*self.dims[:dim], part, *self.dims[dim + 1 :]), self.zero, self.storage) for part in parts]
 
 
-@rule(aten.unbind.int)
+@rule(aten.unbind.int, at_zero=keeps_zero)
 def unbind(ctx: Context, self: Value, dim: int = 0, **_: Any) -> list[Value]:
     dim = dim_index(dim, self.ndim)
     count = axes.size(self.dims[dim])
     return [_without(ctx, self, dim) for _ in range(count)]
 
 
-@rule(aten.select.int)
+@rule(aten.select.int, at_zero=keeps_zero)
 def select(ctx: Context, self: Value, dim: int, **_: Any) -> Value:
     return _without(ctx, self, dim_index(dim, self.ndim))
 
@@ -49,7 +51,7 @@ def _without(ctx: Context, value: Value, dim: int) -> Value:
     )
 
 
-@rule(aten.slice.Tensor, aten.narrow.default)
+@rule(aten.slice.Tensor, aten.narrow.default, at_zero=keeps_zero)
 def slice_(ctx: Context, self: Value, dim: int = 0, step: Any = 1, **arguments: Any) -> Value:
     dim = dim_index(dim, self.ndim)
     whole, kept = axes.size(self.dims[dim]), ctx.out_sizes()[dim]
@@ -62,9 +64,9 @@ def slice_(ctx: Context, self: Value, dim: int = 0, step: Any = 1, **arguments: 
     start = arguments.get("start") or 0
     part: Dim
     if step != 1 and isinstance(start, int) and 0 <= start < step and kept * step == whole:
-        # One index of each of the groups of ``step`` that make up the dimension.
+        # The dimension consists of groups of ``step`` indices; the slice takes one of each.
         (part, within), _ = axes.regroup([self.dims[dim]], [kept, step], ctx.reason())
-        ctx.freeze(within, text="slice takes one of so many indices")
+        ctx.freeze(within, text="slice takes one index of every few")
         ctx.pin("end", None)
     elif step != 1 or not isinstance(start, int):
         ctx.freeze(self.dims[dim], text="slice takes a part of it that cannot be followed")

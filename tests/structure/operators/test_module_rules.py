@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from sdp_compile import NeuronPolicy
-from tests.structure.test_operator_rules import Branches, check
+from tests.structure.operators.test_operator_rules import Branches, check
 
 Tensor = torch.Tensor
 

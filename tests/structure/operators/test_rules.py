@@ -133,8 +133,14 @@ def triple(x: Tensor) -> Tensor:
     return x * 3
 
 
-triple.register_fake(torch.empty_like)
-triple.register_autograd(lambda ctx, gradient: gradient * 3)
+@torch.library.custom_op("sdp_tests::quadruple", mutates_args=())
+def quadruple(x: Tensor) -> Tensor:
+    return x * 4
+
+
+for operator, factor in ((triple, 3), (quadruple, 4)):
+    operator.register_fake(torch.empty_like)
+    operator.register_autograd(lambda ctx, gradient, factor=factor: gradient * factor)
 
 
 def test_an_operator_without_a_rule_freezes_and_says_so() -> None:
@@ -147,22 +153,15 @@ def test_an_operator_without_a_rule_freezes_and_says_so() -> None:
 
 
 def test_a_user_adds_a_rule_with_the_decorator() -> None:
-    from sdp_compile.structure.operators import _RULES
-
-    operator = torch.ops.sdp_tests.triple.default
-
-    @rule(operator)
+    @rule(torch.ops.sdp_tests.quadruple.default)
     def same(ctx: Context, x: Value, **_: Any) -> Value:
         return Value(x.dims, tuple(x.is_zero(d) for d in range(x.ndim)))
 
-    try:
-        model = randomise(Between(lambda h: triple(h)).double())
-        x = torch.randn(4, 5, dtype=torch.double)
-        module = sdp_compile(model, NeuronPolicy(replicas=1), (x,), workers=2, rank=1)
-        assert module.plan.local_shape("up.weight", 1) == (6, 5)
-        assert_exact(module, model, module.plan, 1, (x,), {})
-    finally:
-        del _RULES[operator]
+    model = randomise(Between(lambda h: quadruple(h)).double())
+    x = torch.randn(4, 5, dtype=torch.double)
+    module = sdp_compile(model, NeuronPolicy(replicas=1), (x,), workers=2, rank=1)
+    assert module.plan.local_shape("up.weight", 1) == (6, 5)
+    assert_exact(module, model, module.plan, 1, (x,), {})
 
 
 class Tied(nn.Module):
