@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdp_compile._version import __version__
-from sdp_compile.train.settings import DEFAULT_WORKERS
+from sdp_compile.command_words import DEFAULT_WORKERS
 
 TORCH = (2, 11)
 REQUIRED = ("jinja2", "networkx", "numpy", "pydantic", "rich", "safetensors", "scipy", "typer")
