@@ -56,7 +56,7 @@ def _time(variants: Sequence[Mapping[str, Any]]) -> Table:
     compiled = any(variant["compiled"] for variant in variants)
     unit = "tokens" if variants[0]["tokens_per_second"] else "samples"
     table = variant_table(
-        "Step time in seconds (median, interquartile range), and in ratio to peers in the same round",
+        "Step time in seconds (median, interquartile range), and its ratio to peers of the same round",
         "step",
         "IQR",
         "of\nDDP",
@@ -88,7 +88,7 @@ def _ratio(variant: Mapping[str, Any], peer: str) -> str:
 def _memory(variants: Sequence[Mapping[str, Any]]) -> Table:
     dense = next((variant for variant in variants if variant["name"].removesuffix(COMPILED) == "ddp"), None)
     table = variant_table(
-        "MiB of the worker that holds most, by distinct storages; its state against DDP's; growth of its process",
+        "MiB of the worker that holds most (distinct storages), its state against DDP's, its process's growth",
         "para-\nmeters",
         "buf-\nfers",
         "gradi-\nents",
@@ -116,7 +116,7 @@ def _memory(variants: Sequence[Mapping[str, Any]]) -> Table:
 def _traffic(variants: Sequence[Mapping[str, Any]]) -> Table:
     """Traffic of the worker that sends most; the comparison with the formula covers all workers."""
     table = variant_table(
-        "MiB that a worker sends per step, payloads times their ring factors; balance of the work",
+        "MiB that a worker sends per step (payloads times ring factors), and the balance of the work",
         "counted",
         "by the\nformula",
         "padding",
