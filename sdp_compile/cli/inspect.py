@@ -86,9 +86,9 @@ class InspectSettings:
 
 def run(settings: InspectSettings) -> None:
     """Shows the view and writes the files; with ``--json -`` standard output holds the JSON alone."""
+    planned = subject_of(settings.words)  # a wrong policy is refused before torch is loaded
     from sdp_compile.inspector import show
 
-    planned = subject_of(settings.words)
     shown = show(planned.subject, settings.view, **settings.options())
     exports = settings.exports
     if exports.json == "-":

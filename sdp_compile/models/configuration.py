@@ -70,8 +70,8 @@ def describe(spec: str, configuration: Configuration, parameters: int | None, ex
     """Returns one line about a model: its name, its configuration, its size, its source and its inputs."""
     count = "" if parameters is None else f"{parameters:,} parameters"
     head = ", ".join(part for part in (spec, configuration.describe(), count) if part)
-    inputs = " ".join(f"{name} {'x'.join(map(str, shape))}".strip() for name, shape in _shapes(example_inputs))
-    return " · ".join(part for part in (head, configuration.source, inputs and f"inputs {inputs}") if part)
+    inputs = ", ".join(f"{name or 'input'} {'x'.join(map(str, shape))}" for name, shape in _shapes(example_inputs))
+    return " · ".join(part for part in (head, configuration.source, inputs) if part)
 
 
 def to_dict(configuration: Configuration, parameters: int | None, example_inputs: Any = None) -> dict[str, Any]:

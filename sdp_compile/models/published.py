@@ -49,6 +49,8 @@ _AS_DEFAULTS = """
     mixtral mistralai/Mixtral-8x7B-v0.1
     mobilenet_v1 google/mobilenet_v1_1.0_224
     mobilenet_v2 google/mobilenet_v2_1.0_224
+    mobilebert google/mobilebert-uncased
+    mobilevit apple/mobilevit-small
     modernbert answerdotai/ModernBERT-base
     olmo allenai/OLMo-7B-hf
     mt5 google/mt5-small
@@ -77,6 +79,7 @@ _AS_DEFAULTS = """
     swinv2 microsoft/swinv2-tiny-patch4-window8-256
     t5 google-t5/t5-small
     timesformer facebook/timesformer-base-finetuned-k400
+    unispeech-sat microsoft/unispeech-sat-base
     videomae MCG-NJU/videomae-base
     vit google/vit-base-patch16-224
     vivit google/vivit-b-16x2-kinetics400
@@ -115,6 +118,42 @@ _CHANGED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "n_group": 1,
             "topk_group": 1,
         },
+    ),
+    "dinov2": ("facebook/dinov2-base", {"image_size": 518, "patch_size": 14}),
+    "ernie": (
+        "nghuyong/ernie-3.0-base-zh",
+        {"vocab_size": 40000, "max_position_embeddings": 2048, "type_vocab_size": 4, "use_task_id": True},
+    ),
+    "esm": (
+        "facebook/esm2_t33_650M_UR50D",
+        {
+            "vocab_size": 33,
+            "pad_token_id": 1,
+            "mask_token_id": 32,
+            "hidden_size": 1280,
+            "num_hidden_layers": 33,
+            "num_attention_heads": 20,
+            "intermediate_size": 5120,
+            "position_embedding_type": "rotary",
+            "token_dropout": True,
+        },
+    ),
+    "gemma3_text": (
+        "google/gemma-3-1b-pt",
+        {
+            "vocab_size": 262144,
+            "hidden_size": 1152,
+            "intermediate_size": 6912,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "sliding_window": 512,
+        },
+    ),
+    "gpt_bigcode": (
+        "bigcode/gpt_bigcode-santacoder",
+        {"vocab_size": 49280, "n_positions": 2048, "n_embd": 2048, "n_layer": 24, "n_head": 16, "n_inner": 8192},
     ),
     "ibert": ("kssteven/ibert-roberta-base", _ROBERTA),
     "longt5": (

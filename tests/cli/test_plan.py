@@ -52,9 +52,9 @@ def test_a_named_model_is_planned_as_published() -> None:
     code, out, error = run("torchvision:resnet18")
     assert code == 0, error
     assert "torchvision:resnet18, published configuration, 11,689,512 parameters" in out
-    assert "inputs 2x3x224x224" in out
+    assert "input 2x3x224x224" in out
     code, out, _ = run("torchvision:resnet18", "--small")
-    assert code == 0 and "small configuration" in out and "inputs 2x3x64x64" in out
+    assert code == 0 and "small configuration" in out and "input 2x3x64x64" in out
 
 
 def test_real_weights_are_announced_on_standard_error() -> None:

@@ -29,6 +29,8 @@ PARAMETERS = {
     "transformers:qwen3_moe": 30_532_122_624,
     "transformers:olmo2": 7_298_617_344,
     "transformers:olmoe": 6_919_161_856,
+    "transformers:gemma3_text": 999_885_952,
+    "transformers:gpt_bigcode": 1_124_886_528,
     "transformers:mpt": 6_649_286_656,
     "transformers:mamba": 129_135_360,
     "transformers:vit": 86_567_656,
