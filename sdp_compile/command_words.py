@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sdp_compile.errors import PolicyError, SDPError
+from sdp_compile.errors import PassError, PolicyError, SDPError
 
 DEFAULT_WORKERS = 4
 DEFAULT_COVERAGE = 0.5
@@ -27,6 +27,12 @@ def check_policy_words(policy: str, coverage: float | None) -> None:
         )
     if is_policy_file(policy) and not Path(policy).is_file():
         raise PolicyError(f"--policy {policy}: no such file. Pass a TOML file or a policy's name.")
+
+
+def check_passes_words(passes: str | None) -> None:
+    """Raises `PassError` for a ``--passes`` file that does not exist. Names are checked once passes are imported."""
+    if passes is not None and (passes.endswith(".toml") or os.sep in passes) and not Path(passes).is_file():
+        raise PassError(f"--passes {passes}: no such file. Pass a TOML file, or names of passes.")
 
 
 def policy_fields(coverage: float | None, masking: str | None) -> dict[str, Any]:

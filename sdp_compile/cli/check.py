@@ -9,7 +9,7 @@ from rich.console import Console
 
 from sdp_compile.cli.json_file import write_json
 from sdp_compile.cli.model_line import model_line, tell_memory, tell_notes
-from sdp_compile.command_words import check_file, check_policy_words, check_ranks, policy_fields
+from sdp_compile.command_words import check_file, check_passes_words, check_policy_words, check_ranks, policy_fields
 from sdp_compile.errors import SDPError
 from sdp_compile.models.configuration import Loaded, Size, count_parameters
 from sdp_compile.models.spec import check_inputs, load
@@ -28,6 +28,7 @@ class CheckSettings:
     policy: str = "auto"
     coverage: float | None = None
     masking: str | None = None
+    passes: str | None = None
     workers: int = 4
     ranks: tuple[int, ...] = ()
     inputs: tuple[str, ...] = ()
@@ -41,12 +42,13 @@ class CheckSettings:
         if (self.model is None) == (self.zoo is None):
             raise SDPError("Name one MODEL to check, or a whole library with --zoo torchvision, timm or transformers.")
         check_policy_words(self.policy, self.coverage)
+        check_passes_words(self.passes)
         check_ranks(self.ranks, self.workers)
         check_file("--json", self.json_path)
         if self.zoo is not None and self.zoo not in LIBRARIES:
             raise SDPError(f"--zoo {self.zoo}: the libraries are {', '.join(LIBRARIES)}.")
-        if self.zoo is not None and (self.inputs or self.overrides or self.size == "full"):
-            raise SDPError("--input, --set and --full belong to one MODEL; --zoo takes small configurations.")
+        if self.zoo is not None and (self.inputs or self.overrides or self.passes or self.size == "full"):
+            raise SDPError("--input, --set, --passes and --full belong to one MODEL, not to --zoo.")
         if self.model is not None:
             check_words(self.model, self.inputs, self.overrides, self.size)
 
@@ -80,6 +82,7 @@ def run(settings: CheckSettings, debug: bool = False) -> int:
             workers=settings.workers,
             ranks=settings.ranks or None,
             seed=settings.seed,
+            passes=settings.passes,
         )
     if debug and result.details:
         sys.stderr.write(result.details)

@@ -60,6 +60,7 @@ class InspectSettings:
             ("rank", self.rank, of_a_rank),
             ("mode", self.mode, of_a_rank),
             ("lowering", self.lowering, of_a_rank),
+            ("passes", self.words.passes, of_a_rank),
             ("module", self.module, of_a_rank),
             ("pass", self.pass_name, ("diff",)),
             ("side-by-side", self.side_by_side, ("diff",)),
@@ -89,7 +90,8 @@ def run(settings: InspectSettings) -> None:
     planned = subject_of(settings.words)  # a wrong policy is refused before torch is loaded
     from sdp_compile.inspector import show
 
-    shown = show(planned.subject, settings.view, **settings.options())
+    passes = planned.pipeline(settings.words, "masked" if settings.lowering == "masked" else "sliced")
+    shown = show(planned.subject, settings.view, **settings.options(), **({"passes": passes} if passes else {}))
     exports = settings.exports
     if exports.json == "-":
         write_text("-", _json(shown, planned))

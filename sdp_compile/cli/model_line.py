@@ -28,8 +28,8 @@ def tell_memory(loaded: Loaded, spec: str, bytes_each: int, what: str) -> None:
         bytes_each: bytes per parameter.
         what: what these bytes hold.
     """
+    from sdp_compile.formatting import size
     from sdp_compile.models.configuration import count_parameters
-    from sdp_compile.planning.cost import size
 
     total = size(bytes_each * count_parameters(loaded.model))
     _tell(f"{loaded.describe(spec)}: needs about {total} of memory, {bytes_each} bytes per parameter ({what}).")

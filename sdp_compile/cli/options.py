@@ -25,6 +25,11 @@ def complete_policy(incomplete: str) -> Iterator[str]:
     yield from _paths(incomplete, {".toml": ""})
 
 
+def complete_passes(incomplete: str) -> Iterator[str]:
+    """Yields folders and TOML files. Names of passes would need torch."""
+    yield from _paths(incomplete, {".toml": ""})
+
+
 def _paths(incomplete: str, endings: dict[str, str]) -> Iterator[str]:
     """Yields folders, and files with the given suffixes, each followed by what MODEL needs after it."""
     folder, _, start = incomplete.rpartition("/")
@@ -84,6 +89,14 @@ Masking = Annotated[
     typer.Option(
         help="Compute with the worker's subnetwork (forward), or with the full model and train only its part "
         "(backward). Default: forward, or the file's."
+    ),
+]
+Passes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME...]|FILE.toml",
+        help="Add registered passes to the default pipeline, or read a pipeline from a file.",
+        autocompletion=complete_passes,
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Number of workers to plan for.")]

@@ -19,7 +19,7 @@ MOST_RUNS = 4
 
 def holdings(plan: Plan, rank: int) -> RenderableType:
     """Returns the units that ``rank`` owns of each family, and what it pays."""
-    from sdp_compile.planning.cost import size
+    from sdp_compile.formatting import size
 
     table = Table("family", "kind", "owned", "of", "units", title=f"What worker {rank} owns", box=box.SIMPLE_HEAD)
     table.title_justify, table.title_style = "left", "italic"

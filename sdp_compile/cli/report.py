@@ -23,7 +23,7 @@ def run(words: SubjectWords, output: Path, rank: int) -> None:
 
     with stages(1) as begin:
         begin("writing the page")
-        nbytes = write_report(planned.subject, output, rank, command(words, rank))
+        nbytes = write_report(planned.subject, output, rank, command(words, rank), planned.pipeline(words))
     told = Console(stderr=True)
     told.print(model_line(planned.description), highlight=False, soft_wrap=True)
     told.print(f"{output}: {size(nbytes)}", markup=False, highlight=False, soft_wrap=True)
@@ -34,6 +34,7 @@ def command(words: SubjectWords, rank: int) -> str:
     parts = ["sdp-compile", "report", words.model, "--policy", words.policy, "--workers", str(words.workers)]
     parts += [] if words.coverage is None else ["--coverage", f"{words.coverage:g}"]
     parts += [] if words.masking is None else ["--masking", words.masking]
+    parts += [] if words.passes is None else ["--passes", words.passes]
     parts += [] if words.size is None else [f"--{words.size}"]
     parts += [word for text in words.inputs for word in ("--input", text)]
     parts += [word for text in words.overrides for word in ("--set", text)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdp_compile.cli.model_line import tell_notes
-from sdp_compile.command_words import check_policy_words, policy_fields
+from sdp_compile.command_words import check_passes_words, check_policy_words, policy_fields
 from sdp_compile.models.configuration import Loaded, Size
 from sdp_compile.models.spec import check_inputs, load
 from sdp_compile.models.words import check_words
@@ -14,6 +14,8 @@ from sdp_compile.progress import stages
 
 if TYPE_CHECKING:
     from sdp_compile.inspector.subject import Subject
+    from sdp_compile.passes import Pass
+    from sdp_compile.planning.holdings import LoweringKind
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,11 @@ class SubjectWords:
     inputs: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     size: Size | None = None
+    passes: str | None = None
 
     def __post_init__(self) -> None:
         check_policy_words(self.policy, self.coverage)
+        check_passes_words(self.passes)
         check_words(self.model, self.inputs, self.overrides, self.size)
 
 
@@ -41,6 +45,14 @@ class Planned:
     subject: Subject
     loaded: Loaded
     description: str
+
+    def pipeline(self, words: SubjectWords, lowering: LoweringKind = "sliced") -> tuple[Pass, ...]:
+        """Returns the passes that ``--passes`` asks for; an empty tuple stands for the default ones."""
+        from sdp_compile.passes import resolve_pipeline
+
+        if words.passes is None:
+            return ()
+        return resolve_pipeline(words.passes, lowering, self.subject.plan.masking)
 
 
 def subject_of(words: SubjectWords) -> Planned:

@@ -13,10 +13,9 @@ from typing import Any
 from torch import nn
 
 from sdp_compile.capture.diagnosis import first_line, user_line
-from sdp_compile.errors import SDPError
+from sdp_compile.errors import SDPError, did_you_mean
 from sdp_compile.models.configuration import Loaded
 from sdp_compile.models.words import FORMS
-from sdp_compile.ownership.partition import did_you_mean
 
 
 def factory_model(source: str, name: str) -> Loaded:

@@ -7,12 +7,11 @@ from typing import Any
 from torch import nn
 
 from sdp_compile.capture.diagnosis import first_line
-from sdp_compile.errors import SDPError
+from sdp_compile.errors import SDPError, did_you_mean
 from sdp_compile.models.configuration import Configuration, Loaded, Size
 from sdp_compile.models.language_inputs import example_inputs
 from sdp_compile.models.transformers_config import changed, default_config, file_config, hub_config
 from sdp_compile.models.weightless import build, inputs_for
-from sdp_compile.ownership.partition import did_you_mean
 
 # The tasks by preference: the first that a type has a model for says which class is built.
 _TASKS = (

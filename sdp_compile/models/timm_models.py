@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.capture.diagnosis import first_line
-from sdp_compile.errors import SDPError
+from sdp_compile.errors import SDPError, did_you_mean
 from sdp_compile.models.configuration import Configuration, Loaded, Size
 from sdp_compile.models.vision import SIDE, images
 from sdp_compile.models.weightless import build, inputs_for
-from sdp_compile.ownership.partition import did_you_mean
 
 # Models of more than 200 M parameters are made small at reduced depth.
 _SMALL_OPTIONS: Mapping[str, Mapping[str, Any]] = {"deepseek_vit_412m": {"depth": 4}, "gemma4_vit_167m": {"depth": 4}}

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sdp_compile.capture.diagnosis import first_line
-from sdp_compile.errors import SDPError
+from sdp_compile.errors import SDPError, did_you_mean
 from sdp_compile.models.configuration import Configuration, Size
 from sdp_compile.models.inputs import parse_setting
 from sdp_compile.models.published import published
 from sdp_compile.models.small import small_fields
-from sdp_compile.ownership.partition import did_you_mean
 
 
 def default_config(

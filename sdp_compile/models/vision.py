@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdp_compile.errors import SDPError
+from sdp_compile.errors import SDPError, did_you_mean
 from sdp_compile.models.configuration import Configuration, Loaded, Size
 from sdp_compile.models.weightless import build, inputs_for
-from sdp_compile.ownership.partition import did_you_mean
 
 SIDE = 64
 """Height and width of small images; exactness does not depend on them."""

@@ -36,7 +36,7 @@ def run(settings: TrainSettings, device: str) -> None:
 
     with Progress(rank == 0) as progress:
         progress.stage("compiling")
-        worker = sdp_compile(model, policy, example_inputs=(validation.draw(2)[0],))
+        worker = sdp_compile(model, policy, example_inputs=(validation.draw(2)[0],), passes=settings.passes)
 
         progress.stage("validating")
         before = validation_loss(worker.full_model(), validation)

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sdp_compile.command_words import DEFAULT_WORKERS, check_policy_words, is_policy_file
+from sdp_compile.command_words import DEFAULT_WORKERS, check_passes_words, check_policy_words, is_policy_file
 from sdp_compile.errors import DistributedError
 
 
@@ -18,6 +18,7 @@ class TrainSettings:
     Args:
         policy: a registered name, or the path of a TOML file.
         coverage, masking: fields of the policy; None keeps the policy's own.
+        passes: names of passes to add to the default ones, or the path of a TOML file.
         output: the folder for ``model.safetensors``, and for ``report.json`` unless ``json_path`` names another file.
         batch: samples per worker and step.
         learning_rate: the peak of the schedule.
@@ -28,6 +29,7 @@ class TrainSettings:
     policy: str = "neuron"
     coverage: float | None = None
     masking: str | None = None
+    passes: str | None = None
     seed: int = 0
     baseline: bool = False
     output: str = "sdp-compile-out"
@@ -38,6 +40,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_policy_words(self.policy, self.coverage)
+        check_passes_words(self.passes)
 
     @property
     def policy_is_file(self) -> bool:

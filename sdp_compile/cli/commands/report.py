@@ -17,6 +17,7 @@ def report(
     policy: options.Policy = "auto",
     coverage: options.Coverage = None,
     masking: options.Masking = None,
+    passes: options.Passes = None,
     workers: options.Workers = DEFAULT_WORKERS,
     rank: Annotated[int, typer.Option(min=0, help="Show this worker's rewritten graph.")] = 0,
     small: options.FullOrSmall = None,
@@ -48,5 +49,6 @@ def report(
             tuple(inputs or ()),
             tuple(overrides or ()),
             options.size_of(small),
+            passes,
         )
         run(words, output, rank)

@@ -38,6 +38,7 @@ def train(
     ] = None,
     coverage: options.Coverage = None,
     masking: options.Masking = None,
+    passes: options.Passes = None,
     level: Annotated[Level | None, typer.Option(help="Use the built-in policy of this name.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for the initial weights and the batches.")] = 0,
     baseline: Annotated[
@@ -76,6 +77,7 @@ def train(
             policy=policy or (level.value if level else "neuron"),
             coverage=coverage,
             masking=masking and masking.value,
+            passes=passes,
             seed=seed,
             baseline=baseline,
             output=str(output),
