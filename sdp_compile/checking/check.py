@@ -46,8 +46,9 @@ def check(
 
     For each of ``ranks`` (default: all) and both modes the worker's outputs, the gradients of what it owns and its
     running statistics are compared with those of the original model run with the parameters ``mask * theta``, in
-    float64 on the CPU, after ``passes`` (see `sdp_compile.passes.resolve_pipeline`; default: the plan's own), with weights drawn at random and without dropout. Never raises for the model's sake: an error
-    is the verdict "refused" with what to do, an unexpected one "failed" with the stage that it came from.
+    float64 on the CPU, with weights drawn at random and without dropout. ``passes`` is what rewrites the graphs, as
+    `sdp_compile.passes.resolve_pipeline` takes it. Never raises for the model's sake: an error is the verdict
+    "refused" with what to do, an unexpected one "failed" with the stage that it came from.
     """
     stages = Stages()
     found: dict[str, Any] = {

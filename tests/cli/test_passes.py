@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from sdp_compile.cli.main import app
 from sdp_compile.ir.program import Program
-from sdp_compile.passes import PASSES, Context, Pass, register_pass
+from sdp_compile.passes import Context, Pass, register_pass
+from sdp_compile.passes.pipeline import PASSES
 from tests.cli.test_main import command
 
 pytestmark = pytest.mark.timeout(240)
