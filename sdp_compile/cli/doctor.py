@@ -15,15 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sdp_compile._version import __version__
+from sdp_compile.cli.doctor_packages import OPTIONAL, REQUIRED, TORCH
 from sdp_compile.command_words import DEFAULT_WORKERS
 
-TORCH = (2, 11)
-REQUIRED = ("jinja2", "networkx", "numpy", "pydantic", "rich", "safetensors", "scipy", "typer")
-OPTIONAL = {
-    "torchvision": "check torchvision:NAME",
-    "timm": "check timm:NAME",
-    "transformers": "check transformers:TYPE",
-}
 PROBE_SECONDS = 120  # importing torch from a cold network disk takes a minute
 COMPILER_SECONDS = 30
 

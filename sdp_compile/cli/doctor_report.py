@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sdp_compile.cli.doctor import OPTIONAL
+from sdp_compile.cli.doctor_packages import OPTIONAL
 
 _STYLES = {"ok": "green", "missing": "yellow", "error": "bold red", "": ""}
 _SEVERITIES = {"error": "bold red", "warning": "yellow", "note": "dim"}

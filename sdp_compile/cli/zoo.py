@@ -15,7 +15,7 @@ from sdp_compile.checking.verdict import CheckResult
 from sdp_compile.models.zoo import models_of
 
 if TYPE_CHECKING:
-    from sdp_compile.cli.check import CheckSettings
+    from sdp_compile.cli.check_settings import CheckSettings
     from sdp_compile.policies import Policy
 
 

@@ -14,9 +14,10 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdp_compile import clip_grad_norm_, sdp_compile
+from sdp_compile.compiler import sdp_compile
 from sdp_compile.models.gpt import GPT, GPTConfig
 from sdp_compile.progress import Progress
+from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
 from sdp_compile.train.corpus import load_corpus
 from sdp_compile.train.loop import Windows, train_loop, validation_loss
 from sdp_compile.train.memory import measure, measure_dense

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sdp_compile.cli.main import app
 from sdp_compile.ir.program import Program
-from sdp_compile.passes import Context, Pass, register_pass
+from sdp_compile.passes import Pass, PassContext, register_pass
 from sdp_compile.passes.pipeline import PASSES
 from tests.cli.test_main import command
 
@@ -26,7 +26,7 @@ def own_pass() -> Iterator[None]:
 
     @dataclass(frozen=True)
     class Idle(Pass):
-        def run(self, program: Program, context: Context) -> Program:
+        def run(self, program: Program, context: PassContext) -> Program:
             return program
 
     register_pass("idle")(Idle)

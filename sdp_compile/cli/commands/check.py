@@ -45,7 +45,8 @@ def check(
     but cannot be compared (too large, or random by nature). With --zoo,
     0 means that every model is exact or has nothing to partition.
     """
-    from sdp_compile.cli.check import CheckSettings, run
+    from sdp_compile.cli.check import run
+    from sdp_compile.cli.check_settings import CheckSettings
 
     with clean_errors(debug):
         settings = CheckSettings(
