@@ -1,8 +1,8 @@
 """Local workers as child processes: started together, watched, and ended together.
 
-The parent needs no torch. It opens the listening socket of the workers' store itself and hands it to rank 0, so that no
-port can be lost to another process in between; and it holds one end of a pipe whose other end every worker watches, so
-that workers end even if the parent is killed.
+The parent does not import torch. It opens the listening socket of the workers' store and hands it to rank 0, so that no
+other process can take the port first. It holds one end of a pipe, and every worker watches the other end, so that
+workers end even if the parent is killed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ STORE_FD = "SDP_COMPILE_STORE_FD"
 LEASH_FD = "SDP_COMPILE_LEASH_FD"
 FAILURES = "SDP_COMPILE_FAILURES"
 
-_GRACE = 3.0  # seconds: for workers that fail together to say why, and again between SIGTERM and SIGKILL
+_GRACE = 3.0  # seconds for workers that fail together to report, and again between SIGTERM and SIGKILL
 
 
 class WorkerFailure(DistributedError):
-    """A worker failed; ``expected`` tells whether with an error of this package, ``details`` is its traceback."""
+    """A worker failed. ``expected`` tells whether it raised an error of this package, ``details`` is its traceback."""
 
     def __init__(self, message: str, details: str = "", expected: bool = False) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class WorkerFailure(DistributedError):
 
 
 def launch(command: Sequence[str], workers: int) -> None:
-    """Run ``command`` once per rank and return when all have ended well; raise the first failure otherwise."""
+    """Runs ``command`` once per rank and returns when all have succeeded. Raises the first `WorkerFailure`."""
     with tempfile.TemporaryDirectory(prefix="sdp-compile-") as failures, _store_socket() as store, _leash() as leash:
         processes: list[subprocess.Popen[bytes]] = []
         with interruptible():
@@ -48,7 +48,7 @@ def launch(command: Sequence[str], workers: int) -> None:
                 for rank in range(workers):
                     environment = _environment(rank, workers, store, leash, failures)
                     passed = (leash, store.fileno()) if rank == 0 else (leash,)
-                    # A session of its own keeps the terminal's Ctrl-C from the workers: the parent ends them.
+                    # In a session of its own a worker does not get the terminal's Ctrl-C; the parent ends it.
                     process = subprocess.Popen(command, env=environment, pass_fds=passed, start_new_session=True)
                     processes.append(process)
                 codes = _wait(processes)
@@ -67,17 +67,17 @@ def _environment(rank: int, workers: int, store: socket.socket, leash: int, fail
 
 
 def local_worker_environment(rank: int, workers: int) -> dict[str, str]:
-    """The environment variables of a worker where all workers are on this machine, as torchrun would set them."""
+    """Returns the environment variables of a worker as torchrun sets them, for workers that share this machine."""
     environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     if any(name == "lo" for _, name in socket.if_nameindex()):
-        # All workers are here: no need to resolve the host's name.
+        # With all workers on this machine the host's name need not resolve.
         environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
     return environment | {name: str(number) for name, number in ranks.items()}
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Wait until all have ended or one has failed, and then a moment for the others' own words; their exit codes."""
+    """Waits until all have ended, or briefly after the first failure for the others' reports. Returns exit codes."""
     deadline = float("inf")
     while True:
         codes = [process.poll() for process in processes]
@@ -102,13 +102,13 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _first_failure(folder: Path, codes: Sequence[int | None]) -> WorkerFailure:
-    """What went wrong first: later reports are often its consequences (a lost connection).
+    """Returns the first failure; later ones are often its consequences, such as a lost connection.
 
-    A worker that a signal has ended could not report, and the others' reports are of that; else the earliest counts.
+    A worker that a signal ended cannot report, and the others' reports follow from its end, so it comes first.
     """
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
-            hint = " (out of memory? fewer --workers need less)" if -code == signal.SIGKILL else ""
+            hint = " (out of memory? Try fewer --workers)" if -code == signal.SIGKILL else ""
             return WorkerFailure(f"worker {rank} was ended by {signal.Signals(-code).name}{hint}")
     reports = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     if reports:
@@ -126,7 +126,7 @@ def _store_socket() -> Iterator[socket.socket]:
 
 @contextmanager
 def _leash() -> Iterator[int]:
-    """The end of a pipe that reads as closed once this process is gone."""
+    """Yields the end of a pipe that reads as closed once this process is gone."""
     held_by_workers, held_here = os.pipe()
     try:
         yield held_by_workers
@@ -137,7 +137,7 @@ def _leash() -> Iterator[int]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the workers as Ctrl-C does."""
+    """Makes SIGTERM and SIGHUP end the workers as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -151,5 +151,5 @@ def interruptible() -> Iterator[None]:
 
 
 def worker_command(module: str, *arguments: str) -> list[str]:
-    """The command line of a worker: a module of this package, by the same Python."""
+    """Returns the command that runs a module of this package as a worker, with the same Python."""
     return [sys.executable, "-m", module, *arguments]

@@ -1,4 +1,4 @@
-"""Progress for a person at a terminal; silent otherwise."""
+"""Progress bars on a terminal; silent elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the command line shows progress before torch is loaded
 
 @contextmanager
 def stages(count: int) -> Iterator[Callable[[str], None]]:
-    """A bar over ``count`` stages, on standard error and gone at the end; call what it yields as each stage begins."""
+    """Shows a bar over ``count`` stages on standard error. Call the yielded function as each stage begins."""
     console = Console(stderr=True)
     bars = RichProgress(
         SpinnerColumn(),
@@ -43,7 +43,7 @@ def stages(count: int) -> Iterator[Callable[[str], None]]:
 
 
 class Progress:
-    """One line per stage, on standard error; ``shown`` on one rank only."""
+    """One line per stage on standard error, where ``shown``: pass True on one rank only."""
 
     def __init__(self, shown: bool) -> None:
         console = Console(stderr=True)
@@ -71,12 +71,12 @@ class Progress:
         self._bars.stop()
 
     def stage(self, description: str, steps: int | None = None) -> None:
-        """Begin the next stage, of ``steps`` steps where that is known."""
+        """Begins the next stage; ``steps`` is its number of steps, if known."""
         self._finish()
         self._task = self._bars.add_task(description, total=steps, note="")
 
     def step(self, done: int, loss: Tensor) -> None:
-        """``done`` steps of this stage are done; the loss is this worker's own."""
+        """Shows that ``done`` steps of this stage are finished, with this worker's loss."""
         if self._task is not None and not self._bars.disable:
             self._bars.update(self._task, completed=done, note=f"loss {loss.item():.3f}")
 

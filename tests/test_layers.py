@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "sdp_compile"
 
 LAYERS = (
     ("errors", "_version", "formatting"),
-    ("registry", "toml", "progress", "processes"),
+    ("registry", "toml", "progress", "processes", "command_words"),
     ("ir",),
     ("ops",),
     ("capture",),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from sdp_compile.bench.variants import Variant, choose
+from sdp_compile.command_words import DEFAULT_COVERAGE, DEFAULT_WORKERS, check_file, check_policy_words
 from sdp_compile.errors import PolicyError, SDPError
-from sdp_compile.models.spec import check_words
-from sdp_compile.train.settings import DEFAULT_COVERAGE, DEFAULT_WORKERS, check_policy_words
+from sdp_compile.models.configuration import Size
+from sdp_compile.models.words import check_words
 
 GPT = "gpt"
 """The MODEL that is benched by default: see `sdp_compile.bench.work`."""
@@ -20,6 +20,7 @@ GPT = "gpt"
 class BenchSettings:
     """``model`` is a MODEL of the command line; ``batch``, the samples per worker, None that of the model's inputs.
 
+    ``size`` is the configuration of a named model; None takes the small one where weights are needed.
     ``bucket_bytes`` None is each library's own. Every variant runs ``rounds`` turns of ``steps`` timed steps, after
     ``warmup`` untimed ones. ``timeout`` is the longest, in seconds, that a variant's workers may take to get ready or
     for one turn.
@@ -40,6 +41,7 @@ class BenchSettings:
     seed: int = 0
     inputs: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    size: Size | None = None
     json_path: str | None = None
     plot_path: str | None = None
 
@@ -55,12 +57,11 @@ class BenchSettings:
             )
         choose(self.variants, self.compile)
         if self.model != GPT:
-            check_words(self.model, self.inputs, self.overrides)
-        elif self.inputs or self.overrides:
-            raise SDPError("--input and --set belong to a MODEL of your own; name one.")
-        for option, path in (("--json", self.json_path), ("--plot", self.plot_path)):
-            if path not in (None, "-") and not Path(str(path)).resolve().parent.is_dir():
-                raise SDPError(f"{option} {path}: its folder does not exist.")
+            check_words(self.model, self.inputs, self.overrides, self.size)
+        elif self.inputs or self.overrides or self.size:
+            raise SDPError("--input, --set, --small and --full belong to a MODEL; name one.")
+        check_file("--json", self.json_path)
+        check_file("--plot", self.plot_path)
 
     @property
     def chosen(self) -> tuple[Variant, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from sdp_compile.bench.settings import GPT, BenchSettings
 from sdp_compile.capture.inputs import Call, example_call
 from sdp_compile.errors import SDPError
 from sdp_compile.models import gpt
+from sdp_compile.models.configuration import FACTORY, Configuration
 from sdp_compile.models.spec import check_inputs, load
 from sdp_compile.train.loop import cross_entropy
 
@@ -33,6 +34,7 @@ class Work:
     loss_of: Callable[[Any], Tensor]
     samples: int
     tokens: int | None = None
+    configuration: Configuration = FACTORY
 
     @property
     def example_inputs(self) -> Any:
@@ -45,11 +47,14 @@ class Work:
 
 
 def make_work(settings: BenchSettings, rank: int, device: torch.device | str) -> Work:
-    """The work of ``rank``: weights by the seed alone, data by seed and rank."""
+    """The work of ``rank``: weights by the seed alone, data by seed and rank. On the meta device it has no weights."""
     torch.manual_seed(settings.seed)
-    work = _gpt(settings, rank) if settings.model == GPT else _named(settings)
+    weights = torch.device(device).type != "meta"
+    work = _gpt(settings, rank) if settings.model == GPT else _named(settings, weights)
+    if not weights:
+        return replace(work, model=work.model.train())  # where its constructor needs values, the model has weights
     call = work.call.map_tensors(lambda tensor: tensor.to(device))
-    return Work(work.model.to(device).train(), call, work.loss_of, work.samples, work.tokens)
+    return replace(work, model=work.model.to(device).train(), call=call)
 
 
 def _gpt(settings: BenchSettings, rank: int) -> Work:
@@ -67,8 +72,8 @@ def _gpt(settings: BenchSettings, rank: int) -> Work:
     return Work(model, Call((window[:, :-1].contiguous(),), {}), loss, batch, batch * GPT_CONFIG.sequence)
 
 
-def _named(settings: BenchSettings) -> Work:
-    loaded = load(settings.model, settings.inputs, settings.overrides)
+def _named(settings: BenchSettings, weights: bool) -> Work:
+    loaded = load(settings.model, settings.inputs, settings.overrides, settings.size, weights)
     if loaded.example_inputs is None:
         check_inputs(settings.model, loaded.model)
     call = example_call(loaded.model, loaded.example_inputs)
@@ -82,7 +87,7 @@ def _named(settings: BenchSettings) -> Work:
     batch = settings.batch or own
     if batch != own:
         call = call.map_tensors(lambda tensor: _repeated(tensor, batch))
-    return Work(loaded.model, call, output_loss, batch)
+    return Work(loaded.model, call, output_loss, batch, configuration=loaded.configuration)
 
 
 def _repeated(tensor: Tensor, batch: int) -> Tensor:

@@ -23,6 +23,7 @@ from sdp_compile.checking.verification import NotComparable, Verification, compa
 from sdp_compile.compiler import assemble, checked_rank, checked_workers
 from sdp_compile.errors import PlanError, SDPError
 from sdp_compile.lowering import lower
+from sdp_compile.passes import Passes, resolve_pipeline
 from sdp_compile.planning.making import make_plan
 from sdp_compile.policies import Policy, resolve_policy
 from sdp_compile.structure.analysis import analyse
@@ -39,13 +40,15 @@ def check(
     workers: int = 4,
     ranks: Sequence[int] | None = None,
     seed: int = 0,
+    passes: Passes = None,
 ) -> CheckResult:
     """Captures, partitions and verifies a model on this machine, without a process group; the model stays as it is.
 
     For each of ``ranks`` (default: all) and both modes the worker's outputs, the gradients of what it owns and its
     running statistics are compared with those of the original model run with the parameters ``mask * theta``, in
-    float64 on the CPU, with weights drawn at random and without dropout. Never raises for the model's sake: an error
-    is the verdict "refused" with what to do, an unexpected one "failed" with the stage that it came from.
+    float64 on the CPU, with weights drawn at random and without dropout. ``passes`` is what rewrites the graphs, as
+    `sdp_compile.passes.resolve_pipeline` takes it. Never raises for the model's sake: an error is the verdict
+    "refused" with what to do, an unexpected one "failed" with the stage that it came from.
     """
     stages = Stages()
     found: dict[str, Any] = {
@@ -57,7 +60,7 @@ def check(
     verdict: Verdict
     try:
         with torch.random.fork_rng(devices=[]):
-            verdict, reason = _run(stages, found, model, policy, example_inputs, ranks, seed)
+            verdict, reason = _run(stages, found, model, policy, example_inputs, ranks, seed, passes)
     except SDPError as error:
         verdict, reason = "refused", str(error)
     except NotComparable as error:
@@ -77,6 +80,7 @@ def _run(
     example_inputs: Any,
     ranks: Sequence[int] | None,
     seed: int,
+    passes: Passes,
 ) -> tuple[Verdict, str]:
     """The verdict and its reason; ``found`` receives what each stage finds."""
     with stages.stage("arguments"):
@@ -86,6 +90,7 @@ def _run(
         found["ranks"] = asked = _ranks(workers, ranks)
         chosen = resolve_policy(policy)
         found["policy"] = chosen.describe()
+        pipeline = resolve_pipeline(passes, masking=chosen.masking)
         call = example_call(model, example_inputs)
     with stages.stage("capture"):
         captured = capture(model, example_inputs)
@@ -112,7 +117,7 @@ def _run(
     comparisons: list[Comparison] = []
     for rank in asked:
         with stages.stage("compile"):
-            module = assemble(lower(analysis, plan, rank), verification.model)
+            module = assemble(lower(analysis, plan, rank, pipeline), verification.model)
         with stages.stage("compare"):
             comparisons += verification.compare(declared_wide(module), rank)
             found["comparisons"] = tuple(comparisons)

@@ -1,4 +1,4 @@
-"""``sdp-compile bench``: from the options to the race, its table, its JSON and its picture."""
+"""``sdp-compile bench``: runs the race, and writes its tables, its JSON and its plot."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import sys
 from rich.console import Console
 
 from sdp_compile.bench.plot import check_plot
-from sdp_compile.bench.settings import BenchSettings
+from sdp_compile.bench.settings import GPT, BenchSettings
 from sdp_compile.cli.clean_errors import FAILED
 from sdp_compile.cli.json_file import write_json
+from sdp_compile.cli.model_line import tell_memory
+from sdp_compile.models.configuration import FACTORY, Configuration, Loaded, to_dict
+from sdp_compile.models.words import parse_model
 from sdp_compile.processes import interruptible
 from sdp_compile.progress import stages
 
 
 def run(settings: BenchSettings, debug: bool = False) -> int:
-    """Race, print, write; the exit code: 1 where a variant has no figures, or traffic is not what the formula says."""
+    """Races, prints and writes. Returns 1 where a variant has no figures or its traffic differs from the formula."""
     if settings.plot_path is not None:
         check_plot(settings.plot_path)
     from sdp_compile.bench import race
@@ -23,12 +26,15 @@ def run(settings: BenchSettings, debug: bool = False) -> int:
     from sdp_compile.bench.result import mistakes, summarise
     from sdp_compile.cli.bench_report import render
 
-    # With --json - the report goes to standard output, alone.
+    outline = _full_size(settings)
+    # With --json - standard output holds the JSON alone.
     console = Console(stderr=settings.json_path == "-")
     variants = settings.chosen
     with interruptible(), stages(race.stages(settings, variants)) as begin:
         entries = race.race(settings, variants, begin)
     result = summarise(settings, entries)
+    described = to_dict(_small(settings), result["parameters"]) if outline is None else outline.to_dict()
+    result["configuration"] = described
     if debug:
         sys.stderr.writelines(f"{entry.variant.name}:\n{entry.details}" for entry in entries if entry.details)
     console.print(render(result))
@@ -39,3 +45,22 @@ def run(settings: BenchSettings, debug: bool = False) -> int:
     for line in wrong:
         Console(stderr=True).print(f"[bold red]Traffic:[/] {line}", soft_wrap=True, highlight=False)
     return FAILED if wrong or any(entry.reason for entry in entries) else 0
+
+
+def _full_size(settings: BenchSettings) -> Loaded | None:
+    """Returns the model without weights where ``--full`` is given, and says what memory its workers need."""
+    if settings.size != "full":
+        return None
+    from sdp_compile.models.spec import load
+
+    outline = load(settings.model, settings.inputs, settings.overrides, "full", weights=False)
+    held = f"weights, gradients and AdamW state of {settings.workers} workers, without activations"
+    tell_memory(outline, settings.model, 16 * settings.workers, held)
+    return outline
+
+
+def _small(settings: BenchSettings) -> Configuration:
+    """Returns the configuration that was raced without ``--full``."""
+    if settings.model == GPT or parse_model(settings.model).kind == "factory":
+        return FACTORY
+    return Configuration("small", changes=settings.overrides)

@@ -1,4 +1,4 @@
-"""The tables that a bench run ends with, from the same result that is written as JSON."""
+"""The tables of ``sdp-compile bench``, from the same result that is written as JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sdp_compile.bench.variants import COMPILED
+from sdp_compile.models.configuration import Configuration, describe
 
 _MIB = 2**20
 
 
 def render(result: Mapping[str, Any]) -> RenderableType:
-    """Time, memory and traffic of each variant, and what failed."""
+    """Returns time, memory and traffic of each variant, and what failed."""
     variants: list[Mapping[str, Any]] = result["variants"]
     good = [variant for variant in variants if variant["status"] == "ok"]
     parts: list[RenderableType] = [Text(), Text(_headline(result), style="bold"), Text()]
@@ -30,9 +31,9 @@ def render(result: Mapping[str, Any]) -> RenderableType:
 
 def _headline(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
-    parts = [result["model"]]
-    if result["parameters"]:
-        parts.append(f"{result['parameters'] / 1e6:,.2f} M parameters")
+    found = result["configuration"]
+    configuration = Configuration(found["origin"], found["source"] or "", tuple(found["changes"]))
+    parts = [describe(result["model"], configuration, result["parameters"])]
     parts.append(f"{result['workers']} workers on {machine['cores']} cores ({result['device']})")
     if result["samples_per_worker"]:
         parts.append(f"{result['samples_per_worker']} samples per worker and step")
@@ -51,11 +52,11 @@ def variant_table(title: str, *columns: str) -> Table:
 
 
 def _time(variants: Sequence[Mapping[str, Any]]) -> Table:
-    """Against the peers in eager mode; where something is compiled, also against compiled DDP and against itself."""
+    """Step times in ratio to the eager peers; with compiled variants also to compiled DDP and to the same one eager."""
     compiled = any(variant["compiled"] for variant in variants)
     unit = "tokens" if variants[0]["tokens_per_second"] else "samples"
     table = variant_table(
-        "Step time in seconds (median, interquartile range), and in ratio to peers in the same round",
+        "Step time in seconds (median, interquartile range), and its ratio to peers of the same round",
         "step",
         "IQR",
         "of\nDDP",
@@ -87,7 +88,7 @@ def _ratio(variant: Mapping[str, Any], peer: str) -> str:
 def _memory(variants: Sequence[Mapping[str, Any]]) -> Table:
     dense = next((variant for variant in variants if variant["name"].removesuffix(COMPILED) == "ddp"), None)
     table = variant_table(
-        "MiB of the worker that holds most, by distinct storages; its state against DDP's; growth of its process",
+        "MiB of the worker that holds most (distinct storages), its state against DDP's, its process's growth",
         "para-\nmeters",
         "buf-\nfers",
         "gradi-\nents",
@@ -113,9 +114,9 @@ def _memory(variants: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _traffic(variants: Sequence[Mapping[str, Any]]) -> Table:
-    """Of the worker that sends most; whether the formula holds is of all."""
+    """Traffic of the worker that sends most; the comparison with the formula covers all workers."""
     table = variant_table(
-        "MiB that a worker sends per step, payloads times their ring factors; balance of the work",
+        "MiB that a worker sends per step (payloads times ring factors), and the balance of the work",
         "counted",
         "by the\nformula",
         "padding",

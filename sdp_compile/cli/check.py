@@ -3,70 +3,39 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
+from sdp_compile.cli.check_settings import CheckSettings
 from sdp_compile.cli.json_file import write_json
-from sdp_compile.errors import SDPError
-from sdp_compile.models.spec import LIBRARIES, check_inputs, check_words, load
-from sdp_compile.train.settings import check_policy_words, policy_fields
+from sdp_compile.cli.model_line import model_line, tell_memory, tell_notes
+from sdp_compile.command_words import policy_fields
+from sdp_compile.models.configuration import Loaded, count_parameters
+from sdp_compile.models.spec import check_inputs, load
 
-
-@dataclass(frozen=True)
-class CheckSettings:
-    """What one run of ``sdp-compile check`` was asked to do; everything that words alone can be wrong in is checked."""
-
-    model: str | None = None
-    zoo: str | None = None
-    policy: str = "auto"
-    coverage: float | None = None
-    masking: str | None = None
-    workers: int = 4
-    ranks: tuple[int, ...] = ()
-    inputs: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
-    limit: int | None = None
-    seed: int = 0
-    json_path: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.model is None) == (self.zoo is None):
-            raise SDPError("Name one MODEL to check, or a whole library with --zoo torchvision, timm or transformers.")
-        check_policy_words(self.policy, self.coverage)
-        for rank in self.ranks:
-            if not 0 <= rank < self.workers:
-                raise SDPError(f"--rank {rank}: there are workers 0 to {self.workers - 1}; see --workers.")
-        if self.json_path not in (None, "-") and not Path(str(self.json_path)).resolve().parent.is_dir():
-            raise SDPError(f"--json {self.json_path}: its folder does not exist.")
-        if self.zoo is not None and self.zoo not in LIBRARIES:
-            raise SDPError(f"--zoo {self.zoo}: the libraries are {', '.join(LIBRARIES)}.")
-        if self.zoo is not None and (self.inputs or self.overrides):
-            raise SDPError("--input and --set belong to one MODEL; --zoo brings small inputs and sizes of its own.")
-        if self.model is not None:
-            check_words(self.model, self.inputs, self.overrides)
+_BYTES = 32
+"""Per parameter of a check: the weights, a worker's slices and both gradients, in float64."""
 
 
 def run(settings: CheckSettings, debug: bool = False) -> int:
-    """Check, print what was found, write the JSON; the exit code."""
+    """Checks, prints the results, writes the JSON. Returns the exit code."""
     from sdp_compile.policies import resolve_policy
 
     policy = resolve_policy(settings.policy, **policy_fields(settings.coverage, settings.masking))
-    # With --json - the report goes to standard output, alone.
+    # With --json - standard output holds the JSON alone.
     console = Console(stderr=settings.json_path == "-")
     if settings.zoo is not None:
         from sdp_compile.cli.zoo import sweep_zoo
 
         rows, code = sweep_zoo(settings, policy, console)
-        write_json(settings.json_path, {"zoo": settings.zoo, "models": rows})
+        write_json(settings.json_path, {"zoo": settings.zoo, "configuration": {"origin": "small"}, "models": rows})
         return code
     from sdp_compile.checking.check import check
     from sdp_compile.cli.check_report import render
 
     assert settings.model is not None
-    with console.status(f"building {settings.model}", spinner="dots"):
-        loaded = load(settings.model, settings.inputs, settings.overrides)
+    loaded = _load(settings, settings.model, console)
+    console.print(model_line(loaded.describe(settings.model)), highlight=False)
     if loaded.example_inputs is None:
         check_inputs(settings.model, loaded.model)
     with console.status(f"checking {settings.model}", spinner="dots"):
@@ -77,9 +46,25 @@ def run(settings: CheckSettings, debug: bool = False) -> int:
             workers=settings.workers,
             ranks=settings.ranks or None,
             seed=settings.seed,
+            passes=settings.passes,
         )
     if debug and result.details:
         sys.stderr.write(result.details)
     console.print(render(result, settings.model))
-    write_json(settings.json_path, {"spec": settings.model, **result.to_dict()})
+    write_json(settings.json_path, {"spec": settings.model, "configuration": loaded.to_dict(), **result.to_dict()})
     return result.exit_code
+
+
+def _load(settings: CheckSettings, spec: str, console: Console) -> Loaded:
+    """Builds the model with weights; one that is too large to compare stays without, and is planned only."""
+    from sdp_compile.checking.check import MOST_PARAMETERS
+
+    with console.status(f"building {spec}", spinner="dots"):
+        outline = None
+        if settings.size == "full":
+            outline = load(spec, settings.inputs, settings.overrides, "full", weights=False)
+            tell_memory(outline, spec, _BYTES, "weights, a worker's slices and two gradients in float64")
+        if outline is None or count_parameters(outline.model) <= MOST_PARAMETERS:
+            outline = load(spec, settings.inputs, settings.overrides, settings.size)
+    tell_notes(outline.configuration)
+    return outline

@@ -21,7 +21,7 @@ _STYLES: dict[Verdict, str] = {
 
 
 def render(result: CheckResult, spec: str) -> RenderableType:
-    """Everything that a person needs to judge the model's partition, the verdict last."""
+    """Returns what is cut, what is not, the deviations, and the verdict last."""
     parts: list[RenderableType] = [Text(_headline(result, spec), style="bold")]
     if result.families:
         parts.append(_families(result))
@@ -32,13 +32,13 @@ def render(result: CheckResult, spec: str) -> RenderableType:
     parts += [Text(f"- {note}") for note in result.notes]
     if result.seconds:
         times = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items() if seconds >= 0.05)
-        parts.append(Text(f"seconds: {times or 'none to speak of'}", style="dim"))
+        parts.append(Text(f"seconds: {times or 'less than 0.1'}", style="dim"))
     parts.append(verdict(result))
     return Group(*parts)
 
 
 def verdict(result: CheckResult) -> Text:
-    """The verdict in its colour, and why."""
+    """Returns the verdict in its colour, and the reason."""
     text = Text(result.verdict, style=_STYLES[result.verdict])
     if result.verdict in ("refused", "failed"):
         text.append(f" ({result.stage})", style="default")
@@ -57,7 +57,6 @@ def verdict(result: CheckResult) -> Text:
 def _headline(result: CheckResult, spec: str) -> str:
     parts = [f"{spec} ({result.model})"]
     if result.captured:
-        parts.append(f"{result.parameters / 1e6:,.2f} M parameters")
         parts.append(f"{result.axes} axes, {result.blocks} blocks found")
     if result.families:
         cut = f"{result.axes_cut} axes" if result.axes_cut else f"{result.blocks_cut} blocks"

@@ -1,4 +1,4 @@
-"""Errors for people: one message and an exit code, a traceback only with ``--debug``."""
+"""Errors as one message and an exit code, with a traceback only on ``--debug``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 @contextmanager
 def clean_errors(debug: bool) -> Iterator[None]:
-    """Turn errors into one message and an exit code: 2 for what the user can mend, 1 for the rest, 130 for Ctrl-C.
+    """Turns an error into one message and an exit code: 2 for what the user can change, 1 otherwise, 130 for Ctrl-C.
 
-    With ``debug`` the traceback stands before the message; the code stays the same.
+    With ``debug`` the traceback precedes the message; the code stays the same.
     """
     try:
         yield
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
-        raise  # typer's own, and a reader such as `head` that has seen enough
+        raise  # typer's own, and a reader such as `head` that has closed the pipe
     except SDPError as error:
         expected = error.expected if isinstance(error, WorkerFailure) else True
         _tell(error, str(error), debug)
@@ -34,8 +34,8 @@ def clean_errors(debug: bool) -> Iterator[None]:
         message = " ".join(str(error).split())
         _tell(
             error,
-            f"unexpected {type(error).__name__}" + (f": {message}" if message else "") + ". This is a defect of "
-            "sdp-compile or of a library that it uses" + ("." if debug else "; --debug shows where."),
+            f"unexpected {type(error).__name__}" + (f": {message}" if message else "") + ". This is a bug in "
+            "sdp-compile or in a library that it uses" + ("." if debug else "; --debug shows where."),
             debug,
         )
         raise typer.Exit(FAILED) from None

@@ -1,4 +1,4 @@
-"""``sdp-compile doctor``: what this machine has, what training would use, and what is missing. Imports no torch."""
+"""``sdp-compile doctor``: what this machine has, what training would use, what is missing. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sdp_compile._version import __version__
-from sdp_compile.train.settings import DEFAULT_WORKERS
+from sdp_compile.cli.doctor_packages import OPTIONAL, REQUIRED, TORCH
+from sdp_compile.command_words import DEFAULT_WORKERS
 
-TORCH = (2, 11)
-REQUIRED = ("jinja2", "networkx", "numpy", "pydantic", "rich", "safetensors", "scipy", "typer")
-OPTIONAL = {
-    "torchvision": "check torchvision:NAME",
-    "timm": "check timm:NAME",
-    "transformers": "check transformers:TYPE",
-}
 PROBE_SECONDS = 120  # importing torch from a cold network disk takes a minute
 COMPILER_SECONDS = 30
 
@@ -32,7 +26,7 @@ _PROGRAM = "#include <Python.h>\n#include <omp.h>\n#include <vector>\nint main()
 
 
 def examine() -> dict[str, Any]:
-    """All facts and findings, as plain data: what ``--json`` prints. Never raises for what is missing."""
+    """Returns all facts and findings as plain data, as ``--json`` prints them. Missing parts raise nothing."""
     facts: dict[str, Any] = {
         "sdp_compile": __version__,
         "python": {"version": platform.python_version(), "executable": sys.executable},
@@ -48,7 +42,7 @@ def examine() -> dict[str, Any]:
 
 
 def run(as_json: bool) -> int:
-    """Print what was found; 0 where this machine can train, 1 where something that training needs is missing."""
+    """Prints the findings. Returns 0 where this machine can train, 1 where training lacks something."""
     from rich.console import Console
 
     from sdp_compile.cli.doctor_report import render
@@ -65,20 +59,20 @@ def run(as_json: bool) -> int:
 
 
 def _torch() -> dict[str, Any]:
-    """The installed version and what the probe found; ``error`` says why there is nothing more."""
+    """Returns the installed version and the probe's findings, or an ``error`` that says why it has none."""
     installed = _version("torch")
     if installed is None:
         return {"version": None, "error": "torch is not installed"}
     if not _is_supported(installed):
         return {"version": installed, "error": f"torch {installed} is older than {'.'.join(map(str, TORCH))}"}
     environment = {**os.environ}
-    if os.name == "posix":  # as for the workers that `train` starts here: the host's name need not resolve
+    if os.name == "posix":  # as for the workers of `train`: the host's name need not resolve
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     command = [sys.executable, "-m", "sdp_compile.cli.doctor_probe"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment)
     except subprocess.TimeoutExpired:
-        return {"version": installed, "error": f"torch did not answer in {PROBE_SECONDS} s: a driver that hangs?"}
+        return {"version": installed, "error": f"torch did not answer in {PROBE_SECONDS} s; does a driver hang?"}
     try:
         return {**json.loads(result.stdout.strip().rpartition("\n")[2]), "error": None}
     except ValueError:
@@ -92,7 +86,7 @@ def _is_supported(installed: str) -> bool:
 
 
 def _compiler() -> dict[str, Any]:
-    """The C++ compiler that torch.compile would call for the CPU, tried on a program of a few lines."""
+    """Tries the C++ compiler that torch.compile would call for the CPU on a program of a few lines."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
     path = next((found for name in names if (found := shutil.which(name))), None)
     if path is None:
@@ -104,16 +98,16 @@ def _compiler() -> dict[str, Any]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"path": path, "error": str(error)}
     errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
-    return {"path": path, "error": None if result.returncode == 0 else (errors or ["it fails without a word"])[0]}
+    return {"path": path, "error": None if result.returncode == 0 else (errors or ["it fails without a message"])[0]}
 
 
 def _training(facts: dict[str, Any]) -> dict[str, Any] | None:
-    """What ``sdp-compile train`` would use here; None where it cannot run."""
+    """Returns what ``sdp-compile train`` would use here; None where it cannot run."""
     torch = facts["torch"]
     if torch["error"] or not torch["backends"]:
         return None
     devices = torch["devices"]
-    on_accelerators = len(devices) >= DEFAULT_WORKERS  # one for each worker, or none
+    on_accelerators = len(devices) >= DEFAULT_WORKERS  # one per worker, or none is used
     return {
         "workers": DEFAULT_WORKERS,
         "device": devices[0]["type"] if on_accelerators else "cpu",
@@ -123,7 +117,7 @@ def _training(facts: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _findings(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is missing or deserves a word: errors stop training, warnings and notes do not."""
+    """Yields (severity, text): errors stop training, warnings and notes do not."""
     torch, training, cores = facts["torch"], facts["training"], facts["system"]["cores"]
     missing = [name for name in REQUIRED if facts["packages"][name] is None]
     if missing:
@@ -131,19 +125,19 @@ def _findings(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if torch["error"]:
         yield "error", f"{torch['error']}: install it as pytorch.org/get-started says."
     elif torch["gloo_error"]:
-        advice = "see that the network interfaces are up, or name one in GLOO_SOCKET_IFNAME."
-        yield "error", f"No Gloo process group can be made ({torch['gloo_error']}): {advice}"
+        advice = "bring a network interface up, or name one in GLOO_SOCKET_IFNAME."
+        yield "error", f"A Gloo process group cannot be made ({torch['gloo_error']}): {advice}"
     if training and training["device"] == "cpu" and training["workers"] > cores:
-        yield "note", f"{training['workers']} workers share {cores} cores: right, but slower than one core for each."
+        yield "note", f"{training['workers']} workers share {cores} cores: correct, but slower than one core each."
     if training and torch["devices"] and training["device"] == "cpu":
-        advice = f"`sdp-compile train --workers {len(torch['devices'])}` uses those that there are."
+        advice = f"`sdp-compile train --workers {len(torch['devices'])}` uses the ones found here."
         yield "note", f"Each worker needs an accelerator of its own: {advice}"
     if facts["compiler"]["error"]:
         advice = "install a C++ compiler with OpenMP and Python's headers, such as apt-get install g++ python3-dev."
         yield "warning", f"torch.compile cannot generate code for the CPU ({facts['compiler']['error']}): {advice}"
     absent = [name for name in OPTIONAL if facts["packages"][name] is None]
     if absent:
-        yield "note", f"{', '.join(absent)} not installed, wanted for their models only: pip install 'sdp-compile[zoo]'"
+        yield "note", f"{', '.join(absent)} not installed; needed only for their models: pip install 'sdp-compile[zoo]'"
 
 
 def _version(package: str) -> str | None:
@@ -154,14 +148,14 @@ def _version(package: str) -> str | None:
 
 
 def _cores() -> int:
-    """The cores that this process may use; fewer than the machine's under taskset or in a container."""
+    """Returns the cores that this process may use; under taskset or in a container fewer than the machine's."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _memory() -> int | None:
-    """The memory that this process may use, in bytes: the machine's, or its container's limit."""
+    """Returns the bytes of memory that this process may use: the machine's, or its container's limit."""
     known = []
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,7 +1,7 @@
 """What torch finds on this machine, as JSON on standard output.
 
-``sdp-compile doctor`` runs this in a process of its own: a broken installation can end or hang the Python that imports
-it, and the doctor is asked for exactly then.
+``sdp-compile doctor`` runs this in a process of its own, because a broken installation can crash or hang the Python
+that imports it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def probe() -> dict[str, Any]:
-    """The version of torch, its devices, its process group backends, and whether a Gloo group can be made here."""
+    """Returns torch's version, devices and process group backends, and why a Gloo group cannot be made, if so."""
     import torch
     import torch.distributed as dist
 
@@ -30,7 +30,7 @@ def probe() -> dict[str, Any]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    """The accelerators that torch can use, each with the backend that would connect it."""
+    """Returns the accelerators that torch can use, each with its collective backend."""
     import torch
     import torch.distributed as dist
 
@@ -50,7 +50,7 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _try_gloo() -> str:
-    """Why a process group of one worker cannot be made and used; empty where it can."""
+    """Returns why a process group of one worker cannot be made and used; empty where it can."""
     import torch
     import torch.distributed as dist
 

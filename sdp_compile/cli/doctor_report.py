@@ -1,4 +1,4 @@
-"""The doctor's facts for a terminal, from the same data that ``--json`` prints."""
+"""The tables of ``sdp-compile doctor``, from the same data that ``--json`` prints."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sdp_compile.cli.doctor import OPTIONAL
+from sdp_compile.cli.doctor_packages import OPTIONAL
 
 _STYLES = {"ok": "green", "missing": "yellow", "error": "bold red", "": ""}
 _SEVERITIES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def render(facts: Mapping[str, Any]) -> RenderableType:
-    """One row per fact, what deserves a word, and the verdict last."""
+    """Returns one row per fact, the findings, and the verdict last."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=True)
@@ -53,7 +53,7 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     else:
         yield "torch", "ok", torch["version"]
         devices = torch["devices"]
-        yield "accelerators", "ok" if devices else "", "; ".join(map(_device, devices)) or "none: the CPU is used"
+        yield "accelerators", "ok" if devices else "", "; ".join(map(_device, devices)) or "none; the CPU is used"
         present = [name for name, available in torch["backends"].items() if available]
         yield "collectives", "error" if torch["gloo_error"] else "ok", torch["gloo_error"] or ", ".join(present)
     compiler = facts["compiler"]

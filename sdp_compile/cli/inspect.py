@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from dataclasses import dataclass, fields
-from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from sdp_compile.cli.subject import SubjectWords, subject_of
+from sdp_compile.cli.json_file import write_text
+from sdp_compile.cli.model_line import model_line
+from sdp_compile.cli.subject import Planned, SubjectWords, subject_of
+from sdp_compile.command_words import check_file, check_ranks
 from sdp_compile.errors import SDPError
 
 if TYPE_CHECKING:
-    from sdp_compile.inspector import Shown, Subject
-
-
-class ViewName(str, Enum):
-    """What to look at."""
-
-    structure = "structure"
-    owners = "owners"
-    graph = "graph"
-    diff = "diff"
-    cost = "cost"
-
-
-class Mode(str, Enum):
-    """Which of a model's two graphs."""
-
-    train = "train"
-    eval = "eval"
-
-
-class LoweringName(str, Enum):
-    """How a worker's program holds its parameters."""
-
-    sliced = "sliced"
-    masked = "masked"
+    from sdp_compile.inspector import Shown
 
 
 @dataclass(frozen=True)
@@ -53,18 +30,17 @@ class Exports:
 
     def __post_init__(self) -> None:
         for option, path in self.files():
-            if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
-                raise SDPError(f"--{option} {path}: name a file in a folder that exists.")
+            check_file(f"--{option}", path)
 
     def files(self) -> list[tuple[str, str]]:
-        """(option, path) of each file that is asked for."""
+        """Returns (option, path) of each file to write."""
         named = ((one.name.replace("_", "-"), getattr(self, one.name)) for one in fields(self))
         return [(option, path) for option, path in named if path is not None and path != "-"]
 
 
 @dataclass(frozen=True)
 class InspectSettings:
-    """What one run of ``sdp-compile inspect`` was asked to do; ``None`` stands for what was not asked."""
+    """The options of one run of ``sdp-compile inspect``; None stands for an option that was not given."""
 
     view: str
     words: SubjectWords
@@ -78,13 +54,13 @@ class InspectSettings:
     exports: Exports = Exports()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.words.workers:
-            raise SDPError(f"--rank {self.rank}: there are workers 0 to {self.words.workers - 1}; see --workers.")
+        check_ranks([self.rank], self.words.workers)
         of_a_rank, graphs = ("graph", "diff"), ("graph", "structure")
         for option, given, views in (
             ("rank", self.rank, of_a_rank),
             ("mode", self.mode, of_a_rank),
             ("lowering", self.lowering, of_a_rank),
+            ("passes", self.words.passes, of_a_rank),
             ("module", self.module, of_a_rank),
             ("pass", self.pass_name, ("diff",)),
             ("side-by-side", self.side_by_side, ("diff",)),
@@ -93,10 +69,10 @@ class InspectSettings:
             ("graph-json", self.exports.graph_json, graphs),
         ):
             if given and self.view not in views:
-                raise SDPError(f"--{option} belongs to the view {' and '.join(views)}, not to {self.view}.")
+                raise SDPError(f"--{option} applies to the view {' and '.join(views)}, not to {self.view}.")
 
     def options(self) -> dict[str, Any]:
-        """The view's own options, as `sdp_compile.inspector.show` takes them."""
+        """Returns the view's own options, as `sdp_compile.inspector.show` takes them."""
         given = {
             "rank": self.rank,
             "mode": self.mode,
@@ -110,23 +86,21 @@ class InspectSettings:
 
 
 def run(settings: InspectSettings) -> None:
-    """Show the view and write the files."""
-    show_and_export(subject_of(settings.words), settings)
-
-
-def show_and_export(subject: Subject, settings: InspectSettings) -> None:
-    """The view of a subject on standard output; with ``--json -`` the JSON stands there alone."""
+    """Shows the view and writes the files; with ``--json -`` standard output holds the JSON alone."""
+    planned = subject_of(settings.words)  # a wrong policy is refused before torch is loaded
     from sdp_compile.inspector import show
 
-    shown = show(subject, settings.view, **settings.options())
+    passes = planned.pipeline(settings.words, "masked" if settings.lowering == "masked" else "sliced")
+    shown = show(planned.subject, settings.view, **settings.options(), **({"passes": passes} if passes else {}))
     exports = settings.exports
     if exports.json == "-":
-        sys.stdout.write(shown.to_json())
+        write_text("-", _json(shown, planned))
     else:
-        Console().print(shown)
+        Console().print(model_line(planned.description), shown, highlight=False)
     told = Console(stderr=True)
     for option, path in exports.files():
-        _write(option, path, _content(shown, option, _title(settings)))
+        content = _json(shown, planned) if option == "json" else _content(shown, option, _title(settings))
+        write_text(path, content, f"--{option}")
         told.print(f"{path}: written", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -137,16 +111,13 @@ def _title(settings: InspectSettings) -> str:
 def _content(shown: Shown, option: str, title: str) -> str:
     from sdp_compile.inspector import export
 
-    if option == "json":
-        return shown.to_json()
     if option in ("svg", "html"):
         width = Console().width
         return shown.svg(title, width) if option == "svg" else shown.page(width)
     return export.dot(shown.view) if option == "dot" else export.to_json(export.networkx_graph(shown.view))
 
 
-def _write(option: str, path: str, content: str) -> None:
-    try:
-        Path(path).write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise SDPError(f"--{option} {path}: cannot write there ({error.strerror}).") from None
+def _json(shown: Shown, planned: Planned) -> str:
+    """Returns the view's data, and which model it is of."""
+    found = {**shown.to_dict(), "configuration": planned.loaded.to_dict()}
+    return json.dumps(found, indent=1, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""``--json PATH|-``: what a command has found, as a file or on standard output."""
+"""``--json PATH|-``: the results of a command, as a file or on standard output."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from sdp_compile.errors import SDPError
 
 
 def write_json(path: str | None, result: Mapping[str, Any]) -> None:
-    """Writes to a file, to standard output for "-", nowhere for None. SDPError where it cannot be written."""
+    """Writes ``result`` to a file, or to standard output for "-". Raises `SDPError` where it cannot be written."""
+    write_text(path, json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | None, text: str, option: str = "--json") -> None:
+    """Writes ``text`` where ``option`` says; see `write_json`."""
     if path is None:
         return
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     if path == "-":
         sys.stdout.write(text)
         return
     try:
-        Path(path).write_text(text)
+        Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise SDPError(f"--json {path}: cannot write there ({error.strerror}).") from None
+        raise SDPError(f"{option} {path}: cannot write there ({error.strerror}).") from None

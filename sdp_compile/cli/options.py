@@ -9,22 +9,29 @@ from typing import Annotated
 
 import typer
 
-from sdp_compile.models.spec import LIBRARIES
+from sdp_compile.models.configuration import Size
+from sdp_compile.models.words import LIBRARIES
 
 
 def complete_model(incomplete: str) -> Iterator[str]:
-    """What MODEL can begin with: a library, a folder or a Python file. Names in a library would need its import."""
+    """Yields how MODEL can begin: a library, a folder or a file. A library's names would need its import."""
     yield from (f"{library}:" for library in LIBRARIES if library.startswith(incomplete))
-    yield from _paths(incomplete, ".py", ":")
+    yield from _paths(incomplete, {".py": ":", ".json": ""})
 
 
 def complete_policy(incomplete: str) -> Iterator[str]:
-    """The names of the built-in policies, folders and TOML files."""
+    """Yields the names of the built-in policies, folders and TOML files."""
     yield from (name for name in ("neuron", "block", "auto") if name.startswith(incomplete))
-    yield from _paths(incomplete, ".toml")
+    yield from _paths(incomplete, {".toml": ""})
 
 
-def _paths(incomplete: str, suffix: str, ending: str = "") -> Iterator[str]:
+def complete_passes(incomplete: str) -> Iterator[str]:
+    """Yields folders and TOML files. Names of passes would need torch."""
+    yield from _paths(incomplete, {".toml": ""})
+
+
+def _paths(incomplete: str, endings: dict[str, str]) -> Iterator[str]:
+    """Yields folders, and files with the given suffixes, each followed by what MODEL needs after it."""
     folder, _, start = incomplete.rpartition("/")
     where = Path(f"{folder}/") if incomplete.startswith("/") or folder else Path()
     try:
@@ -34,22 +41,39 @@ def _paths(incomplete: str, suffix: str, ending: str = "") -> Iterator[str]:
     for path in found:
         if path.is_dir() and not path.name.startswith((".", "__")):
             yield f"{incomplete[: len(incomplete) - len(start)]}{path.name}/"
-        elif path.suffix == suffix:
-            yield f"{incomplete[: len(incomplete) - len(start)]}{path.name}{ending}"
+        elif path.suffix in endings:
+            yield f"{incomplete[: len(incomplete) - len(start)]}{path.name}{endings[path.suffix]}"
 
 
 _MODEL = typer.Argument(
-    help="torchvision:NAME, timm:NAME, transformers:TYPE, package.module:factory or path/to/file.py:factory. "
-    "A factory takes nothing and returns a model, or a model and its example inputs.",
+    help="torchvision:NAME, timm:NAME, transformers:TYPE, transformers:ORG/NAME from the Hugging Face hub, a folder "
+    "with a transformers config.json, package.module:factory or path/to/file.py:factory. A factory takes no arguments "
+    "and returns a model, or a model and its example inputs.",
     show_default=False,
     autocompletion=complete_model,
 )
 Model = Annotated[str, _MODEL]
 OptionalModel = Annotated[str | None, _MODEL]
 
-Policy = Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="Who owns what.", autocompletion=complete_policy)]
+_SIZE = "Take the small or the published configuration of a named model."
+FullOrSmall = Annotated[bool | None, typer.Option("--small/--full", help=f"{_SIZE} Default: published.")]
+SmallOrFull = Annotated[bool | None, typer.Option("--small/--full", help=f"{_SIZE} Default: small.")]
+
+
+def size_of(small: bool | None) -> Size | None:
+    """Returns the size that ``--small`` or ``--full`` names; None without either."""
+    return None if small is None else "small" if small else "full"
+
+
+Policy = Annotated[
+    str,
+    typer.Option(metavar="NAME|FILE.toml", help="Policy that decides who owns what.", autocompletion=complete_policy),
+]
 Coverage = Annotated[
-    float | None, typer.Option(help="Share of the workers that own a unit. Default: 0.5, or the file's.")
+    float | None, typer.Option(help="Share of the workers that own each unit. Default: 0.5, or the file's.")
+]
+Replicas = Annotated[
+    int | None, typer.Option(min=1, help="Number of workers that own each unit, instead of --coverage.")
 ]
 
 
@@ -63,8 +87,16 @@ class MaskingName(str, Enum):
 Masking = Annotated[
     MaskingName | None,
     typer.Option(
-        help="Whether a worker computes with its subnetwork, or with the full model and trains its part of it. "
-        "Default: forward, or the file's."
+        help="Compute with the worker's subnetwork (forward), or with the full model and train only its part "
+        "(backward). Default: forward, or the file's."
+    ),
+]
+Passes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME...]|FILE.toml",
+        help="Add registered passes to the default pipeline, or read a pipeline from a file.",
+        autocompletion=complete_passes,
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Number of workers to plan for.")]
@@ -73,11 +105,12 @@ Inputs = Annotated[
     typer.Option(
         "--input",
         metavar="[NAME=]SHAPE[:DTYPE]",
-        help="An example input such as 2x3x64x64 or ids=2x16:int64; repeatable.",
+        help="Example input, such as 2x3x64x64 or ids=2x16:int64; repeatable.",
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a transformers configuration; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the transformers configuration; repeatable."),
 ]
+Json = Annotated[str | None, typer.Option(metavar="PATH|-", help="Write the results as JSON; - is standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

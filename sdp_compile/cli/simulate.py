@@ -1,28 +1,44 @@
-"""``sdp-compile simulate``: a training step on workers that this machine does not have, or checked on those it has."""
+"""``sdp-compile simulate``: predicts a training step, and with ``--validate`` measures it on this machine too."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from sdp_compile.bench.settings import BenchSettings
+from sdp_compile.bench.settings import GPT, BenchSettings
 from sdp_compile.bench.variants import LOCAL
 from sdp_compile.cli.clean_errors import FAILED
 from sdp_compile.cli.json_file import write_json
+from sdp_compile.cli.model_line import tell_memory, tell_notes
 from sdp_compile.errors import SDPError
+from sdp_compile.models.configuration import Loaded, count_parameters, to_dict
+from sdp_compile.models.words import parse_model
 from sdp_compile.processes import interruptible
 from sdp_compile.progress import stages
+
+if TYPE_CHECKING:
+    from sdp_compile.bench.simulated import Subject
+    from sdp_compile.bench.work import Work
+    from sdp_compile.simulator.cluster import Cluster
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the command line says of the machines; defaults are of the size of a node of eight H100.
+    """The machines as the command line describes them; the defaults resemble nodes of eight H100.
 
-    Bandwidths are GB/s of a worker inside its node, and of a node; latencies microseconds; ``tflops`` what a worker
-    really computes per second; ``update`` the GB/s of parameters that AdamW updates (it moves seven times as much).
+    Args:
+        nodes: number of machines; each has equally many workers.
+        intra_bandwidth: GB/s of a worker inside its node.
+        intra_latency: microseconds of a message inside a node.
+        inter_bandwidth: GB/s of a node to other nodes.
+        inter_latency: microseconds of a message between nodes.
+        tflops: TFLOP/s that a worker achieves.
+        update: GB/s of parameters that AdamW updates; it moves seven times as much.
+        cores: cores of a node that its workers share; None for one processor per worker.
+        algorithm: of collectives; ``best`` takes the cheaper.
     """
 
     nodes: int = 1
@@ -38,7 +54,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class SimulateSettings:
-    """``bench`` says what is trained by whom; with ``validate`` the machine is this one, probed."""
+    """The options of one run: ``bench`` names the training, ``hardware`` the machines; ``validate`` probes this one."""
 
     bench: BenchSettings
     hardware: Hardware
@@ -47,25 +63,34 @@ class SimulateSettings:
     def __post_init__(self) -> None:
         if self.bench.workers % self.hardware.nodes:
             raise SDPError(
-                f"--workers {self.bench.workers} --nodes {self.hardware.nodes}: each node has equally many workers."
+                f"--workers {self.bench.workers} --nodes {self.hardware.nodes}: the workers do not divide evenly among "
+                "the nodes. Choose a multiple."
             )
         if self.validate and self.hardware.nodes > 1:
-            raise SDPError("--validate measures on this machine: leave --nodes out.")
+            raise SDPError("--validate measures on this machine. Leave --nodes out.")
+
+    def sized(self) -> BenchSettings:
+        """Returns ``bench`` with the default size of a named model: published, or small where weights are needed."""
+        if self.bench.size is not None or self.bench.model == GPT or parse_model(self.bench.model).kind == "factory":
+            return self.bench
+        return replace(self.bench, size="small" if self.validate else "full")
 
 
 def run(settings: SimulateSettings, debug: bool = False) -> int:
-    """Predict, and with ``validate`` measure; print, write; the exit code."""
+    """Predicts, and measures with ``validate``; prints and writes. Returns the exit code."""
     from sdp_compile.bench.simulated import Subject
     from sdp_compile.bench.work import make_work
     from sdp_compile.cli.simulate_report import render
 
-    bench, console = settings.bench, Console(stderr=settings.bench.json_path == "-")
+    bench, console = settings.sized(), Console(stderr=settings.bench.json_path == "-")
     with stages(2) as begin:
         begin(f"capturing {bench.model}")
-        subject = Subject(make_work(bench, 0, "cpu"), bench)
+        work = make_work(bench, 0, "meta")  # FLOPs and bytes follow from shapes
+        subject = Subject(work, bench)
+    tell_notes(work.configuration)
     measured: dict[str, Any] = {}
     if settings.validate:
-        cluster, measured = _measure(settings, subject, debug)
+        cluster, measured = _measure(settings, bench, work, subject, debug)
         outcomes = subject.predict(bench.chosen, cluster, "ring")
     else:
         cluster = _cluster(settings)
@@ -73,6 +98,7 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
     result = {
         "version": 1,
         "model": bench.model,
+        "configuration": to_dict(work.configuration, count_parameters(work.model), work.example_inputs),
         "workers": bench.workers,
         "cluster": {**asdict(cluster), "measured": settings.validate},
         "variants": [
@@ -91,7 +117,7 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
     return FAILED if any(outcome.prediction is None for outcome in outcomes) else 0
 
 
-def _cluster(settings: SimulateSettings) -> Any:
+def _cluster(settings: SimulateSettings) -> Cluster:
     from sdp_compile.simulator.cluster import Cluster, Link
 
     given = settings.hardware
@@ -106,13 +132,18 @@ def _cluster(settings: SimulateSettings) -> Any:
     )
 
 
-def _measure(settings: SimulateSettings, subject: Any, debug: bool) -> tuple[Any, dict[str, Any]]:
-    """The cluster that this machine is, and what each variant took on it, measured in one run."""
+def _measure(
+    settings: SimulateSettings, bench: BenchSettings, work: Work, subject: Subject, debug: bool
+) -> tuple[Cluster, dict[str, Any]]:
+    """Measures this machine and each variant on it in one run. Returns the cluster, and the rows by variant."""
     from sdp_compile.bench import race
     from sdp_compile.bench.result import summarise
     from sdp_compile.simulator.measured import measured_cluster
 
-    bench = settings.bench
+    if bench.size == "full":
+        outline = Loaded(work.model, work.example_inputs, work.configuration)
+        held = f"weights, gradients and AdamW state of {bench.workers} workers, without activations"
+        tell_memory(outline, bench.model, 16 * bench.workers, held)
     variants = [LOCAL, *bench.chosen]
     with interruptible(), stages(race.stages(bench, variants)) as begin:
         entries = race.race(bench, variants, begin)

@@ -10,15 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from sdp_compile.cli.bench_report import variant_table
+from sdp_compile.models.configuration import Configuration, describe
 
 _MIB = 2**20
 
 
 def render(result: Mapping[str, Any]) -> RenderableType:
-    """The cluster, the predicted steps, and how far they are from measured ones."""
+    """Returns the cluster, the predicted steps, and their errors against measured ones."""
     cluster = result["cluster"]
     title = (
-        f"{result['model']} · {result['workers']} workers on {cluster['nodes']} nodes · "
+        f"{result['workers']} workers on {cluster['nodes']} nodes · "
         f"{cluster['flops'] / 1e12:,.3g} TFLOP/s each · " + ("measured here" if cluster["measured"] else "as given")
     )
     links = " · ".join(
@@ -26,7 +27,17 @@ def render(result: Mapping[str, Any]) -> RenderableType:
         f"{link['latency'] * 1e6:,.0f} us"
         for name, link in (("inside a node", cluster["intra"]), ("between nodes", cluster["inter"]))
     )
-    parts: list[RenderableType] = [Text(), Text(title, style="bold"), Text(links, style="dim"), Text(), _steps(result)]
+    found = result["configuration"]
+    configuration = Configuration(found["origin"], found["source"] or "", tuple(found["changes"]))
+    name = Text(describe(result["model"], configuration, found["parameters"]), style="italic")
+    parts: list[RenderableType] = [
+        Text(),
+        name,
+        Text(title, style="bold"),
+        Text(links, style="dim"),
+        Text(),
+        _steps(result),
+    ]
     if cluster["measured"]:
         parts.append(_errors(result))
     parts += [Text(f"- {row['name']}: {row['reason']}", style="yellow") for row in result["variants"] if row["reason"]]
@@ -34,11 +45,11 @@ def render(result: Mapping[str, Any]) -> RenderableType:
 
 
 def _steps(result: Mapping[str, Any]) -> Table:
-    """Milliseconds; the communication that no computation hides is part of the step."""
+    """Steps in milliseconds; a step includes the communication that no computation hides."""
     rows = [row for row in result["variants"] if row["predicted"]]
     dense = next((row["predicted"]["seconds"] for row in rows if row["name"] == "ddp"), None)
     table = variant_table(
-        "Predicted step in milliseconds; MiB that the worker sends that sends most",
+        "Predicted step in milliseconds; MiB sent by the worker that sends most",
         "step",
         "of\nDDP",
         "for-\nward",
@@ -62,13 +73,13 @@ def _steps(result: Mapping[str, Any]) -> Table:
 
 
 def _milliseconds(seconds: float) -> str:
-    """Three digits that say something."""
+    """Returns about three significant digits."""
     value = seconds * 1e3
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _errors(result: Mapping[str, Any]) -> Table:
-    """Predicted beside measured; a ratio to DDP is less disturbed than a time."""
+    """Predicted beside measured steps; ratios to DDP vary less between runs than times."""
     rows = [row for row in result["variants"] if row["predicted"] and (row["measured"] or {}).get("status") == "ok"]
     dense = next((row for row in rows if row["name"] == "ddp"), None)
     table = variant_table(

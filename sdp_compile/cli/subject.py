@@ -1,21 +1,26 @@
-"""From the words of the command line to what is inspected: a model, captured, analysed and planned."""
+"""From the words of the command line to a model that is captured, analysed and planned."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdp_compile.models.spec import check_inputs, check_words, load
+from sdp_compile.cli.model_line import tell_notes
+from sdp_compile.command_words import check_passes_words, check_policy_words, policy_fields
+from sdp_compile.models.configuration import Loaded, Size
+from sdp_compile.models.spec import check_inputs, load
+from sdp_compile.models.words import check_words
 from sdp_compile.progress import stages
-from sdp_compile.train.settings import check_policy_words, policy_fields
 
 if TYPE_CHECKING:
     from sdp_compile.inspector.subject import Subject
+    from sdp_compile.passes import Pass
+    from sdp_compile.planning.holdings import LoweringKind
 
 
 @dataclass(frozen=True)
 class SubjectWords:
-    """Which model, under which policy, for how many workers; what words alone can be wrong in is checked at once."""
+    """Which model, under which policy, for how many workers. Raises `SDPError` for words that cannot be right."""
 
     model: str
     policy: str = "auto"
@@ -24,22 +29,41 @@ class SubjectWords:
     workers: int = 4
     inputs: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    size: Size | None = None
+    passes: str | None = None
 
     def __post_init__(self) -> None:
         check_policy_words(self.policy, self.coverage)
-        check_words(self.model, self.inputs, self.overrides)
+        check_passes_words(self.passes)
+        check_words(self.model, self.inputs, self.overrides, self.size)
 
 
-def subject_of(words: SubjectWords) -> Subject:
-    """Build, capture, analyse and plan, with a progress bar at a terminal. No rank is rewritten, no weight is read."""
+@dataclass(frozen=True)
+class Planned:
+    """A model that was planned, and the one line that says which it is."""
+
+    subject: Subject
+    loaded: Loaded
+    description: str
+
+    def pipeline(self, words: SubjectWords, lowering: LoweringKind = "sliced") -> tuple[Pass, ...]:
+        """Returns the passes that ``--passes`` asks for; an empty tuple stands for the default ones."""
+        from sdp_compile.passes import resolve_pipeline
+
+        if words.passes is None:
+            return ()
+        return resolve_pipeline(words.passes, lowering, self.subject.plan.masking)
+
+
+def subject_of(words: SubjectWords) -> Planned:
+    """Builds the model without weights, captures, analyses and plans it, with a progress bar on a terminal."""
     from sdp_compile.policies import resolve_policy
 
-    policy = resolve_policy(
-        words.policy, **policy_fields(words.coverage, words.masking)
-    )  # refused before torch is loaded
+    # Before torch is loaded, so that a wrong policy is refused at once.
+    policy = resolve_policy(words.policy, **policy_fields(words.coverage, words.masking))
     with stages(4) as begin:
         begin(f"building {words.model}")
-        loaded = load(words.model, words.inputs, words.overrides)
+        loaded = load(words.model, words.inputs, words.overrides, words.size, weights=False)
         if loaded.example_inputs is None:
             check_inputs(words.model, loaded.model)
         from sdp_compile.capture import capture
@@ -52,4 +76,6 @@ def subject_of(words: SubjectWords) -> Subject:
         begin("analysing its structure")
         analysis = analyse(captured)
         begin("planning")
-        return Subject(analysis, make_plan(analysis, policy, words.workers))
+        subject = Subject(analysis, make_plan(analysis, policy, words.workers))
+    tell_notes(loaded.configuration)
+    return Planned(subject, loaded, loaded.describe(words.model))

@@ -1,54 +1,68 @@
-"""``sdp-compile train``: the main job, from the options to the workers that do it."""
+"""``sdp-compile train``: starts the workers of the main job, and shows what came of it."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
+from sdp_compile.cli.train_report import render
 from sdp_compile.errors import SDPError
 from sdp_compile.processes import launch, worker_command
 from sdp_compile.train.settings import TrainSettings
 
 
 def train(settings: TrainSettings) -> None:
-    """Start ``settings.workers`` workers here and see them through."""
+    """Runs the job with ``settings.workers`` workers on this machine and prints its tables."""
     check_policy(settings)
     prepare_output(settings)
     launch(worker_command("sdp_compile.train.worker", settings.dumps()), settings.workers)
+    show(settings)
 
 
 def join(settings: TrainSettings) -> None:
-    """Be one worker of the process group that torchrun has set up."""
+    """Runs one worker of the process group that torchrun has set up; rank 0 prints the tables."""
     from sdp_compile.train.worker import describe, work
 
     prepare_output(settings)
+    rank = int(os.environ["RANK"])
     try:
         work(settings)
     except Exception as error:
         if settings.debug:
             raise
-        rank = int(os.environ["RANK"])
         sys.stderr.write(f"[worker {rank}] Error: {describe(error, rank)}\n")
         sys.stderr.flush()
         os._exit(2 if isinstance(error, SDPError) else 1)  # at once: torchrun ends the others
+    if rank == 0:
+        show(settings)
+
+
+def show(settings: TrainSettings) -> None:
+    """Prints the tables of the report that the workers wrote."""
+    console = Console()
+    console.print(render(json.loads(settings.report_path.read_text())))
+    console.print(f"Wrote {settings.model_path} and {settings.report_path}.", soft_wrap=True, markup=False)
 
 
 def check_policy(settings: TrainSettings) -> None:
-    """Refuse a policy that cannot be made, before any worker is started for it."""
+    """Raises `PolicyError` for a policy that cannot be made, before a worker is started."""
     from sdp_compile.train.policy import choose_policy
 
     choose_policy(settings)
 
 
 def prepare_output(settings: TrainSettings) -> None:
-    """Make the folders that the run will write to, so that it does not end in an error after minutes of work."""
+    """Makes the folders that the run writes to, so that a wrong path is an error before minutes of work."""
     for folder in (Path(settings.output), settings.report_path.parent):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SDPError(
-                f"{folder}: cannot write there ({error.strerror}); choose another --output or --json"
+                f"{folder}: cannot write there ({error.strerror}). Choose another --output or --json."
             ) from None
         if not os.access(folder, os.W_OK):
-            raise SDPError(f"{folder}: this user may not write there; choose another --output or --json")
+            raise SDPError(f"{folder}: this user may not write there. Choose another --output or --json.")

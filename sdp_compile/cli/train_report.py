@@ -1,4 +1,4 @@
-"""The tables that a training run ends with, from the same report that is written as JSON."""
+"""The tables of ``sdp-compile train``, from the report that the workers write as JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _MIB = 2**20
 
 
 def render(report: Mapping[str, Any]) -> RenderableType:
-    """What each worker owns, and what came of it."""
+    """Returns what each worker owns, and the assembled model's results."""
     run, policy = report["run"], report["policy"]
     workers = report["workers"]
     title = Text(
-        f"GPT, {workers[0]['dense_parameters'] / 1e6:.2f} M parameters · {len(workers)} workers · "
+        f"GPT, {workers[0]['dense_parameters']:,} parameters · {len(workers)} workers · "
         f"{policy['policy']}, {_owners(policy)} · {run['steps']} steps · {run['device']}",
         style="bold",
     )
@@ -30,7 +30,7 @@ def _owners(policy: Mapping[str, Any]) -> str:
 
 
 def owned(workers: list[Mapping[str, Any]]) -> Table:
-    """One row per worker: what it owns, measured, against the dense model."""
+    """Returns one row per worker: what it holds, measured, against the dense model."""
     table = Table(title="What each worker owns", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
     for heading in ("worker", "parameters", "share", "gradients\n+ optimizer", "dense", "share", "with\nparameters"):
         table.add_column(heading, justify="right")
@@ -50,7 +50,7 @@ def owned(workers: list[Mapping[str, Any]]) -> Table:
 
 
 def outcome(report: Mapping[str, Any]) -> Table:
-    """Validation loss of the assembled full model and speed, beside the dense baseline where it was run."""
+    """Returns the assembled model's validation loss and the speed, beside the dense baseline's if it was run."""
     table = Table(title="The assembled full model", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
     table.add_column("training")
     for heading in ("validation loss before", "after", "tokens per second"):

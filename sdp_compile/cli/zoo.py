@@ -15,14 +15,14 @@ from sdp_compile.checking.verdict import CheckResult
 from sdp_compile.models.zoo import models_of
 
 if TYPE_CHECKING:
-    from sdp_compile.cli.check import CheckSettings
+    from sdp_compile.cli.check_settings import CheckSettings
     from sdp_compile.policies import Policy
 
 
 def sweep_zoo(settings: CheckSettings, policy: Policy, console: Console) -> tuple[list[dict[str, Any]], int]:
-    """Check all models of ``settings.zoo``; the rows as plain data, and the exit code: 0 where all are exact.
+    """Checks all models of ``settings.zoo`` in their small configurations.
 
-    Models with nothing to partition are no failure: they are captured, and say so.
+    Returns the rows as plain data, and the exit code: 0 where every model is exact or has nothing to partition.
     """
     assert settings.zoo is not None
     names = models_of(settings.zoo)[: settings.limit]
@@ -34,7 +34,7 @@ def sweep_zoo(settings: CheckSettings, policy: Policy, console: Console) -> tupl
             progress.update(task, advance=1, description=row.name)
             if not console.is_terminal:
                 console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
-    console.print(table(settings.zoo, rows))
+    console.print(table(f"{settings.zoo}, small configurations", rows))
     for row in rows:
         if not row.result.is_exact:
             console.print(f"{row.name}: {row.result.verdict}: {row.result.reason}", markup=False, soft_wrap=True)
@@ -42,8 +42,8 @@ def sweep_zoo(settings: CheckSettings, policy: Policy, console: Console) -> tupl
     return [row.to_dict() for row in rows], int(any(row.is_failure for row in rows))
 
 
-def table(library: str, rows: Iterable[Row]) -> Table:
-    """One row per model."""
+def table(title: str, rows: Iterable[Row]) -> Table:
+    """Returns a table with one row per model."""
     result = Table(
         "model",
         "M parameters",
@@ -54,7 +54,7 @@ def table(library: str, rows: Iterable[Row]) -> Table:
         "kept",
         "exact",
         "seconds",
-        title=library,
+        title=title,
         title_justify="left",
         title_style="italic",
         box=box.SIMPLE_HEAD,
@@ -65,7 +65,7 @@ def table(library: str, rows: Iterable[Row]) -> Table:
 
 
 def summary(rows: list[Row]) -> str:
-    """How many of the models came out how."""
+    """Returns one line that counts the verdicts."""
     counts: dict[str, int] = {}
     for row in rows:
         verdict = "nothing to partition" if row.has_nothing_to_cut else row.result.verdict

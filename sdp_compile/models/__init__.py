@@ -1,1 +1,1 @@
-"""Models by name: torchvision, timm, transformers, a factory or a file."""
+"""Models by name: torchvision, timm, transformers, a configuration file, or a factory of the user's own."""

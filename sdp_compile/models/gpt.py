@@ -1,4 +1,4 @@
-"""The small GPT of the main job, written as one would without this package."""
+"""The small GPT of the main job, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Six layers over bytes: large enough to learn the look of source text, small enough for two cores."""
+    """Sizes of the GPT. By default it learns the look of source text in minutes on two cores."""
 
     layers: int = 6
     width: int = 256
@@ -53,7 +53,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each a residual branch after its norm."""
+    """Attention and MLP, each a residual branch behind a norm."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Layer(nn.Module):
 
 
 class GPT(nn.Module):
-    """Byte-level language model: tokens ``(batch, sequence)`` to logits ``(batch, sequence, vocabulary)``."""
+    """Byte-level language model: maps tokens ``(batch, sequence)`` to logits ``(batch, sequence, vocabulary)``."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.apply(self._initialise)
-        # Residual branches start small, so that their sum keeps its scale (as GPT-2 does).
+        # Residual branches start small, so that their sum keeps its scale, as in GPT-2.
         for name, parameter in self.named_parameters():
             if name.endswith(("out.weight", "down.weight")):
                 nn.init.normal_(parameter, std=0.02 / (2 * config.layers) ** 0.5)

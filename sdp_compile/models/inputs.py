@@ -1,4 +1,4 @@
-"""Example inputs and configuration changes as words of the command line. Imports torch only to make tensors."""
+"""``--input`` and ``--set`` of the command line. Imports torch only to make tensors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sdp_compile.errors import SDPError
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64")
 _SHORT = {"float": "float32", "double": "float64", "half": "float16", "long": "int64", "int": "int32"}
 _INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:[x,]\d+)*|scalar)(?::(?P<dtype>\w+))?")
-_MOST_INTEGER = 2  # exclusive: indices that any vocabulary has
+_MOST_INTEGER = 2  # exclusive: every vocabulary has these indices
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input in words: ``name`` is empty for a positional argument."""
+    """One parsed ``--input``; ``name`` is empty for a positional argument."""
 
     name: str
     shape: tuple[int, ...]
@@ -26,7 +26,7 @@ class Input:
 
 
 def parse_input(text: str) -> Input:
-    """``2x3x64x64``, ``2x16:int64`` or ``input_ids=2x16:int64``. Raises `SDPError` quoting the text."""
+    """Parses ``2x3x64x64``, ``2x16:int64`` or ``input_ids=2x16:int64``. Raises `SDPError` that quotes the text."""
     match = _INPUT.fullmatch(text.replace(" ", ""))
     if match is None:
         raise SDPError(
@@ -39,17 +39,17 @@ def parse_input(text: str) -> Input:
 
         close = get_close_matches(dtype, DTYPES, 1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise SDPError(f"--input {text}: there is no dtype {dtype!r}.{hint} The dtypes are {', '.join(DTYPES)}.")
+        raise SDPError(f"--input {text}: no dtype {dtype!r}.{hint} The dtypes are {', '.join(DTYPES)}.")
     shape = () if match["shape"] == "scalar" else tuple(map(int, re.split("[x,]", match["shape"])))
     if 0 in shape:
-        raise SDPError(f"--input {text}: a dimension of size 0 holds nothing to check with; use at least 2.")
+        raise SDPError(f"--input {text}: a dimension of size 0 leaves nothing to check. Use at least 2.")
     return Input(match["name"] or "", shape, dtype)
 
 
 def example_inputs(texts: Sequence[str]) -> Any:
-    """The tensors that the words stand for: a mapping where they are named, else a tuple.
+    """Returns random tensors for the words: a mapping where they are named, else a tuple.
 
-    Integers are drawn from {0, 1}, which are indices into any table.
+    Integers are 0 or 1, which are valid indices into every table.
     """
     import torch
 
@@ -70,7 +70,7 @@ def example_inputs(texts: Sequence[str]) -> Any:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """``key=value``, the value as a Python literal where it is one. Raises `SDPError` quoting the text."""
+    """Parses ``key=value``; a value that is a Python literal becomes one. Raises `SDPError` that quotes the text."""
     key, equals, value = text.partition("=")
     if not equals or not key.replace(".", "_").isidentifier():
         raise SDPError(f"--set {text}: write key=value, such as num_hidden_layers=2 or text_config.hidden_size=64.")

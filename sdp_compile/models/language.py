@@ -1,94 +1,17 @@
-"""Transformers models by type: randomly initialised from small configurations, nothing is downloaded."""
+"""Transformers models by type, hub name or configuration file; weights are random, and never downloaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sdp_compile.capture.diagnosis import first_line
 from sdp_compile.errors import SDPError, did_you_mean
-
-Built = tuple[nn.Module, dict[str, Tensor]]
-
-SMALL: Mapping[str, Any] = {
-    **dict.fromkeys(
-        "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers "
-        "num_encoder_layers num_hidden_groups".split(),
-        2,
-    ),
-    **dict.fromkeys(
-        "hidden_size d_model n_embd dim emb_dim embedding_size word_embed_proj_dim decoder_hidden_size".split(), 64
-    ),
-    **dict.fromkeys(
-        "intermediate_size d_ff ffn_dim encoder_ffn_dim decoder_ffn_dim n_inner hidden_dim ffn_hidden_size "
-        "decoder_intermediate_size shared_expert_intermediate_size".split(),
-        192,
-    ),
-    **dict.fromkeys(
-        "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
-        "num_decoder_heads decoder_num_attention_heads".split(),
-        4,
-    ),
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "d_kv": 16,
-    "d_head": 16,
-    "rotary_dim": 8,
-    "d_inner": 96,
-    "moe_intermediate_size": 48,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "num_experts_per_token": 2,
-    "moe_num_experts": 4,
-    "moe_k": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-    "vocab_size": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-    **dict.fromkeys("max_position_embeddings n_positions n_ctx max_seq_len".split(), 128),
-    "image_size": 64,
-    "max_source_positions": 32,
-    "max_target_positions": 64,
-    "max_2d_position_embeddings": 64,
-    "num_frames": 4,
-    "max_length": 64,
-    "projection_dim": 32,
-    "use_cache": False,
-    "apply_spec_augment": False,
-    **dict.fromkeys("layerdrop encoder_layerdrop decoder_layerdrop".split(), 0.0),
-}
-"""What a configuration is changed to where it has such a field; enough to see every axis, fit for a laptop."""
-
-SPECIAL: Mapping[str, Mapping[str, Any]] = {
-    "data2vec-audio": {"conv_dim": (32,) * 7},
-    "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4},
-    "deepseek_v3": {"head_dim": 8, "num_key_value_heads": 4},
-    "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
-    "efficientnet": {"hidden_dim": 1280, "width_coefficient": 1.0, "depth_coefficient": 1.0},
-    "esm": {"pad_token_id": 0, "mask_token_id": 3},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "mamba2": {"num_heads": 8, "n_groups": 2, "state_size": 16},
-    "nemotron": {"num_key_value_heads": 2},
-    "rembert": {"input_embedding_size": 64, "output_embedding_size": 64},
-    "swin": {"image_size": 224},
-}
-"""What the fields of some types must be beside the small ones, because they depend on each other."""
-
-_WITHOUT_DEFAULT = ("n_inner", "vocab_size", "num_experts_per_tok")
-"""Fields that a default configuration leaves empty although the model needs them."""
+from sdp_compile.models.configuration import Configuration, Loaded, Size
+from sdp_compile.models.language_inputs import example_inputs
+from sdp_compile.models.transformers_config import changed, default_config, file_config, hub_config
+from sdp_compile.models.weightless import build, inputs_for
 
 # The tasks by preference: the first that a type has a model for says which class is built.
 _TASKS = (
@@ -107,79 +30,80 @@ _TASKS = (
     "",
 )
 
+_LABELS = {
+    "IMAGE_CLASSIFICATION": 1000,  # ImageNet
+    "VIDEO_CLASSIFICATION": 400,  # Kinetics
+    "AUDIO_CLASSIFICATION": 527,  # AudioSet
+    "SEMANTIC_SEGMENTATION": 150,  # ADE20K
+}
+"""Classes of the data set that a task's published models are trained on; configuration classes default to 2."""
 
-def transformers_model(model_type: str, settings: Mapping[str, Any] | None = None) -> Built:
-    """The small model of a ``model_type`` (llama, bert, t5, vit, whisper, ...) with its keyword inputs.
 
-    ``settings`` override fields of the configuration; ``text_config.hidden_size`` reaches into a nested one.
+def transformers_model(name: str, settings: tuple[str, ...] = (), size: Size = "small", weights: bool = True) -> Loaded:
+    """Builds the model that a name stands for.
+
+    Args:
+        name: a type (``llama``, ``bert``, ``t5``, ``vit``, ``whisper``, ...), or a name on the Hugging Face hub, which
+            contains a slash.
+        settings: overrides of the configuration, ``key=value``; ``text_config.hidden_size`` reaches into a nested one.
+        size: ``full`` for the published configuration, ``small`` for two layers.
+        weights: False builds on the meta device.
+
+    Raises:
+        SDPError: no such type, name or field, or the configuration does not make a model.
     """
+    spec = f"transformers:{name}"
+    if "/" in name:
+        config = hub_config(name)
+        return _model(spec, config, Configuration("published", name), settings, size, weights)
+    class_name, task = _class_name(name)
+    config, origin = default_config(name, size, settings, _LABELS.get(task))
+    return _built(spec, class_name, config, origin, size, weights)
+
+
+def model_of_file(path: str, settings: tuple[str, ...] = (), size: Size = "full", weights: bool = True) -> Loaded:
+    """Builds the model of a transformers ``config.json``, or of the folder that holds one; see `transformers_model`."""
+    config, source = file_config(path)
+    return _model(path, config, Configuration("file", source), settings, size, weights)
+
+
+def _model(
+    spec: str, config: Any, origin: Configuration, settings: tuple[str, ...], size: Size, weights: bool
+) -> Loaded:
+    """Builds the class that a given configuration names, or that of its type."""
     import transformers
 
-    class_name = _class_name(model_type)
-    config = small_config(model_type, settings or {})
+    named = next(iter(config.architectures or ()), "")
+    class_name = named if hasattr(transformers, named) else _class_name(config.model_type)[0]
+    config, origin = changed(spec, config, origin, size, settings)
+    return _built(spec, class_name, config, origin, size, weights)
+
+
+def _built(spec: str, class_name: str, config: Any, origin: Configuration, size: Size, weights: bool) -> Loaded:
+    import transformers
+
     kind = getattr(transformers, class_name)
     if getattr(kind, "_can_set_experts_implementation", bool)():
         config._experts_implementation = "batched_mm"  # the default, a fused operator, knows no float64
     try:
-        model: nn.Module = kind(config)
+        model, notes = build(lambda: _trained(kind, config), weights, spec)
     except Exception as error:
         raise SDPError(
-            f"transformers:{model_type}: {class_name} cannot be built from the small configuration: "
-            f"{first_line(error)}. Change it with --set key=value."
+            f"{spec}: {class_name} cannot be built from the {origin.describe()}: {first_line(error)}. "
+            "Change it with --set key=value."
         ) from error
-    # A configuration made in passing may hold none of what the model reads: its own is what counts.
-    return model.train(), example_inputs(model, config)
+    # The model may have changed its configuration: its own copy counts.
+    inputs = inputs_for(model, example_inputs(model, config, size))
+    return Loaded(model, inputs, Configuration(origin.origin, origin.source, origin.changes, notes))
 
 
-def small_config(model_type: str, settings: Mapping[str, Any]) -> Any:
-    """A configuration with the `SMALL` values and the user's ``settings``."""
-    from transformers import CONFIG_MAPPING
-
-    kind = CONFIG_MAPPING[model_type]
-    default = kind()
-    for key in settings:
-        known = [*default.to_dict(), *getattr(kind, "attribute_map", {})]
-        if key.partition(".")[0] not in known:
-            raise SDPError(f"transformers:{model_type} has no setting {key!r}.{did_you_mean(key, known)}")
-    try:
-        return kind(**_nested({**_shrunk(default), **SPECIAL.get(model_type, {})}, settings))
-    except Exception as error:
-        raise SDPError(
-            f"transformers:{model_type}: the configuration does not accept its small values: {first_line(error)}. "
-            "Change them with --set key=value."
-        ) from error
+def _trained(kind: Any, config: Any) -> nn.Module:
+    model: nn.Module = kind(config)
+    return model.train()
 
 
-def _shrunk(config: Any) -> dict[str, Any]:
-    """Small values for those fields that a default configuration has, nested configurations too."""
-    fields = config.to_dict()
-    renamed = {alias for alias, name in getattr(config, "attribute_map", {}).items() if name in fields}
-    result = {key: value for key, value in SMALL.items() if key in fields and key not in renamed}
-    # A field that is absent on purpose stays so, such as special tokens of a model without text.
-    result = {key: value for key, value in result.items() if fields[key] is not None or key in _WITHOUT_DEFAULT}
-    # Hierarchical models have one value per stage, which fit together as they are.
-    result = {key: value for key, value in result.items() if not isinstance(fields[key], (list, tuple))}
-    if isinstance(fields.get("depths"), (list, tuple)):
-        result["depths"] = [min(2, depth) for depth in fields["depths"]]
-    for name in getattr(config, "sub_configs", {}):
-        nested = getattr(config, name, None)
-        if nested is not None and hasattr(nested, "to_dict"):
-            result[name] = {**_shrunk(nested), "model_type": nested.model_type}
-    return result
-
-
-def _nested(fields: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    for key, value in settings.items():
-        outer, dot, inner = key.partition(".")
-        if dot:
-            fields[outer] = _nested(dict(fields.get(outer) or {}), {inner: value})
-        else:
-            fields[key] = value
-    return fields
-
-
-def _class_name(model_type: str) -> str:
-    """The class that is built for a type. Raises `SDPError` with close matches."""
+def _class_name(model_type: str) -> tuple[str, str]:
+    """Returns the class to build for a type, and its task. Raises `SDPError` with close matches."""
     from transformers.models.auto import configuration_auto, modeling_auto
 
     known = getattr(configuration_auto, "CONFIG_MAPPING_NAMES")  # noqa: B009 (not among its declared names)
@@ -189,51 +113,8 @@ def _class_name(model_type: str) -> str:
         names = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES" if task else "MODEL_MAPPING_NAMES", {})
         name = names.get(model_type)
         if name:
-            return str(name if isinstance(name, str) else name[0])
+            return str(name if isinstance(name, str) else name[0]), task
     raise SDPError(
         f"transformers:{model_type} is a configuration without a model of its own; name the type of one of its parts, "
         "or give a factory."
     )
-
-
-def example_inputs(model: nn.Module, config: Any) -> dict[str, Tensor]:
-    """A batch of two for the model's main input: tokens, images, clips, waveforms or spectrograms."""
-    generator = torch.Generator().manual_seed(0)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-
-    def tokens(length: int) -> Tensor:
-        return torch.randint(3, int(getattr(text, "vocab_size", 128)), (2, length), generator=generator)
-
-    main = str(getattr(model, "main_input_name", "input_ids"))
-    inputs: dict[str, Tensor] = {}
-    if main == "pixel_values":
-        inputs[main] = torch.randn(_image_shape(config), generator=generator)
-    elif main == "input_values":
-        shape = (2, config.max_length, config.num_mel_bins) if hasattr(config, "num_mel_bins") else (2, 4000)
-        inputs[main] = torch.randn(shape, generator=generator)
-    elif main == "input_features":
-        inputs[main] = torch.randn(_spectrogram_shape(config), generator=generator)
-    elif main in ("pixel_values_videos", "video"):
-        inputs[main] = torch.randn((2, 4, 3, 64, 64), generator=generator)
-    else:
-        inputs[main] = tokens(16)
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = tokens(8)
-        if main == "input_ids":
-            inputs["attention_mask"] = torch.ones_like(inputs[main])  # some encoders cannot do without
-    return inputs
-
-
-def _image_shape(config: Any) -> tuple[int, ...]:
-    vision = getattr(config, "vision_config", config)
-    size = getattr(vision, "image_size", 64) or 64
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
-    shape = (int(getattr(vision, "num_channels", 3) or 3), int(height), int(width))
-    frames = getattr(vision, "num_frames", None)
-    return (2, int(frames), *shape) if frames else (2, *shape)
-
-
-def _spectrogram_shape(config: Any) -> tuple[int, ...]:
-    if hasattr(config, "num_mel_bins"):  # as whisper takes it
-        return (2, int(config.num_mel_bins), 2 * int(getattr(config, "max_source_positions", 32)))
-    return (2, 64, int(getattr(config, "input_feat_per_channel", getattr(config, "feature_projection_input_dim", 80))))

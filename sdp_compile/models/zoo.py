@@ -1,4 +1,4 @@
-"""The models of known libraries that ``sdp-compile check --zoo`` goes through, small enough for a laptop."""
+"""The library models that ``sdp-compile check --zoo`` goes through, small enough for a laptop."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from sdp_compile.errors import SDPError
-from sdp_compile.models.language import transformers_model
-from sdp_compile.models.vision import timm_model, torchvision_model
+from sdp_compile.models.spec import load
+from sdp_compile.models.words import LIBRARIES
 
 TIMM = tuple(
     """
@@ -39,7 +39,7 @@ TIMM = tuple(
     ese_vovnet19b_slim_dw vovnet39a legacy_xception xception41p xception65p xcit_nano_12_p8_224 xcit_nano_12_p16_224
     """.split()
 )
-"""One or more models of every family: the smallest ones."""
+"""The smallest models of every family."""
 
 TRANSFORMERS = tuple(
     """
@@ -59,7 +59,7 @@ TRANSFORMERS = tuple(
 
 
 def models_of(library: str) -> tuple[str, ...]:
-    """The names ``library:name`` of a library's models, those that everyone knows first."""
+    """Returns the names ``library:name`` of a library's models, well-known ones first."""
     if library == "torchvision":
         from torchvision import models
 
@@ -71,12 +71,9 @@ def models_of(library: str) -> tuple[str, ...]:
 
 
 def build(name: str) -> tuple[nn.Module, Any]:
-    """The model that ``library:name`` stands for, with its example inputs."""
-    library, _, model = name.partition(":")
-    if library == "torchvision":
-        return torchvision_model(model)
-    if library == "timm":
-        return timm_model(model)
-    if library == "transformers":
-        return transformers_model(model)
-    raise SDPError(f"{name!r}: the libraries are torchvision, timm and transformers.")
+    """Returns the small model that ``library:name`` stands for, with its example inputs."""
+    library = name.partition(":")[0]
+    if library not in LIBRARIES:
+        raise SDPError(f"{name!r}: the libraries are {', '.join(LIBRARIES)}.")
+    loaded = load(name, size="small")
+    return loaded.model, loaded.example_inputs

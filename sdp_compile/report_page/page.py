@@ -20,16 +20,19 @@ from sdp_compile.toml import to_toml
 
 if TYPE_CHECKING:
     from sdp_compile.inspector.subject import Subject
+    from sdp_compile.passes import Pass
 
 MOST_GROUPS = 16
 
 
-def report_html(subject: Subject, rank: int = 0, command: str = "") -> str:
+def report_html(subject: Subject, rank: int = 0, command: str = "", passes: tuple[Pass, ...] = ()) -> str:
     """The page as text. ``rank`` is the worker whose rewritten graph is listed, ``command`` what made the page.
+
+    ``passes`` is the pipeline that rewrites it, by default the plan's own.
 
     The same subject gives the same page, byte for byte. Raises `PlanError` for a rank that does not exist.
     """
-    graph = graph_view(subject, rank)
+    graph = graph_view(subject, rank, passes=passes)
     structure = structure_view(subject)
     cost = cost_view(subject)
     plan = subject.plan
@@ -46,7 +49,7 @@ def report_html(subject: Subject, rank: int = 0, command: str = "") -> str:
             graph=graph,
             graph_data=listing(graph),
             kinds=counts,
-            steps=diff_view(subject, rank).steps,
+            steps=diff_view(subject, rank, passes=passes).steps,
             owner_map=OwnerMap(owners_view(subject)),
             charts=charts(cost),
             groups=groups[:MOST_GROUPS],

@@ -6,10 +6,13 @@ from pathlib import Path
 
 from sdp_compile.errors import SDPError
 from sdp_compile.inspector.subject import Subject
+from sdp_compile.passes import Pass
 from sdp_compile.report_page.page import report_html
 
 
-def write_report(subject: Subject, path: str | Path, rank: int = 0, command: str = "") -> int:
+def write_report(
+    subject: Subject, path: str | Path, rank: int = 0, command: str = "", passes: tuple[Pass, ...] = ()
+) -> int:
     """Writes the page to a file.
 
     Args:
@@ -17,6 +20,7 @@ def write_report(subject: Subject, path: str | Path, rank: int = 0, command: str
         path: The file.
         rank: The worker whose graph the page shows.
         command: The command line that made the page, to be shown on it.
+        passes: The pipeline that rewrites the graph; by default the plan's own.
 
     Returns:
         The size of the page in bytes.
@@ -24,7 +28,7 @@ def write_report(subject: Subject, path: str | Path, rank: int = 0, command: str
     Raises:
         SDPError: If the file cannot be written.
     """
-    data = report_html(subject, rank, command).encode("utf-8")
+    data = report_html(subject, rank, command, passes).encode("utf-8")
     try:
         Path(path).write_bytes(data)
     except OSError as error:

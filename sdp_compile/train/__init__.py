@@ -1,1 +1,1 @@
-"""The main job: a small GPT trained by workers on this machine."""
+"""The main job: trains a small GPT with workers on this machine."""

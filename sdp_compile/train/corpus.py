@@ -1,4 +1,4 @@
-"""Text that is on every machine: the source of Python's own standard library."""
+"""Training text that every machine has: the source of Python's standard library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdp_compile.errors import SDPError
 
-# Third-party packages and caches are no part of the library; its tests would be two thirds of it, where present.
+# Third-party packages and caches do not belong to the library; its tests would be two thirds of the text.
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"})
 _VALIDATION_SHARE = 16  # one file in this many
 
@@ -26,9 +26,17 @@ class Corpus:
 
 
 def load_corpus(limit: int = 8_000_000, root: Path | None = None) -> Corpus:
-    """Concatenate the library's ``.py`` files, about ``limit`` bytes of them, in an order that its names alone decide.
+    """Reads about ``limit`` bytes of the library's ``.py`` files.
 
-    The order is that of the hashes of the relative paths, so that both parts are samples of the whole library.
+    Files are ordered by the hash of their relative path, so that every machine reads the same text and both parts are
+    samples of the whole library.
+
+    Args:
+        limit: bytes to read; the last file is read whole.
+        root: the library's folder; default: this Python's.
+
+    Raises:
+        SDPError: the library's source is not on this machine.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     names = sorted(_source_files(root), key=_hash)
@@ -44,8 +52,8 @@ def load_corpus(limit: int = 8_000_000, root: Path | None = None) -> Corpus:
     corpus = Corpus(training=b"\n".join(parts[False]), validation=b"\n".join(parts[True]), files=files)
     if min(len(corpus.training), len(corpus.validation)) < 4096:
         raise SDPError(
-            f"the Python standard library's source is not on this machine: {files} .py files with {size} bytes "
-            f"found in {root}; install Python with its library as files (not zipped or compiled)"
+            f"The Python standard library's source is not on this machine: {root} holds {files} .py files with {size} "
+            "bytes. Install Python with its library as files, not zipped or compiled."
         )
     return corpus
 

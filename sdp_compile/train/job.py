@@ -1,4 +1,4 @@
-"""The main job on one rank: compile the GPT, train this worker's subnetwork, report on the assembled full model."""
+"""One rank of ``train``: compiles the GPT, trains this worker's subnetwork, evaluates the assembled full model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from safetensors.torch import save
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdp_compile import clip_grad_norm_, sdp_compile
-from sdp_compile.cli.train_report import render
+from sdp_compile.compiler import sdp_compile
 from sdp_compile.models.gpt import GPT, GPTConfig
 from sdp_compile.progress import Progress
+from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
 from sdp_compile.train.corpus import load_corpus
 from sdp_compile.train.loop import Windows, train_loop, validation_loss
 from sdp_compile.train.memory import measure, measure_dense
@@ -27,7 +26,7 @@ from sdp_compile.train.settings import TrainSettings
 
 
 def run(settings: TrainSettings, device: str) -> None:
-    """Do the whole job; rank 0 prints the tables and writes the model and the report."""
+    """Runs the whole job on this rank; rank 0 writes the model and the report."""
     rank, workers = dist.get_rank(), dist.get_world_size()
     policy = choose_policy(settings)
     config = GPTConfig()
@@ -38,7 +37,7 @@ def run(settings: TrainSettings, device: str) -> None:
 
     with Progress(rank == 0) as progress:
         progress.stage("compiling")
-        worker = sdp_compile(model, policy, example_inputs=(validation.draw(2)[0],))
+        worker = sdp_compile(model, policy, example_inputs=(validation.draw(2)[0],), passes=settings.passes)
 
         progress.stage("validating")
         before = validation_loss(worker.full_model(), validation)
@@ -88,9 +87,6 @@ def run(settings: TrainSettings, device: str) -> None:
             },
         }
         _write(report, full_model, config, settings)
-        console = Console()
-        console.print(render(report))
-        console.print(f"Wrote {settings.model_path} and {settings.report_path}.", soft_wrap=True, markup=False)
     dist.barrier()
 
 
@@ -101,7 +97,7 @@ def _training_windows(text: bytes, config: GPTConfig, device: str, settings: Tra
 def _baseline(
     model: GPT, text: bytes, validation: Windows, config: GPTConfig, settings: TrainSettings, progress: Progress
 ) -> dict[str, Any]:
-    """Dense data parallel from the same weights, on the same batches."""
+    """Trains dense data parallel from the same weights on the same batches, and returns its part of the report."""
     dense = copy.deepcopy(model)
     before = validation_loss(dense, validation)
     progress.stage("training dense (DDP)", settings.steps)
@@ -125,5 +121,5 @@ def _clip_dense(model: nn.Module, max_norm: float) -> object:
 def _write(report: Mapping[str, Any], full_model: nn.Module, config: GPTConfig, settings: TrainSettings) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in full_model.state_dict().items()}
     metadata = {"format": "pt", "config": json.dumps(asdict(config))}
-    settings.model_path.write_bytes(save(state, metadata=metadata))  # save_file would make it readable by no one else
+    settings.model_path.write_bytes(save(state, metadata=metadata))  # save_file restricts reading to its owner
     settings.report_path.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""An ordinary training loop: the same for subnetworks and for the dense model."""
+"""An ordinary training loop, the same for subnetworks and for the dense model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CLIP = 1.0
 
 
 class Windows:
-    """Random windows of a text, as ``(tokens, next tokens)``, each ``(batch, sequence)``; every rank draws its own."""
+    """Windows of a text as ``(tokens, next tokens)``, each ``(batch, sequence)``. Every rank draws its own."""
 
     def __init__(self, text: bytes, sequence: int, device: str, seed: int) -> None:
         self.text = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -28,21 +28,23 @@ class Windows:
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Returns ``batch`` random windows."""
         starts = torch.randint(len(self.text) - self.sequence, (batch,), generator=self.generator)
         return self.at(starts)
 
     def spread(self, count: int) -> Tensor:
-        """The starts of ``count`` windows, evenly spaced."""
+        """Returns the starts of ``count`` windows, evenly spaced over the text."""
         return torch.linspace(0, len(self.text) - self.sequence - 1, count).long()
 
     def at(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the windows that begin at ``starts``."""
         windows = self.text[starts[:, None] + torch.arange(self.sequence + 1)].long().to(self.device)
         return windows[:, :-1], windows[:, 1:]
 
 
 @dataclass(frozen=True)
 class Training:
-    """``losses`` are means over the workers, one per step; ``seconds`` is the time that all steps took together."""
+    """What training yields: ``losses``, the mean over the workers of each step, and ``seconds`` for all steps."""
 
     losses: list[float]
     seconds: float
@@ -56,7 +58,13 @@ def train_loop(
     settings: TrainSettings,
     on_step: Callable[[int, Tensor], None],
 ) -> Training:
-    """Train for ``settings.steps`` steps; gradients are synchronised by the model itself, in backward."""
+    """Trains for ``settings.steps`` steps; the model synchronises gradients itself, in backward.
+
+    Args:
+        clip: clips the gradient's norm, as ``clip(model, max_norm)``.
+        windows: this rank's batches.
+        on_step: called after each step with the number of steps done and this rank's loss.
+    """
     model.train()
     losses = []
     started = _now(windows.device)
@@ -78,7 +86,7 @@ def train_loop(
 
 
 def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up over a tenth of the steps, then a cosine down to a tenth."""
+    """Returns the share of the peak learning rate: linear warm-up over a tenth of the steps, then cosine to a tenth."""
     warm_up = max(1, steps // 10)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -88,7 +96,7 @@ def schedule(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def validation_loss(model: nn.Module, windows: Windows) -> float:
-    """Mean loss in nats per byte of ``model``, the same on all ranks; each evaluates its share of the windows."""
+    """Returns the mean loss in nats per byte, equal on all ranks; each rank evaluates its share of the windows."""
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)
     starts = windows.spread(_VALIDATION_WINDOWS)[dist.get_rank() :: dist.get_world_size()]
@@ -101,12 +109,12 @@ def validation_loss(model: nn.Module, windows: Windows) -> float:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over all positions."""
+    """Returns the mean cross entropy over all positions of ``(batch, sequence, vocabulary)`` logits."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def _now(device: str) -> float:
-    """The time at which all ranks have come this far."""
+    """Returns the time at which all ranks have arrived here."""
     if device != "cpu":
         torch.accelerator.synchronize()
     dist.barrier()

@@ -1,4 +1,4 @@
-"""Memory of a model in training, measured on its real tensors."""
+"""Memory of a model in training, measured on its tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What one worker holds: numbers of elements, and bytes of storage."""
+    """What one worker holds: the number of parameter elements, and bytes of storage."""
 
     parameters: int
     parameter_bytes: int
@@ -21,11 +21,12 @@ class TrainingState:
 
     @property
     def state_bytes(self) -> int:
+        """Bytes of parameters, gradients and optimizer state together."""
         return self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
 
 
 def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Measure after a step, while gradients and optimizer state are there."""
+    """Measures a model and its optimizer after a step, while gradients and optimizer state exist."""
     parameters = list(model.parameters())
     rests = list(getattr(model, "rests", {}).values())
     return TrainingState(
@@ -39,7 +40,7 @@ def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState
 
 
 def measure_dense(model: nn.Module, optimizer_type: type[torch.optim.AdamW]) -> TrainingState:
-    """Measure what the whole model would hold: one step of a copy of it, with gradients of zero."""
+    """Measures what the whole model would hold, by one step of a copy with gradients of zero."""
     model = copy.deepcopy(model)
     optimizer = optimizer_type(model.parameters())
     for parameter in model.parameters():
@@ -49,6 +50,6 @@ def measure_dense(model: nn.Module, optimizer_type: type[torch.optim.AdamW]) -> 
 
 
 def _storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind ``tensors``, each counted once: a view holds all that it is a view of."""
+    """Returns the bytes of the storages behind ``tensors``, each counted once. A view holds its whole storage."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

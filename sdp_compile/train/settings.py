@@ -1,4 +1,4 @@
-"""What one run of ``sdp-compile train`` was asked to do; travels to the workers as JSON."""
+"""The settings of one run of ``sdp-compile train``, which travel to the workers as JSON."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from sdp_compile.errors import DistributedError, PolicyError
-
-DEFAULT_WORKERS = 4
-DEFAULT_COVERAGE = 0.5
+from sdp_compile.command_words import DEFAULT_WORKERS, check_passes_words, check_policy_words, is_policy_file
+from sdp_compile.errors import DistributedError
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """``policy`` is a name or the path of a TOML file; None for a field keeps what that policy says."""
+    """The options of ``train``.
+
+    Args:
+        policy: a registered name, or the path of a TOML file.
+        coverage, masking: fields of the policy; None keeps the policy's own.
+        passes: names of passes to add to the default ones, or the path of a TOML file.
+        output: the folder for ``model.safetensors``, and for ``report.json`` unless ``json_path`` names another file.
+        batch: samples per worker and step.
+        learning_rate: the peak of the schedule.
+    """
 
     workers: int = DEFAULT_WORKERS
     steps: int = 150
     policy: str = "neuron"
     coverage: float | None = None
     masking: str | None = None
+    passes: str | None = None
     seed: int = 0
     baseline: bool = False
     output: str = "sdp-compile-out"
@@ -33,6 +40,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_policy_words(self.policy, self.coverage)
+        check_passes_words(self.passes)
 
     @property
     def policy_is_file(self) -> bool:
@@ -55,34 +63,16 @@ class TrainSettings:
 
 
 def joined_workers(asked: int | None) -> int | None:
-    """The size of the process group that torchrun has started this process in, or None if it has not."""
+    """Returns the size of the process group that torchrun started this process in; None without torchrun.
+
+    Raises `DistributedError` where ``asked``, the given --workers, is another number.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
     size = int(os.environ["WORLD_SIZE"])
     if asked is not None and asked != size:
         raise DistributedError(
-            f"--workers {asked}: torchrun has started {size} processes (WORLD_SIZE={size}), each is one worker; "
-            "leave --workers out, or change torchrun's --nproc-per-node"
+            f"--workers {asked} does not match the {size} processes that torchrun started (WORLD_SIZE={size}), one per "
+            "worker. Leave --workers out, or change torchrun's --nproc-per-node."
         )
     return size
-
-
-def is_policy_file(policy: str) -> bool:
-    """Whether ``--policy`` is a path rather than a name."""
-    return policy.endswith(".toml") or os.sep in policy
-
-
-def check_policy_words(policy: str, coverage: float | None) -> None:
-    """What can be told of ``--policy`` and ``--coverage`` before torch is imported. Raises `PolicyError`."""
-    if coverage is not None and not 0 < coverage <= 1:
-        raise PolicyError(
-            f"coverage={coverage:g}: the share of the workers that own a unit lies in (0, 1]; "
-            "0.5 halves the partitioned parameters, 1.0 is data parallelism"
-        )
-    if is_policy_file(policy) and not Path(policy).is_file():
-        raise PolicyError(f"policy file {policy}: there is no such file; give a TOML file or a policy's name")
-
-
-def policy_fields(coverage: float | None, masking: str | None) -> dict[str, Any]:
-    """The policy's fields that were given beside its name."""
-    return {key: value for key, value in (("coverage", coverage), ("masking", masking)) if value is not None}

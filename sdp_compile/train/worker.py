@@ -1,4 +1,4 @@
-"""One worker's process: joins the process group, does the job, and says in one message what went wrong."""
+"""A worker process of ``train``: joins the process group, runs the job, and reports a failure in one message."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sdp_compile.train.settings import TrainSettings
 
 
 def main() -> None:
-    """Entry point of a worker that :mod:`sdp_compile.processes` started."""
+    """Entry point of a worker that `sdp_compile.processes.launch` started."""
     watch_leash(int(os.environ[LEASH_FD]))
     try:
         work(TrainSettings.loads(sys.argv[1]))
     except Exception as error:
         _report_failure(error)
         sys.stdout.flush()
-        os._exit(1)  # at once: the other workers' connections need no orderly end
+        os._exit(1)  # at once: the parent ends the other workers
 
 
 def work(settings: TrainSettings) -> None:
-    """Train as one rank of the process group that the environment describes."""
+    """Trains as one rank of the process group that the environment variables describe."""
     from sdp_compile.train.job import run
 
     with process_group() as device:
@@ -38,7 +38,10 @@ def work(settings: TrainSettings) -> None:
 
 @contextmanager
 def process_group() -> Iterator[str]:
-    """Join the process group on this worker's device: an accelerator where each local worker has one, else the CPU."""
+    """Joins the process group on this worker's device: an accelerator if each local worker has one, else the CPU.
+
+    Yields the device's name.
+    """
     import torch
     import torch.distributed as dist
 
@@ -52,8 +55,8 @@ def process_group() -> Iterator[str]:
         torch.accelerator.set_device_index(local_rank)
     elif accelerators and local_rank == 0:
         print(
-            f"{accelerators} accelerators are too few for {local_workers} workers here: training on the CPU; "
-            f"use --workers {accelerators} to train on them.",
+            f"Training on the CPU: {local_workers} workers need an accelerator each, and this machine has "
+            f"{accelerators}. Pass --workers {accelerators} to train on accelerators.",
             file=sys.stderr,
         )
     store = None
@@ -69,11 +72,11 @@ def process_group() -> Iterator[str]:
     backend = dist.get_default_backend_for_device(device)
     dist.init_process_group(backend, store=store, rank=rank, world_size=workers)
     yield str(device)
-    dist.destroy_process_group()  # not after an error: it may wait for workers that are gone
+    dist.destroy_process_group()  # not after an error, when it may wait for workers that are gone
 
 
 def describe(error: Exception, rank: int) -> str:
-    """One message for ``error``: this package's errors speak for themselves, others need to be placed."""
+    """Returns the message for ``error``; errors of other packages are marked with the rank and their type."""
     if isinstance(error, SDPError):
         return str(error)
     return f"worker {rank} failed: {type(error).__name__}: {error} (--debug shows where)"
@@ -90,11 +93,11 @@ def _report_failure(error: Exception) -> None:
     }
     path = Path(os.environ[FAILURES], f"{rank}.part")
     path.write_text(json.dumps(report))
-    path.rename(path.with_suffix(".json"))  # whole or not there
+    path.rename(path.with_suffix(".json"))  # the parent never reads half a report
 
 
 def watch_leash(descriptor: int) -> None:
-    """End this process as soon as the one that holds the other end of the pipe ``descriptor`` is gone."""
+    """Ends this process as soon as the process that holds the other end of the pipe ``descriptor`` is gone."""
 
     def watch() -> None:
         os.read(descriptor, 1)

@@ -66,7 +66,7 @@ def test_a_variant_that_fails_keeps_its_row_and_the_others_go_on(tmp_path: Path)
         (["--variants", "zero3"], ["zero3", "fsdp2"]),
         (["--replicas", "9"], ["--replicas 9"]),
         (["--plot", "picture.gif"], [".png", ".svg"]),
-        (["no-model"], ["names no model"]),
+        (["no-model"], ["does not name a model"]),
     ],
 )
 def test_wrong_words_are_refused_at_once(arguments: list[str], words: list[str]) -> None:

@@ -9,8 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from sdp_compile.cli.main import app
-from sdp_compile.errors import SDPError
-from sdp_compile.models.inputs import Input, parse_input, parse_setting
 from tests.cli.test_main import command
 
 pytestmark = pytest.mark.timeout(120)
@@ -75,6 +73,7 @@ def test_transformers_with_changed_configuration() -> None:
     code, out, _ = run("transformers:gpt2", "--set", "n_layer=1", "--rank", "0", "--json", "-")
     report = json.loads(out)
     assert (code, report["verdict"], report["model"]) == (0, "exact", "GPT2LMHeadModel")
+    assert (report["configuration"]["origin"], report["configuration"]["changes"]) == ("small", ["n_layer=1"])
     assert not any(".h.1." in family["name"] for family in report["families"])
 
 
@@ -83,6 +82,22 @@ def test_vision_libraries(spec: str) -> None:
     pytest.importorskip(spec.partition(":")[0])
     code, out, _ = run(spec, "--rank", "0", "--policy", "neuron", "--json", "-")
     assert (code, json.loads(out)["verdict"]) == (0, "exact")
+
+
+def test_the_published_configuration_is_checked_on_request() -> None:
+    """SqueezeNet 1.1 has 1,235,496 parameters: small enough for a test."""
+    pytest.importorskip("torchvision")
+    code, out, error = run("torchvision:squeezenet1_1", "--full", "--rank", "0", "--policy", "neuron", "--json", "-")
+    assert (code, json.loads(out)["configuration"]["origin"]) == (0, "published")
+    assert "1,235,496 parameters" in error and "needs about 37.7 MiB of memory" in error and "float64" in error
+
+
+def test_a_published_model_that_is_too_large_is_planned_without_its_weights() -> None:
+    pytest.importorskip("torchvision")
+    code, out, error = run("torchvision:vit_l_32", "--full", "--rank", "0", "--policy", "neuron", "--json", "-")
+    report = json.loads(out)
+    assert (code, report["verdict"], report["parameters"]) == (2, "unverified", 306_535_400)
+    assert "needs about 9.1 GiB of memory" in error
 
 
 def test_a_model_with_nothing_to_cut_is_refused(models: Path) -> None:
@@ -144,14 +159,3 @@ def test_help_states_the_exit_codes_without_torch() -> None:
     result = command("check", "--help")
     assert result.returncode == 0 and "torch was imported" not in result.stderr
     assert "Exit codes" in result.stdout
-
-
-def test_inputs_and_settings_in_words() -> None:
-    assert parse_input("2x3x8") == Input("", (2, 3, 8), "float32")
-    assert parse_input("input_ids=2,16:long") == Input("input_ids", (2, 16), "int64")
-    assert parse_input("scalar:float64") == Input("", (), "float64")
-    with pytest.raises(SDPError, match="size 0"):
-        parse_input("0x3")
-    assert parse_setting("a.b=[1, 2]") == ("a.b", [1, 2])
-    assert parse_setting("hidden_act=relu") == ("hidden_act", "relu")
-    assert parse_setting("use_cache=false") == ("use_cache", False)

@@ -84,6 +84,7 @@ def test_files_and_json(spec: str, tmp_path: Path) -> None:
     assert code == 0, error
     data = json.loads(out)
     assert (data["view"], data["version"], data["rank"]) == ("graph", 1, 0)
+    assert (data["configuration"]["origin"], data["configuration"]["parameters"]) == ("factory", 886)
     ElementTree.parse(svg)
     assert "Block" in svg.read_text() and html.read_text().startswith("<!DOCTYPE html>")
     assert dot.read_text().startswith("strict digraph")

@@ -33,6 +33,24 @@ def test_many_workers_are_predicted_here(tmp_path: Path) -> None:
     assert all(name in result.stdout for name in steps)
 
 
+def test_a_named_model_is_simulated_as_published_without_weights(tmp_path: Path) -> None:
+    """GPT-2's gradients are 124,439,808 float32 numbers, of which a ring all-reduce sends 2 (N - 1) / N."""
+    pytest.importorskip("transformers")
+    found = tmp_path / "steps.json"
+    result = simulate(
+        "transformers:gpt2", "--workers", "64", "--nodes", "8", "--variants", "ddp,sdp-neuron", "--json", str(found)
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(found.read_text())
+    assert report["configuration"]["origin"] == "published"
+    assert report["configuration"]["source"] == "openai-community/gpt2"
+    assert report["configuration"]["parameters"] == 124_439_808
+    assert report["configuration"]["inputs"] == [{"name": "input_ids", "shape": [2, 1024]}]
+    assert "transformers:gpt2, published configuration, 124,439,808 parameters" in " ".join(result.stdout.split())
+    ddp = report["variants"][0]["predicted"]
+    assert ddp["sent"] == pytest.approx(4 * 124_439_808 * 2 * 63 / 64, rel=1e-3)
+
+
 def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
     found = tmp_path / "steps.json"
     result = simulate(

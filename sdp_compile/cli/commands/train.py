@@ -1,0 +1,90 @@
+"""The command ``train``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdp_compile.cli import options
+from sdp_compile.cli.clean_errors import clean_errors
+from sdp_compile.command_words import DEFAULT_WORKERS
+from sdp_compile.errors import PolicyError
+from sdp_compile.train.settings import TrainSettings, joined_workers
+
+
+class Level(str, Enum):
+    """What is owned: neurons (axes), residual blocks, or the level that suits the model."""
+
+    neuron = "neuron"
+    block = "block"
+    auto = "auto"
+
+
+def train(
+    workers: Annotated[
+        int | None, typer.Option(min=1, help=f"Number of local workers. Default: {DEFAULT_WORKERS}, or torchrun's.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of optimizer steps.")] = TrainSettings.steps,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.toml",
+            help="Policy that decides who owns what. Default: neuron.",
+            autocompletion=options.complete_policy,
+        ),
+    ] = None,
+    coverage: options.Coverage = None,
+    masking: options.Masking = None,
+    passes: options.Passes = None,
+    level: Annotated[Level | None, typer.Option(help="Use the built-in policy of this name.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for the initial weights and the batches.")] = 0,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also train dense data parallel (DDP), for comparison.")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="Folder to write model.safetensors to.")] = Path(TrainSettings.output),
+    json: Annotated[
+        Path | None, typer.Option(help="File to write the report to. Default: report.json in --output.")
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Compile a small GPT into subnetworks and train it on the source text of Python's standard library.
+
+    [bold]Examples[/bold]
+      sdp-compile train
+      sdp-compile train --workers 2 --steps 50 --baseline
+      sdp-compile train --policy block --coverage 0.25 --workers 8
+      sdp-compile train --masking backward
+      sdp-compile train --policy my_policy.toml --output runs/one
+
+    Under torchrun it joins the existing process group instead of starting
+    workers. Exit codes: 0 trained; 1 a worker failed; 2 wrong arguments,
+    or a policy that does not fit; 130 stopped by Ctrl-C.
+    """
+    # Imported here, and torch only inside: --help and wrong options answer at once.
+    from sdp_compile.cli.train import join
+    from sdp_compile.cli.train import train as start
+
+    with clean_errors(debug):
+        if policy is not None and level is not None:
+            raise PolicyError(f"--policy {policy} and --level {level.value} exclude each other. Leave one out.")
+        joined = joined_workers(workers)
+        settings = TrainSettings(
+            workers=joined or workers or DEFAULT_WORKERS,
+            steps=steps,
+            policy=policy or (level.value if level else "neuron"),
+            coverage=coverage,
+            masking=masking and masking.value,
+            passes=passes,
+            seed=seed,
+            baseline=baseline,
+            output=str(output),
+            json_path=str(json) if json else None,
+            debug=debug,
+        )
+        if joined:
+            join(settings)
+        else:
+            start(settings)

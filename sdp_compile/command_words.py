@@ -1,0 +1,55 @@
+"""Checks of command line words that several commands share, made before torch is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sdp_compile.errors import PassError, PolicyError, SDPError
+
+DEFAULT_WORKERS = 4
+DEFAULT_COVERAGE = 0.5
+
+
+def is_policy_file(policy: str) -> bool:
+    """Whether ``--policy`` is a path rather than a name."""
+    return policy.endswith(".toml") or os.sep in policy
+
+
+def check_policy_words(policy: str, coverage: float | None) -> None:
+    """Raises `PolicyError` for a ``--policy`` file that does not exist or a ``--coverage`` outside (0, 1]."""
+    if coverage is not None and not 0 < coverage <= 1:
+        raise PolicyError(
+            f"--coverage must lie in (0, 1], got coverage={coverage:g}. It is the share of the workers that own a "
+            "unit: 0.5 halves the partitioned parameters, 1.0 is data parallelism."
+        )
+    if is_policy_file(policy) and not Path(policy).is_file():
+        raise PolicyError(f"--policy {policy}: no such file. Pass a TOML file or a policy's name.")
+
+
+def check_passes_words(passes: str | None) -> None:
+    """Raises `PassError` for a ``--passes`` file that does not exist. Names are checked once passes are imported."""
+    if passes is not None and (passes.endswith(".toml") or os.sep in passes) and not Path(passes).is_file():
+        raise PassError(f"--passes {passes}: no such file. Pass a TOML file, or names of passes.")
+
+
+def policy_fields(coverage: float | None, masking: str | None) -> dict[str, Any]:
+    """Returns the policy fields that were given beside its name."""
+    return {key: value for key, value in (("coverage", coverage), ("masking", masking)) if value is not None}
+
+
+def check_ranks(ranks: Iterable[int], workers: int) -> None:
+    """Raises `SDPError` for a ``--rank`` that is not one of the workers."""
+    for rank in ranks:
+        if not 0 <= rank < workers:
+            raise SDPError(f"--rank must lie in 0 to {workers - 1} with --workers {workers}, got --rank {rank}.")
+
+
+def check_file(option: str, path: str | None) -> None:
+    """Raises `SDPError` where ``option`` names a file that cannot be written; "-" is standard output."""
+    if path in (None, "-"):
+        return
+    if Path(str(path)).is_dir() or not Path(str(path)).resolve().parent.is_dir():
+        raise SDPError(f"{option} {path}: name a file in a folder that exists.")
