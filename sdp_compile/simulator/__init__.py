@@ -1,4 +1,4 @@
-"""Predicts a training step for workers that this machine does not have: its time, and what each worker sends."""
+"""Predicts the time and traffic of a training step on any cluster, without running it."""
 
 from sdp_compile.simulator.cluster import Cluster, Link
 from sdp_compile.simulator.simulate import simulate

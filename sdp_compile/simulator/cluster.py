@@ -1,4 +1,4 @@
-"""The machines: how many workers on how many nodes, what connects them, how fast they compute."""
+"""The cluster to simulate: its nodes and workers, their links, and how fast they compute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from sdp_compile.runtime.comm.traffic import CollectiveKind
 
 @dataclass(frozen=True)
 class Link:
-    """What a message costs on the way between two workers: ``latency`` s, then ``seconds_per_byte`` for each byte."""
+    """The cost of a message between two workers: ``latency`` seconds plus ``seconds_per_byte`` for each byte.
+
+    Raises:
+        SDPError: If one of the two is negative or not finite.
+    """
 
     latency: float
     seconds_per_byte: float
@@ -22,31 +26,43 @@ class Link:
         for name in ("latency", "seconds_per_byte"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
-                raise SDPError(f"Link: {name}={value!r} must be a finite number of seconds, 0 or more.")
+                raise SDPError(f"Link: {name} must be a finite number of seconds, at least 0, got {value!r}.")
 
     @classmethod
     def of(cls, latency: float, bandwidth: float) -> Link:
-        """From a latency in seconds and a bandwidth in bytes per second."""
+        """Creates a link from a latency in seconds and a bandwidth in bytes per second.
+
+        Raises:
+            SDPError: If the bandwidth is not positive, or the latency is negative or not finite.
+        """
         if not bandwidth > 0:
-            raise SDPError(f"Link: bandwidth={bandwidth!r} must be a positive number of bytes per second.")
+            raise SDPError(f"Link: bandwidth must be a positive number of bytes per second, got {bandwidth!r}.")
         return cls(latency, 1 / bandwidth)
 
     def seconds(self, nbytes: float, messages: float = 1) -> float:
-        """``messages`` one after the other that carry ``nbytes`` in all."""
+        """Returns the time of ``messages`` sequential messages that carry ``nbytes`` in total."""
         return messages * self.latency + nbytes * self.seconds_per_byte
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """``nodes`` machines of ``workers_per_node`` workers; worker w is on node w // workers_per_node.
+    """A cluster of equal nodes; worker w runs on node w // workers_per_node.
 
-    ``intra`` connects the workers of a node, ``inter`` the nodes (the node's connection, which its workers share).
-    ``flops`` is what one worker computes per second when it has a processor of its own, ``update`` the bytes of
-    parameters that its optimizer updates per second. Where a node has fewer ``cores`` than workers (local processes on
-    a laptop; None: each has its own), they share them: computing takes workers_per_node / cores times as long, and
-    communication, which the same cores carry out, hides behind no computation.
-    ``factors`` say how much longer a kind of collective takes than the model says; Gloo carries out a reduce-scatter as
-    an all-reduce, for one. A measured cluster has them.
+    Args:
+        nodes: Number of machines.
+        workers_per_node: Number of workers on each.
+        intra: The link between two workers of a node.
+        inter: The link between two nodes, shared by the workers of a node.
+        flops: FLOPs per second of a worker that has a processor to itself.
+        update: Bytes of parameters that a worker's optimizer updates per second.
+        cores: CPU cores per node; None if each worker has its own processor. If a node has fewer cores than workers
+            (local processes on a laptop), computing takes workers_per_node / cores times as long. Without a spare core,
+            communication does not overlap with computation, because it runs on the same cores.
+        factors: How many times longer than modelled each kind of collective takes. A measured cluster sets them: Gloo,
+            for example, runs a reduce-scatter as an all-reduce.
+
+    Raises:
+        SDPError: If a number is out of range.
     """
 
     nodes: int
@@ -62,10 +78,10 @@ class Cluster:
         for name in ("nodes", "workers_per_node", "cores"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise SDPError(f"Cluster: {name}={value!r} must be at least 1.")
+                raise SDPError(f"Cluster: {name} must be at least 1, got {value!r}.")
         for name in ("flops", "update"):
             if not getattr(self, name) > 0:
-                raise SDPError(f"Cluster: {name}={getattr(self, name)!r} must be positive.")
+                raise SDPError(f"Cluster: {name} must be positive, got {getattr(self, name)!r}.")
 
     @property
     def workers(self) -> int:
@@ -73,27 +89,27 @@ class Cluster:
 
     @property
     def slowdown(self) -> float:
-        """How much longer computing takes because workers share cores."""
+        """How many times longer computing takes because workers share cores."""
         return 1.0 if self.cores is None else max(1.0, self.workers_per_node / self.cores)
 
     @property
     def overlaps(self) -> bool:
-        """Whether communication can run beside computation: on an accelerator, or where cores are left over."""
+        """Whether communication overlaps with computation: on accelerators, and on CPUs with spare cores."""
         return self.cores is None or self.cores > self.workers_per_node
 
     def computing(self, flops: float) -> float:
-        """Seconds that a worker takes for so many FLOPs."""
+        """Returns the seconds that a worker needs to compute ``flops`` FLOPs."""
         return flops / self.flops * self.slowdown
 
     def updating(self, nbytes: float) -> float:
-        """Seconds that a worker's optimizer takes for so many bytes of parameters."""
+        """Returns the seconds that a worker's optimizer needs to update ``nbytes`` bytes of parameters."""
         return nbytes / self.update * self.slowdown
 
     def path(self, members: Sequence[int]) -> Link:
-        """The slowest link of a ring through ``members``, in order.
+        """Returns the slowest link of a ring through ``members``, in order.
 
-        A node's connection is shared by the rings that cross it at the same time: with m of its k workers in this ring,
-        the others can be in k / m rings like it.
+        The rings that cross a node's link at the same time share its bandwidth. If m of the k workers of a node are in
+        this ring, up to k / m such rings can be active.
         """
         nodes, counts = np.unique(np.asarray(members) // self.workers_per_node, return_counts=True)
         if len(nodes) == 1:

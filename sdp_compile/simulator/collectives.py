@@ -1,4 +1,4 @@
-"""What a collective costs in the alpha-beta model: so many messages after each other, so many bytes per worker.
+"""The cost of a collective in the alpha-beta model: a number of sequential messages and of bytes per worker.
 
 Sources: Thakur, Rabenseifner, Gropp, "Optimization of Collective Communication Operations in MPICH" (2005), for the
 ring and for recursive halving and doubling; Sanders, Speck, Träff, "Two-tree algorithms for full bandwidth broadcast,
@@ -17,9 +17,15 @@ Algorithm = Literal["ring", "tree", "best"]
 
 
 def seconds(kind: CollectiveKind, payload: float, members: int, link: Link, algorithm: Algorithm = "best") -> float:
-    """Time of a collective whose tensor (see `sent_bytes`) has ``payload`` bytes, among ``members`` workers.
+    """Returns the time of a collective in seconds.
 
-    ``best`` is the faster of ring and tree; libraries choose by size alike. An all-to-all has no tree.
+    Args:
+        kind: The kind of collective.
+        payload: Bytes of its tensor, as `sent_bytes` counts them.
+        members: Number of workers.
+        link: The slowest link between them.
+        algorithm: ``"ring"``, ``"tree"``, or ``"best"`` for the faster one, as libraries choose it by size. An
+            all-to-all always takes the ring.
     """
     if members < 2 or payload <= 0:
         return 0.0
@@ -31,15 +37,15 @@ def seconds(kind: CollectiveKind, payload: float, members: int, link: Link, algo
 
 
 def ring_seconds(kind: CollectiveKind, payload: float, members: int, link: Link) -> float:
-    """Once around the ring, twice for an all-reduce; an all-to-all sends to each of the others in turn."""
+    """Returns the time of one round of the ring, two for an all-reduce. An all-to-all sends to each member in turn."""
     return link.seconds(sent_bytes(kind, payload, members), (members - 1) * (2 if kind == "all_reduce" else 1))
 
 
 def tree_seconds(kind: CollectiveKind, payload: float, members: int, link: Link) -> float:
-    """As many messages after each other as the tree is deep.
+    """Returns the time of one message per level of the tree.
 
-    All-reduce and broadcast are pipelined, every byte goes once up or down; all-gather and reduce-scatter double and
-    halve what they hold, and send no more than a ring.
+    All-reduce and broadcast are pipelined: every byte goes up or down once. All-gather and reduce-scatter use recursive
+    doubling and halving, and send no more bytes than a ring.
     """
     depth = ceil(log2(members))
     if kind == "all_reduce":

@@ -1,4 +1,4 @@
-"""A step of FSDP2: parameters are gathered block by block, gradients reduce-scattered."""
+"""A training step of FSDP2, which gathers parameters and reduce-scatters gradients block by block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BLOCK = re.compile(r"(.*?\.\d+)\.")
 
 @dataclass(frozen=True)
 class Unit:
-    """What `fully_shard` treats as one: a block, or the ``root`` with all that is in no block."""
+    """What `fully_shard` wraps: a block, or the ``root`` with all parameters outside of blocks."""
 
     name: str
     nbytes: int
@@ -21,7 +21,7 @@ class Unit:
 
 
 def units(exchanges: Exchanges) -> list[Unit]:
-    """The root and then the blocks in order: a parameter's block is its name up to the first number (``layers.0``)."""
+    """Returns the root and the blocks. A parameter's block is its name up to the first number, as in ``layers.0``."""
     state = exchanges.plan.state
     sizes: dict[str, int] = {"": 0}
     for name in exchanges.order:
@@ -33,18 +33,23 @@ def units(exchanges: Exchanges) -> list[Unit]:
 
 @dataclass(frozen=True)
 class Step:
-    """When the step's backward ends, communication included, and all of its collectives."""
+    """When backward and its communication end, in seconds, and all collectives of the step."""
 
     end: float
     collectives: tuple[Exchange, ...]
 
 
 def step(exchanges: Exchanges, forward: float, backward: float) -> Step:
-    """Runs forward and backward; ``forward`` and ``backward`` are all units' seconds together, shared by their bytes.
+    """Simulates forward and backward.
 
-    With overlap the next block is gathered while one computes (FSDP2's prefetching, one block ahead), and gradients
-    are reduce-scattered behind the next block's backward; gathers and scatters take turns on the link. The root is
-    gathered once, a block again for backward.
+    With overlap, the next block is gathered while the current one computes (FSDP2 prefetches one block ahead), and
+    gradients are reduce-scattered during the backward of the next block. All collectives take turns on the link. The
+    root is gathered once, blocks once for forward and once for backward.
+
+    Args:
+        exchanges: The collectives of the plan on the cluster.
+        forward: Seconds that a worker computes in forward; units share them in proportion to their bytes.
+        backward: Seconds in backward, likewise.
     """
     everything = units(exchanges)
     total = sum(unit.nbytes for unit in everything) or 1
@@ -52,7 +57,7 @@ def step(exchanges: Exchanges, forward: float, backward: float) -> Step:
     scatters = {unit.name: exchanges.of("reduce_scatter", unit.nbytes, exchanges.everyone) for unit in everything}
     overlaps = exchanges.cluster.overlaps
     link = 0.0
-    computed = [0.0, 0.0]  # when the last unit and the one before it were computed
+    computed = [0.0, 0.0]  # end times of the last unit and of the one before it
     done: list[Exchange] = []
 
     def communicate(exchange: Exchange, ready: float) -> float:

@@ -1,4 +1,4 @@
-"""A cluster from measurements: link, FLOP rate and update rate that explain what this machine's workers took."""
+"""Fits a cluster to measurements: the link, FLOP rate and update rate of this machine's workers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from sdp_compile.simulator.collectives import ring_seconds
 def measured_cluster(
     probes: Sequence[Sequence[dict[str, Any]]], flops: float, nbytes: float, cores: int | None = None
 ) -> Cluster:
-    """The one node on which ``probes`` were taken (`sdp_compile.bench.probe`; of each round, by rank).
+    """Returns the cluster of one node on which the probes were taken.
 
-    ``flops`` are the forward FLOPs of the model that they trained, ``nbytes`` those of its parameters; ``cores`` are
-    those that the workers share (default: this machine's; accelerators have none to share).
+    Args:
+        probes: What the workers measured, by round and rank: the seconds of ``compute`` and ``update``, and
+            ``collectives``, a list of ``kind``, ``payload`` and ``seconds``.
+        flops: Forward FLOPs of the model that the workers trained.
+        nbytes: Bytes of its parameters.
+        cores: CPU cores that the workers share; default: those of this machine.
     """
     workers = len(probes[0])
     cores = cores or os.cpu_count() or 1
-    # Computing was measured while the workers shared the cores: alone a worker would be so much faster.
+    # Computing was measured while the workers shared the cores; alone, a worker is faster by this factor.
     slowdown = max(1.0, workers / cores)
     compute, update = (
         median(max(answer[what] for answer in of_all) for of_all in probes) for what in ("compute", "update")
@@ -39,7 +43,7 @@ def measured_cluster(
 
 
 def collective_seconds(probes: Sequence[Sequence[dict[str, Any]]]) -> dict[tuple[CollectiveKind, int], float]:
-    """By kind and payload the median, over rounds, of what the slowest worker took."""
+    """Returns the slowest worker's seconds by kind and payload, as the median over rounds."""
     samples: dict[tuple[CollectiveKind, int], list[float]] = {}
     for of_all in probes:
         for same in zip(*(answer["collectives"] for answer in of_all), strict=True):
@@ -49,11 +53,11 @@ def collective_seconds(probes: Sequence[Sequence[dict[str, Any]]]) -> dict[tuple
 
 
 def fitted_link(seconds: dict[int, float], workers: int) -> Link:
-    """The link with which a ring all-reduce of each payload takes these seconds: least squares of relative errors."""
+    """Fits a link to the seconds of a ring all-reduce by payload, by least squares of the relative errors."""
     sizes = list(seconds)
     took = np.array([seconds[size] for size in sizes])
     rows = np.array([[2 * (workers - 1), sent_bytes("all_reduce", size, workers)] for size in sizes]) / took[:, None]
     (latency, per_byte), *_ = np.linalg.lstsq(rows, np.ones(len(sizes)), rcond=None)
-    if latency < 0:  # too small to be seen
+    if latency < 0:  # too small to measure
         latency, per_byte = 0.0, 1 / float(np.mean(rows[:, 1]))
     return Link(float(latency), max(0.0, float(per_byte)))

@@ -1,4 +1,4 @@
-"""``simulate(plan, cluster)``: the step of SDP, of DDP or of FSDP2, predicted from a plan alone."""
+"""``simulate(plan, cluster)`` predicts a training step of SDP, DDP or FSDP2 from a plan."""
 
 from __future__ import annotations
 
@@ -26,21 +26,31 @@ def simulate(
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     algorithm: Algorithm = "best",
 ) -> Prediction:
-    """Predicts one training step of the plan's model on ``cluster``.
+    """Predicts one training step of a plan's model at the captured input size.
 
-    ``sdp`` is the plan itself, forward or backward masking as its policy says; ``sdp-sharded`` with owner-sharded
-    optimizer state. The others train the full model of which the plan is; ``ddp-checkpoint`` runs forward again in
-    backward. The input size is the captured one.
+    Computation and communication are two streams. A bucket is sent once its gradients are ready (estimated by parameter
+    bytes), in the global order of buckets. Backward costs twice the forward FLOPs. The input pipeline, operators bound
+    by memory bandwidth and stragglers are not modelled. Workers that own the same units are computed once, so thousands
+    of workers take seconds.
 
-    The model: communication is one stream, computing another; buckets begin when their gradients are there (by the
-    bytes behind them), in the one global order; backward costs twice the forward FLOPs. What it leaves out: the input
-    pipeline, operators that cost memory traffic instead of FLOPs, stragglers. Thousands of workers take seconds, since
-    workers that own the same are computed once. Raises `SDPError` where the cluster has another number of workers.
+    Args:
+        plan: The plan of the model.
+        cluster: The cluster, with as many workers as the plan.
+        strategy: ``"sdp"`` trains with the plan, ``"sdp-sharded"`` shards its optimizer state among owners. ``"ddp"``,
+            ``"ddp-checkpoint"`` (which repeats forward in backward) and ``"fsdp2"`` train the full model.
+        bucket_bytes: Size of a gradient bucket.
+        algorithm: Collective algorithm; ``"best"`` takes the faster one.
+
+    Returns:
+        The predicted step.
+
+    Raises:
+        SDPError: If the cluster and the plan have different numbers of workers.
     """
     if plan.workers != cluster.workers:
         raise SDPError(
-            f"The plan is for {plan.workers} workers, the cluster has {cluster.workers} ({cluster.nodes} nodes of "
-            f"{cluster.workers_per_node}). Make the plan for as many workers as the cluster has."
+            f"The plan is for {plan.workers} workers, the cluster has {cluster.workers} ({cluster.nodes} nodes with "
+            f"{cluster.workers_per_node} workers each). Plan for {cluster.workers} workers or change the cluster."
         )
     exchanges = Exchanges(plan, cluster, algorithm)
     if strategy in ("sdp", "sdp-sharded"):
@@ -74,12 +84,12 @@ def _fsdp2(exchanges: Exchanges, one: Work) -> Prediction:
     return _prediction("fsdp2", exchanges, one, step.end + one.update, list(step.collectives))
 
 
-def _prediction(name: str, exchanges: Exchanges, one: Work, end: float, done: list[Exchange]) -> Prediction:
-    """Of the class that sends most; all classes wait for the slowest where they share anything."""
+def _prediction(name: str, exchanges: Exchanges, one: Work, end: float, collectives: list[Exchange]) -> Prediction:
+    """Reports the traffic of the class that sends most. Classes that share anything wait for the slowest."""
     classes = range(len(exchanges.classes))
-    sent = [sum(exchange.sent for exchange in done if number in exchange.classes) for number in classes]
+    sent = [sum(exchange.sent for exchange in collectives if number in exchange.classes) for number in classes]
     most = max(classes, key=lambda number: sent[number])
-    own = [exchange for exchange in done if most in exchange.classes]
+    own = [exchange for exchange in collectives if most in exchange.classes]
     return Prediction(
         name,
         exchanges.plan.workers,

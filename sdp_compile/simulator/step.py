@@ -1,4 +1,4 @@
-"""What a simulated step comes to."""
+"""The result of a simulated step."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Prediction:
-    """One way to train, of the worker that takes longest (``seconds`` and its parts) or sends most (``sent`` bytes).
+    """A predicted training step. All times are in seconds.
 
-    ``communication`` is the time of all collectives, ``exposed`` what of it no computation hides; ``collectives`` their
-    number. ``seconds`` = forward + backward + exposed + update.
+    Attributes:
+        name: The strategy.
+        seconds: Time of the slowest worker: forward + backward + exposed + update.
+        communication: Time of all collectives of the worker that sends most.
+        exposed: Communication time that does not overlap with computation.
+        sent: Bytes sent by the worker that sends most.
+        collectives: Number of its collectives.
     """
 
     name: str
@@ -26,4 +31,5 @@ class Prediction:
     collectives: int
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as a dict, ready for JSON."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""One training step in time: computation on one stream, collectives on another, in the one global order."""
+"""The timeline of a training step: computation on one stream, collectives on another, in global order."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from sdp_compile.runtime.comm.traffic import CollectiveKind, sent_bytes
 
 @dataclass(frozen=True)
 class Exchange:
-    """A collective of ``payload`` bytes (as `sent_bytes` takes them) among ``members`` workers that takes ``seconds``.
+    """A collective of a training step.
 
-    ``classes`` are the classes of workers that take part. In backward it can begin once the share ``ready`` of the
-    worker's backward is done.
+    Attributes:
+        kind: The kind of collective.
+        payload: Bytes of its tensor, as `sent_bytes` counts them.
+        members: Number of workers that take part.
+        classes: Indices of their classes.
+        seconds: Its duration.
+        ready: The share of a worker's backward after which it can begin.
     """
 
     kind: CollectiveKind
@@ -25,13 +30,13 @@ class Exchange:
 
     @property
     def sent(self) -> float:
-        """Bytes that each member sends."""
+        """Bytes sent by each member."""
         return sent_bytes(self.kind, self.payload, self.members)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds that a worker computes in one step."""
+    """Seconds of computation of a worker in one step."""
 
     forward: float
     backward: float
@@ -45,11 +50,15 @@ class Work:
 def step_ends(
     work: Sequence[Work], during: Sequence[Exchange], after: Sequence[Exchange] = (), *, overlaps: bool = True
 ) -> list[float]:
-    """When each class of workers ends its step, in seconds after they all began.
+    """Returns when each class of workers ends its step, in seconds after its start.
 
-    Both sequences are in the order in which every worker issues them; each collective begins when all of its members
-    are ready and have finished their previous one. Those ``during`` backward need the gradients (without ``overlaps``
-    all of them) and come before the update, those ``after`` it need the updated values.
+    A collective begins once all of its members are ready and have finished their previous one.
+
+    Args:
+        work: The computation of each class.
+        during: Collectives of gradients, in the order in which all workers issue them. They precede the update.
+        after: Collectives of updated values, likewise. They follow the update.
+        overlaps: Whether collectives run during backward; if not, they wait until it ends.
     """
     free = [0.0] * len(work)
     for exchange in during:

@@ -1,4 +1,4 @@
-"""What the workers compute in one training step: FLOPs, and bytes of parameters to update."""
+"""The computation of each worker in one training step: FLOPs and bytes of parameters to update."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class Flops:
 
 
 def training_flops(plan: Plan) -> Flops:
-    """Backward costs twice the forward FLOPs: the gradients of inputs and those of weights.
+    """Returns each worker's FLOPs; backward computes the gradients of inputs and of weights, each as costly as forward.
 
-    Under backward masking forward and the inputs' gradients are the full model's, the weights' those of what is owned.
+    Under backward masking, forward and input gradients are those of the full model, and only the weight gradients are
+    restricted to what a worker owns.
     """
     owned = flops_per_worker(plan.work, plan.families, plan.ownership, plan.workers)
     if plan.masking == "forward":
@@ -39,7 +40,7 @@ def training_flops(plan: Plan) -> Flops:
 
 
 def work_of(plan: Plan, rank: int, flops: Flops, cluster: Cluster, sharded: bool) -> Work:
-    """The seconds that ``rank`` computes; with ``sharded`` it updates only its part of what it owns."""
+    """Returns the seconds that ``rank`` computes. With ``sharded``, it updates only its shard of what it owns."""
     return Work(
         cluster.computing(float(flops.forward[rank])),
         cluster.computing(float(flops.backward[rank])),
@@ -48,6 +49,7 @@ def work_of(plan: Plan, rank: int, flops: Flops, cluster: Cluster, sharded: bool
 
 
 def _shard(plan: Plan, rank: int) -> float:
+    """Bytes of the parameters whose optimizer state ``rank`` holds."""
     return sum(
         piece.numel * tensor.dtype.itemsize / len(piece.owners)
         for name, tensor in plan.state.items()
