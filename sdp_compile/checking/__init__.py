@@ -1,6 +1,6 @@
-"""Checking: a model captured, partitioned and held against the original, on one machine.
+"""Checks on one machine that the workers of a plan compute what the original model computes.
 
-``check`` is the whole; ``oracle`` runs the original model, ``compare`` and ``verification`` hold a worker against it,
-``facts`` sums up a plan, ``result`` is plain data. ``vision``, ``language`` and ``zoo`` build the models of known
-libraries, ``sweep`` checks many of them in a process of their own.
+``check`` runs all stages. ``oracle`` runs the original model, ``verification`` and ``compare`` compare a worker with it
+in the ``precision`` of float64, ``facts`` sums up the plan, and ``verdict`` holds the result. ``sweep`` checks many
+models in a separate process.
 """

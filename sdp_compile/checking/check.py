@@ -1,4 +1,4 @@
-"""``check(model, policy, example_inputs)``: what would compiling this model give, and is it exact?"""
+"""``check(model, policy, example_inputs)`` captures, partitions and verifies a model on one machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sdp_compile.capture.clone import clone
 from sdp_compile.capture.diagnosis import first_line, user_line
 from sdp_compile.capture.inputs import example_call
 from sdp_compile.checking import facts
-from sdp_compile.checking.oracle import silence
-from sdp_compile.checking.precision import declared_wide
+from sdp_compile.checking.oracle import disable_randomness
+from sdp_compile.checking.precision import as_float64
 from sdp_compile.checking.stages import Stages
 from sdp_compile.checking.verdict import CheckResult, Comparison, Verdict
 from sdp_compile.checking.verification import NotComparable, Verification, comparable_call, reference
@@ -29,7 +29,7 @@ from sdp_compile.policies import Policy, resolve_policy
 from sdp_compile.structure.analysis import analyse
 
 MOST_PARAMETERS = 200_000_000
-"""Exactness needs the weights, a worker's slices and both gradients in float64: 200 M parameters are about 6 GiB."""
+"""The comparison holds weights, slices and gradients in float64: about 6 GiB for 200 M parameters."""
 
 
 def check(
@@ -42,16 +42,26 @@ def check(
     seed: int = 0,
     passes: Passes = None,
 ) -> CheckResult:
-    """Captures, partitions and verifies a model on this machine, without a process group; the model stays as it is.
+    """Captures, partitions and verifies a model on this machine, without a process group.
 
-    For each of ``ranks`` (default: all) and both modes the worker's outputs, the gradients of what it owns and its
-    running statistics are compared with those of the original model run with the parameters ``mask * theta``, in
-    float64 on the CPU, with weights drawn at random and without dropout. ``passes`` is what rewrites the graphs, as
-    `sdp_compile.passes.resolve_pipeline` takes it. Never raises for the model's sake: an error is the verdict
-    "refused" with what to do, an unexpected one "failed" with the stage that it came from.
+    Compares each worker's outputs, gradients and running statistics with those of the original model run with the
+    parameters ``mask * theta``, in both modes. Both run in float64 on the CPU, with random weights and without dropout.
+
+    Args:
+        model: The model, which is not changed.
+        policy: A policy, its name or fields, or the path of a TOML file.
+        example_inputs: A tuple of positional or a mapping of keyword inputs.
+        workers: Number of workers to plan for.
+        ranks: The workers to verify; default: all.
+        seed: Random seed for the weights.
+        passes: The passes that rewrite the graphs; see `sdp_compile.passes.resolve_pipeline`.
+
+    Returns:
+        The result. Errors do not raise: an `SDPError` gives the verdict "refused" with the reason, any other error
+        "failed" with the stage in which it occurred.
     """
     stages = Stages()
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "model": type(model).__name__,
         "workers": workers,
         "ranks": (),
@@ -60,7 +70,7 @@ def check(
     verdict: Verdict
     try:
         with torch.random.fork_rng(devices=[]):
-            verdict, reason = _run(stages, found, model, policy, example_inputs, ranks, seed, passes)
+            verdict, reason = _run(stages, fields, model, policy, example_inputs, ranks, seed, passes)
     except SDPError as error:
         verdict, reason = "refused", str(error)
     except NotComparable as error:
@@ -68,13 +78,13 @@ def check(
     except Exception as error:
         where = user_line(error.__traceback__)
         reason = f"{stages.current}: {first_line(error)}" + (f" (at {where})" if where else "")
-        verdict, found["details"] = "failed", "".join(traceback.format_exception(error))
-    return CheckResult(**found, verdict=verdict, reason=reason, stage=stages.current, seconds=stages.seconds)
+        verdict, fields["details"] = "failed", "".join(traceback.format_exception(error))
+    return CheckResult(**fields, verdict=verdict, reason=reason, stage=stages.current, seconds=stages.seconds)
 
 
 def _run(
     stages: Stages,
-    found: dict[str, Any],
+    fields: dict[str, Any],
     model: nn.Module,
     policy: str | Path | Mapping[str, Any] | Policy,
     example_inputs: Any,
@@ -82,45 +92,45 @@ def _run(
     seed: int,
     passes: Passes,
 ) -> tuple[Verdict, str]:
-    """The verdict and its reason; ``found`` receives what each stage finds."""
+    """Returns the verdict and its reason; adds what each stage finds to ``fields``, those of the `CheckResult`."""
     with stages.stage("arguments"):
         if not isinstance(model, nn.Module):
-            raise PlanError(f"check() takes a torch.nn.Module as its model, not {type(model).__name__}.")
-        workers = found["workers"]
-        found["ranks"] = asked = _ranks(workers, ranks)
+            raise PlanError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
+        workers = fields["workers"]
+        fields["ranks"] = checked = _ranks(workers, ranks)
         chosen = resolve_policy(policy)
-        found["policy"] = chosen.describe()
+        fields["policy"] = chosen.describe()
         pipeline = resolve_pipeline(passes, masking=chosen.masking)
         call = example_call(model, example_inputs)
     with stages.stage("capture"):
         captured = capture(model, example_inputs)
-        found |= facts.of_capture(captured)
+        fields |= facts.of_capture(captured)
     with stages.stage("analyse"):
         analysis = analyse(captured)
-        found |= facts.of_structure(analysis.structure)
+        fields |= facts.of_structure(analysis.structure)
     with stages.stage("plan"):
         plan = make_plan(analysis, chosen, workers)
-        found |= facts.of_plan(plan, asked)
-    obstacle = _obstacle(model, found["parameters"])
+        fields |= facts.of_plan(plan, checked)
+    obstacle = _obstacle(model, fields["parameters"])
     if obstacle:
         return "unverified", obstacle
     with stages.stage("capture without dropout"):
         quiet = clone(model)
-        if silence(quiet):
+        if disable_randomness(quiet):
             analysis = analyse(capture(quiet, example_inputs))
             quiet_plan = make_plan(analysis, chosen, workers)
             if quiet_plan.digest != plan.digest:
-                found["notes"] += ("The plan differs where dropout is off; exactness is that of the plan without it.",)
+                fields["notes"] += ("Without dropout the plan differs; the plan without dropout is the one verified.",)
             plan = quiet_plan
     with stages.stage("original"):
         verification = Verification(reference(quiet, seed), comparable_call(call), plan, seed)
     comparisons: list[Comparison] = []
-    for rank in asked:
+    for rank in checked:
         with stages.stage("compile"):
             module = assemble(lower(analysis, plan, rank, pipeline), verification.model)
         with stages.stage("compare"):
-            comparisons += verification.compare(declared_wide(module), rank)
-            found["comparisons"] = tuple(comparisons)
+            comparisons += verification.compare(as_float64(module), rank)
+            fields["comparisons"] = tuple(comparisons)
     return _verdict(comparisons)
 
 
@@ -129,43 +139,43 @@ def _verdict(comparisons: Sequence[Comparison]) -> tuple[Verdict, str]:
     if "not exact" in by_status:
         worst = by_status["not exact"]
         return "not exact", (
-            f"worker {worst.rank} in {worst.mode} mode: {worst.worst}. The model is captured wrongly, or a rule of one "
-            "of its operators is wrong: do not train with this plan, and please report it."
+            f"worker {worst.rank} in {worst.mode} mode: {worst.worst}. The capture of the model or the rule "
+            "of one of its operators is wrong. Please report it, and do not train with this plan."
         )
     if "not finite" in by_status:
         mode = by_status["not finite"].mode
-        return "unverified", f"the original model itself yields NaN in {mode} mode with weights drawn at random."
+        return "unverified", f"the original model returns NaN in {mode} mode with random weights."
     if "random" in by_status:
         mode = by_status["random"].mode
         return "unverified", (
-            f"the original model draws random numbers in {mode} mode although dropout is off, so that two runs of it "
-            "differ; what does not depend on them could be compared."
+            f"the original model draws random numbers in {mode} mode even without dropout, so two runs of it differ. "
+            "Only what does not depend on them was compared."
         )
     if "rounding" in by_status:
-        return "exact", "up to rounding, to which the original model is as sensitive itself."
+        return "exact", "up to rounding errors to which the original model is equally sensitive."
     return "exact", ""
 
 
 def _ranks(workers: Any, ranks: Any) -> tuple[int, ...]:
     """The workers to compare, each once."""
     count = checked_workers(workers)
-    asked = tuple(range(count)) if ranks is None else tuple(dict.fromkeys(ranks))
-    if not asked:
+    checked = tuple(range(count)) if ranks is None else tuple(dict.fromkeys(ranks))
+    if not checked:
         raise PlanError("ranks must name at least one worker, got (). Leave it out to check all of them.")
-    return tuple(checked_rank(rank, count) for rank in asked)
+    return tuple(checked_rank(rank, count) for rank in checked)
 
 
 def _obstacle(model: nn.Module, parameters: int) -> str:
-    """Why exactness cannot be checked here; empty if it can."""
+    """Returns why exactness cannot be checked; empty if it can."""
     if parameters > MOST_PARAMETERS:
         return (
-            f"{parameters / 1e6:,.0f} M parameters are too many to compare in float64 on this machine (at most "
-            f"{MOST_PARAMETERS / 1e6:.0f} M): captured and partitioned only. Check the same model with fewer layers."
+            f"{parameters / 1e6:,.0f} M parameters are too many to compare in float64 (at most "
+            f"{MOST_PARAMETERS / 1e6:.0f} M), so it was only captured and partitioned. Check it with fewer layers."
         )
     for name, buffer in model.named_buffers():
         if buffer.is_meta and not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             return (
-                f"the buffer '{name}' is on the meta device, so that the original cannot run: captured and partitioned "
-                "only. Check a model with real buffers."
+                f"the buffer '{name}' is on the meta device, so the original cannot run and the model was only "
+                "captured and partitioned. Check a model with real buffers."
             )
     return ""

@@ -1,4 +1,4 @@
-"""How far a worker's run is from the oracle's, on what the worker owns."""
+"""Compares a worker's run with the oracle's, on the elements that the worker owns."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sdp_compile.checking.oracle import Run
 from sdp_compile.planning.plan import Plan
 
 TOLERANCE = 1e-9
-"""Relative, in float64."""
+"""Largest relative deviation that counts as exact, in float64."""
 
 Kind = Literal["output", "gradient", "statistic"]
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """One compared tensor: ``error`` is the largest deviation of an element, relative to the largest one expected."""
+    """One compared tensor; ``error`` is its `relative_error`."""
 
     kind: Kind
     name: str
@@ -27,7 +27,7 @@ class Deviation:
 
     @property
     def is_exact(self) -> bool:
-        return self.error < TOLERANCE  # not for NaN
+        return self.error < TOLERANCE  # False for NaN
 
     def __str__(self) -> str:
         what = {"output": "output", "gradient": "the gradient of", "statistic": "the running statistic"}[self.kind]
@@ -35,9 +35,9 @@ class Deviation:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor, floor: float = 1e-12) -> float:
-    """The largest deviation, relative to the largest element expected, or to ``floor`` where that is larger.
+    """Returns the largest deviation, divided by the largest expected absolute value or ``floor``, if that is larger.
 
-    Equal infinities do not deviate; NaN deviates by NaN from anything.
+    Equal infinities deviate by 0, NaN by NaN, and tensors of different shapes by infinity.
     """
     if found.shape != expected.shape:
         return float("inf")
@@ -53,21 +53,27 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor, floor: float = 1
 
 
 def owned(full: torch.Tensor, plan: Plan, name: str, rank: int) -> torch.Tensor:
-    """The elements of a full tensor that ``rank`` owns, in ascending order, as a flat tensor."""
+    """Returns the elements of a full tensor that ``rank`` owns, in ascending order, as a flat tensor."""
     return full[plan.mask(name, rank)]
 
 
 def gradient_floor(run: Run) -> float:
-    """The scale below which a gradient is 0 but for rounding (a key bias under softmax), against the model's scale."""
+    """Returns the scale below which a gradient is only rounding, like that of a key bias under softmax."""
     return 1e-5 * max((float(g.abs().max()) for g in run.gradients.values() if g.numel()), default=1.0)
 
 
 def deviations(
     found: Run, expected: Run, plan: Plan, rank: int, held: Collection[str], persistent: Collection[str]
 ) -> Iterator[Deviation]:
-    """Outputs, gradients on owned elements, running statistics on owned channels: found against the oracle's.
+    """Yields the deviations of outputs, gradients of owned elements and running statistics of owned channels.
 
-    ``held`` are the parameters that the worker has, ``persistent`` the names of the original's ``state_dict()``.
+    Args:
+        found: The worker's run.
+        expected: The oracle's run.
+        plan: The plan, whose masks say what the worker owns.
+        rank: The worker.
+        held: Names of the parameters that the worker has.
+        persistent: Names in the original's ``state_dict()``; other buffers are not compared.
     """
     if len(found.outputs) != len(expected.outputs):
         yield Deviation("output", f"count ({len(found.outputs)} for {len(expected.outputs)})", float("inf"))

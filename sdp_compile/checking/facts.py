@@ -1,4 +1,4 @@
-"""What a plan says of itself, summed up for a `CheckResult`."""
+"""Sums up a capture, its structure and its plan as fields of a `CheckResult`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from sdp_compile.structure.families import Frozen, Structure
 
 
 def of_capture(captured: Capture) -> dict[str, Any]:
-    """Size of the model, and remarks."""
+    """Returns the size of the model and the notes of capture."""
     parameters = sum(tensor.numel for tensor in captured.state.values() if tensor.kind == "parameter")
     return {"captured": True, "parameters": parameters, "notes": captured.notes}
 
 
 def of_structure(structure: Structure) -> dict[str, Any]:
-    """How many axes and blocks there are, and what is frozen."""
+    """Returns the number of axes and blocks, and what is frozen."""
     blocks = max((family.units for family in structure.blocks), default=0)
     return {"axes": len(structure.axes), "blocks": blocks, "frozen": reasons(structure.frozen)}
 
 
 def of_plan(plan: Plan, ranks: Iterable[int]) -> dict[str, Any]:
-    """What is cut, at which coverage, and what each of the ranks keeps."""
+    """Returns what is cut, the coverage, and what each of ``ranks`` keeps."""
     dense = plan.memory().parameters or 1
     cut = plan.coverage().cut
     total = shared = 0
@@ -47,13 +47,13 @@ def of_plan(plan: Plan, ranks: Iterable[int]) -> dict[str, Any]:
 
 
 def reasons(frozen: Iterable[Frozen]) -> tuple[FrozenReason, ...]:
-    """The frozen dimensions by reason, operator and source line, the most frequent first."""
-    found: dict[tuple[str, str, str], list[Frozen]] = {}
+    """Groups frozen dimensions by reason, operator and source line, the most frequent first."""
+    groups: dict[tuple[str, str, str], list[Frozen]] = {}
     for dimension in frozen:
-        found.setdefault((dimension.reason, dimension.operator, dimension.source), []).append(dimension)
+        groups.setdefault((dimension.reason, dimension.operator, dimension.source), []).append(dimension)
     return tuple(
         FrozenReason(
             reason, operator, source, members[0].module_path, len(members), members[0].parameter, members[0].dim
         )
-        for (reason, operator, source), members in sorted(found.items(), key=lambda item: -len(item[1]))
+        for (reason, operator, source), members in sorted(groups.items(), key=lambda item: -len(item[1]))
     )

@@ -1,6 +1,6 @@
-"""The oracle of exactness: the user's original eager model, run with the parameters ``mask * theta``.
+"""The oracle: the user's original eager model, run with the parameters ``mask * theta``.
 
-It knows nothing of the captured graphs: the original module, its parameters and ``plan.mask`` are all it reads.
+It reads the original module, its parameters and the plan's masks only, and none of the captured graphs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RANDOM_SWITCHES = ("apply_spec_augment", "mask_time_prob", "mask_feature_prob",
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Draws every weight and running statistic at random: zero-initialised heads and scales would hide errors."""
+    """Draws all weights and running statistics at random, because heads and scales initialised to 0 hide errors."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: torch.Tensor, scale: float, shift: float = 0.0) -> None:
@@ -40,13 +40,13 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def without_randomness(model: nn.Module) -> nn.Module:
-    """Switches dropout and stochastic depth off in place, so that two runs can be compared."""
-    silence(model)
+    """Disables dropout and stochastic depth in place, and returns the model."""
+    disable_randomness(model)
     return model
 
 
-def silence(model: nn.Module) -> tuple[str, ...]:
-    """Sets every drop probability of the model to 0 in place; the attributes that this changed."""
+def disable_randomness(model: nn.Module) -> tuple[str, ...]:
+    """Sets all drop probabilities of the model to 0 in place, and returns the names of the changed attributes."""
     changed = []
     configs: dict[int, Any] = {}
     for path, module in model.named_modules():
@@ -66,7 +66,7 @@ def _drops(name: str) -> bool:
 
 
 def _zeroed(holder: Any, names: Iterable[str]) -> list[str]:
-    """Sets those of the attributes to 0 that are positive probabilities or switches; their names."""
+    """Sets the attributes that are positive probabilities or switches to 0, and returns their names."""
     changed = []
     for name in names:
         value = getattr(holder, name, None)
@@ -78,7 +78,7 @@ def _zeroed(holder: Any, names: Iterable[str]) -> list[str]:
 
 @dataclass
 class Run:
-    """Outputs, parameter gradients and buffers of one forward and backward."""
+    """Outputs, parameter gradients and buffers of one forward and backward pass."""
 
     outputs: list[torch.Tensor]
     gradients: dict[str, torch.Tensor]
@@ -86,17 +86,17 @@ class Run:
 
 
 def tensors_of(output: Any) -> list[torch.Tensor]:
-    """The floating-point tensors of a model's result, in order."""
+    """Returns the floating-point tensors of a model's result, in order."""
     return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
 
 
 def scalar(outputs: list[torch.Tensor]) -> torch.Tensor:
-    """A loss to which every finite output element contributes differently."""
+    """Returns a loss to which every finite output element contributes with a different weight."""
     total = torch.zeros((), dtype=outputs[0].dtype)
     for number, output in enumerate(outputs):
         weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(number), dtype=output.dtype)
         if not torch.isfinite(output.detach()).all():
-            output = output.masked_fill(torch.isinf(output.detach()), 0.0)  # a masked logit is -inf by intent
+            output = output.masked_fill(torch.isinf(output.detach()), 0.0)  # masked logits are -inf on purpose
         total = total + (output * weights).sum()
     return total
 
@@ -107,7 +107,7 @@ def run_original(
     kwargs: Mapping[str, Any],
     masks: Callable[[str], torch.Tensor],
 ) -> Run:
-    """The original model in its current mode with the parameters ``mask * theta``; leaves the model as it is."""
+    """Runs the original model in its current mode with the parameters ``mask * theta``, without changing it."""
     parameters = {
         name: (p.detach() * masks(name)).requires_grad_(p.requires_grad) for name, p in model.named_parameters()
     }
@@ -117,16 +117,16 @@ def run_original(
 
 
 def run_compiled(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
-    """The compiled module in its current mode; leaves its buffers as they were."""
+    """Runs the compiled module in its current mode and restores its buffers."""
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     parameters = dict(module.named_parameters())
     outputs = tensors_of(module(*args, **kwargs))
-    found = _gradients(outputs, parameters)
+    gradients = _gradients(outputs, parameters)
     after = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.no_grad():
         for name, buffer in module.named_buffers():
             buffer.copy_(before[name])
-    return Run([o.detach() for o in outputs], found, after)
+    return Run([o.detach() for o in outputs], gradients, after)
 
 
 def _gradients(outputs: list[torch.Tensor], parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Running a model in float64 whose code asks for lower precision in places."""
+"""Runs a model in float64 even if its code asks for lower precision in places."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _REINTERPRETING = frozenset({torch.ops.aten.view.dtype})
 
 
 class InFloat64(TorchDispatchMode):
-    """Within, a cast to or a tensor of a lower floating-point precision is one of float64.
+    """Context in which casts to, and new tensors of, a lower floating-point precision use float64 instead.
 
-    An RMSNorm that computes in float32 would limit every comparison to float32's rounding. The original and the
-    compiled model run alike in here, so nothing that they do differently is hidden.
+    An RMSNorm that computes in float32 would limit all comparisons to float32 rounding. The original and the compiled
+    model both run in this context, so it hides no difference between them.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class InFloat64(TorchDispatchMode):
 
     def __enter__(self) -> InFloat64:
         self._default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)  # of factories that name no dtype, and of Python numbers
+        torch.set_default_dtype(torch.float64)  # for factories without a dtype, and Python numbers
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -58,7 +58,7 @@ def _narrow(values: Any) -> bool:
 
 
 def widened(value: Any) -> Any:
-    """The same arguments with floating-point tensors in float64, on the CPU."""
+    """Returns the same arguments with floating-point tensors in float64 on the CPU."""
 
     def wide(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().to("cpu", _WIDER.get(tensor.dtype, tensor.dtype))
@@ -66,10 +66,10 @@ def widened(value: Any) -> Any:
     return pytree.tree_map_only(torch.Tensor, wide, value)
 
 
-def declared_wide(module: SDPModule) -> SDPModule:
-    """The module, with float64 tensors, said to be captured in float64: `InFloat64` makes its graphs so as they run.
+def as_float64(module: SDPModule) -> SDPModule:
+    """Returns the module with its capture marked as float64, so that it accepts float64 inputs in `InFloat64`.
 
-    What is verified is the graph that the user's own dtypes gave, rather than one of another capture.
+    Its graphs stay as they are, so the check verifies those captured with the user's own dtypes.
     """
 
     def wide(dtype: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Where a check is, and how long each of its stages took."""
+"""The current stage of a check, and how long each stage took."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Stages:
-    """Seconds by stage; ``current`` is the last stage entered."""
+    """Seconds by stage; ``current`` is the stage entered last."""
 
     def __init__(self) -> None:
         self.current = "arguments"
@@ -16,7 +16,7 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """The time within counts for ``name``, added to what it took before."""
+        """Adds the time spent in the context to the stage ``name``."""
         self.current = name
         start = time.perf_counter()
         try:

@@ -1,4 +1,4 @@
-"""Checking many models, in a process of their own: one that crashes or hangs ends its row, not the sweep."""
+"""Checks many models in a separate process, so that a model that crashes or hangs fails only its own row."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from sdp_compile.policies import Policy
 
 TIMEOUT = 600.0
-"""Seconds for one model."""
+"""Longest time for one model, in seconds."""
 
 _REPORT = "SDP_COMPILE_CHECK_FD"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model of a sweep; ``seconds`` with its building."""
+    """The result of one model; ``seconds`` includes the time to build it."""
 
     name: str
     seconds: float
@@ -35,14 +35,16 @@ class Row:
 
     @property
     def has_nothing_to_cut(self) -> bool:
-        """Whether the model was understood, and offers nothing at the policy's level."""
+        """Whether the model was captured but has nothing to cut at the policy's level."""
         return self.result.verdict == "refused" and self.result.captured and self.result.stage == "plan"
 
     @property
     def is_failure(self) -> bool:
+        """Whether the model is not exact, although it has something to cut."""
         return not self.result.is_exact and not self.has_nothing_to_cut
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns plain data, ready for JSON."""
         return {"spec": self.name, "total_seconds": self.seconds, **self.result.to_dict()}
 
 
@@ -54,7 +56,16 @@ def sweep(
     seed: int = 0,
     timeout: float = TIMEOUT,
 ) -> Iterator[Row]:
-    """Check the models one after the other, ``library:name`` each; a row as soon as each is done."""
+    """Checks models one after the other, and yields each row as soon as it is done.
+
+    Args:
+        names: The models, ``library:name`` each.
+        policy: The policy to plan with.
+        workers: Number of workers to plan for.
+        ranks: The workers to verify; default: all.
+        seed: Random seed for the weights.
+        timeout: Longest time for one model, in seconds.
+    """
     job = {
         "policy": policy.describe(),
         "workers": workers,
@@ -68,7 +79,7 @@ def sweep(
             start = time.perf_counter()
             try:
                 result = CheckResult.from_dict(worker.check({**job, "name": name}, timeout))
-            except _Lost as error:
+            except _ProcessLost as error:
                 worker.close()
                 worker = None
                 result = _failed(name, job, str(error))
@@ -82,12 +93,12 @@ def _failed(name: str, job: dict[str, Any], reason: str, stage: str = "process")
     return CheckResult(name, "failed", reason, stage, job["workers"], tuple(job["ranks"] or ()), job["policy"])
 
 
-class _Lost(Exception):
-    """The process did not answer."""
+class _ProcessLost(Exception):
+    """The process ended or did not answer in time."""
 
 
 class _Worker:
-    """A process that checks one model per line that it reads."""
+    """A process that reads one job per line and checks its model."""
 
     def __init__(self) -> None:
         reading, writing = os.pipe()
@@ -117,12 +128,13 @@ class _Worker:
             self.process.stdin.flush()
             line = self.answers.get(timeout=timeout)
         except queue.Empty:
-            raise _Lost(f"no verdict within {timeout:.0f} s") from None
+            raise _ProcessLost(f"no verdict within {timeout:.0f} s") from None
         except OSError:
             line = ""
         if not line:
             code = self.process.wait()
-            raise _Lost(f"its process was ended by signal {-code}" if code < 0 else f"its process ended with {code}")
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise _ProcessLost(f"its process {how}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -134,7 +146,7 @@ class _Worker:
 
 
 def check_named(job: dict[str, Any]) -> CheckResult:
-    """Build and check one model of a library."""
+    """Builds and checks one model of a library."""
     from sdp_compile.checking.check import check
     from sdp_compile.models.zoo import build
     from sdp_compile.policies import resolve_policy
@@ -150,7 +162,7 @@ def check_named(job: dict[str, Any]) -> CheckResult:
 
 
 def main() -> None:
-    """The worker's process: a job per line on standard input, a result per line on the descriptor it was given."""
+    """Runs the process: reads a job per line from standard input, writes a result per line to its file descriptor."""
     with os.fdopen(int(os.environ.pop(_REPORT)), "w", buffering=1) as report:
         for line in sys.stdin:
             report.write(json.dumps(check_named(json.loads(line)).to_dict()) + "\n")

@@ -1,4 +1,4 @@
-"""What a check found, as plain data."""
+"""The result of a check as plain data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Literal
 Verdict = Literal["exact", "not exact", "refused", "unverified", "failed"]
 
 EXIT_CODES: Mapping[Verdict, int] = {"exact": 0, "not exact": 1, "failed": 1, "refused": 2, "unverified": 2}
-"""Of ``sdp-compile check``."""
+"""Exit codes of ``sdp-compile check``."""
 
 
 @dataclass(frozen=True)
 class CutFamily:
-    """One family that the plan partitions; ``share`` is its share of the model's parameter bytes."""
+    """A family that the plan cuts; ``share`` is its share of the model's parameter bytes."""
 
     name: str
     kind: str
@@ -27,7 +27,7 @@ class CutFamily:
 
 @dataclass(frozen=True)
 class FrozenReason:
-    """Why dimensions are never cut: the operator that needs all of them, with the first parameter as an example."""
+    """Why an operator keeps some dimensions (``times`` of them) from being cut, with the first one as an example."""
 
     reason: str
     operator: str
@@ -40,11 +40,14 @@ class FrozenReason:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One rank in one mode against the original model: the largest relative errors, and the tensor with the largest.
+    """One rank in one mode, compared with the original model.
 
-    ``status``: "exact"; "rounding": above 1e-9, but the original deviates as much from itself when its weights change
-    in the last bits; "random": the model draws random numbers in this mode; "not finite": the original's own results
-    are not; else "not exact".
+    Attributes:
+        status: "exact"; "rounding" if the error is above 1e-9, but the original's results change as much when the last
+            bits of its weights do; "random" if the model draws random numbers in this mode; "not finite" if the
+            original's own results are not; otherwise "not exact".
+        outputs, gradients, statistics: Largest relative errors.
+        worst: The tensor with the largest error.
     """
 
     rank: int
@@ -60,10 +63,14 @@ class Comparison:
 class CheckResult:
     """The outcome of `check`.
 
-    ``verdict``: "exact": every compared value equals the original model's; "not exact"; "refused": an error that says
-    what to do; "unverified": planned, but not comparable; "failed": an unexpected error. ``stage`` is where it ended.
-    ``kept`` holds the share of the parameter bytes that each of ``ranks`` keeps; ``share_cut`` is the share of the
-    parameters that not every worker owns; ``coverage`` the mean number of workers per cut element, divided by N.
+    Attributes:
+        verdict: "exact" if all compared values equal the original model's; "not exact"; "refused" for an error whose
+            reason says what to do; "unverified" if the model was planned but cannot be compared; "failed" for an
+            unexpected error.
+        stage: The stage in which the check ended.
+        share_cut: Share of the parameters that not all workers own.
+        coverage: Mean number of owners per cut element, divided by the number of workers.
+        kept: Share of the parameter bytes that each of ``ranks`` keeps.
     """
 
     model: str
@@ -98,16 +105,17 @@ class CheckResult:
         return EXIT_CODES[self.verdict]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON: an infinite or undefined error is text there."""
+        """Returns plain data, ready for JSON; infinite and NaN errors become text."""
         result: dict[str, Any] = json.loads(json.dumps(asdict(self)), parse_constant=str)
         return result
 
     def to_json(self) -> str:
+        """Returns the result as JSON."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CheckResult:
-        """The result that ``to_dict`` wrote."""
+        """Returns the result that ``to_dict`` wrote."""
         nested: Mapping[str, Any] = {"families": CutFamily, "frozen": FrozenReason, "comparisons": Comparison}
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items()

@@ -1,4 +1,4 @@
-"""Exactness of one plan: each rank's subnetwork against the original model with the parameters ``mask * theta``."""
+"""Verifies a plan: compares each rank's subnetwork with the original model run with ``mask * theta``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sdp_compile.runtime.module.sdp_module import SDPModule
 
 _ROUNDING = 2.0**-52
 _MOST_ROUNDING = 1e-4
-"""Beyond this a model is too sensitive for a comparison to mean anything."""
+"""Largest rounding error to accept; a more sensitive model cannot be compared."""
 
 
 def reference(model: nn.Module, seed: int) -> nn.Module:
-    """A copy of the model on the CPU in float64 with random weights; meta parameters get storage."""
+    """Returns a copy of the model on the CPU in float64 with random weights, also for parameters on the meta device."""
 
     def copied(tensor: Tensor) -> Tensor:
         if tensor.device.type == "meta":
@@ -39,7 +39,7 @@ def reference(model: nn.Module, seed: int) -> nn.Module:
 
 
 def comparable_call(call: Call) -> Call:
-    """The call in float64, a leading dimension of size 1 repeated to 2 as in capture, with its samples made unlike."""
+    """Returns the call in float64; a batch of 1 is repeated to 2 different samples, as capture repeats it."""
     generator = torch.Generator().manual_seed(0)
 
     def real(tensor: Tensor) -> Tensor:
@@ -52,22 +52,29 @@ def comparable_call(call: Call) -> Call:
     if batched is None:
         return Call(*widened((call.args, call.kwargs)))
 
-    def unlike(tensor: Tensor) -> Tensor:
+    def perturbed(tensor: Tensor) -> Tensor:
         tensor = widened(tensor)
         if not tensor.is_floating_point():
             return tensor
         return tensor + 0.1 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
 
-    return Call(*widened((batched.args, batched.kwargs))).map_tensors(unlike)
+    return Call(*widened((batched.args, batched.kwargs))).map_tensors(perturbed)
 
 
 class NotComparable(Exception):
-    """The original model itself does not run as the comparison needs it."""
+    """The original model does not run in float64 on the CPU."""
 
 
 @dataclass
 class Verification:
-    """``model`` is the `reference`: what the oracle runs, and where the workers' weights come from."""
+    """Compares the workers of a plan with the original model.
+
+    Args:
+        model: The `reference` model, which the oracle runs and the workers' weights come from.
+        call: The `comparable_call`.
+        plan: The plan to verify.
+        seed: Random seed for each run.
+    """
 
     model: nn.Module
     call: Call
@@ -76,17 +83,18 @@ class Verification:
 
     @cached_property
     def persistent(self) -> frozenset[str]:
+        """The names in the original's ``state_dict()``."""
         return frozenset(self.model.state_dict())
 
     def compare(self, module: SDPModule, rank: int) -> Iterator[Comparison]:
-        """Both modes of one rank's subnetwork."""
+        """Yields the comparison of one rank's subnetwork in each mode."""
         for mode in ("train", "eval"):
             self.model.train(mode == "train")
             module.train(mode == "train")
             expected, found = self._original(rank), self._run(module)
             held = {name for name, _ in module.named_parameters()}
-            found_deviations = list(deviations(found, expected, self.plan, rank, held, self.persistent))
-            yield self._judged(found_deviations, expected, rank, mode)
+            compared = list(deviations(found, expected, self.plan, rank, held, self.persistent))
+            yield self._comparison(compared, expected, rank, mode)
 
     def _run(self, module: nn.Module) -> Run:
         torch.manual_seed(self.seed)
@@ -94,7 +102,7 @@ class Verification:
             return run_compiled(module, self.call.args, self.call.kwargs)
 
     def _original(self, rank: int | None, noise: float = 0.0, seed: int | None = None) -> Run:
-        """The oracle; the whole model for None. ``noise``: a relative change of its weights and inputs."""
+        """Runs the oracle (the full model for None), its weights and inputs changed by the relative ``noise``."""
         generator = torch.Generator().manual_seed(0)
 
         def mask(name: str) -> Tensor:
@@ -116,19 +124,19 @@ class Verification:
                 return run_original(self.model, call.args, call.kwargs, mask)
         except Exception as error:
             raise NotComparable(
-                f"the original model does not run in float64 on the CPU: {first_line(error)}"
-                f" (at {user_line(error.__traceback__)}). Captured and partitioned only."
+                f"the original model does not run in float64 on the CPU: {first_line(error)} (at "
+                f"{user_line(error.__traceback__)}). It was only captured and partitioned."
             ) from error
 
-    def _judged(self, found: list[Deviation], expected: Run, rank: int, mode: str) -> Comparison:
-        inexact = [one for one in found if not one.is_exact]
-        status = self._explained(inexact, expected, rank) if inexact else "exact"
-        worst = max(found, key=lambda one: math.inf if math.isnan(one.error) else one.error, default="")
-        outputs, gradients, statistics = (_largest(found, kind) for kind in ("output", "gradient", "statistic"))
+    def _comparison(self, compared: list[Deviation], expected: Run, rank: int, mode: str) -> Comparison:
+        inexact = [one for one in compared if not one.is_exact]
+        status = self._status(inexact, expected, rank) if inexact else "exact"
+        worst = max(compared, key=lambda one: math.inf if math.isnan(one.error) else one.error, default="")
+        outputs, gradients, statistics = (_largest(compared, kind) for kind in ("output", "gradient", "statistic"))
         return Comparison(rank, mode, status, outputs, gradients, statistics, str(worst))
 
-    def _explained(self, inexact: list[Deviation], expected: Run, rank: int) -> str:
-        """Why a comparison may deviate although the subnetwork is right; "not exact" where nothing explains it."""
+    def _status(self, inexact: list[Deviation], expected: Run, rank: int) -> str:
+        """Returns why a correct subnetwork may deviate; "not exact" if nothing explains it."""
         whole = self._original(None)
         if any(torch.isnan(tensor).any() for tensor in (*whole.outputs, *whole.gradients.values())):
             return "not finite"
@@ -147,7 +155,7 @@ def _draw(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def _distances(found: Run, expected: Run) -> dict[tuple[str, str], float]:
-    """The relative deviation of each output, gradient and statistic between two runs of the original model."""
+    """Relative deviations of outputs, gradients and statistics between two runs of the original model."""
     floor = gradient_floor(expected)
     result = {
         ("output", str(number)): relative_error(a, b)
@@ -161,7 +169,7 @@ def _distances(found: Run, expected: Run) -> dict[tuple[str, str], float]:
     return result
 
 
-def _largest(found: list[Deviation], kind: str) -> float:
-    """The largest error of a kind; NaN wins."""
-    errors = [one.error for one in found if one.kind == kind]
+def _largest(compared: list[Deviation], kind: str) -> float:
+    """The largest error of a kind, or NaN if there is one."""
+    errors = [one.error for one in compared if one.kind == kind]
     return next(filter(math.isnan, errors), max(errors, default=0.0))
