@@ -1,1 +1,1 @@
-"""Measuring SDP against its peers, in one interleaved run on this machine's workers."""
+"""Measures SDP against DDP and FSDP2 in one interleaved run on this machine."""

@@ -1,4 +1,4 @@
-"""One variant on one rank, ready to train: the model as its documentation recommends to wrap it, and its optimizer."""
+"""One variant on one rank, ready to train: the model, wrapped as its library recommends, and its optimizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ LEARNING_RATE = 3e-4
 
 @dataclass(frozen=True)
 class Contestant:
-    """``module`` holds the tensors and ``call`` is what a step calls: the same module, or its compiled form."""
+    """A variant that is ready to train.
+
+    Attributes:
+        work: The model, its inputs and its loss.
+        module: The module that holds the tensors.
+        call: What a step calls: the module or its compiled form.
+        optimizer: AdamW, or its sharded form.
+    """
 
     work: Work
     module: nn.Module
@@ -34,24 +41,30 @@ class Contestant:
     optimizer: torch.optim.Optimizer
 
     def backward(self) -> Tensor:
-        """Forward and backward, gradients exchanged; the loss."""
+        """Runs forward and backward, exchanges gradients, and returns the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.work.loss(self.call)
         loss.backward()
         return loss.detach()
 
     def step(self) -> Tensor:
-        """One training step; the loss."""
+        """Runs one training step and returns the loss."""
         loss = self.backward()
         self.optimizer.step()
         return loss
 
 
 def make_contestant(variant: Variant, work: Work, settings: BenchSettings) -> Contestant:
-    """The variant of ``work.model``, which is used up. Collective. AdamW with the same options for all."""
+    """Wraps ``work.model`` as the variant says, with the same AdamW options for all variants. Collective.
+
+    The model is used up. It must not be used afterwards.
+
+    Raises:
+        SDPError: If the variant does not work for the model.
+    """
     make = {"ddp": _ddp, "ddp-checkpoint": _ddp, "fsdp2": _fsdp2, "sdp": _sdp, "local": _local}[variant.kind]
     module, call = make(variant, work, settings)
-    work = replace(work, model=module)  # of SDP, the original is of no more use, and would be counted as memory
+    work = replace(work, model=module)  # with SDP the original is not needed any more and would count as memory
     return Contestant(work, module, call, _optimizer(variant, module))
 
 
@@ -63,7 +76,7 @@ def _optimizer(variant: Variant, module: nn.Module) -> torch.optim.Optimizer:
 
 
 def _ddp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Module, Callable[..., Any]]:
-    """DDP; gradients as views of the buckets, and a static graph where the bucketing of torch.compile allows it."""
+    """DDP with gradients as views of its buckets, and a static graph unless torch.compile's bucketing rules it out."""
     if variant.kind == "ddp-checkpoint":
         blocks = repeated_blocks(work.model)
         if not blocks:
@@ -78,7 +91,7 @@ def _ddp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Modu
 
 
 def _fsdp2(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Module, Callable[..., Any]]:
-    """`fully_shard` on each block and the root; compiled block by block, before it is sharded, as torchtitan does."""
+    """`fully_shard` on each block and the root. Blocks are compiled before they are sharded, as in torchtitan."""
     from torch.distributed.fsdp import fully_shard
 
     for block in repeated_blocks(work.model):
@@ -102,7 +115,11 @@ def _sdp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[SDPModu
 
 
 def policy_of(variant: Variant, settings: BenchSettings) -> sdp_compile.Policy:
-    """The policy of an SDP variant; PolicyError where this version does not have it."""
+    """Returns the policy of an SDP variant.
+
+    Raises:
+        PolicyError: If the policy does not accept the settings.
+    """
     policy: sdp_compile.Policy = {"neuron": sdp_compile.NeuronPolicy, "block": sdp_compile.BlockPolicy}[variant.level](
         masking=variant.masking, **settings.policy_fields
     )
@@ -110,10 +127,10 @@ def policy_of(variant: Variant, settings: BenchSettings) -> sdp_compile.Policy:
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model, which are checkpointed and sharded one by one.
+    """Returns the layers of a model, which are checkpointed and sharded one by one.
 
-    They are what the model itself names so (``_no_split_modules`` of transformers), else the outermost members of a
-    `ModuleList` or `Sequential` that have modules of their own and whose class occurs there more than once.
+    These are the modules of the classes in ``_no_split_modules`` (transformers). Without it, they are the outermost
+    members of a `ModuleList` or `Sequential` that have children and whose class occurs there more than once.
     """
     named = set(getattr(model, "_no_split_modules", None) or ())
     if not named:
@@ -126,14 +143,14 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
         ]
         counts = Counter(type(child).__name__ for child in members if not isinstance(child, nn.Sequential))
         named = {name for name, count in counts.items() if count > 1}
-    found: list[nn.Module] = []
+    blocks: list[nn.Module] = []
 
     def search(module: nn.Module) -> None:
         for child in module.children():
             if type(child).__name__ in named:
-                found.append(child)
+                blocks.append(child)
             else:
                 search(child)
 
     search(model)
-    return found
+    return blocks

@@ -1,4 +1,4 @@
-"""The bytes that a worker sends, counted below every library: each collective that reaches torch.distributed's ops."""
+"""Counts the bytes that a worker sends, below all libraries: every collective that reaches c10d's operators."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.traffic import CollectiveKind, sent_bytes
 
-# The operators of c10d and _c10d_functional by the start of their names: what they are, and which argument holds
-# everybody's part. The functional all-gather has no such argument: its result does.
+# The operators of c10d and _c10d_functional by the start of their names: the kind of collective, and the position of
+# the argument that holds the parts of all workers. For the functional all-gather, this is the result.
 _RESULT = -1
 _KINDS: dict[str, tuple[CollectiveKind, int]] = {
     "allreduce": ("all_reduce", 0),
@@ -32,14 +32,14 @@ _KINDS: dict[str, tuple[CollectiveKind, int]] = {
     "alltoall": ("all_to_all", 1),
     "all_to_all_single": ("all_to_all", 0),
 }
-_SILENT = ("barrier", "monitored_barrier", "wait_tensor", "_wrap_tensor_autograd")
+_WITHOUT_PAYLOAD = ("barrier", "monitored_barrier", "wait_tensor", "_wrap_tensor_autograd")
 
-_resolve: Any = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009 (not among its declared names)
+_resolve: Any = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009 (not declared)
 
 
 @dataclass(frozen=True)
 class Sent:
-    """One collective: the bytes of the tensor that holds everybody's part, and how many take part."""
+    """One collective: the bytes of the tensor that holds all workers' parts, and the number of workers."""
 
     kind: CollectiveKind
     payload: float
@@ -47,25 +47,26 @@ class Sent:
 
     @property
     def nbytes(self) -> float:
-        """What this worker sends, with a ring."""
+        """Bytes that this worker sends in a ring."""
         return sent_bytes(self.kind, self.payload, self.members)
 
 
 @dataclass
 class Counter:
-    """What was handed to collectives while a `counted` was active."""
+    """The collectives that ran while a `counted` context was active."""
 
     collectives: list[Sent] = field(default_factory=list)
 
     @property
     def nbytes(self) -> float:
+        """Bytes that this worker sent."""
         return sum(sent.nbytes for sent in self.collectives)
 
 
 class counted(TorchDispatchMode):
-    """Context in which every collective of this thread is counted, in eager mode and in compiled graphs.
+    """Context that counts every collective of this thread, in eager mode and in compiled graphs.
 
-    A collective that it does not know raises `SDPError`: what is not counted would be reported as not sent.
+    An unknown collective raises `SDPError`, because its bytes would otherwise be missing from the count.
     """
 
     def __init__(self) -> None:
@@ -74,7 +75,7 @@ class counted(TorchDispatchMode):
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        """Compiled code runs under it as it is; under another mode torch.compile would fall back to eager."""
+        """Lets compiled code run in this context; with other modes torch.compile falls back to eager."""
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -87,25 +88,25 @@ class counted(TorchDispatchMode):
 
 
 def _sent(name: str, args: tuple[Any, ...], result: Any) -> Sent | None:
-    if name in _SILENT:
+    if name in _WITHOUT_PAYLOAD:
         return None
-    known = next((name_ for name_ in sorted(_KINDS, key=len, reverse=True) if name.startswith(name_)), None)
+    known = next((prefix for prefix in sorted(_KINDS, key=len, reverse=True) if name.startswith(prefix)), None)
     if known is None:
-        raise SDPError(f"A collective {name} was called, which `sdp-compile bench` cannot count.")
+        raise SDPError(f"`sdp-compile bench` cannot count the collective {name!r}.")
     kind, position = _KINDS[known]
     group, tensors = _group(args), result if position == _RESULT else args[position]
     payload = _nbytes(tensors)
     if kind == "all_to_all" and group.size() > 1:
-        # Its parts can have unequal sizes: a worker sends all but its own.
+        # Its parts can have different sizes; a worker sends all but its own.
         payload = (payload - _own_part(tensors, args, group.rank())) * group.size() / (group.size() - 1)
     return Sent(kind, payload, group.size())
 
 
 def _own_part(tensors: Any, args: Sequence[Any], rank: int) -> float:
-    """Bytes of an all-to-all's input that this worker sends to itself."""
+    """The bytes of an all-to-all's input that this worker keeps."""
     if not isinstance(tensors, Tensor):
         return _nbytes(tensors[rank])
-    # The sizes of the parts to send are the last list of integers; none where all are equal.
+    # The sizes of the parts to send are the last list of integers, which is empty if all are equal.
     sizes = next((arg for arg in reversed(args) if isinstance(arg, list | tuple) and arg), None)
     group = _group(args)
     return tensors.nbytes * (sizes[rank] / tensors.shape[0] if sizes and tensors.numel() else 1 / group.size())
@@ -116,12 +117,12 @@ def _nbytes(tensors: Any) -> float:
 
 
 def _group(args: Sequence[Any]) -> dist.ProcessGroup:
-    """The process group among the arguments: an object of c10d, a name of _c10d_functional."""
+    """The process group among the arguments: an object for c10d, a name for _c10d_functional."""
     names: list[Any] = []
     for arg in args:
         if isinstance(arg, torch.ScriptObject) and "ProcessGroup" in str(arg._type()):
             return dist.ProcessGroup.unbox(arg)
         if isinstance(arg, str):
             names.append(arg)
-    group: dist.ProcessGroup = _resolve(names[-1])  # the reduction's name comes first
+    group: dist.ProcessGroup = _resolve(names[-1])  # the name of the reduction comes first
     return group

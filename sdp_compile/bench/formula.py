@@ -1,4 +1,4 @@
-"""What the formulas say that a worker sends per step, to be set beside what was counted."""
+"""Formulas for the bytes that a worker sends per step, to compare with the count."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ from sdp_compile.planning.plan import Plan
 from sdp_compile.runtime.comm.traffic import sent_bytes
 
 TOLERANCE = 0.01
+"""Relative difference between count and formula that is accepted."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes that one worker sends; ``padding`` is how many more fill up unequal parts."""
+    """Bytes that one worker sends per step; up to ``padding`` more bytes fill up unequal parts."""
 
     nbytes: float
     padding: float = 0.0
 
     def holds(self, counted: float) -> bool:
-        """Whether a count is what was predicted, to 1%, with or without the padding."""
+        """Whether a count agrees with the prediction to 1%, with or without padding."""
         return (1 - TOLERANCE) * self.nbytes <= counted <= (1 + TOLERANCE) * (self.nbytes + self.padding)
 
 
 def predict_ddp(model: nn.Module, workers: int) -> Prediction:
-    """One ring all-reduce of all gradients; the buffers are broadcast before each forward pass."""
+    """Predicts DDP: one ring all-reduce of all gradients, and a broadcast of the buffers before each forward pass."""
     gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     return Prediction(sent_bytes("all_reduce", gradients, workers) + sent_bytes("broadcast", buffers, workers))
 
 
 def predict_fsdp2(model: nn.Module, workers: int) -> Prediction:
-    """Each block's parameters are gathered for forward and again for backward, the root's once; gradients are
-    reduce-scattered. Dimension 0 of each parameter is padded to a multiple of the workers."""
+    """Predicts FSDP2.
+
+    The parameters of each block are gathered for forward and again for backward, those of the root once. All gradients
+    are reduce-scattered. Dimension 0 of each parameter is padded to a multiple of the number of workers.
+    """
     of_blocks = dict.fromkeys(parameter for block in repeated_blocks(model) for parameter in block.parameters())
     of_root = [parameter for parameter in model.parameters() if parameter not in of_blocks]
     plain = padded = 0.0
@@ -58,9 +62,10 @@ def _fsdp2_bytes(parameters: Sequence[nn.Parameter], gathers: int, workers: int,
 
 
 def predict_sdp(variant: Variant, plan: Plan, rank: int, bucket_bytes: int) -> Prediction:
-    """The plan's own figure (DESIGN: 2 (P-1)/P of each owner set's gradients, and the refresh of backward masking).
+    """Predicts SDP from ``plan.communication(rank)``.
 
-    Owner-sharded state turns each all-reduce into a reduce-scatter and an all-gather of equal parts.
+    That is 2 (P-1)/P of the gradient bytes of each set of P owners, and the refresh of backward masking. With sharded
+    optimizer state, each all-reduce becomes a reduce-scatter and an all-gather of equal, padded parts.
     """
     padding = 0.0
     if variant.sharded:
@@ -71,11 +76,11 @@ def predict_sdp(variant: Variant, plan: Plan, rank: int, bucket_bytes: int) -> P
 
 
 def _part_padding(members: int, itemsize: int) -> float:
-    """At most one element for each member but one."""
+    """Padding adds at most one element per member, except for one member."""
     return sent_bytes("all_reduce", (members - 1) * itemsize, members)
 
 
 def flops_imbalance(flops: Iterable[float]) -> float:
-    """FLOPs of the most loaded worker over the mean."""
+    """Returns the FLOPs of the most loaded worker, divided by the mean."""
     values = list(flops)
     return max(values) * len(values) / sum(values) if sum(values) else 1.0

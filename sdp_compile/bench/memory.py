@@ -1,4 +1,4 @@
-"""Memory of one worker in training, measured on what it really holds: bytes of distinct storages."""
+"""Measures the memory of one worker in training, in bytes of distinct storages."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from sdp_compile.runtime.sharding.gradient import held_gradients
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes. ``activations`` are what the forward pass keeps for backward, ``peak`` the most that the process grew.
+    """Memory in bytes. A storage counts once, in the first of these groups that it belongs to.
 
-    A storage counts once, in the first of these groups that it belongs to.
+    Attributes:
+        activations: What the forward pass saves for backward.
+        peak: The most by which the process grew; see `PeakMeter`.
     """
 
     parameters: int
@@ -36,15 +38,16 @@ class MemoryUse:
 
     @property
     def state(self) -> int:
-        """All that stays between forward and backward but the activations."""
+        """Everything except activations: parameters, buffers, gradients and optimizer state."""
         return self.parameters + self.buffers + self.gradients + self.optimizer
 
     def to_dict(self) -> dict[str, int]:
+        """Returns all fields and ``state`` as a dict, ready for JSON."""
         return {**asdict(self), "state": self.state}
 
 
 def measure(contestant: Contestant, meter: PeakMeter) -> MemoryUse:
-    """Measures in one untimed step. Collective, as a step is."""
+    """Runs one untimed step and measures its memory. Collective."""
     saved: list[torch.UntypedStorage] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -56,8 +59,7 @@ def measure(contestant: Contestant, meter: PeakMeter) -> MemoryUse:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = contestant.work.loss(contestant.call)
     held = _Storages()
-    # Between forward and backward FSDP's parameters are, where it keeps them, the gathered ones; those that it has
-    # freed have storages without bytes.
+    # Between forward and backward, FSDP holds gathered parameters or has freed them, which leaves empty storages.
     held.add(_tensors(contestant.module))
     activations = _Storages(held.seen).add_storages(saved)
     saved.clear()
@@ -77,10 +79,13 @@ def measure(contestant: Contestant, meter: PeakMeter) -> MemoryUse:
 
 
 class PeakMeter:
-    """The most memory of the device that this process holds in a step, beyond what it held before the model was built.
+    """Measures the peak memory of a step, above what the process held when the meter was made.
 
-    On an accelerator by its allocator; on the CPU by the resident set, which includes what capture and torch.compile
-    have loaded for good.
+    On an accelerator it reads the allocator. On the CPU it reads the resident set, which includes what capture and
+    torch.compile have loaded for good.
+
+    Args:
+        device: The device of this worker.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -92,7 +97,7 @@ class PeakMeter:
             self._before = torch.accelerator.memory_allocated(device)
 
     def restart(self) -> None:
-        """Forgets the peak of building and compiling, where the system can: what follows is a step's."""
+        """Resets the peak before a step, if the system can, so that building and compiling do not count."""
         gc.collect()
         if self._device.type != "cpu":
             torch.accelerator.reset_peak_memory_stats(self._device)
@@ -102,13 +107,14 @@ class PeakMeter:
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> int:
+        """Returns the peak in bytes."""
         if self._device.type == "cpu":
             return max(0, _most_resident() - self._before)
         return int(torch.accelerator.max_memory_allocated(self._device) - self._before)
 
 
 class _Storages:
-    """Adds up bytes of storages, each once."""
+    """Adds up the bytes of storages, counting each once."""
 
     def __init__(self, seen: Iterable[int] = ()) -> None:
         self.seen = set(seen)
@@ -139,7 +145,7 @@ def _optimizer_tensors(optimizer: Any) -> list[Tensor]:
 
 
 def _resident() -> int:
-    """Resident bytes of this process now; where the system does not tell, the most so far."""
+    """Resident bytes of this process now, or at most so far if the system does not report the current size."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

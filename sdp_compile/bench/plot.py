@@ -1,4 +1,4 @@
-"""The picture of a bench run: memory against step time."""
+"""Plots a bench run: memory against step time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from sdp_compile.errors import SDPError
 
 
 def check_plot(path: str) -> None:
-    """Raises `SDPError` where no picture can be written to ``path``: before minutes of work, and without matplotlib."""
+    """Checks that a plot can be written, before minutes of work.
+
+    Raises:
+        SDPError: If ``path`` is not a .png or .svg file, or matplotlib is not installed.
+    """
     import importlib.util
 
     if Path(path).suffix not in (".png", ".svg"):
-        raise SDPError(f"--plot {path}: the picture is a .png or an .svg file.")
+        raise SDPError(f"--plot {path}: the file must end in .png or .svg.")
     if importlib.util.find_spec("matplotlib") is None:
-        raise SDPError("--plot needs matplotlib: pip install 'sdp-compile[plot]', or pip install matplotlib.")
+        raise SDPError("--plot needs matplotlib. Install it with: pip install 'sdp-compile[plot]'")
 
 
 def write_plot(result: dict[str, Any], path: str) -> None:
-    """Writes the picture: one point per variant, circles eager and triangles compiled; quartiles of the step time."""
+    """Writes a point per variant (circle: eager, triangle: compiled), with the quartiles of its step time."""
     import matplotlib
 
     matplotlib.use("Agg")

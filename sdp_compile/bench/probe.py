@@ -1,4 +1,4 @@
-"""Measuring the machine: what computing, updating and each collective takes when all workers do it at once."""
+"""Measures how long computing, updating and each collective take when all workers do them at the same time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from sdp_compile.bench.contestant import Contestant
 from sdp_compile.runtime.comm.traffic import CollectiveKind
 
 SIZES = (2**14, 2**20, 2**24)
-"""Payloads in bytes: from where latency counts to where bandwidth does."""
+"""Payloads in bytes, from bound by latency to bound by bandwidth."""
 
 _REPEATS = 3
 
 
 def probe(contestant: Contestant, device: torch.device) -> dict[str, Any]:
-    """Seconds of one forward and backward without communication, of one update, and of collectives of all workers.
+    """Measures one step without communication, and collectives among all workers. Collective.
 
-    ``seconds`` is the first two together. Collectives are those of the world, by payload as `sent_bytes` takes it.
+    Returns:
+        In seconds, ``compute`` (forward and backward), ``update`` (the optimizer) and ``seconds`` (their sum), and
+        ``collectives``, a list with ``kind``, ``payload`` (bytes, as `sent_bytes` counts them) and ``seconds``.
     """
     compute = seconds(contestant.backward, device)
     update = seconds(contestant.optimizer.step, device)
@@ -38,7 +40,7 @@ def probe(contestant: Contestant, device: torch.device) -> dict[str, Any]:
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """What ``call`` takes here when all workers begin it together."""
+    """Returns how long ``call`` takes on this worker when all workers start it together."""
     meet(device)
     started = time.perf_counter()
     call()
@@ -48,7 +50,7 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def meet(device: torch.device) -> None:
-    """Returns when all workers have come this far and their devices have nothing left to do."""
+    """Waits until all workers have reached this point and their devices are idle."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
     dist.barrier()

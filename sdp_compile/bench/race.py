@@ -1,7 +1,7 @@
-"""The race: all variants take turns, in random order, round by round, and never run at the same time.
+"""The race: in each round, all variants take turns in random order. They never run at the same time.
 
-The processes of all variants may need more memory than the machine has. Then they race in waves: the references (DDP
-and FSDP2) stay and take part in each, so that every ratio is of turns that were close in time.
+If the processes of all variants need more memory than the machine has, they race in waves. The references (DDP and
+FSDP2) take part in every wave, so that every ratio compares turns that were close in time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from sdp_compile.bench.team import Team, TeamFailure
 from sdp_compile.bench.variants import REFERENCES, Variant
 
 _RESERVE = 0.08
-"""Share of the machine's memory that is left free."""
+"""Share of the machine's memory to leave free."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One timed block of steps; turns with equal ``wave`` and ``round`` were close in time."""
+    """One timed block of steps. Turns of the same ``wave`` and ``round`` were close in time."""
 
     wave: int
     round: int
@@ -33,9 +33,14 @@ class Turn:
 
 @dataclass
 class Entry:
-    """What came of one variant: what its workers measured, by rank, and its turns; or why it has none.
+    """The measurements of one variant.
 
-    ``probes`` holds each turn's answers, by rank, of the variant that measures the machine.
+    Attributes:
+        workers: What each worker measured apart from time, by rank.
+        turns: The timed blocks.
+        probes: For the variant that measures the machine, each turn's answers by rank.
+        wave: The first wave in which the variant took part.
+        reason, details: Why the variant failed; empty if it did not.
     """
 
     variant: Variant
@@ -54,7 +59,16 @@ class _Running:
 
 
 def race(settings: BenchSettings, variants: Sequence[Variant], begin: Callable[[str], None]) -> list[Entry]:
-    """Every variant's entry, in their order; ``begin`` is told what starts, `stages` times."""
+    """Runs the race.
+
+    Args:
+        settings: The settings of the run.
+        variants: The variants that take part.
+        begin: Called with a description as each stage starts, `stages` times.
+
+    Returns:
+        The entries in the order of ``variants``.
+    """
     entries = [Entry(variant) for variant in variants]
     references = [entry for entry in entries if entry.variant.base in REFERENCES]
     waiting = references + [entry for entry in entries if entry not in references]
@@ -69,7 +83,7 @@ def race(settings: BenchSettings, variants: Sequence[Variant], begin: Callable[[
                 shuffle(running)
                 for one in list(running):
                     first = one.entry.wave == wave
-                    if not _take_turn(one, Turn(wave, number, 0.0), settings, begin if first else _silently):
+                    if not _take_turn(one, Turn(wave, number, 0.0), settings, begin if first else _ignore):
                         running.remove(one)
             for one in [one for one in running if one.entry not in references]:
                 one.team.stop()
@@ -78,7 +92,7 @@ def race(settings: BenchSettings, variants: Sequence[Variant], begin: Callable[[
 
 
 def stages(settings: BenchSettings, variants: Sequence[Variant]) -> int:
-    """How many stages `race` begins: each variant's start, and its turns."""
+    """Returns the number of stages of a race: each variant's start and its turns."""
     return len(variants) * (1 + settings.rounds)
 
 
@@ -90,14 +104,14 @@ def _start(
     stack: ExitStack,
     begin: Callable[[str], None],
 ) -> list[_Running]:
-    """Starts the variants that wait, as many as memory allows but at least one that is no reference."""
+    """Starts waiting variants, as many as memory allows, but at least one that is not a reference."""
     started: list[_Running] = []
     needs = 0
     while waiting:
         entry, base = waiting[0], waiting[0].variant.base
         free, total = _memory()
         others = [one.entry.variant.base for one in started if one.entry.variant.base not in REFERENCES]
-        forms = sum(other.variant.base == base for other in waiting)  # eager and compiled stay together
+        forms = sum(other.variant.base == base for other in waiting)  # keep eager and compiled in one wave
         if others and base not in others and total and free - 1.25 * needs * forms < _RESERVE * total:
             break
         waiting.pop(0)
@@ -116,7 +130,7 @@ def _start(
 
 
 def _take_turn(one: _Running, turn: Turn, settings: BenchSettings, begin: Callable[[str], None]) -> bool:
-    """One turn; False where the variant failed in it."""
+    """Takes one turn; returns whether it succeeded."""
     begin(f"round {turn.round + 1} of {settings.rounds}: {one.entry.variant.name}")
     try:
         answers = one.team.ask({"steps": settings.steps})
@@ -135,12 +149,12 @@ def _fail(entry: Entry, team: Team, failure: TeamFailure) -> None:
     team.stop()
 
 
-def _silently(_: str) -> None:
-    """A reference's turns in later waves are no stages of their own."""
+def _ignore(_: str) -> None:
+    """A reference's turns in later waves do not count as stages."""
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes that are free for new processes, and all; zeros where the system does not tell."""
+    """Free and total memory in bytes; zeros if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a bench run found: figures per variant, their ratios, and the JSON of it (docs/bench-json.md)."""
+"""The result of a bench run: figures per variant and their ratios, as in docs/bench-json.md."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """Returns the spread of at least one value."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         low, middle, high = quantiles(values, n=4, method="inclusive")
@@ -35,7 +36,7 @@ class Spread:
 
 
 def summarise(settings: BenchSettings, entries: Sequence[Entry]) -> dict[str, Any]:
-    """The whole result as plain data."""
+    """Returns the whole result as plain data."""
     good = {entry.variant.name: entry for entry in entries if not entry.reason}
     some = next((entry.workers[0] for entry in good.values()), {})
     return {
@@ -58,10 +59,10 @@ def summarise(settings: BenchSettings, entries: Sequence[Entry]) -> dict[str, An
 
 
 def mistakes(result: dict[str, Any]) -> list[str]:
-    """What must not be: traffic that is not what the formula says."""
+    """Returns a message for each worker whose traffic differs from the formula."""
     return [
-        f"{variant['name']}: worker {rank} sent {sent:,.0f} bytes per step where the formula says {predicted:,.0f} "
-        f"(+ {padding:,.0f} of padding)"
+        f"{variant['name']}: worker {rank} sent {sent:,.0f} bytes per step, but the formula gives {predicted:,.0f} "
+        f"(+ {padding:,.0f} of padding)."
         for variant in result["variants"]
         if variant["status"] == "ok"
         for rank, (sent, predicted, padding, right) in enumerate(
@@ -111,7 +112,7 @@ def _met(entry: Entry, reference: Entry) -> bool:
 
 
 def paired_ratio(entry: Entry, reference: Entry) -> Spread:
-    """The ratio of step times, of turns in the same round: what disturbed the machine then, disturbed both."""
-    of_reference = {(turn.wave, turn.round): turn.seconds for turn in reference.turns}
-    own = [(turn.seconds, of_reference.get((turn.wave, turn.round))) for turn in entry.turns]
+    """Returns the ratios of step times of turns in the same round, so that a disturbance affects both turns."""
+    reference_seconds = {(turn.wave, turn.round): turn.seconds for turn in reference.turns}
+    own = [(turn.seconds, reference_seconds.get((turn.wave, turn.round))) for turn in entry.turns]
     return Spread.of([seconds / other for seconds, other in own if other])

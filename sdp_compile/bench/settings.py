@@ -1,4 +1,4 @@
-"""What one run of ``sdp-compile bench`` was asked to do; travels to the workers as JSON."""
+"""The settings of one run of ``sdp-compile bench``, which workers receive as JSON."""
 
 from __future__ import annotations
 
@@ -13,17 +13,33 @@ from sdp_compile.models.configuration import Size
 from sdp_compile.models.words import check_words
 
 GPT = "gpt"
-"""The MODEL that is benched by default: see `sdp_compile.bench.work`."""
+"""The default MODEL; see `sdp_compile.bench.work`."""
 
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """``model`` is a MODEL of the command line; ``batch``, the samples per worker, None that of the model's inputs.
+    """The settings of a bench run.
 
-    ``size`` is the configuration of a named model; None takes the small one where weights are needed.
-    ``bucket_bytes`` None is each library's own. Every variant runs ``rounds`` turns of ``steps`` timed steps, after
-    ``warmup`` untimed ones. ``timeout`` is the longest, in seconds, that a variant's workers may take to get ready or
-    for one turn.
+    Args:
+        model: A MODEL of the command line.
+        workers: Number of workers.
+        rounds: Number of turns per variant.
+        steps: Timed steps per turn.
+        warmup: Untimed steps before the first turn.
+        batch: Samples per worker; None takes those of the model's inputs.
+        coverage, replicas: Owners per unit; at most one of the two.
+        variants: Names or patterns of variants; empty for all.
+        compile: Whether compiled variants take part.
+        bucket_bytes: Size of a gradient bucket; None takes each library's default.
+        timeout: Longest time, in seconds, for a variant's start and for each turn.
+        seed: Random seed for weights, data and the order of turns.
+        inputs: ``--input`` options, which describe the model's inputs.
+        overrides: ``--set`` options, which override the model's configuration.
+        size: Configuration of a named model; None takes the small one where weights are needed.
+        json_path, plot_path: Files to write.
+
+    Raises:
+        SDPError: If a setting is out of range or two settings exclude each other.
     """
 
     model: str = GPT
@@ -48,37 +64,40 @@ class BenchSettings:
     def __post_init__(self) -> None:
         check_policy_words("neuron", self.coverage)
         if self.coverage is not None and self.replicas is not None:
-            raise PolicyError("--coverage and --replicas exclude each other: coverage is replicas / workers.")
-        if self.replicas is not None and self.replicas > self.workers:
-            raise PolicyError(f"--replicas {self.replicas}: there are only {self.workers} workers; see --workers.")
-        if self.workers < 2:
-            raise SDPError(
-                f"--workers {self.workers}: workers that exchange nothing are no comparison; take 2 or more."
+            raise PolicyError(
+                "--coverage and --replicas exclude each other. Give one of them: coverage = replicas / workers."
             )
+        if self.replicas is not None and self.replicas > self.workers:
+            raise PolicyError(f"--replicas must be at most --workers ({self.workers}), got {self.replicas}.")
+        if self.workers < 2:
+            raise SDPError(f"--workers must be at least 2 to compare communication, got {self.workers}.")
         choose(self.variants, self.compile)
         if self.model != GPT:
             check_words(self.model, self.inputs, self.overrides, self.size)
         elif self.inputs or self.overrides or self.size:
-            raise SDPError("--input, --set, --small and --full belong to a MODEL; name one.")
+            raise SDPError("--input, --set, --small and --full need a MODEL. Name one, or leave them out.")
         check_file("--json", self.json_path)
         check_file("--plot", self.plot_path)
 
     @property
     def chosen(self) -> tuple[Variant, ...]:
+        """The variants that take part."""
         return choose(self.variants, self.compile)
 
     @property
     def policy_fields(self) -> dict[str, Any]:
-        """How many workers own a unit, as a policy's fields."""
+        """The fields of a policy that say how many workers own a unit."""
         if self.replicas is not None:
             return {"replicas": self.replicas}
         return {"coverage": DEFAULT_COVERAGE if self.coverage is None else self.coverage}
 
     def dumps(self) -> str:
+        """Returns the settings as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def loads(cls, text: str) -> BenchSettings:
+        """Returns the settings that ``dumps`` wrote."""
         fields: dict[str, Any] = json.loads(text)
         for name in ("variants", "inputs", "overrides"):
             fields[name] = tuple(fields[name])

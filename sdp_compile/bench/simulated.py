@@ -1,4 +1,4 @@
-"""The variants of `sdp-compile bench`, predicted: each with the plan of its own policy."""
+"""Predicts the variants of `sdp-compile bench`, each with the plan of its own policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sdp_compile.structure.analysis import analyse
 
 @dataclass(frozen=True)
 class Outcome:
-    """A variant's prediction, or the ``reason`` why it has none."""
+    """A variant's prediction, or the ``reason`` why it cannot be predicted."""
 
     variant: Variant
     prediction: Prediction | None
@@ -32,7 +32,7 @@ class Outcome:
 
 
 class Subject:
-    """A model, captured and analysed once, and its plans."""
+    """A model that is captured and analysed once, and its plans."""
 
     def __init__(self, work: Work, settings: BenchSettings) -> None:
         self._analysis = analyse(capture(work.model, work.example_inputs))
@@ -40,20 +40,21 @@ class Subject:
         self.dense = make_plan(self._analysis, NeuronPolicy(coverage=1.0), settings.workers)
 
     def plan(self, variant: Variant) -> Plan:
-        """The plan of an SDP variant; that of data parallelism for the others."""
+        """Returns the plan of an SDP variant, or the data-parallel plan for all other variants."""
         if variant.kind != "sdp":
             return self.dense
         return make_plan(self._analysis, policy_of(variant, self._settings), self._settings.workers)
 
     def predict(self, variants: Sequence[Variant], cluster: Cluster, algorithm: Algorithm = "best") -> list[Outcome]:
-        """Every variant's outcome; what this model or version cannot do has its reason."""
+        """Predicts the step of each variant on ``cluster``; see `simulate`."""
         outcomes = []
         for variant in variants:
-            sizes = self._settings.bucket_bytes or DEFAULT_BUCKET_BYTES
+            bucket_bytes = self._settings.bucket_bytes or DEFAULT_BUCKET_BYTES
             try:
-                plan = self.plan(variant)
-                found = simulate(plan, cluster, _strategy(variant), bucket_bytes=sizes, algorithm=algorithm)
-                outcomes.append(Outcome(variant, found))
+                prediction = simulate(
+                    self.plan(variant), cluster, _strategy(variant), bucket_bytes=bucket_bytes, algorithm=algorithm
+                )
+                outcomes.append(Outcome(variant, prediction))
             except SDPError as error:
                 outcomes.append(Outcome(variant, None, str(error)))
         return outcomes
@@ -63,5 +64,5 @@ def _strategy(variant: Variant) -> Strategy:
     if variant.kind == "sdp":
         return "sdp-sharded" if variant.sharded else "sdp"
     if variant.kind == "local":
-        raise SDPError("Workers that do not communicate are no way to train; there is nothing to predict.")
+        raise SDPError("The variant local trains without communication, so it has no prediction.")
     return variant.kind

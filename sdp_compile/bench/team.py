@@ -1,4 +1,4 @@
-"""The processes of one variant, as the parent sees them: asked together, watched, ended together."""
+"""The processes of one variant, seen from the parent, which asks, watches and ends them together."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sdp_compile.bench.variants import Variant
 from sdp_compile.bench.worker import STOP, main
 from sdp_compile.errors import DistributedError
 
-_GRACE = 3.0  # seconds: for workers that fail together to say why
-_ORDERLY = 1.0  # seconds: for waiting workers to end
+_GRACE = 3.0  # seconds for workers that fail together to say why
+_ORDERLY = 1.0  # seconds for waiting workers to end
 _LOG_LINES = 40
 
 
 class TeamFailure(DistributedError):
-    """A variant's workers failed or hang; ``details`` is the traceback and what the worker printed last."""
+    """The workers of a variant failed or hang; ``details`` holds the traceback and a worker's last lines of output."""
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -34,10 +34,16 @@ class TeamFailure(DistributedError):
 
 
 class Team:
-    """The workers of one variant. They live until `stop`, and wait between two questions without using the CPU."""
+    """Starts the workers of one variant. They live until `stop` and use no CPU between two questions.
+
+    Args:
+        variant: The variant that they train.
+        settings: The settings of the run.
+        folder: Folder for their output.
+    """
 
     def __init__(self, variant: Variant, settings: BenchSettings, folder: Path) -> None:
-        # One server imports torch once; each worker is a fork of it, which shares that memory.
+        # A server imports torch once, and each worker is a fork that shares its memory.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["sdp_compile.bench.worker"])
         self._timeout = settings.timeout
@@ -55,7 +61,11 @@ class Team:
             self._processes.append(process)
 
     def ask(self, command: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Each worker's answer, by rank."""
+        """Sends a command to all workers and returns their answers by rank.
+
+        Raises:
+            TeamFailure: If a worker fails, ends or does not answer in time.
+        """
         for rank, pipe in enumerate(self._pipes):
             try:
                 pipe.send_bytes(json.dumps(command).encode())
@@ -64,7 +74,11 @@ class Team:
         return self.answers()
 
     def answers(self) -> list[dict[str, Any]]:
-        """What each worker says next, by rank. Raises `TeamFailure` with what went wrong first."""
+        """Waits for the next answer of each worker and returns them by rank.
+
+        Raises:
+            TeamFailure: If a worker fails, ends or does not answer in time, with the first failure.
+        """
         answers: dict[int, dict[str, Any]] = {}
         ended: dict[int, TeamFailure] = {}
         deadline = time.monotonic() + self._timeout
@@ -83,7 +97,7 @@ class Team:
                 if rank in ended or "error" in answers[rank]:
                     deadline = min(deadline, time.monotonic() + _GRACE)
         errors = {rank: answer for rank, answer in answers.items() if "error" in answer}
-        if ended:  # without a word; what the others report is of that
+        if ended:  # these ended without a message and caused the errors of the others
             raise ended[min(ended)]
         if errors:
             first = min(errors, key=lambda rank: float(errors[rank]["time"]))
@@ -91,15 +105,15 @@ class Team:
         if len(answers) < len(self._pipes):
             missing = ", ".join(str(rank) for rank in sorted(ranks.values()))
             raise TeamFailure(
-                f"no answer from worker {missing} within {self._timeout:g} s; --timeout gives more time",
+                f"no answer from worker {missing} within {self._timeout:g} s; see --timeout",
                 self._details(min(ranks.values()), {}),
             )
         return [answers[rank] for rank in range(len(self._pipes))]
 
     def stop(self) -> None:
-        """Ends all workers: those that wait end in order, those that hang are killed."""
+        """Ends all workers: waiting ones exit, hanging ones are killed."""
         for pipe in self._pipes:
-            with suppress(OSError):  # gone already
+            with suppress(OSError):  # already gone
                 pipe.send_bytes(json.dumps(STOP).encode())
         deadline = time.monotonic() + _ORDERLY
         for process in self._processes:
@@ -114,13 +128,13 @@ class Team:
         process.join(_GRACE)
         code = process.exitcode
         if code is not None and code < 0:
-            hint = " (out of memory? fewer --workers or --variants need less)" if -code == signal.SIGKILL else ""
-            message = f"worker {rank} was ended by {signal.Signals(-code).name}{hint}"
+            hint = " (out of memory? Try fewer --workers or --variants)" if -code == signal.SIGKILL else ""
+            message = f"worker {rank} was killed by {signal.Signals(-code).name}{hint}"
         else:
-            message = f"worker {rank} ended with exit code {code} and no message"
+            message = f"worker {rank} ended with exit code {code} and without a message"
         return TeamFailure(message, self._details(rank, {}))
 
     def _details(self, rank: int, answer: Mapping[str, Any]) -> str:
         log = self._logs[rank]
-        words = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
-        return "\n".join([*words, str(answer.get("details", ""))]).strip() + "\n"
+        lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
+        return "\n".join([*lines, str(answer.get("details", ""))]).strip() + "\n"

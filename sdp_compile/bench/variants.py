@@ -1,4 +1,4 @@
-"""What ``sdp-compile bench`` compares: the ways to train one model, each in eager mode and compiled."""
+"""What ``sdp-compile bench`` compares: ways to train one model, each in eager mode and compiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ COMPILED = "+compile"
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train the model. ``level``, ``masking`` and ``sharded`` (the optimizer's state) are SDP's."""
+    """One way to train the model.
+
+    Attributes:
+        base: The name without the suffix for compiled variants.
+        kind: How the model is wrapped.
+        label: The name in tables and plots.
+        level, masking: Fields of the policy, for SDP.
+        sharded: Whether the optimizer state is sharded among owners, for SDP.
+        compiled: Whether the model is compiled with torch.compile.
+    """
 
     base: str
     kind: Kind
@@ -28,6 +37,7 @@ class Variant:
 
     @property
     def name(self) -> str:
+        """The name on the command line, such as ``sdp-neuron+compile``."""
         return self.base + COMPILED * self.compiled
 
 
@@ -43,30 +53,35 @@ BASES = (
 )
 
 LOCAL = Variant("local", "local", "dense, no communication")
-"""Each worker by itself: no peer, but what the simulator measures the machine with."""
+"""Trains without communication. The simulator measures the machine with it; it does not take part in a bench."""
 
 REFERENCES = ("ddp", "fsdp2")
-"""Those that the others are set in ratio to; they take part in every wave."""
+"""The variants to which the others are compared; they take part in every wave."""
 
-# A variant's eager and compiled form stand side by side: they run in one wave, and their ratio is of one wave.
+# The eager and compiled form of a variant are neighbours, so that they run in the same wave and can be compared.
 VARIANTS = {
     variant.name: variant for base in BASES for variant in (base, Variant(**{**base.__dict__, "compiled": True}))
 }
 
 
 def choose(patterns: Sequence[str], compile: bool = True) -> tuple[Variant, ...]:
-    """The variants that ``patterns`` name (all for none), in the order of `VARIANTS`; without ``compile`` eager ones.
+    """Returns the variants that match any pattern, in the order of `VARIANTS`.
 
-    A pattern is a name such as ``sdp-neuron`` or ``ddp+compile``, or one with wildcards (``sdp-*``). Raises `SDPError`.
+    Args:
+        patterns: Names such as ``sdp-neuron`` or ``ddp+compile``, with or without wildcards (``sdp-*``); empty for all.
+        compile: Whether to include compiled variants.
+
+    Raises:
+        SDPError: If a pattern matches no variant.
     """
     known = [name for name, variant in VARIANTS.items() if compile or not variant.compiled]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
             if pattern in VARIANTS:
-                raise SDPError(f"--variants {pattern}: --no-compile leaves it out; drop one of the two.")
+                raise SDPError(f"--variants {pattern} and --no-compile exclude each other. Leave one of them out.")
             raise SDPError(
-                f"--variants {pattern}: there is no such variant.{did_you_mean(pattern, known)} "
-                f"They are {', '.join(known)}, and patterns such as 'sdp-*'."
+                f"--variants {pattern} matches no variant.{did_you_mean(pattern, known)} "
+                f"The variants are {', '.join(known)}; patterns such as 'sdp-*' work too."
             )
     return tuple(
         VARIANTS[name] for name in known if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""The work that all variants do: the same model, the same weights, the same data for each rank, one loss."""
+"""The work that all variants do: the same model, weights and loss, and the same data on each rank."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ from sdp_compile.train.loop import cross_entropy
 
 GPT_CONFIG = gpt.GPTConfig(layers=6, width=512, heads=8, hidden=2048, vocabulary=512, sequence=128)
 GPT_BATCH = 4
+"""Samples per worker of the default model."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A model, one call of it on this rank's batch, and the loss of what the call returns.
+    """A model with the inputs of one rank.
 
-    ``samples`` and ``tokens`` (None where the model has none) are those of one worker's batch.
+    Attributes:
+        model: The model to train.
+        call: Its inputs: the batch of this rank.
+        loss_of: Returns the loss of the model's outputs.
+        samples: Samples in the batch.
+        tokens: Tokens in the batch; None if the model has none.
     """
 
     model: nn.Module
@@ -38,27 +44,30 @@ class Work:
 
     @property
     def example_inputs(self) -> Any:
-        """The call as `sdp_compile` takes it."""
+        """The inputs in the form that `sdp_compile` takes."""
         return self.call.kwargs if self.call.kwargs else self.call.args
 
     def loss(self, model: Callable[..., Any]) -> Tensor:
-        """One forward pass of ``model``, which is called like the original."""
+        """Runs ``model``, which is called like the original, and returns the loss."""
         return self.loss_of(model(*self.call.args, **self.call.kwargs))
 
 
 def make_work(settings: BenchSettings, rank: int, device: torch.device | str) -> Work:
-    """The work of ``rank``: weights by the seed alone, data by seed and rank. On the meta device it has no weights."""
+    """Returns the work of ``rank``. Weights depend on the seed, data on the seed and the rank.
+
+    On the meta device the model has no weights, unless its constructor needs values.
+    """
     torch.manual_seed(settings.seed)
     weights = torch.device(device).type != "meta"
     work = _gpt(settings, rank) if settings.model == GPT else _named(settings, weights)
     if not weights:
-        return replace(work, model=work.model.train())  # where its constructor needs values, the model has weights
+        return replace(work, model=work.model.train())
     call = work.call.map_tensors(lambda tensor: tensor.to(device))
     return replace(work, model=work.model.to(device).train(), call=call)
 
 
 def _gpt(settings: BenchSettings, rank: int) -> Work:
-    """Next-token prediction on random tokens: what a step costs does not depend on them."""
+    """Next-token prediction on random tokens; the cost of a step does not depend on them."""
     model, batch = gpt.GPT(GPT_CONFIG), settings.batch or GPT_BATCH
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + rank)
     window = torch.randint(GPT_CONFIG.vocabulary, (batch, GPT_CONFIG.sequence + 1), generator=generator)
@@ -78,14 +87,14 @@ def _named(settings: BenchSettings, weights: bool) -> Work:
         check_inputs(settings.model, loaded.model)
     call = example_call(loaded.model, loaded.example_inputs)
     sizes = {tensor.shape[0] for tensor in call.tensors if tensor.ndim}
-    own = sizes.pop() if len(sizes) == 1 else 1
-    if settings.batch and (sizes or not own):
+    given = sizes.pop() if len(sizes) == 1 else 1
+    if settings.batch and (sizes or not given):
         raise SDPError(
-            f"--batch {settings.batch}: the inputs of {settings.model} have no leading dimension in common to repeat; "
-            "give inputs of the size that you mean with --input, and leave --batch out."
+            f"--batch {settings.batch}: the inputs of {settings.model} have no common leading dimension. "
+            "Leave --batch out and give inputs of the right size with --input."
         )
-    batch = settings.batch or own
-    if batch != own:
+    batch = settings.batch or given
+    if batch != given:
         call = call.map_tensors(lambda tensor: _repeated(tensor, batch))
     return Work(loaded.model, call, output_loss, batch, configuration=loaded.configuration)
 
@@ -97,11 +106,15 @@ def _repeated(tensor: Tensor, batch: int) -> Tensor:
 
 
 def output_loss(outputs: Any) -> Tensor:
-    """The outputs' own ``loss`` where they have one, else the sum over their floating tensors of each one's mean."""
+    """Returns ``outputs.loss`` if there is one, or else the sum of the means of all floating-point outputs.
+
+    Raises:
+        SDPError: If no output depends on the parameters.
+    """
     loss = getattr(outputs, "loss", None)
     if isinstance(loss, Tensor):
         return loss
     floats = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not floats:
-        raise SDPError("The model returns nothing that depends on its parameters: there is no loss to train with.")
+        raise SDPError("No output of the model depends on its parameters, so there is no loss to train with.")
     return torch.stack([leaf.float().mean() for leaf in floats]).sum()

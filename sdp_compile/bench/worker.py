@@ -1,4 +1,4 @@
-"""One process of a variant: builds its share, answers the race's commands, and waits in between."""
+"""One process of a variant: builds its model, answers the parent's commands, and waits in between."""
 
 from __future__ import annotations
 
@@ -37,11 +37,20 @@ STOP: dict[str, Any] = {"stop": True}
 
 
 def main(pipe: Connection, variant: str, rank: int, port: int, log: str, settings: str) -> None:
-    """Entry point of the process. Its words go to the file ``log``; ``pipe`` carries one JSON value per message."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent ends the workers
-    words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(words, 1)
-    os.dup2(words, 2)
+    """Runs the process.
+
+    Args:
+        pipe: The connection to the parent, with one JSON value per message.
+        variant: Name of the variant.
+        rank: The worker's rank.
+        port: Port of the store.
+        log: File that receives standard output and error.
+        settings: The settings as JSON.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches all processes; the parent ends the workers
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     commands = _commands(pipe)
     try:
         _serve(commands, pipe, {**VARIANTS, LOCAL.name: LOCAL}[variant], rank, port, BenchSettings.loads(settings))
@@ -49,12 +58,12 @@ def main(pipe: Connection, variant: str, rank: int, port: int, log: str, setting
         text = str(error) if isinstance(error, SDPError) else f"{type(error).__name__}: {error}"
         with suppress(OSError):
             _send(pipe, {"error": text, "time": time.time(), "details": traceback.format_exc()})
-        while commands.get() != STOP:  # the parent first reads what the others say
+        while commands.get() != STOP:  # the parent first reads what the other workers report
             pass
 
 
 def _commands(pipe: Connection) -> queue.Queue[dict[str, Any]]:
-    """What the parent asks, read by a thread: so the process also ends when the parent is gone."""
+    """The parent's commands, read by a thread, so that the process ends when the parent is gone."""
     commands: queue.Queue[dict[str, Any]] = queue.Queue()
 
     def read() -> None:
@@ -92,15 +101,15 @@ def _serve(
 
 
 def _join(rank: int, port: int, settings: BenchSettings) -> torch.device:
-    """The process group and this worker's device: an accelerator where each worker has one, else one CPU thread."""
+    """Joins the process group and returns this worker's device: an accelerator if each worker has one, else the CPU."""
     os.environ.update(local_worker_environment(rank, settings.workers))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    inductor.compile_threads = 1  # dozens of workers would each start a pool of compiler processes
+    inductor.compile_threads = 1  # otherwise each worker starts a pool of compiler processes
     device = torch.device("cpu")
     if torch.accelerator.is_available() and torch.accelerator.device_count() >= settings.workers:
         device = torch.device(str(torch.accelerator.current_accelerator()).split(":")[0], rank)
         torch.accelerator.set_device_index(rank)
-    limit = timedelta(seconds=2 * settings.timeout)  # the parent is first, and says which worker it waits for
+    limit = timedelta(seconds=2 * settings.timeout)  # the parent times out first and says which worker is missing
     store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=limit)  # type: ignore[attr-defined]
     dist.init_process_group(
         dist.get_default_backend_for_device(device), store=store, rank=rank, world_size=settings.workers, timeout=limit
@@ -111,7 +120,7 @@ def _join(rank: int, port: int, settings: BenchSettings) -> torch.device:
 def _prepare(
     variant: Variant, rank: int, device: torch.device, settings: BenchSettings, meter: memory.PeakMeter
 ) -> tuple[Contestant, dict[str, Any]]:
-    """The contestant after its warm-up, and all that is measured of it but time."""
+    """The contestant after its warm-up, and everything that is measured apart from time."""
     started = time.perf_counter()
     work = make_work(settings, rank, device)
     predicted, flops = prediction.Prediction(0.0), None
@@ -149,32 +158,32 @@ def _prepare(
 
 
 def _count(contestant: Contestant, variant: Variant) -> tuple[float, int]:
-    """Bytes and collectives of one step.
+    """Bytes and number of collectives of one step.
 
-    A compiled subnetwork launches its collectives inside of one operator, where only its own engine sees them; in
-    eager mode both counts are taken, and must agree.
+    A compiled subnetwork launches its collectives inside one operator, where only its own engine counts them. In eager
+    mode both counts are taken and must agree.
     """
     own = contestant.module.peers if isinstance(contestant.module, SDPModule) else None
     if own is not None:
         own.groups.traffic.reset()
-    with counted() as count:
+    with counted() as context:
         contestant.step()
-    below = count.counter
+    below = context.counter
     if own is None:
         return below.nbytes, len(below.collectives)
     traffic = own.groups.traffic
     if variant.compiled:
         return float(traffic.total), traffic.calls.total()
-    if abs(traffic.total - below.nbytes) > 0.01 * below.nbytes + 1024:  # a few bytes to agree on are no payload
+    if abs(traffic.total - below.nbytes) > 0.01 * below.nbytes + 1024:  # a few control bytes are not payload
         raise SDPError(
-            f"The engine counts {traffic.total:,} bytes sent in a step, c10d's operators {below.nbytes:,.0f}: one of "
-            "the two is wrong, please report it."
+            f"The engine counts {traffic.total:,} bytes sent in a step, c10d's operators count {below.nbytes:,.0f}. "
+            "This is a bug; please report it."
         )
     return below.nbytes, len(below.collectives)
 
 
 def timed(step: Callable[[], Any], steps: int, device: torch.device) -> float:
-    """Seconds per step of a block of steps, from when all ranks have begun it to when all have ended it."""
+    """Returns the seconds per step, from when all ranks start a block of steps until all have finished it."""
     meet(device)
     started = time.perf_counter()
     for _ in range(steps):

@@ -43,7 +43,7 @@ def test_workers_get_ready_take_turns_and_end(tmp_path: Path) -> None:
     ("factory", "timeout", "words"),
     [
         ("fails", 60.0, ["worker 1", "fails raised", "no such data"]),
-        ("dies", 60.0, ["worker 1 was ended by SIGKILL", "out of memory"]),
+        ("dies", 60.0, ["worker 1 was killed by SIGKILL", "out of memory"]),
         ("hangs", 20.0, ["no answer from worker", "1", "within 20 s", "--timeout"]),
     ],
 )

@@ -40,8 +40,8 @@ def test_an_unknown_variant_is_refused(patterns: tuple[str, ...], compile: bool,
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"workers": 1}, "--workers 1"),
-        ({"replicas": 5, "workers": 4}, "--replicas 5"),
+        ({"workers": 1}, "--workers must be at least 2"),
+        ({"replicas": 5, "workers": 4}, "--replicas must be at most"),
         ({"replicas": 2, "coverage": 0.5}, "exclude each other"),
         ({"coverage": 0.0}, "coverage=0"),
         ({"inputs": ("2x3",)}, "MODEL"),
