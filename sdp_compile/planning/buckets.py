@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from sdp_compile.ir.program import StateTensor
@@ -15,6 +16,13 @@ DEFAULT_BUCKET_BYTES = 8 * 2**20
 """Measured with `sdp-compile bench` (GPT, 19.5 M parameters, 4 Gloo workers on 2 cores, coverage 0.5), step time over
 DDP's: 2 MiB 0.53 forward and 0.89 backward masking, 8 MiB 0.53 and 0.88; 1 MiB 0.55 and 0.96. Small buckets start
 earlier, each costs a round of messages. Where communication is slow beside computation, smaller ones hide more of it.
+"""
+
+MOST_GROUPS = 16
+"""Owner groups per worker up to which each bucket has a collective of its own.
+
+With more groups the latency of their collectives bounds a step, so the runtime averages all buckets with all-to-alls
+among all workers.
 """
 
 
@@ -30,6 +38,12 @@ class Bucket:
     dtype: torch.dtype
     pieces: tuple[Piece, ...]
     nbytes: int
+
+
+def groups_per_worker(buckets: Iterable[Bucket]) -> int:
+    """Returns the largest number of owner groups that any worker is in, given the buckets of all workers."""
+    members = [np.asarray(owners, dtype=np.int64) for owners in {bucket.owners for bucket in buckets}]
+    return int(np.bincount(np.concatenate(members)).max()) if members else 0
 
 
 def make_buckets(pieces: Iterable[Piece], state: Mapping[str, StateTensor], bucket_bytes: int) -> tuple[Bucket, ...]:

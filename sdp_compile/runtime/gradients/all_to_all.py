@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sdp_compile.planning.buckets import Bucket
+from sdp_compile.planning.buckets import MOST_GROUPS, Bucket, groups_per_worker
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.gradients.reduction import EVERYTHING, Reduction
 
 _ALIGNMENT = 16
 """Elements: chunks of all dtypes then start where any dtype may start."""
 
-MOST_GROUPS = 16
-"""With more owner groups than this on any worker a step is bound by the latency of their collectives."""
-
 
 def is_crowded(buckets: Sequence[Bucket]) -> bool:
-    """Whether any worker takes part in too many owner groups; ``buckets`` are those of all workers."""
-    members = [np.asarray(owners, dtype=np.int64) for owners in {bucket.owners for bucket in buckets}]
-    return bool(members) and int(np.bincount(np.concatenate(members)).max()) > MOST_GROUPS
+    """Whether any worker is in more than ``MOST_GROUPS`` owner groups, given the buckets of all workers."""
+    return groups_per_worker(buckets) > MOST_GROUPS
 
 
 class Exchange(Reduction):
