@@ -323,7 +323,7 @@ def test_data_parallelism_is_the_plan_of_full_coverage():
         assert plan.memory(rank) == plan.memory()
         assert plan.communication(rank).total == plan.communication(rank).dense == 1.5 * plan.memory().parameters
     assert plan.spectral_gap() == 1.0
-    assert "each with the whole model" in str(plan.report())
+    assert "every worker trains the whole model" in str(plan.report())
     assert plan_for(convolutions(), NeuronPolicy(), 1).groups == ()
 
 
@@ -403,7 +403,7 @@ def test_reports_and_findings():
     assert apart.spectral_gap() == 0 and any("share no cut parameter" in finding.text for finding in apart.diagnose())
     uneven = plan_for(attention(), Given(owners={"heads": [(0, 1), (0, 1), (0, 1), (0, 2, 3)]}), 4)
     texts = [finding.text for finding in uneven.diagnose()]
-    assert any("of the mean memory" in text for text in texts) and any(
+    assert any("times the mean memory" in text for text in texts) and any(
         "all of the dense model's" in text for text in texts
     )
 

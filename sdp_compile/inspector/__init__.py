@@ -1,7 +1,7 @@
-"""The inspector: five views of what was captured, decided and rewritten, as plain data and for people.
+"""The inspector: five views of what was captured, planned and rewritten.
 
-Each view is a function of a `Subject` (a capture with its structure and plan) to a frozen dataclass, whose
-``to_dict()`` is what ``--json`` writes. The package ``render`` draws it with rich. `inspect` does both for a module.
+Each view is a function from a `Subject` (a capture with its structure and plan) to a frozen dataclass of plain data;
+its ``to_dict()`` is what ``--json`` writes. The package ``render`` draws views with rich. `inspect` does both.
 """
 
 from sdp_compile.inspector.cost import CostView, cost_view

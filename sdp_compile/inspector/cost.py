@@ -1,20 +1,34 @@
-"""The view ``cost``: what each worker pays in memory, FLOPs and traffic, against a dense data-parallel worker."""
+"""The view ``cost``: memory, FLOPs and traffic of each worker, next to a dense data-parallel worker."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from sdp_compile.inspector.plain import View
-from sdp_compile.inspector.subject import Subject
 from sdp_compile.ownership.owners import OwnerSet, OwnerSets
 from sdp_compile.planning.cost import ring_all_reduce_bytes
+
+if TYPE_CHECKING:
+    from sdp_compile.inspector.subject import Subject
+    from sdp_compile.planning.plan import Plan
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes held with AdamW (``total`` without buffers), forward FLOPs, and bytes sent per step in rings.
+    """What one worker pays.
 
-    ``sent_refresh`` are the updated values of cut parameters under backward masking.
+    Attributes:
+        parameters, gradients, optimizer_state, buffers: Bytes held when training with AdamW.
+        total: Their sum without buffers.
+        flops: Forward FLOPs at the example's input size.
+        sent_partitioned, sent_shared: Gradient bytes sent per step for cut and for shared parameters, with rings.
+        sent_refresh: Bytes of updated parameter values sent per step under backward masking.
+        sent: All bytes sent per step.
+        groups: Number of owner groups that the worker is in.
     """
 
     parameters: int
@@ -32,7 +46,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class ClassCost:
-    """What each of these workers pays, which is the same for all of them."""
+    """Workers that own the same units, and what each of them pays."""
 
     workers: tuple[int, ...]
     cost: Cost
@@ -40,7 +54,7 @@ class ClassCost:
 
 @dataclass(frozen=True)
 class GroupTraffic:
-    """The owners of some units: the gradient bytes that they reduce per step, and what each of them sends for that."""
+    """The gradient bytes (``payload``) that one owner group averages per step, and the bytes each member sends."""
 
     owners: OwnerSet
     payload: int
@@ -50,7 +64,7 @@ class GroupTraffic:
 
 @dataclass(frozen=True)
 class CostView(View):
-    """Costs by class of workers; ``groups`` are ordered by what they send."""
+    """Costs by class of workers, and traffic by owner group, the group that sends most first."""
 
     model: str
     workers: int
@@ -61,20 +75,41 @@ class CostView(View):
 
 
 def cost_view(subject: Subject) -> CostView:
-    """The figures of the plan, computed once for each class of workers."""
+    """Returns the costs of a plan, computed once per class of workers."""
     plan = subject.plan
     return CostView(
         model=subject.model,
         workers=plan.workers,
         optimizer="AdamW",
-        dense=_cost(subject, None),
-        classes=tuple(ClassCost(tuple(members), _cost(subject, members[0])) for members in plan.worker_classes()),
-        groups=_groups(subject),
+        dense=dense_cost(plan),
+        classes=worker_costs(plan),
+        groups=_groups(plan),
     )
 
 
-def _cost(subject: Subject, rank: int | None) -> Cost:
-    plan = subject.plan
+def worker_costs(plan: Plan) -> tuple[ClassCost, ...]:
+    """Returns what the workers of each class pay."""
+    return tuple(ClassCost(tuple(workers), _cost(plan, workers[0])) for workers in plan.worker_classes())
+
+
+def dense_cost(plan: Plan) -> Cost:
+    """Returns what a data-parallel worker with the full model would pay."""
+    return _cost(plan, None)
+
+
+def merged(classes: Iterable[ClassCost], key: Callable[[Cost], Key]) -> list[tuple[tuple[int, ...], Key]]:
+    """Merges the classes whose costs have the same key; workers that pay the same can own different units.
+
+    Returns:
+        The workers, ascending, and the key of each merged class.
+    """
+    result: dict[Key, list[int]] = {}
+    for one in classes:
+        result.setdefault(key(one.cost), []).extend(one.workers)
+    return [(tuple(sorted(workers)), value) for value, workers in result.items()]
+
+
+def _cost(plan: Plan, rank: int | None) -> Cost:
     memory, communication = plan.memory(rank), plan.communication(rank or 0)
     partitioned, shared, refresh = communication.partitioned, communication.shared, communication.refresh
     if rank is None:
@@ -94,9 +129,9 @@ def _cost(subject: Subject, rank: int | None) -> Cost:
     )
 
 
-def _groups(subject: Subject) -> tuple[GroupTraffic, ...]:
+def _groups(plan: Plan) -> tuple[GroupTraffic, ...]:
     known, payload, count = OwnerSets(), list[int](), list[int]()
-    for bucket in subject.plan.buckets():
+    for bucket in plan.buckets():
         number = known.number(bucket.owners)
         if number == len(payload):
             payload.append(0)

@@ -1,4 +1,4 @@
-"""The view ``diff``: what passes changed in a worker's program, and nothing else."""
+"""The view ``diff``: what the passes changed in a worker's program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from sdp_compile.errors import PlanError, did_you_mean
-from sdp_compile.inspector.graph import in_module, no_such_module
+from sdp_compile.inspector.graph import in_matching_modules
 from sdp_compile.inspector.plain import View
 from sdp_compile.inspector.repeats import Fold, folds
 from sdp_compile.inspector.replay import Step, replay
@@ -25,9 +25,10 @@ Change = Literal["same", "insert", "remove", "change", "slice"]
 
 @dataclass(frozen=True)
 class DiffLine:
-    """One row before and after. ``slice``: the worker holds less of a tensor; ``change``: another operator or argument.
+    """One row before and after the passes.
 
-    A row whose shape alone differs, because its inputs are smaller, is the ``same``.
+    ``slice`` means that the worker holds less of a tensor, ``change`` that an operator or argument differs. A row with
+    the same call but a smaller shape, because its inputs are smaller, is the ``same``.
     """
 
     change: Change
@@ -36,7 +37,7 @@ class DiffLine:
 
     @property
     def row(self) -> Row:
-        """The row after, or before where it is removed."""
+        """The row after the passes, or the row before them if they removed it."""
         row = self.after or self.before
         assert row is not None
         return row
@@ -44,7 +45,7 @@ class DiffLine:
 
 @dataclass(frozen=True)
 class StepSummary:
-    """What one pass did, in rows."""
+    """How many nodes one pass found and left, and how many rows it inserted, removed, changed and sliced."""
 
     pass_: str
     nodes_before: int
@@ -57,7 +58,7 @@ class StepSummary:
 
 @dataclass(frozen=True)
 class DiffView(View):
-    """The captured program against the rewritten one, or one pass alone (``pass_``)."""
+    """The changes from the captured to the rewritten program, or those of a single pass (``pass_``)."""
 
     model: str
     workers: int
@@ -84,16 +85,27 @@ def diff_view(
     module: str | None = None,
     passes: tuple[Pass, ...] = (),
 ) -> DiffView:
-    """Before and after the whole pipeline of one rank, or before and after the pass ``pass_name``.
+    """Compares a worker's program before and after its passes.
 
-    Rows are compared by what they compute: names that a pass gave to nodes it left alone do not count. ``module``, a
-    glob, narrows the lines to the modules whose path matches. ``passes`` as for `graph_view`.
+    Rows are compared by what they compute, so a pass that only renames a node changes nothing.
+
+    Args:
+        subject: The capture with its structure and plan.
+        rank: The worker whose program is shown.
+        mode: ``"train"`` or ``"eval"``.
+        lowering: ``"sliced"`` or ``"masked"``.
+        pass_name: Show this pass only; default: all passes together.
+        module: Glob; keep only the lines of modules whose path matches.
+        passes: The passes to run; default: the pipeline of ``lowering``.
+
+    Raises:
+        PlanError: If the rank, mode, lowering, pass or module does not exist.
     """
     steps = replay(subject, rank, mode, lowering, passes)
     names = [step.name for step in steps[1:]]
     if pass_name is not None and pass_name not in names:
         raise PlanError(
-            f"pass={pass_name!r}: the pipeline has no such pass; it has {', '.join(names)}."
+            f"The pipeline has no pass {pass_name!r}; its passes are {', '.join(names)}."
             f"{did_you_mean(pass_name, names)}"
         )
     original = original_calls(steps[0])
@@ -101,10 +113,7 @@ def diff_view(
     before, after = steps[0 if pass_name is None else last - 1], steps[last]
     lines = _compared(listing(subject, before, original, rank), listing(subject, after, original, rank))
     if module is not None:
-        narrowed = [line for line in lines if in_module(line.row, module)]
-        if not narrowed:
-            raise no_such_module(module, [line.row for line in lines])
-        lines = narrowed
+        lines = in_matching_modules(lines, module, lambda line: line.row)
     counts = Counter(line.change for line in lines)
     return DiffView(
         model=subject.model,
@@ -138,7 +147,7 @@ def _summary(subject: Subject, before: Step, after: Step, original: Mapping[str,
 
 
 def _mark(line: DiffLine) -> Any:
-    """What two lines must have in common, beside their rows, to be alike."""
+    """What two lines must share, besides their rows, to be alike."""
     before = line.before
     return line.change, before and ("" if before.kind == "state" else before.target, before.shape)
 
@@ -160,8 +169,8 @@ def _compared(old: Listing, new: Listing) -> list[DiffLine]:
 
 
 def _merged(old: Listing, new: Listing) -> Iterator[DiffLine]:
-    """The computing rows of both programs in one order; rows are the same node if they have the same name."""
-    kept = _in_order([row.name for row in old.computing], [row.name for row in new.computing])
+    """Merges the computing rows of both programs. Rows with the same name are the same node."""
+    kept = _common_subsequence([row.name for row in old.computing], [row.name for row in new.computing])
     after = {row.name: row for row in new.computing}
     waiting = iter(new.computing)
     for row in old.computing:
@@ -177,8 +186,8 @@ def _merged(old: Listing, new: Listing) -> Iterator[DiffLine]:
     yield from (DiffLine("insert", None, other) for other in waiting)
 
 
-def _in_order(old: Sequence[str], new: Sequence[str]) -> frozenset[str]:
-    """The longest sequence of names that both hold in the same order (names are unique on each side)."""
+def _common_subsequence(old: Sequence[str], new: Sequence[str]) -> frozenset[str]:
+    """The longest sequence of names that both hold in the same order. Names are unique on each side."""
     places: Mapping[str, int] = {name: place for place, name in enumerate(new)}
     ends: list[int] = []  # the smallest place at which an increasing sequence of each length ends
     lengths: list[tuple[str, int]] = []
@@ -197,7 +206,7 @@ def _in_order(old: Sequence[str], new: Sequence[str]) -> frozenset[str]:
 
 
 def _state_lines(old: Sequence[Row], new: Sequence[Row]) -> list[DiffLine]:
-    """A state tensor, and the mask that it may be read through."""
+    """The lines of a state tensor and of the mask through which it may be read."""
     before, after = {row.name: row for row in old}, {row.name: row for row in new}
     lines = []
     for name in {**before, **after}:

@@ -1,4 +1,4 @@
-"""Graphs for other tools: the rewritten graph and the axis structure as networkx graphs, in JSON and in DOT."""
+"""Exports the rewritten graph and the axis structure as networkx graphs, as JSON and as DOT."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _COLOURS: Mapping[str, str] = {
 
 
 def graph_export(view: GraphView) -> nx.DiGraph:
-    """The rewritten graph: one node per row, named as in the graph, with the row's fields; edges are reads."""
+    """Returns the rewritten graph: one node per row, with its name and fields. Edges point from inputs to readers."""
     graph = nx.DiGraph(model=view.model, rank=view.rank, workers=view.workers, mode=view.mode, lowering=view.lowering)
     for row in view.rows:
         graph.add_node(row.name, **{key: value for key, value in plain(row).items() if key != "name"})
@@ -44,9 +44,10 @@ def graph_export(view: GraphView) -> nx.DiGraph:
 
 
 def structure_export(view: StructureView) -> nx.MultiGraph:
-    """The axis structure: families, the tensors that they cut (edges ``cuts`` with the dimension), and which axes meet.
+    """Returns the axis structure: families, tensors, and how they meet.
 
-    Node names begin with ``family:`` or ``tensor:``. Edges ``conflict`` join two axes that meet in one parameter.
+    Node names begin with ``family:`` or ``tensor:``. An edge of kind ``cuts`` joins an axis and a tensor with the
+    dimension that it can cut, ``holds`` a block and its parameters, and ``conflict`` two axes of one parameter.
     """
     graph = nx.MultiGraph(model=view.model, workers=view.workers)
     for family in view.families:
@@ -76,36 +77,46 @@ def _tensors(module: Module) -> list[TensorInfo]:
 
 
 def networkx_graph(view: View) -> nx.Graph:
-    """The graph of a view that has one: ``graph`` or ``structure``."""
+    """Returns the graph of the view ``graph`` or ``structure``.
+
+    Raises:
+        SDPError: If the view is another one.
+    """
     if isinstance(view, GraphView):
         return graph_export(view)
     if isinstance(view, StructureView):
         return structure_export(view)
-    raise SDPError(f"{type(view).__name__} is no graph; the views graph and structure are.")
+    raise _no_graph(view)
 
 
 def dot(view: View) -> str:
-    """`networkx_graph` in DOT, the language of Graphviz, each kind of node in its colour."""
+    """Returns `networkx_graph` in DOT, the language of Graphviz, with a colour per kind of node.
+
+    Raises:
+        SDPError: If the view is neither ``graph`` nor ``structure``.
+    """
     if isinstance(view, GraphView):
         return _graph_dot(view)
     if isinstance(view, StructureView):
         return _structure_dot(view)
-    raise SDPError(f"{type(view).__name__} is no graph; the views graph and structure are.")
+    raise _no_graph(view)
+
+
+def _no_graph(view: View) -> SDPError:
+    return SDPError(f"{type(view).__name__} has no graph; export the view graph or structure.")
 
 
 def to_json(graph: nx.Graph) -> str:
-    """The graph as networkx's node-link JSON; `networkx.node_link_graph(data, edges="edges")` reads it."""
+    """Returns networkx's node-link JSON, which `networkx.node_link_graph(data, edges="edges")` reads."""
     return json.dumps(nx.node_link_data(graph, edges="edges"), indent=1, allow_nan=False) + "\n"
 
 
 def _graph_dot(view: GraphView) -> str:
-    """The rewritten graph in DOT, in the colours of the kinds of row."""
     graph = graph_export(view)
     return _dot(graph, {row.name: _label(row) for row in view.rows}, {row.name: row.kind for row in view.rows})
 
 
 def _structure_dot(view: StructureView) -> str:
-    """The axis structure in DOT."""
     graph = structure_export(view)
     labels, kinds = {}, {}
     for node, fields in graph.nodes.items():
@@ -121,7 +132,7 @@ def _label(row: Row) -> str:
 
 
 def _dot(graph: nx.Graph, labels: Mapping[str, str], kinds: Mapping[str, str]) -> str:
-    """DOT with nodes n0, n1, ...: a user's names stand in labels only, where any character may."""
+    """DOT with nodes n0, n1, ...: names from the user's model appear in labels only, where any character is allowed."""
     numbers = {node: f"n{number}" for number, node in enumerate(graph)}
     drawn = nx.create_empty_copy(graph, with_data=False)
     drawn = nx.relabel_nodes(drawn, numbers)
@@ -136,6 +147,6 @@ def _dot(graph: nx.Graph, labels: Mapping[str, str], kinds: Mapping[str, str]) -
 
 
 def _quoted(text: str) -> str:
-    """A DOT string: pydot leaves backslashes alone, and takes what stands in angle brackets for HTML."""
+    """A DOT string. pydot leaves backslashes alone and reads text in angle brackets as HTML."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

@@ -1,22 +1,19 @@
-"""What stands out in a plan: findings to act on, and the figures that they come from."""
+"""What stands out in a plan and is worth knowing before training with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sdp_compile.ownership.owners import OwnerSet, OwnerSets
+from sdp_compile.inspector.plan_figures import dense_bytes, parameter_bytes, shared_share
+from sdp_compile.planning.buckets import MOST_GROUPS, groups_per_worker
 from sdp_compile.planning.finding import Finding
 from sdp_compile.planning.plan import Plan
 
-MOST_GROUPS = 16
-"""Owner groups on one rank beyond which a collective per group and bucket costs more than it saves."""
-
 
 def diagnose(plan: Plan) -> list[Finding]:
-    """All findings of a plan, warnings first."""
+    """Returns all findings of a plan, warnings first."""
     return sorted(_findings(plan), key=lambda finding: finding.severity != "warning")
 
 
@@ -28,8 +25,8 @@ def _findings(plan: Plan) -> Iterator[Finding]:
     if shared > 0.5:
         yield Finding(
             "warning",
-            f"{shared:.0%} of the parameter bytes are shared by all workers, which bounds what "
-            "partitioning can save; the frozen dimensions say why.",
+            f"All workers share {shared:.0%} of the parameter bytes, which limits what partitioning can save. "
+            "plan.report() says why these dimensions are not cut.",
         )
     for what, loads, dense in (
         ("memory", parameter_bytes(plan), dense_bytes(plan)),
@@ -38,62 +35,32 @@ def _findings(plan: Plan) -> Iterator[Finding]:
         if loads.max() > 1.1 * loads.mean() > 0:
             yield Finding(
                 "warning",
-                f"The most loaded worker has {loads.max() / loads.mean():.2f} of the mean {what}; "
-                "all wait for it. Try design='balanced', or another coverage.",
+                f"The most loaded worker has {loads.max() / loads.mean():.2f} times the mean {what}, and all others "
+                "wait for it. Try design='balanced' or another coverage.",
             )
-        expected = what == "FLOPs" and plan.masking == "backward"  # it computes the full model
-        if dense and loads.max() >= dense and not expected:
-            yield Finding("warning", f"Some worker has all of the dense model's {what}: nothing is saved there.")
+        computes_everything = what == "FLOPs" and plan.masking == "backward"
+        if dense and loads.max() >= dense and not computes_everything:
+            yield Finding("warning", f"At least one worker has all of the dense model's {what} and saves nothing.")
     coverage = plan.coverage()
     if coverage.cut is not None and coverage.cut.min == 1:
-        yield Finding("note", "Some parameters have one owner only: their training is lost if that worker is.")
+        yield Finding("note", "Some parameters have a single owner: if that worker is lost, so is their training.")
     elif plan.spectral_gap() < 1e-9:
         yield Finding(
             "warning",
-            "The workers fall into groups that share no cut parameter, so these train on the data "
-            "of their group alone. Choose other slots, or another design.",
+            "The workers fall into groups that share no cut parameter, so each group trains its cut parameters on its "
+            "own data only. Choose another number of slots or another design.",
         )
-    groups = int(per_worker(plan, dict.fromkeys(plan.groups, 1)).max())
+    groups = groups_per_worker(plan.buckets())
     if groups > MOST_GROUPS:
         yield Finding(
-            "warning", f"A worker is in {groups} owner groups, each with collectives of its own. Use fewer slots."
+            "note",
+            f"A worker is in up to {groups} owner groups. Beyond {MOST_GROUPS}, gradients are averaged with "
+            "all-to-alls among all workers instead of one collective per bucket.",
         )
     used = set(plan.order)
     unused = [name for name, tensor in plan.state.items() if tensor.kind == "parameter" and name not in used]
     if unused:
         yield Finding(
-            "note", f"{len(unused)} parameters are never used in forward, such as {unused[0]!r}; they get no gradient."
+            "note",
+            f"{len(unused)} parameters, such as {unused[0]!r}, are never used in the forward pass and get no gradient.",
         )
-
-
-def _bytes_by_owners(plan: Plan) -> dict[OwnerSet, int]:
-    known, nbytes = OwnerSets(), list[int]()
-    for name, tensor in plan.state.items():
-        for piece in plan.pieces(name) if tensor.kind == "parameter" else ():
-            number = known.number(piece.owners)
-            nbytes += [0] * (number + 1 - len(nbytes))
-            nbytes[number] += piece.numel * tensor.dtype.itemsize
-    return dict(zip(known.sets, nbytes, strict=True))
-
-
-def per_worker(plan: Plan, figures: Mapping[OwnerSet, int]) -> NDArray[np.float64]:
-    """Per worker the sum over the owner sets that it is in."""
-    result = np.zeros(plan.workers)
-    for owners, figure in figures.items():
-        result[np.asarray(owners, dtype=np.int64)] += figure
-    return result
-
-
-def parameter_bytes(plan: Plan) -> NDArray[np.float64]:
-    """The bytes of parameters that each worker owns."""
-    return per_worker(plan, _bytes_by_owners(plan))
-
-
-def dense_bytes(plan: Plan) -> int:
-    """The bytes of all parameters."""
-    return sum(tensor.nbytes for tensor in plan.state.values() if tensor.kind == "parameter")
-
-
-def shared_share(plan: Plan) -> float:
-    """The share of the parameter bytes that all workers own."""
-    return _bytes_by_owners(plan).get(tuple(range(plan.workers)), 0) / max(1, dense_bytes(plan))

@@ -1,11 +1,12 @@
-"""The view ``graph``: a worker's rewritten graph, row by row."""
+"""The view ``graph``: the rewritten graph of a worker, row by row."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from sdp_compile.errors import PlanError, did_you_mean
 from sdp_compile.inspector.plain import View
@@ -17,12 +18,18 @@ from sdp_compile.ir.program import Mode
 from sdp_compile.passes import Pass
 from sdp_compile.planning.holdings import LoweringKind
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True)
 class GraphView(View):
-    """The program that a worker runs. ``nodes`` counts all nodes of the graph, ``counts`` the rows of each kind.
+    """The program that a worker runs.
 
-    ``edges`` hold (from, to), positions of rows. ``folds`` are the stretches that repeat an earlier layer.
+    Attributes:
+        nodes: Number of nodes in the whole graph.
+        counts: Number of shown rows of each kind.
+        folds: The stretches of rows that repeat an earlier layer.
+        edges: Pairs (from, to) of row positions.
     """
 
     model: str
@@ -46,13 +53,24 @@ def graph_view(
     module: str | None = None,
     passes: tuple[Pass, ...] = (),
 ) -> GraphView:
-    """The rewritten graph of one rank; ``module``, a glob, narrows it to the modules whose path matches.
+    """Returns the rewritten graph of one rank.
 
-    ``passes`` are those that a module was compiled with; default: the pipeline of ``lowering``.
+    Args:
+        subject: The capture with its structure and plan.
+        rank: The worker whose program is shown.
+        mode: ``"train"`` or ``"eval"``.
+        lowering: ``"sliced"`` or ``"masked"``.
+        module: Glob; keep only the rows of modules whose path matches.
+        passes: The passes to run; default: the pipeline of ``lowering``.
+
+    Raises:
+        PlanError: If the rank, mode, lowering or module does not exist.
     """
     steps = replay(subject, rank, mode, lowering, passes)
     listed = listing(subject, steps[-1], original_calls(steps[0]), rank)
-    rows = narrowed(tuple(listed.rows()), module)
+    rows = tuple(listed.rows())
+    if module is not None:
+        rows = tuple(in_matching_modules(rows, module, lambda row: row))
     positions = {row.name: position for position, row in enumerate(rows)}
     return GraphView(
         model=subject.model,
@@ -71,25 +89,22 @@ def graph_view(
     )
 
 
-def narrowed(rows: tuple[Row, ...], module: str | None) -> tuple[Row, ...]:
-    """The rows of the modules whose path matches a glob. Raises `PlanError` where none does."""
-    if module is None:
-        return rows
-    found = tuple(row for row in rows if in_module(row, module))
-    if not found:
-        raise no_such_module(module, rows)
-    return found
+def in_matching_modules(items: Sequence[Item], module: str, row_of: Callable[[Item], Row]) -> list[Item]:
+    """Returns the items whose row lies in a module whose path matches a glob.
+
+    Raises:
+        PlanError: If no module matches.
+    """
+    result = [item for item in items if _is_in_module(row_of(item), module)]
+    if not result:
+        known = list(dict.fromkeys(row_of(item).module for item in items if row_of(item).module))
+        some = ", ".join(known[:4]) + (", ..." if len(known) > 4 else "")
+        hint = f" {did_you_mean(module, known)}" if known else ""
+        raise PlanError(f"module={module!r} matches no module of this graph. Its modules are {some}.{hint}")
+    return result
 
 
-def in_module(row: Row, module: str) -> bool:
-    """Whether a row's module, or one around it, matches a glob."""
+def _is_in_module(row: Row, module: str) -> bool:
+    """Whether the row's module, or a module around it, matches a glob."""
     parts = row.module.split(".")
     return any(fnmatchcase(".".join(parts[:count]), module) for count in range(1, len(parts) + 1))
-
-
-def no_such_module(module: str, rows: Sequence[Row]) -> PlanError:
-    """The error for a glob that matches none of the rows' modules."""
-    known = list(dict.fromkeys(row.module for row in rows if row.module))
-    some = ", ".join(known[:4]) + (", ..." if len(known) > 4 else "")
-    hint = f" {did_you_mean(module, known)}" if known else ""
-    return PlanError(f"module={module!r} matches no module that computes in this graph; there are {some}.{hint}")

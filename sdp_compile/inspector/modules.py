@@ -1,4 +1,4 @@
-"""The module tree of a model with its tensors, and which of its modules are alike."""
+"""The module tree of a model with its tensors; marks modules that are alike."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ class Why:
 
 @dataclass(frozen=True)
 class Dim:
-    """One dimension of a tensor: ``axes`` could cut it, ``cut`` are those by which the plan does.
+    """One dimension of a tensor.
 
-    ``layout`` says how it is composed (``6 x 8``), ``marked`` the same with * behind what the plan cuts and ' behind
-    what could be cut.
+    Attributes:
+        layout: The axes that it is composed of, such as ``6 x 8``.
+        marked: The layout with * after each axis that the plan cuts and ' after each axis that it could cut.
+        axes: The axes that can cut it.
+        cut: The axes by which the plan cuts it.
+        frozen: Why it is never cut.
     """
 
     size: int
@@ -46,7 +50,7 @@ class Dim:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A parameter, buffer or constant; ``also`` are the other names of a tied one."""
+    """A parameter, buffer or constant; ``also`` lists the other names of a tied parameter."""
 
     name: str
     shape: tuple[int, ...]
@@ -61,10 +65,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Module:
-    """A module: its own tensors and those below. A tied tensor counts where its canonical name is.
+    """A module with its own tensors and its children. A tied tensor counts under its canonical name.
 
-    ``share`` is of the model's bytes, ``share_cut`` of the module's own. ``like`` is an earlier sibling that differs in
-    nothing but its name.
+    Attributes:
+        share: Share of the model's parameter bytes.
+        share_cut: Share of the module's own bytes that the plan cuts.
+        like: Path of an earlier sibling that differs in its name only.
     """
 
     path: str
@@ -81,7 +87,7 @@ class Module:
 
 
 def module_tree(subject: Subject) -> Module:
-    """The tree of all modules from the model itself down."""
+    """Returns the tree of all modules, starting with the model itself."""
     return _Tree(subject).module("", subject.capture.skeleton)[0]
 
 
@@ -102,7 +108,7 @@ class _Tree:
             self.by_module.setdefault(name.rpartition(".")[0], []).append(name)
 
     def module(self, path: str, module: nn.Module) -> tuple[Module, Hashable, int]:
-        """The tree below a module, a key that is equal for modules that are alike, and the bytes that are cut."""
+        """The tree below a module, a key that alike modules share, and the number of bytes that are cut."""
         tensors = tuple(self.tensor(name, self.subject.capture.state[name]) for name in self.by_module.get(path, ()))
         own = [tensor for tensor in tensors if tensor.kind == "parameter"]
         parameters = sum(self.subject.capture.state[tensor.name].numel for tensor in own)
@@ -160,7 +166,7 @@ class _Tree:
 
 
 def _text(layout: Layout, marks: Mapping[str, str]) -> str:
-    """``6 x 8``, ``3 x (6 x 8)``, ``(64 + 32) x 4``: how a dimension is composed of axes."""
+    """``6 x 8``, ``3 x (6 x 8)``, ``(64 + 32) x 4``: the axes that make up a dimension."""
     if isinstance(layout, Leaf):
         return f"{layout.size}{marks.get(layout.family or '', '')}"
     if isinstance(layout, Product):
@@ -173,12 +179,12 @@ def _text(layout: Layout, marks: Mapping[str, str]) -> str:
 
 
 def unnumbered(name: str) -> str:
-    """A name that is the same in all layers."""
+    """Returns the name with # for each number, so that it is the same in all layers."""
     return _NUMBER.sub("#", name)
 
 
 def _key(path: str, tensor: TensorInfo) -> Hashable:
-    """A tensor without the path of its module."""
+    """What a tensor is, apart from the path of its module."""
     dims = tuple(
         (dim.marked, tuple(map(unnumbered, dim.axes)), dim.frozen and dim.frozen.reason) for dim in tensor.dims
     )

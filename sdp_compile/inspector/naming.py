@@ -1,4 +1,4 @@
-"""How a graph is written as code: what each node is called, and what its call looks like."""
+"""Writes a graph as code: a name and a call for each node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdp_compile.inspector.plain import ranges
 from sdp_compile.ir.schema import operator_name
 
 MOST_ITEMS = 12
-"""Entries of a list of numbers that are written out; a rescale pass can hold one factor per neuron."""
+"""Longest list of numbers that is written out; a rescale pass can hold one factor per neuron."""
 
 _INFIX: Mapping[Any, str] = {
     operator.mul: "*",
@@ -30,15 +30,15 @@ _INFIX: Mapping[Any, str] = {
     operator.lt: "<",
 }
 _END = 2**63 - 1
-_UNSAID = frozenset({"pin_memory", "layout", "non_blocking"})
+_OMITTED_IF_DEFAULT = frozenset({"pin_memory", "layout", "non_blocking"})
 
 
 class Naming:
-    """The names of a graph's nodes. State tensors read ``self.FQN``, all others have their node's name.
+    """The names of a graph's nodes: ``self.FQN`` for state tensors, the node's own name for all others.
 
-    A node that stands for a state tensor (its masked value, or the tensor behind the mark of a reduction) is written
-    as that tensor: ``self.weight = mask_parameter(self.weight)``. So a pass that inserts marks does not rename what
-    reads the tensor.
+    A node that stands for a state tensor (its masked value, or the tensor behind an all-reduce) is written as that
+    tensor: ``self.weight = mask_parameter(self.weight)``. So a pass that inserts such nodes does not change the text of
+    the nodes that read the tensor.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -51,21 +51,21 @@ class Naming:
             self.names[node] = f"self.{(state or node).target}" if state or node.op == "get_attr" else node.name
 
     def state_of(self, node: fx.Node | None) -> fx.Node | None:
-        """The ``get_attr`` node that a node is or stands for."""
+        """Returns the ``get_attr`` node that a node is or stands for, if any."""
         return None if node is None else node if node.op == "get_attr" else self.stands_for.get(node)
 
     def states(self, node: fx.Node) -> list[fx.Node]:
-        """The state tensors that a node reads, each once."""
+        """Returns the state tensors that a node reads, each once."""
         return list(dict.fromkeys(found for one in node.all_input_nodes if (found := self.state_of(one)) is not None))
 
     def call(self, node: fx.Node) -> Any:
-        """What the node computes, comparable between programs: target and arguments, by name."""
+        """Returns what a node computes (target, arguments by name), which can be compared between programs."""
         if node.op == "placeholder":
             return "input"
         return (node.target, *plain_arguments(node, self.names))
 
     def code(self, node: fx.Node) -> str:
-        """The node's call as it reads in Python, without the name that it is assigned to."""
+        """Returns the node's call as Python code, without the name that it is assigned to."""
         if node.op == "placeholder":
             return "input"
         if node.op == "get_attr":
@@ -78,10 +78,8 @@ class Naming:
         if node.target in _INFIX and len(arguments) == 2:
             return f"{arguments[0]} {_INFIX[node.target]} {arguments[1]}"
         if node.target in ops.MASKS:
-            return f"{called(node)}({arguments[0]})"  # its masks are the plan's, and have no names that say anything
-        named = [
-            f"{key}={self._text(value)}" for key, value in node.kwargs.items() if not _goes_without_saying(key, value)
-        ]
+            return f"{called(node)}({arguments[0]})"  # the names of its masks say nothing
+        named = [f"{key}={self._text(value)}" for key, value in node.kwargs.items() if not _is_default(key, value)]
         return f"{called(node)}({', '.join([*arguments, *named])})"
 
     def _text(self, value: Any) -> str:
@@ -103,13 +101,13 @@ class Naming:
 
 
 def called(node: fx.Node) -> str:
-    """``linear`` for ``aten.linear.default``, a function's own name otherwise."""
+    """Returns ``linear`` for ``aten.linear.default``, and the function's own name otherwise."""
     name = operator_name(node) or getattr(node.target, "__name__", "") or str(node.target)
     return name.replace("::", ".")
 
 
 def target_text(node: fx.Node) -> str:
-    """The full name of what a node calls: ``aten.linear.default``, ``sdp_compile.ops.rescale``."""
+    """Returns the full name of what a node calls: ``aten.linear.default``, ``sdp_compile.ops.rescale``."""
     if not callable(node.target):
         return str(node.target)
     if isinstance(node.target, torch._ops.OpOverload):
@@ -119,13 +117,13 @@ def target_text(node: fx.Node) -> str:
 
 
 def plain_arguments(node: fx.Node, names: Mapping[fx.Node, str]) -> tuple[Any, Any]:
-    """Positional and keyword arguments with the names of nodes in place of the nodes."""
+    """Returns positional and keyword arguments with names in place of nodes."""
     result: tuple[Any, Any] = fx.node.map_arg((node.args, node.kwargs), lambda one: _Name(names[one]))
     return result
 
 
 class _Name(str):
-    """A node's name, which equals no string argument."""
+    """A node's name. It never equals a string argument."""
 
     __slots__ = ()
 
@@ -137,7 +135,7 @@ class _Name(str):
 
 
 def _original(node: fx.Node) -> fx.Node | None:
-    """The tensor that an inserted node passes on."""
+    """The tensor that an inserted node passes on unchanged or masked."""
     if node.target in ops.MASKS:
         return node.args[0] if isinstance(node.args[0], fx.Node) else None
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
@@ -157,5 +155,5 @@ def _items(values: Collection[Any], text: Callable[[Any], str]) -> str:
     return f"{', '.join(map(text, known[:3]))}, ... {len(known)} in all"
 
 
-def _goes_without_saying(key: str, value: Any) -> bool:
-    return value is None or (key in _UNSAID and value in (False, torch.strided))
+def _is_default(key: str, value: Any) -> bool:
+    return value is None or (key in _OMITTED_IF_DEFAULT and value in (False, torch.strided))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdp_compile.inspector.findings import dense_bytes, parameter_bytes
 from sdp_compile.inspector.plain import View
+from sdp_compile.inspector.plan_figures import alike_families, dense_bytes, parameter_bytes
 from sdp_compile.inspector.subject import Subject
 from sdp_compile.ownership.owners import OwnerSet, OwnerSets, Ownership
 from sdp_compile.planning.families import CutFamily
@@ -16,7 +16,7 @@ from sdp_compile.planning.plan import Plan
 
 @dataclass(frozen=True)
 class OwnersRange:
-    """Owners per cut parameter element."""
+    """Number of owners per cut parameter element."""
 
     min: int
     mean: float
@@ -25,7 +25,7 @@ class OwnersRange:
 
 @dataclass(frozen=True)
 class WorkerClass:
-    """Workers that own exactly the same; ``parameters`` are the bytes of parameters that each holds."""
+    """Workers that own the same units; each holds ``parameters`` bytes of parameters, a ``share`` of the model."""
 
     workers: tuple[int, ...]
     parameters: int
@@ -34,7 +34,7 @@ class WorkerClass:
 
 @dataclass(frozen=True)
 class Run:
-    """``units`` units from ``first`` on that have the same owners, a position in the view's ``sets``."""
+    """``units`` consecutive units from ``first`` on with the same owners (an index into the view's ``sets``)."""
 
     first: int
     units: int
@@ -44,9 +44,14 @@ class Run:
 
 @dataclass(frozen=True)
 class OwnedFamily:
-    """One family that the plan cuts. ``owned`` (units) and ``loads`` (share of bytes) have one figure per class.
+    """A family that the plan cuts.
 
-    ``like`` names an earlier family with the same units, bytes and owners; ``runs`` are then left to that one.
+    Attributes:
+        owners: Smallest and largest number of owners of a unit.
+        owned: Number of units that a worker of each class owns.
+        loads: Share of the family's bytes that a worker of each class owns.
+        runs: The owners of all units; empty if ``like`` is set.
+        like: Name of an earlier family with the same units, bytes and owners.
     """
 
     name: str
@@ -64,7 +69,7 @@ class OwnedFamily:
 
 @dataclass(frozen=True)
 class OwnersView(View):
-    """The plan's ownership. ``shared`` is the share of the parameter bytes that no family cuts."""
+    """Who owns what. ``shared`` is the share of the parameter bytes that no family cuts."""
 
     model: str
     workers: int
@@ -77,18 +82,14 @@ class OwnersView(View):
 
 
 def owners_view(subject: Subject) -> OwnersView:
-    """Who owns what, for any number of workers."""
+    """Returns the owners of all units, and what each class of workers owns."""
     plan = subject.plan
     classes = plan.worker_classes()
     representatives = [members[0] for members in classes]
     held, dense = parameter_bytes(plan), dense_bytes(plan)
     known = OwnerSets()
-    first: dict[tuple[object, ...], str] = {}
-    families = []
-    for family in plan.families:
-        ownership = plan.owners(family)
-        like = first.setdefault((family.kind, family.units, family.unit_bytes, ownership), family.name)
-        families.append(_owned(plan, family, representatives, known, None if like == family.name else like))
+    like = {family.name: first.name for first, *others in alike_families(plan) for family in others}
+    families = [_owned(plan, family, representatives, known, like.get(family.name)) for family in plan.families]
     cut = plan.coverage().cut
     shared = sum(plan.state[name].nbytes for name in plan.state if _is_shared(plan, name))
     return OwnersView(

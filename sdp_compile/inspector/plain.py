@@ -1,4 +1,4 @@
-"""Views as plain data: what JSON can hold, and source positions that are the same on every machine."""
+"""Views as plain data for JSON, and source positions that are the same on every machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
-"""Of the JSON that views are written as; it changes when a field changes its meaning or goes."""
+"""Version of the JSON that views are written as. It changes when a field changes its meaning or is removed."""
 
 _POSITION = re.compile(r"(?P<file>.*?):(?P<line>\d+)(?:: (?P<code>.*))?", re.DOTALL)
 _CAPTURE = "torch/fx/passes/"
@@ -18,15 +18,15 @@ _LIBRARY = re.compile(r".*/(?:site-packages|dist-packages|lib/python[^/]+)/")
 
 
 class View:
-    """Base of the five views: a frozen dataclass of plain data."""
+    """Base class of the five views, which are frozen dataclasses of plain data."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The view as dicts, lists, strings and numbers: what ``--json`` writes."""
+        """Returns the view as dicts, lists, strings and numbers, as ``--json`` writes it."""
         return {"view": type(self).__name__.removesuffix("View").lower(), "version": VERSION, **_fields(self)}
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists."""
+    """Converts dataclasses to dicts and tuples to lists, recursively."""
     if is_dataclass(value) and not isinstance(value, type):
         return _fields(value)
     if isinstance(value, Mapping):
@@ -35,14 +35,14 @@ def plain(value: Any) -> Any:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    # A trailing underscore keeps a field's name from being a keyword of Python.
+    # A trailing underscore only avoids a Python keyword.
     return {item.name.rstrip("_"): plain(getattr(value, item.name)) for item in fields(value)}
 
 
 def place(source: str) -> tuple[str, str]:
-    """(``file:line``, the code there) of a `sdp_compile.ir.source.source_line`, the file's path shortened.
+    """Splits a `sdp_compile.ir.source.source_line` into ``file:line``, with a short path, and the code there.
 
-    Both are "" for what is no line of a model: capture computes some sizes itself.
+    Both are empty for code outside the model: capture computes some sizes itself.
     """
     match = _POSITION.fullmatch(source.strip())
     if match is None or _CAPTURE in match["file"]:
@@ -51,7 +51,7 @@ def place(source: str) -> tuple[str, str]:
 
 
 def short_path(path: str) -> str:
-    """A source file relative to its library or to the working directory; else its last two parts."""
+    """Returns a file's path relative to its library or the working directory, or else its last two parts."""
     library = _LIBRARY.match(path)
     if library is not None:
         return path[library.end() :]
@@ -62,7 +62,7 @@ def short_path(path: str) -> str:
 
 
 def ranges(numbers: Iterable[int], most: int = 4) -> str:
-    """Ascending numbers for people: ``0-3, 8, 10``; every n-th one as ``0, 8, ... 992``."""
+    """Writes ascending numbers as ``0-3, 8, 10``, and more than ``most`` ranges as ``0, 8, ... 992``."""
     known = list(numbers)
     runs: list[list[int]] = []
     for number in known:

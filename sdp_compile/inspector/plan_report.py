@@ -1,4 +1,4 @@
-"""The report of a plan for a terminal or a notebook: what is cut, what is not and why, and what each worker pays."""
+"""``plan.report()``: the summary of a plan with tables of families, workers and frozen dimensions, and its findings."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from rich.table import Table
 from rich.text import Text
 
 from sdp_compile.formatting import size
-from sdp_compile.inspector.findings import diagnose, shared_share
-from sdp_compile.inspector.render.summary import Summary
+from sdp_compile.inspector.cost import Cost, dense_cost, merged, worker_costs
+from sdp_compile.inspector.findings import diagnose
+from sdp_compile.inspector.plain import place
+from sdp_compile.inspector.plan_figures import alike_families, frozen_by_reason
+from sdp_compile.inspector.render.style import times_text, workers_text
+from sdp_compile.inspector.render.summary import Summary, summary_head
 from sdp_compile.inspector.terminal import html, text
 from sdp_compile.planning.finding import Finding
 from sdp_compile.planning.plan import Plan
 
-KINDS = {"axis": "axes", "block": "block families"}
-
 MOST_ROWS = 12
-"""Rows of each table; the rest is summed up in one."""
+"""Rows of each table; the last row sums up the rest."""
 
 
 class Report:
-    """The report of a plan. Rich prints it in colour; ``str()`` gives it as plain text."""
+    """The report of a plan. Rich prints it in colour, ``str()`` returns plain text, a notebook shows HTML."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
     @property
     def findings(self) -> list[Finding]:
-        """What a user should know before training, worst first."""
+        """What is worth knowing before training, warnings first."""
         return diagnose(self.plan)
 
     @property
@@ -36,7 +38,7 @@ class Report:
         return Summary(self.plan)
 
     def __rich__(self) -> RenderableType:
-        parts: list[RenderableType] = [Text(_headline(self.plan), style="bold")]
+        parts: list[RenderableType] = [summary_head(self.plan)]
         if self.plan.families:
             parts.append(_family_table(self.plan))
         parts.append(_worker_table(self.plan))
@@ -53,37 +55,21 @@ class Report:
         return html(self)
 
 
-def _headline(plan: Plan) -> str:
-    if not plan.families:
-        return f"{plan.workers} workers, each with the whole model"
-    units = sum(family.units for family in plan.families)
-    cut = " and ".join(_counted(plan, kind, plural) for kind, plural in KINDS.items() if _counted(plan, kind, plural))
-    coverage = plan.coverage()
-    mean = coverage.cut.mean if coverage.cut is not None else coverage.mean
-    return (
-        f"{plan.workers} workers, {cut} of {units} units, {mean:.2f} owners per cut element, "
-        f"{shared_share(plan):.1%} of the parameter bytes shared by all"
-    )
-
-
-def _counted(plan: Plan, kind: str, plural: str) -> str:
-    count = sum(family.kind == kind for family in plan.families)
-    return "" if not count else f"1 {kind if kind == 'axis' else 'block family'}" if count == 1 else f"{count} {plural}"
-
-
 def _family_table(plan: Plan) -> Table:
     table = Table("family", "kind", "module", "units", "owners", "bytes", title="What is cut")
-    by_size = sorted(plan.families, key=lambda family: -sum(family.unit_bytes))
-    for family in by_size[:MOST_ROWS]:
-        counts = sorted({len(owners) for owners in plan.owners(family).sets})
-        owners = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    rows = [(group[0], len(group), len(group) * sum(group[0].unit_bytes)) for group in alike_families(plan)]
+    rows.sort(key=lambda row: -row[2])
+    for family, count, nbytes in rows[:MOST_ROWS]:
+        owners = sorted({len(owners) for owners in plan.owners(family).sets})
+        owners_text = f"{owners[0]}" if len(owners) == 1 else f"{owners[0]} to {owners[-1]}"
+        name = Text(family.name).append(times_text(count))
+        table.add_row(name, family.kind, Text(family.module_path), f"{family.units}", owners_text, size(nbytes))
+    rest = rows[MOST_ROWS:]
+    if rest:
+        units = sum(family.units * count for family, count, _ in rest)
         table.add_row(
-            family.name, family.kind, family.module_path, f"{family.units}", owners, size(sum(family.unit_bytes))
+            f"{sum(row[1] for row in rest)} more", "", "", f"{units}", "", size(sum(nbytes for *_, nbytes in rest))
         )
-    if by_size[MOST_ROWS:]:
-        rest = by_size[MOST_ROWS:]
-        nbytes = sum(sum(family.unit_bytes) for family in rest)
-        table.add_row(f"{len(rest)} more", "", "", f"{sum(family.units for family in rest)}", "", size(nbytes))
     return table
 
 
@@ -98,53 +84,32 @@ def _worker_table(plan: Plan) -> Table:
         "sent per step",
         title="What each worker pays",
     )
-    dense, flops = plan.memory(), plan.flops()
-    for members in plan.worker_classes()[:MOST_ROWS]:
-        rank = members[0]
-        memory, communication = plan.memory(rank), plan.communication(rank)
-        share = memory.total / dense.total if dense.total else 1.0
-        table.add_row(
-            _workers(members),
-            size(memory.parameters),
-            size(memory.gradients),
-            size(memory.optimizer_state),
-            f"{share:.1%}",
-            f"{plan.flops(rank) / flops:.1%}" if flops else "-",
-            size(communication.total),
-        )
-    if len(plan.worker_classes()) > MOST_ROWS:
-        table.add_row(f"{len(plan.worker_classes()) - MOST_ROWS} more kinds of worker")
-    sent = plan.communication(0).dense
-    table.add_row(
-        "dense",
-        size(dense.parameters),
-        size(dense.gradients),
-        size(dense.optimizer_state),
-        "100.0%",
-        "100.0%" if flops else "-",
-        size(sent),
-        style="dim",
-    )
+    dense = dense_cost(plan)
+    kinds = merged(worker_costs(plan), lambda cost: cost)
+    for workers, cost in kinds[:MOST_ROWS]:
+        table.add_row(workers_text(workers).removeprefix("workers "), *_paid(cost, dense))
+    if kinds[MOST_ROWS:]:
+        table.add_row(f"{len(kinds) - MOST_ROWS} more kinds of worker")
+    table.add_row("dense", *_paid(dense, dense), style="dim")
     return table
+
+
+def _paid(cost: Cost, dense: Cost) -> tuple[str, ...]:
+    return (
+        size(cost.parameters),
+        size(cost.gradients),
+        size(cost.optimizer_state),
+        f"{cost.total / dense.total if dense.total else 1:.1%}",
+        f"{cost.flops / dense.flops:.1%}" if dense.flops else "-",
+        size(cost.sent),
+    )
 
 
 def _frozen_table(plan: Plan) -> Table:
-    """The reasons for dimensions that are never cut, each with how often it occurs and one example."""
+    """The reasons for never cutting a dimension, each with its count and one example."""
     table = Table("times", "never cut because", "operator", "for example", "at", title="What is not cut")
-    reasons: dict[tuple[str, str], list[int]] = {}
-    for number, frozen in enumerate(plan.frozen):
-        reasons.setdefault((frozen.reason, frozen.operator), []).append(number)
-    for (reason, operator), numbers in sorted(reasons.items(), key=lambda item: -len(item[1]))[:MOST_ROWS]:
-        first = plan.frozen[numbers[0]]
-        table.add_row(f"{len(numbers)}", reason, operator, f"{first.parameter} dim {first.dim}", _place(first.source))
+    reasons = sorted(frozen_by_reason(plan.frozen).items(), key=lambda item: -len(item[1]))
+    for (reason, operator), frozen in reasons[:MOST_ROWS]:
+        example = Text(f"{frozen[0].parameter} dim {frozen[0].dim}")
+        table.add_row(f"{len(frozen)}", Text(reason), Text(operator), example, Text(place(frozen[0].source)[0]))
     return table
-
-
-def _place(source: str) -> str:
-    """The end of a source position: file and line, without the folders that all of them share."""
-    return "/".join(source.strip().splitlines()[0].split("/")[-2:]) if source.strip() else ""
-
-
-def _workers(members: list[int], most: int = 4) -> str:
-    shown = ", ".join(map(str, members[:most]))
-    return shown if len(members) <= most else f"{shown}, ... ({len(members)})"

@@ -19,7 +19,7 @@ def replay(
     lowering: LoweringKind = "sliced",
     passes: tuple[Pass, ...] = (),
 ) -> list[Step]:
-    """The captured program of ``mode``, and what ``rank`` makes of it by each of ``passes`` (default: all)."""
+    """Returns the captured program of ``mode`` and what each of ``passes`` (default: all) makes of it on ``rank``."""
     check(subject, rank, mode, lowering)
     passes = passes or pipeline(lowering, subject.plan.masking)
     known = subject.lowered

@@ -1,4 +1,4 @@
-"""The lines of a program: one row of plain data per node that a reader needs to see."""
+"""A program as rows of plain data, one per node worth showing."""
 
 from __future__ import annotations
 
@@ -38,10 +38,16 @@ _CALL_NUMBER = re.compile(r"@\d+")
 
 @dataclass(frozen=True)
 class Row:
-    """One node. ``code`` is its call; ``inputs`` are the rows that it reads, ``state`` the tensors that it names.
+    """One node of a graph.
 
-    ``full_shape`` is the shape in the full model, ``shape`` that on the worker, both at the example's input size; None
-    for what is no tensor. ``resized`` says that they differ.
+    Attributes:
+        code: The node's call as Python code.
+        inputs: Names of the rows that it reads.
+        state: Names of the state tensors in its code.
+        full_shape: Shape in the full model at the example's input size; None if the result is not a tensor.
+        shape: Shape on the worker, likewise.
+        resized: Whether the two shapes differ.
+        source, line: File and line of the user's code, and the code there.
     """
 
     name: str
@@ -62,9 +68,9 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """A program as rows: what computes in the graph's order, and the state tensors, which are read where they are used.
+    """A program as rows: the computing rows in order, and the rows of each state tensor.
 
-    ``calls`` tells for each row what it computes, comparable between programs.
+    ``calls`` holds what each row computes, which can be compared between programs.
     """
 
     computing: tuple[Row, ...]
@@ -72,7 +78,7 @@ class Listing:
     calls: Mapping[str, Any]
 
     def rows(self) -> Iterator[Row]:
-        """All rows in reading order, each state tensor directly before its first use."""
+        """Yields all rows in reading order, each state tensor right before its first use."""
         waiting = dict(self.state)
         for row in self.computing:
             if row.kind != "sync":
@@ -83,33 +89,33 @@ class Listing:
 
 
 def original_calls(step: Step) -> dict[str, Any]:
-    """What each node of a captured program computes."""
+    """Returns what each node of a captured program computes."""
     naming = Naming(step.program.graph)
     return {node.name: naming.call(node) for node in step.program.graph.nodes}
 
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """A program for counting changes: what each row computes, and the shape of each state tensor on the worker."""
+    """What each row computes and the worker's shape of each state tensor: enough to count changes."""
 
     calls: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...] | None]
 
 
 def outline(subject: Subject, step: Step, original: Mapping[str, Any], rank: int) -> Outline:
-    """The outline of one step; much faster than its rows."""
+    """Returns the outline of one step, which is much faster than its rows."""
     return _Lister(subject, step, original, rank).outline()
 
 
 def listing(subject: Subject, step: Step, original: Mapping[str, Any], rank: int) -> Listing:
-    """The rows of one step. ``original`` holds the calls of the captured program, to tell what passes changed."""
+    """Returns the rows of one step; ``original`` holds the captured program's calls, to see what passes changed."""
     return _Lister(subject, step, original, rank).list()
 
 
 def _reading_order(node: fx.Node) -> tuple[int, int]:
-    """Inputs, then the reductions in the order in which they are issued, then the rest as it stands.
+    """Inputs, then the all-reduces in the order in which they are issued, then the rest in graph order.
 
-    Where the reductions stand in the graph, layers that are alike could not be shown as one.
+    Left in their place in the graph, the all-reduces would keep alike layers from folding.
     """
     if node.op == "placeholder":
         return 0, 0
@@ -132,7 +138,7 @@ class _Lister:
         return Outline(calls, {node.name: self._shapes(node)[1] for node in shown if node.op == "get_attr"})
 
     def _is_shown(self, node: fx.Node) -> bool:
-        """Whether a node has a row: the mark of a reduction stands for what comes out of it, a mask for its buffers."""
+        """Whether a node has a row. Tensors behind an all-reduce and the buffers of a mask have none."""
         whole = self.naming.state_of(node)
         kept = node is whole and node.name in self.original
         return whole is None or kept or node.target in ops.MASKS
@@ -175,34 +181,34 @@ class _Lister:
         if node.op in simple:
             return simple[node.op]
         if node.name not in self.original or getattr(node.target, "__module__", "") == ops.__name__:
-            # What else passes insert computes on parts of parameters, or stands in for a dropped branch.
+            # All other inserted nodes work on parts of parameters or stand in for a dropped branch.
             return _KINDS.get(node.target, "drop" if self.subject.plan.masking == "forward" else "join")
         return "compute" if self.original[node.name] == self.naming.call(node) else "rewritten"
 
     def _row_name(self, node: fx.Node) -> str:
-        """The row that shows a node: a tensor behind the mark of a reduction has none of its own."""
+        """The row that shows a node. Tensors behind an all-reduce are shown by it."""
         hidden = self.naming.state_of(node) is not None and node.target is operator.getitem
         return str(node.args[0]) if hidden else node.name
 
     def _shapes(self, node: fx.Node) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None, str]:
-        """Full shape, the worker's shape and dtype of what a node makes."""
+        """Full shape, worker's shape and dtype of a node's result."""
         value, full = node.meta.get("val"), node.meta.get("full_val", node.meta.get("val"))
         if not isinstance(value, torch.Tensor) or not isinstance(full, torch.Tensor):
             return None, None, ""
         whole = self.sizes.example(full)
         dtype = str(value.dtype).removeprefix("torch.")
-        if "full_val" in node.meta:  # the program is verified: the shape is what the graph really yields
+        if "full_val" in node.meta:  # the program is verified: this is the shape that the graph yields
             return whole, self.sizes.example(value), dtype
         layouts = node.meta.get("layouts")
         if not layouts or len(layouts) != len(whole):
             return whole, whole, dtype
         sizes = zip(whole, layouts, strict=True)
-        # The layout's own size is not the example's where a free size is in it.
+        # The layout's own size differs from the example's if it contains a free size.
         mine = tuple(size * kept_size(layout, self.kept) // layout.size if size else 0 for size, layout in sizes)
         return whole, mine, dtype
 
     def _modules(self) -> dict[fx.Node, str]:
-        """The module of each node; a node that capture knows none of belongs to the one where it is first used."""
+        """The module of each node. A node without a recorded module belongs to the one that uses it first."""
         first_use: dict[fx.Node, fx.Node] = {}
         for node in self.nodes:
             if node.target is not ops.all_reduce_mean:
@@ -219,7 +225,7 @@ class _Lister:
         return modules
 
     def _known_module(self, node: fx.Node) -> str:
-        """The path of the innermost module around a node: export numbers repeated calls, and adds frames of its own."""
+        """The path of the innermost module around a node. Export numbers repeated calls and adds frames of its own."""
         path = _CALL_NUMBER.sub("", module_path(node))
         while path and path not in self.subject.module_types:
             path = path.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""A view together with its rendering: for print, for rich, for notebooks, and for files."""
+"""A view with its rendering, for print, rich, notebooks and files."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ VIEWS: dict[str, Callable[..., View]] = {
 }
 
 OF_A_RANK = ("graph", "diff")
-"""The views of one worker's program, which take ``rank``, ``mode``, ``lowering`` and ``module``."""
+"""The views of a single worker's program. They take ``rank``, ``mode``, ``lowering`` and ``module``."""
 
 
 class Shown:
-    """What `SDPModule.inspect` returns: rich prints it in colour, ``print`` as text, a notebook shows it as HTML.
+    """What `SDPModule.inspect` returns. Rich prints it in colour, ``print`` as text; a notebook shows it as HTML.
 
-    ``view`` is the plain data.
+    Attributes:
+        view: The plain data.
     """
 
     def __init__(self, view: View, renderable: RenderableType) -> None:
@@ -59,30 +60,37 @@ class Shown:
         return html(self._renderable)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain data, as `View.to_dict`."""
+        """Returns the plain data; see `View.to_dict`."""
         return self.view.to_dict()
 
     def to_json(self) -> str:
-        """The plain data as JSON."""
+        """Returns the plain data as JSON."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     def svg(self, title: str, width: int = PLAIN_WIDTH) -> str:
-        """A picture of a terminal that shows it."""
+        """Returns an SVG picture of a terminal that shows the view, ``width`` columns wide."""
         return recorded(self._renderable, width).export_svg(title=title)
 
     def page(self, width: int = PLAIN_WIDTH) -> str:
-        """A whole HTML page."""
+        """Returns a complete HTML page, ``width`` columns wide."""
         return recorded(self._renderable, width).export_html(inline_styles=True)
 
 
 def inspect(module: SDPModule, view: str = "structure", **options: Any) -> Shown:
-    """One of the views ``structure``, ``owners``, ``graph``, ``diff`` and ``cost`` of a compiled module.
+    """Shows one view of a compiled module.
 
-    ``graph`` and ``diff`` show the module's own rank, mode and lowering unless ``rank``, ``mode`` or ``lowering`` say
-    otherwise; ``module``, a glob, narrows them, and ``pass_name`` narrows ``diff`` to one pass. ``unfold=True`` writes
-    out layers that repeat an earlier one; ``side_by_side=True`` is a form of ``diff``.
+    Args:
+        module: The compiled module.
+        view: ``"structure"``, ``"owners"``, ``"graph"``, ``"diff"`` or ``"cost"``.
+        **options: ``graph`` and ``diff`` take ``rank``, ``mode`` and ``lowering`` (default: the module's own),
+            ``module`` (a glob) and ``passes``; ``diff`` also takes ``pass_name`` and ``side_by_side=True``.
+            ``structure``, ``graph`` and ``diff`` take ``unfold=True``, which writes out repeated layers.
 
-    Raises `SDPError` for a view or an option that does not exist.
+    Returns:
+        The view, ready to print.
+
+    Raises:
+        SDPError: If the view or an option does not exist.
     """
     if view in OF_A_RANK:
         options = {"rank": module.rank, "mode": module.mode, "lowering": module.lowering, **options}
@@ -92,9 +100,9 @@ def inspect(module: SDPModule, view: str = "structure", **options: Any) -> Shown
 
 
 def show(subject: Subject, view: str, **options: Any) -> Shown:
-    """A view of a subject with its rendering; see `inspect`."""
+    """Shows one view of a subject; see `inspect` for the views and their options."""
     if view not in VIEWS:
-        raise SDPError(f"There is no view {view!r}; the views are {', '.join(VIEWS)}.{did_you_mean(view, VIEWS)}")
+        raise SDPError(f"Unknown view {view!r}; the views are {', '.join(VIEWS)}.{did_you_mean(view, VIEWS)}")
     known = _OPTIONS[view]
     for name in options:
         if name not in known:
@@ -115,7 +123,7 @@ _OPTIONS = {
 
 
 def render(view: View, unfold: bool = False, side_by_side: bool = False) -> RenderableType:
-    """What rich prints of a view."""
+    """Returns what rich prints for a view."""
     if isinstance(view, StructureView):
         return render_structure(view, unfold)
     if isinstance(view, GraphView):

@@ -1,4 +1,4 @@
-"""The view ``structure``: the module tree, and what of it can be cut, is cut, or never is."""
+"""The view ``structure``: the module tree with what is cut, what can be cut, and what never is."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from dataclasses import dataclass
 
 from sdp_compile.inspector.modules import Module, module_tree, unnumbered
 from sdp_compile.inspector.plain import View, place
+from sdp_compile.inspector.plan_figures import frozen_by_reason
 from sdp_compile.inspector.subject import Subject
 from sdp_compile.structure.families import Family
 
 
 @dataclass(frozen=True)
 class FamilyInfo:
-    """A family that analysis found. ``owners`` per unit, None where the plan does not cut it.
+    """A family that analysis found.
 
-    ``like`` names an earlier family of the same size in another layer.
+    Attributes:
+        share: Share of the model's parameter bytes.
+        owners: Owners per unit; None if the plan does not cut the family.
+        residual: Whether the axis runs along the residual stream.
+        conflicts: Axes that it meets in a parameter, so that only one of them can be cut.
+        like: Name of an earlier family of the same size in another layer.
     """
 
     name: str
@@ -47,7 +53,7 @@ class BlockInfo:
 
 @dataclass(frozen=True)
 class FrozenInfo:
-    """A reason for which dimensions are never cut, how often it occurs, and one example."""
+    """Why some dimensions are never cut, with their number and one example."""
 
     reason: str
     operator: str
@@ -63,7 +69,7 @@ class FrozenInfo:
 
 @dataclass(frozen=True)
 class StructureView(View):
-    """The anatomy of a model. Shares are of the bytes of its parameters, ``share_cut`` is what the plan cuts."""
+    """The structure of a model. ``share_cut`` is the share of its parameter bytes that the plan cuts."""
 
     model: str
     workers: int
@@ -78,7 +84,7 @@ class StructureView(View):
 
 
 def structure_view(subject: Subject) -> StructureView:
-    """What analysis found in the model, and what of it the plan cuts."""
+    """Returns what analysis found in the model and what the plan cuts."""
     tree = module_tree(subject)
     return StructureView(
         model=subject.model,
@@ -126,7 +132,7 @@ def _families(subject: Subject, total: int) -> tuple[FamilyInfo, ...]:
 
 
 def alike(family: Family, owners: object) -> object:
-    """What two families have in common that differ in nothing but the number of their layer."""
+    """Returns a key that families share if they differ only in the number of their layer."""
     return unnumbered(family.name), family.units, family.unit_bytes, owners
 
 
@@ -151,21 +157,17 @@ def _blocks(subject: Subject, total: int) -> tuple[BlockInfo, ...]:
 
 def _frozen(subject: Subject) -> tuple[FrozenInfo, ...]:
     """One entry per reason, the one that concerns most bytes first."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    frozen = subject.structure.frozen
-    for number, one in enumerate(frozen):
-        groups.setdefault((one.reason, one.operator), []).append(number)
     state = subject.capture.state
     result = []
-    for (reason, operator), numbers in groups.items():
-        example = frozen[numbers[0]]
-        names = {frozen[number].parameter for number in numbers}
+    for (reason, operator), frozen in frozen_by_reason(subject.structure.frozen).items():
+        example = frozen[0]
+        names = {one.parameter for one in frozen}
         source, line = place(example.source)
         result.append(
             FrozenInfo(
                 reason=reason,
                 operator=operator,
-                times=len(numbers),
+                times=len(frozen),
                 nbytes=sum(state[name].nbytes for name in names if name in state),
                 example=example.parameter,
                 dim=example.dim,

@@ -1,4 +1,4 @@
-"""Renderables as plain text, as HTML, and as the recording of a terminal."""
+"""Renders for a terminal, as plain text and as HTML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from io import StringIO
 from rich.console import Console, RenderableType
 
 PLAIN_WIDTH = 120
-"""Columns of what is rendered without a terminal to ask."""
+"""Width of the output, in columns, without a terminal."""
 
 _PAGE = (
     '<pre style="white-space:pre;overflow-x:auto;line-height:normal;font-family:Menlo,Consolas,monospace">{code}</pre>'
@@ -15,20 +15,20 @@ _PAGE = (
 
 
 def text(renderable: RenderableType, width: int = PLAIN_WIDTH) -> str:
-    """A renderable as plain text."""
+    """Renders plain text, ``width`` columns wide."""
     buffer = StringIO()
     Console(file=buffer, width=width, color_system=None, force_terminal=False).print(renderable)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 def html(renderable: RenderableType) -> str:
-    """A renderable as a piece of HTML for a notebook."""
+    """Renders a piece of HTML for a notebook."""
     return recorded(renderable, PLAIN_WIDTH).export_html(code_format=_PAGE, inline_styles=True)
 
 
 def recorded(renderable: RenderableType, width: int) -> Console:
-    """A console that has printed a renderable in full colour, ready to export it."""
-    # In full colour whatever the standard output is, and whatever NO_COLOR says of it.
+    """Returns a console that has printed a renderable in colour and can export it."""
+    # Always in colour, independent of the standard output and NO_COLOR.
     console = Console(
         file=StringIO(),
         record=True,

@@ -1,4 +1,4 @@
-"""The report page: what was captured, decided and rewritten, as one HTML file to share with a team."""
+"""The report page: what was captured, planned and rewritten, as one HTML file to share."""
 
 from sdp_compile.report_page.writing import write_report
 

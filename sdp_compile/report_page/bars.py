@@ -1,23 +1,21 @@
-"""The charts of what a worker pays: tables whose bars are stacked, dense data parallelism beside the workers."""
+"""Charts of what a worker pays: stacked bars for dense data parallelism and for each kind of worker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from sdp_compile.formatting import size
+from sdp_compile.formatting import metric, size
+from sdp_compile.inspector.cost import Cost, CostView, merged
 from sdp_compile.report_page.members import named
 
-if TYPE_CHECKING:
-    from sdp_compile.inspector.cost import Cost, CostView
-
 MOST_ROWS = 24
+"""Bars per chart, apart from the dense one."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a bar; ``width`` in percent of the chart."""
+    """A part of a bar; ``width`` is in percent of the chart."""
 
     series: str
     text: str
@@ -26,6 +24,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Bar:
+    """A bar: its parts, their sum as text, and the ``share`` of the dense bar."""
+
     label: str
     segments: tuple[Segment, ...]
     text: str
@@ -34,7 +34,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """``left_out`` counts the rows that there was no room for: those that pay least."""
+    """Bars on one scale. ``left_out`` counts the kinds of workers without a bar: those that pay least."""
 
     title: str
     about: str
@@ -43,16 +43,16 @@ class Chart:
     left_out: int
 
 
-Figures = Callable[["Cost"], Sequence[float]]
+Figures = Callable[[Cost], Sequence[float]]
 
 
 def charts(view: CostView) -> tuple[Chart, ...]:
-    """Memory, traffic and computation per worker."""
+    """Returns the charts of memory, traffic and computation per worker."""
     return (
         _chart(
             view,
             "Memory",
-            f"Bytes that one worker holds with {view.optimizer}, without activations",
+            f"Bytes held per worker with {view.optimizer}, without activations",
             ("parameters", "gradients", "optimizer state", "buffers"),
             lambda cost: (cost.parameters, cost.gradients, cost.optimizer_state, cost.buffers),
             size,
@@ -60,18 +60,18 @@ def charts(view: CostView) -> tuple[Chart, ...]:
         _chart(
             view,
             "Traffic",
-            "Bytes that one worker sends per step, in rings",
-            ("of cut parameters", "of shared parameters", "refreshed values"),
+            "Bytes sent per worker and step, with ring collectives",
+            ("cut parameters", "shared parameters", "refreshed values"),
             lambda cost: (cost.sent_partitioned, cost.sent_shared, cost.sent_refresh),
             size,
         ),
         _chart(
             view,
             "Computation",
-            "Floating-point operations of one forward pass at the example's size",
+            "FLOPs of one forward pass at the example's size",
             ("FLOPs",),
             lambda cost: (cost.flops,),
-            flops,
+            metric,
         ),
     )
 
@@ -88,25 +88,8 @@ def _chart(
         )
         return Bar(label, tuple(segments), text(sum(values)), sum(values) / (sum(dense) or 1.0))
 
-    rows = sorted(_alike(view, figures), key=lambda row: row[0])
+    rows = sorted(merged(view.classes, lambda cost: tuple(figures(cost))), key=lambda row: row[0])
     if len(rows) > MOST_ROWS:
         rows.sort(key=lambda row: -sum(row[1]))
     bars = [bar(named(members, view.workers), values) for members, values in rows[:MOST_ROWS]]
     return Chart(title, about, series, (bar("dense", dense), *bars), len(rows) - len(bars))
-
-
-def _alike(view: CostView, figures: Figures) -> list[tuple[list[int], tuple[float, ...]]]:
-    """The workers that pay the same, and what; they can own different things."""
-    found: dict[tuple[float, ...], list[int]] = {}
-    for one in view.classes:
-        found.setdefault(tuple(figures(one.cost)), []).extend(one.workers)
-    return [(sorted(members), values) for values, members in found.items()]
-
-
-def flops(number: float) -> str:
-    """A number of operations for people."""
-    for unit in ("", " K", " M", " G", " T"):
-        if number < 1000:
-            return f"{number:.0f}{unit}" if unit in ("", " K") else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:,.1f} P"

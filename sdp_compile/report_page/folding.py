@@ -1,4 +1,4 @@
-"""Neighbours that are alike in all but names, shown as one."""
+"""Folds neighbours that differ in their names only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Repeating(Protocol):
-    """What a view marks as a repetition: ``like`` names the earlier one that it repeats."""
+    """An item of a view; ``like`` names the earlier item that it repeats, if any."""
 
     @property
     def like(self) -> str | None: ...
@@ -19,17 +19,17 @@ Item = TypeVar("Item", bound=Repeating)
 
 @dataclass(frozen=True)
 class Alike(Generic[Item]):
-    """Neighbours that repeat the one that ``like`` names; a single one with ``like`` None is shown as it is."""
+    """Neighbours that repeat the item ``like``, or a single item that repeats none."""
 
     like: str | None
     items: list[Item] = field(default_factory=list)
 
 
 def neighbours(items: Iterable[Item]) -> list[Alike[Item]]:
-    """The items in their order, repetitions of one earlier item that follow one another taken together."""
-    found: list[Alike[Item]] = []
+    """Groups consecutive items that repeat the same earlier item, in their order."""
+    groups: list[Alike[Item]] = []
     for item in items:
-        if item.like is None or not found or found[-1].like != item.like:
-            found.append(Alike(item.like))
-        found[-1].items.append(item)
-    return found
+        if item.like is None or not groups or groups[-1].like != item.like:
+            groups.append(Alike(item.like))
+        groups[-1].items.append(item)
+    return groups

@@ -1,4 +1,4 @@
-"""The rewritten graph as the compact data that the page's script lists, folds and searches."""
+"""The rewritten graph as compact data for the page's script, which lists, folds and searches it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from sdp_compile.inspector.rows import Row
 
 MOST_ROWS = 2000
-"""Rows beyond which those of repeated layers are left out: an 80-layer model has 7,000 rows and 150 different ones."""
+"""Beyond this many rows, repeated layers are left out: an 80-layer model has 7,000 rows, of which 150 differ."""
 
 
 def listing(view: GraphView) -> dict[str, Any]:
-    """``rows`` as lists of (name, code, kind, module, shape, full shape, dtype, source, inputs); module and source are
-    positions in ``modules`` and ``sources``, inputs positions of rows. ``folds`` are (first row, rows, layers, like,
-    number of rows); where its rows are left out, a fold stands at its first row and holds 0 rows.
+    """Returns the rows, folds, modules and sources of a graph.
+
+    Each row is a list of (name, code, kind, module, shape, full shape, dtype, source, inputs), where module and source
+    are indices into ``modules`` and ``sources``, and inputs are indices of rows. Each fold is a list of (first row,
+    rows held, layers, like, rows in the graph); if its rows are left out, it holds 0 rows.
     """
     left_out: set[int] = set()
     if len(view.rows) > MOST_ROWS:
@@ -61,12 +63,12 @@ def listing(view: GraphView) -> dict[str, Any]:
 
 
 def kind(row: Row) -> str:
-    """The row's kind, with one more: a tensor that the worker holds less of."""
+    """Returns the row's kind, or ``"sliced"`` for a tensor of which the worker holds a part."""
     return "sliced" if row.kind == "state" and row.resized else row.kind
 
 
 class _Table:
-    """Numbers values by their first appearance."""
+    """Numbers values in the order of their first appearance."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, str], int] = {}

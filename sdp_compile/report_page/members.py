@@ -1,4 +1,4 @@
-"""Sets of workers in words: thousands of them are told by the pattern that a design made."""
+"""Sets of workers as text; large sets are described by their period."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST_PERIOD = 64
 
 
 def members(numbers: Sequence[int], workers: int) -> str:
-    """Ascending numbers out of ``workers``: ``0-3, 7``, or ``0-3 of every 8`` where that says all of them."""
+    """Writes ascending worker numbers as ``0-3, 7``, or as ``0-3 of every 8`` if they are many and periodic."""
     text = ranges(numbers)
     if "..." in text:
         for period in range(2, LONGEST_PERIOD + 1):
@@ -22,7 +22,7 @@ def members(numbers: Sequence[int], workers: int) -> str:
 
 
 def named(numbers: Sequence[int], workers: int) -> str:
-    """``worker 3``, ``workers 0-3``, ``500 workers: 0-3 of every 8``."""
+    """Returns ``worker 3``, ``workers 0-3`` or ``500 workers: 0-3 of every 8``."""
     if len(numbers) == 1:
         return f"worker {numbers[0]}"
     text = members(numbers, workers)

@@ -1,7 +1,7 @@
-"""The owner map: stretches of units against workers, of a size that a page can hold whatever the plan.
+"""The owner map: which workers own which units, small enough for a page whatever the plan.
 
-A lane is one row of the map: a worker, or workers that own the same where there are many. A stretch is one column:
-consecutive units of one owner set, or of several where a family has very many.
+A lane is a row of the map: a worker, or several workers that own the same units if there are many. A stretch is a
+column: consecutive units of one owner set, or of several if a family has very many.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_LANES = 32
 MOST_STRETCHES = 64
 
 Pattern = tuple[tuple[int, int, float], ...]
-"""What a stretch looks like: (first lane, lanes, share of these lanes' workers that own its units)."""
+"""How a stretch is drawn: (first lane, number of lanes, share of their workers that own the units)."""
 
 
 Lane = tuple[int, ...]
@@ -31,7 +31,7 @@ Lane = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive units; ``sets`` counts the owner sets among them, ``owners`` are those of the only one."""
+    """Consecutive units with ``sets`` distinct owner sets; ``owners`` is the owner set if there is only one."""
 
     first: int
     units: int
@@ -48,7 +48,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class MapRow:
-    """One family with those that are owned alike; ``owned`` counts for each lane the units that one worker owns."""
+    """A family and those ``alike``; ``owned`` counts the units that a worker of each lane owns."""
 
     family: OwnedFamily
     alike: tuple[OwnedFamily, ...]
@@ -57,7 +57,7 @@ class MapRow:
 
 
 class OwnerMap:
-    """The map of a plan: ``lanes``, ``rows``, and the ``patterns`` that the stretches refer to by position."""
+    """The map of a plan: ``lanes``, ``rows``, and the ``patterns`` that stretches refer to by index."""
 
     def __init__(self, view: OwnersView) -> None:
         self.view = view
@@ -100,14 +100,14 @@ class OwnerMap:
         )
 
     def _fill(self, number: int) -> NDArray[np.float64]:
-        """For each lane the share of its workers that are in an owner set."""
+        """The share of each lane's workers that are in an owner set."""
         members = self._lane_of[list(self.view.sets[number])]
         share: NDArray[np.float64] = np.bincount(members, minlength=len(self.lanes)) / self._sizes
         return share
 
 
 def _lanes(view: OwnersView) -> tuple[Lane, ...]:
-    """A lane per worker; where there are more, one per class of workers that own the same, or per several classes."""
+    """One lane per worker, or one per class (or several classes) of workers if there are many."""
     if view.workers <= MOST_LANES:
         return tuple((worker,) for worker in range(view.workers))
     step = -(-len(view.classes) // MOST_LANES)
@@ -116,10 +116,10 @@ def _lanes(view: OwnersView) -> tuple[Lane, ...]:
 
 
 def _pattern(fill: NDArray[np.float64]) -> Pattern:
-    found, lane = [], 0
+    pattern, lane = [], 0
     for share, lanes in groupby(np.round(fill, 2).tolist()):
         count = len(list(lanes))
         if share:
-            found.append((lane, count, share))
+            pattern.append((lane, count, share))
         lane += count
-    return tuple(found)
+    return tuple(pattern)

@@ -1,4 +1,4 @@
-"""One HTML file from the views of a plan: all text escaped, nothing loaded from anywhere."""
+"""Renders the views of a plan as one HTML file. All text is escaped, and the page loads nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sdp_compile._version import __version__
-from sdp_compile.formatting import size
+from sdp_compile.formatting import metric, size
 from sdp_compile.inspector import cost_view, diff_view, graph_view, owners_view, structure_view
-from sdp_compile.report_page.bars import charts, flops
+from sdp_compile.report_page.bars import charts
 from sdp_compile.report_page.folding import neighbours
 from sdp_compile.report_page.listing import kind, listing
 from sdp_compile.report_page.members import members, named
@@ -22,15 +22,21 @@ if TYPE_CHECKING:
     from sdp_compile.inspector.subject import Subject
     from sdp_compile.passes import Pass
 
-MOST_GROUPS = 16
+MOST_GROUP_ROWS = 16
+"""Owner groups with a row of their own."""
 
 
 def report_html(subject: Subject, rank: int = 0, command: str = "", passes: tuple[Pass, ...] = ()) -> str:
-    """The page as text. ``rank`` is the worker whose rewritten graph is listed, ``command`` what made the page.
+    """Returns the report page of a plan; the same arguments give the same page, byte for byte.
 
-    ``passes`` is the pipeline that rewrites it, by default the plan's own.
+    Args:
+        subject: The capture with its structure and plan.
+        rank: The worker whose rewritten graph is listed.
+        command: The command line that made the page; shown if not empty.
+        passes: The passes to run; default: the pipeline of the plan.
 
-    The same subject gives the same page, byte for byte. Raises `PlanError` for a rank that does not exist.
+    Raises:
+        PlanError: If the rank does not exist.
     """
     graph = graph_view(subject, rank, passes=passes)
     structure = structure_view(subject)
@@ -52,8 +58,8 @@ def report_html(subject: Subject, rank: int = 0, command: str = "", passes: tupl
             steps=diff_view(subject, rank, passes=passes).steps,
             owner_map=OwnerMap(owners_view(subject)),
             charts=charts(cost),
-            groups=groups[:MOST_GROUPS],
-            groups_left_out=groups[MOST_GROUPS:],
+            groups=groups[:MOST_GROUP_ROWS],
+            groups_left_out=groups[MOST_GROUP_ROWS:],
             plan=plan,
             coverage=plan.coverage(),
             findings=plan.diagnose(),
@@ -79,7 +85,7 @@ def _environment() -> Environment:
         "count": lambda number: f"{number:,}",
         "millions": _millions,
         "share": lambda share: f"{share:.1%}",
-        "flops": flops,
+        "flops": metric,
         "members": members,
         "named": named,
         "neighbours": neighbours,
@@ -90,7 +96,7 @@ def _environment() -> Environment:
 
 
 def _millions(number: int) -> str:
-    """A number of parameters for people."""
+    """Writes a number of parameters: ``124.4 M``."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if number >= limit:
             return f"{number / limit:,.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What becomes of each dimension of a tensor: cut by families, or kept whole, and why."""
+"""For each dimension of a tensor, the families that cut it or the reason why it stays whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reason:
-    """Dimensions of one fate: the families that cut them, or why they are whole."""
+    """Dimensions with the same explanation: the families that cut them, or why they stay whole."""
 
     dims: tuple[int, ...]
     cut: tuple[str, ...]
@@ -24,11 +24,11 @@ class Reason:
 
 
 def reasons(tensor: TensorInfo) -> list[Reason]:
-    """The fates of a tensor's dimensions; neighbours of one fate together, those that nothing is known of left out."""
+    """Explains a tensor's dimensions: neighbours with the same explanation together, unexplained ones left out."""
 
-    def fate(number: int) -> tuple[tuple[str, ...], Why | None]:
+    def explanation(number: int) -> tuple[tuple[str, ...], Why | None]:
         dim = tensor.dims[number]
         return tuple(dim.cut), None if dim.cut else dim.frozen
 
-    grouped = ((fate, tuple(numbers)) for fate, numbers in groupby(range(len(tensor.dims)), key=fate))
+    grouped = ((explained, tuple(numbers)) for explained, numbers in groupby(range(len(tensor.dims)), key=explanation))
     return [Reason(dims, cut, frozen) for (cut, frozen), dims in grouped if cut or frozen]

@@ -1,4 +1,4 @@
-"""Writing the report page to a file."""
+"""Writes the report page to a file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sdp_compile.report_page.page import report_html
 def write_report(
     subject: Subject, path: str | Path, rank: int = 0, command: str = "", passes: tuple[Pass, ...] = ()
 ) -> int:
-    """Writes the page to a file.
+    """Writes the report page of a plan.
 
     Args:
         subject: The model and its plan.
-        path: The file.
-        rank: The worker whose graph the page shows.
-        command: The command line that made the page, to be shown on it.
-        passes: The pipeline that rewrites the graph; by default the plan's own.
+        path: The HTML file to write.
+        rank: The worker whose graph is shown.
+        command: The command line that made the page; shown if not empty.
+        passes: The passes to run; default: the pipeline of the plan.
 
     Returns:
         The size of the page in bytes.
@@ -32,5 +32,5 @@ def write_report(
     try:
         Path(path).write_bytes(data)
     except OSError as error:
-        raise SDPError(f"The report cannot be written to {path}: {error.strerror}.") from None
+        raise SDPError(f"Cannot write the report to {path}: {error.strerror}.") from None
     return len(data)

@@ -99,7 +99,7 @@ def test_a_wrong_rule_is_found(wrong_rule: None) -> None:
         ("newron", (X,), {}, "arguments", ["newron", "neuron"]),
         ("neuron", None, {}, "arguments", ["example"]),
         ("neuron", (X[:, :3],), {}, "capture", ["Soft"]),
-        ("neuron", (X,), {"ranks": [4]}, "arguments", ["between 0 and 3, got 4"]),
+        ("neuron", (X,), {"ranks": [4]}, "arguments", ["rank must be an integer from 0 to 3, got 4"]),
         ("neuron", (X,), {"workers": 0}, "arguments", ["workers must be a positive integer, got 0"]),
     ],
 )

@@ -1,1 +1,1 @@
-"""The views as rich shows them; user data only ever stands in `rich.text.Text`."""
+"""Draws the views with rich. Names from the user's model are always wrapped in `rich.text.Text`."""

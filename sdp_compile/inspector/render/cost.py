@@ -1,4 +1,4 @@
-"""The view ``cost`` on a terminal: bars of dense against each worker, and the traffic of each group."""
+"""The view ``cost`` on a terminal: bars for the dense model and each worker, and the traffic of each owner group."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from sdp_compile.formatting import size
-from sdp_compile.inspector.cost import ClassCost, Cost, CostView
+from sdp_compile.formatting import metric, size
+from sdp_compile.inspector.cost import Cost, CostView, merged
 from sdp_compile.inspector.render.lines import Line, Lines
 from sdp_compile.inspector.render.style import DIM, counted, heading, workers_text
 
 MOST_BARS = 16
 """Kinds of workers with a bar of their own."""
 
-MOST_GROUPS = 16
+MOST_GROUP_ROWS = 16
+"""Owner groups with a row of their own."""
 
 _FILLS = {
     "parameters": ("█", "blue"),
     "gradients": ("▓", "magenta"),
     "AdamW state": ("░", "yellow"),
     "forward FLOPs": ("█", "green"),
-    "of cut parameters": ("█", "cyan"),
-    "of shared parameters": ("▓", "red"),
+    "cut parameters": ("█", "cyan"),
+    "shared parameters": ("▓", "red"),
     "refreshed values": ("░", "magenta"),
 }
-"""How each part of a bar is drawn, with and without colour."""
+"""The character and colour of each part of a bar."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A label, the parts of a bar and what they sum up to in words."""
+    """A labelled bar: its parts by name, and their sum as text."""
 
     label: str
     parts: tuple[tuple[str, float], ...]
@@ -45,7 +46,7 @@ class Bar:
 
 
 class Bars:
-    """Bars under one another, on one scale, as wide as there is room."""
+    """Bars below each other on one scale, as wide as the terminal allows."""
 
     def __init__(self, title: str, bars: Sequence[Bar]) -> None:
         self.title, self.bars = title, bars
@@ -79,44 +80,42 @@ def _bar(bar: Bar, scale: float, room: int) -> Text:
 
 
 def render_cost(view: CostView) -> RenderableType:
-    """Memory, FLOPs and traffic of the dense model and of each class of workers."""
+    """Renders memory, FLOPs and traffic of the dense model and of each kind of worker."""
     title = heading(view.model, counted(view.workers, "worker"), f"memory with {view.optimizer}")
-    shown = [(_label(view, one), one.cost) for one in _shown(view.classes)]
+    kinds = _shown_kinds(view)
+    shown = [(_label(view, workers), cost) for workers, cost in kinds]
     costs = [("dense", view.dense), *shown]
     parts: list[RenderableType] = [
         title,
         Text(),
-        Bars("Memory of a worker", [_memory(label, cost, view.dense) for label, cost in costs]),
+        Bars("Memory per worker", [_memory(label, cost, view.dense) for label, cost in costs]),
     ]
     if view.dense.flops:
         bars = [_flops(label, cost, view.dense) for label, cost in costs]
         parts += [Text(), Bars("Forward FLOPs at the example's size", bars)]
     if view.dense.sent:
         bars = [_sent(label, cost, view.dense) for label, cost in [("data parallel", view.dense), *shown]]
-        parts += [Text(), Bars("Sent per step by a worker", bars)]
-    if sum(len(one.workers) for one in _shown(view.classes)) < view.workers:
-        parts.append(Text("Of many kinds of worker the most and the least loaded are shown; all: --json", style=DIM))
+        parts += [Text(), Bars("Sent per step and worker", bars)]
+    if sum(len(workers) for workers, _ in kinds) < view.workers:
+        parts.append(Text("Only the most and the least loaded workers are shown; --json lists all.", style=DIM))
     if view.groups:
         parts += [Text(), Lines(list(_groups(view)))]
     return Group(*parts)
 
 
-def _shown(classes: Sequence[ClassCost]) -> list[ClassCost]:
-    """Classes of equal cost together; of many kinds the most and the least loaded."""
-    by_cost: dict[Cost, list[int]] = {}
-    for one in classes:
-        by_cost.setdefault(one.cost, []).extend(one.workers)
-    kinds = [ClassCost(tuple(sorted(workers)), cost) for cost, workers in by_cost.items()]
+def _shown_kinds(view: CostView) -> list[tuple[tuple[int, ...], Cost]]:
+    """Workers of equal cost together; only the most and the least loaded if there are many kinds."""
+    kinds = merged(view.classes, lambda cost: cost)
     if len(kinds) <= MOST_BARS:
         return kinds
-    by_load = sorted(kinds, key=lambda one: -one.cost.total)
+    by_load = sorted(kinds, key=lambda kind: -kind[1].total)
     return [*by_load[: MOST_BARS // 2], *by_load[-MOST_BARS // 2 :]]
 
 
-def _label(view: CostView, one: ClassCost) -> str:
-    if len(one.workers) == view.workers > 1:
+def _label(view: CostView, workers: Sequence[int]) -> str:
+    if len(workers) == view.workers > 1:
         return f"each of {view.workers:,}"
-    return workers_text(one.workers).removeprefix("workers ")
+    return workers_text(workers).removeprefix("workers ")
 
 
 def _memory(label: str, cost: Cost, dense: Cost) -> Bar:
@@ -125,11 +124,11 @@ def _memory(label: str, cost: Cost, dense: Cost) -> Bar:
 
 
 def _flops(label: str, cost: Cost, dense: Cost) -> Bar:
-    return Bar(label, (("forward FLOPs", cost.flops),), f"{_si(cost.flops)} {_share(cost.flops, dense.flops)}")
+    return Bar(label, (("forward FLOPs", cost.flops),), f"{metric(cost.flops)} {_share(cost.flops, dense.flops)}")
 
 
 def _sent(label: str, cost: Cost, dense: Cost) -> Bar:
-    parts = [("of cut parameters", cost.sent_partitioned), ("of shared parameters", cost.sent_shared)]
+    parts = [("cut parameters", cost.sent_partitioned), ("shared parameters", cost.sent_shared)]
     parts += [("refreshed values", cost.sent_refresh)] if cost.sent_refresh else []
     return Bar(label, tuple(parts), f"{size(cost.sent)} {_share(cost.sent, dense.sent)}")
 
@@ -138,24 +137,16 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole:>6.1%}" if whole else f"{'-':>6}"
 
 
-def _si(amount: float) -> str:
-    for unit in ("", " k", " M", " G", " T"):
-        if amount < 1000:
-            return f"{amount:.0f}{unit}" if not unit else f"{amount:.1f}{unit}"
-        amount /= 1000
-    return f"{amount:.1f} P"
-
-
 def _groups(view: CostView) -> Iterator[Line]:
     yield Line(
-        Text("Owner groups: who reduces what, once per step", style="italic"),
+        Text("Owner groups: gradients averaged once per step", style="italic"),
         Text("payload  each sends  buckets", style="italic"),
     )
-    for group in view.groups[:MOST_GROUPS]:
+    for group in view.groups[:MOST_GROUP_ROWS]:
         right = Text(f"{size(group.payload):>10} {size(group.sent):>11} {group.buckets:>8}")
         left = "all workers" if len(group.owners) == view.workers else workers_text(group.owners)
         yield Line(Text(left), right)
-    rest = view.groups[MOST_GROUPS:]
+    rest = view.groups[MOST_GROUP_ROWS:]
     if rest:
         payload, buckets = sum(group.payload for group in rest), sum(group.buckets for group in rest)
         yield Line(

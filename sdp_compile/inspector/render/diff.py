@@ -1,4 +1,4 @@
-"""The view ``diff`` on a terminal: unified or side by side, unchanged stretches folded."""
+"""The view ``diff`` on a terminal: unified or side by side, with unchanged stretches folded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rich.text import Text
 
 from sdp_compile.inspector.diff import DiffLine, DiffView
 from sdp_compile.inspector.render.graph import (
+    first_of_each_owners,
     folds_text,
     following,
-    gathered,
     module_text,
     more_text,
     source_text,
@@ -30,18 +30,18 @@ _WORD = re.compile(r"[\w.]+|\s+|.")
 _OLD, _NEW = "red", "green"
 
 Item = DiffLine | list[Fold] | int | str
-"""What is shown: a line, folded layers, a number of unchanged rows, or what is said of several marks."""
+"""What is shown: a line, folded layers, a number of unchanged rows, or a note about several all-reduces."""
 
 
 def render_diff(view: DiffView, unfold: bool = False, side_by_side: bool = False) -> RenderableType:
-    """What passes did to the graph; ``unfold`` writes out layers that repeat an earlier one."""
+    """Renders what the passes changed; ``unfold`` writes out layers that repeat an earlier one."""
     title = heading(
         view.model, f"worker {view.rank} of {view.workers}", view.mode, view.lowering, view.pass_ or "all passes"
     )
     items = list(_items(view, unfold))
     body: RenderableType
     if not any(isinstance(item, DiffLine) for item in items):
-        body = Text("Nothing is rewritten.", style=DIM)
+        body = Text("The passes change nothing.", style=DIM)
     else:
         body = _side_by_side(items, view.model) if side_by_side else Lines(list(_unified(items, view.model)))
     return Group(title, *([_steps(view)] if view.pass_ is None and view.module is None else []), _counts(view), body)
@@ -67,7 +67,7 @@ def _counts(view: DiffView) -> Text:
 
 
 def _items(view: DiffView, unfold: bool) -> Iterator[Item]:
-    """The changed lines in order, with what lies between them."""
+    """Yields the changed lines in order, and what lies between them."""
     folded = {} if unfold else {fold.first: fold for fold in view.folds if _is_changed(view, fold)}
     position = unchanged = 0
     while position < len(view.lines):
@@ -78,14 +78,15 @@ def _items(view: DiffView, unfold: bool) -> Iterator[Item]:
         if unchanged:
             yield unchanged
             unchanged = 0
-        marks = list(takewhile(_is_inserted_mark, view.lines[position:])) if not unfold else []
+        reductions = list(takewhile(_is_inserted_reduction, view.lines[position:])) if not unfold else []
         if adjacent:
             yield adjacent
             position = adjacent[-1].first + adjacent[-1].rows
-        elif marks:
-            lines = {one.row.name: one for one in marks}
-            yield from (one if isinstance(one, str) else lines[one.name] for one in gathered([m.row for m in marks]))
-            position += len(marks)
+        elif reductions:
+            lines = {one.row.name: one for one in reductions}
+            for shown in first_of_each_owners([one.row for one in reductions]):
+                yield shown if isinstance(shown, str) else lines[shown.name]
+            position += len(reductions)
         else:
             yield line
             position += 1
@@ -97,7 +98,7 @@ def _is_changed(view: DiffView, fold: Fold) -> bool:
     return any(line.change != "same" for line in view.lines[fold.first : fold.first + fold.rows])
 
 
-def _is_inserted_mark(line: DiffLine) -> bool:
+def _is_inserted_reduction(line: DiffLine) -> bool:
     return line.change == "insert" and line.row.kind == "sync"
 
 
@@ -136,7 +137,7 @@ def _unified(items: list[Item], model: str) -> Iterator[Line]:
 
 
 def marked(line: DiffLine) -> tuple[Text, Text]:
-    """The row before and after, the words that differ in bold."""
+    """Returns the row before and after, with the words that differ in bold."""
     assert line.before is not None and line.after is not None
     old, new = (_WORD.findall(statement(row)) for row in (line.before, line.after))
     left, right = Text(style=_OLD), Text(style=_NEW)

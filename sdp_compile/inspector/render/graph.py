@@ -1,4 +1,4 @@
-"""The view ``graph`` on a terminal: code, by module and by line of the user's source."""
+"""The view ``graph`` on a terminal: code, grouped by module and by line of the user's source."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sdp_compile.inspector.render.style import DIM, GUTTER, KINDS, MODULE, WORDS
 from sdp_compile.inspector.repeats import Fold
 from sdp_compile.inspector.rows import Row
 
-MOST_MARKS = 8
-"""Marks of reductions that are all shown; a large model has one for each 25 MiB."""
+MOST_REDUCTIONS = 8
+"""All-reduces that are shown one by one; a large model has one per bucket, which can be hundreds."""
 
 _LONG_CALL = 6
-"""State tensors in one call that are all written out; the mark of a reduction can name hundreds."""
+"""State tensors of one call that are all written out; an all-reduce can have hundreds."""
 
 
 def render_graph(view: GraphView, unfold: bool = False) -> RenderableType:
-    """The rewritten graph; ``unfold`` writes out the layers that repeat an earlier one."""
+    """Renders the rewritten graph; ``unfold`` writes out layers that repeat an earlier one."""
     title = heading(
         view.model, f"worker {view.rank} of {view.workers}", view.mode, view.lowering, f"{view.nodes:,} nodes"
     )
@@ -31,12 +31,12 @@ def render_graph(view: GraphView, unfold: bool = False) -> RenderableType:
 
 
 def legend(counts: Mapping[str, int]) -> Text:
-    """What passes inserted (+) and changed (~), each kind in its colour."""
+    """Counts what the passes inserted (+) and changed (~), each kind in its colour."""
     text = Text()
     for kind, word in WORDS.items():
         if counts.get(kind):
             text.append("   " if text else "").append(f"{GUTTER[kind]} {counts[kind]} {word}", style=KINDS[kind])
-    return text or Text("The captured graph as it is: nothing was rewritten.", style=DIM)
+    return text or Text("The captured graph: the passes changed nothing.", style=DIM)
 
 
 def _lines(view: GraphView, unfold: bool) -> Iterator[Line]:
@@ -52,9 +52,9 @@ def _lines(view: GraphView, unfold: bool) -> Iterator[Line]:
             continue
         row = view.rows[position]
         if row.kind == "sync" and not unfold:
-            marks = list(takewhile(lambda one: one.kind == "sync", view.rows[position:]))
-            yield from (_mark_line(one) for one in gathered(marks))
-            position += len(marks)
+            reductions = list(takewhile(lambda one: one.kind == "sync", view.rows[position:]))
+            yield from (_reduction_line(one) for one in first_of_each_owners(reductions))
+            position += len(reductions)
             continue
         if row.module != module and row.kind != "sync":
             module, source = row.module, ""
@@ -67,7 +67,7 @@ def _lines(view: GraphView, unfold: bool) -> Iterator[Line]:
 
 
 def following(folded: Mapping[int, Fold], position: int) -> list[Fold]:
-    """The folds that follow one another from a row on."""
+    """Returns the folds that follow each other directly, starting at a row."""
     result = []
     while position in folded:
         result.append(folded[position])
@@ -75,13 +75,13 @@ def following(folded: Mapping[int, Fold], position: int) -> list[Fold]:
     return result
 
 
-def gathered(marks: Sequence[Row]) -> Iterator[Row | str]:
-    """The marks of reductions; of many the first of each owner set, and how many more there are."""
-    if len(marks) <= MOST_MARKS:
-        yield from marks
+def first_of_each_owners(reductions: Sequence[Row]) -> Iterator[Row | str]:
+    """Yields the all-reduces, or if there are many the first of each owner set and how many more it has."""
+    if len(reductions) <= MOST_REDUCTIONS:
+        yield from reductions
         return
     by_owners: dict[str, list[Row]] = {}
-    for row in marks:
+    for row in reductions:
         by_owners.setdefault(row.code.rpartition("owners=")[2].removesuffix(")"), []).append(row)
     for owners, rows in by_owners.items():
         yield rows[0]
@@ -89,27 +89,27 @@ def gathered(marks: Sequence[Row]) -> Iterator[Row | str]:
             yield f"{len(rows) - 1:,} more for owners={owners}"
 
 
-def _mark_line(mark: Row | str) -> Line:
-    return Line(row_text(mark), indent=2) if isinstance(mark, Row) else Line(more_text(mark), indent=4)
+def _reduction_line(shown: Row | str) -> Line:
+    return Line(row_text(shown), indent=2) if isinstance(shown, Row) else Line(more_text(shown), indent=4)
 
 
 def more_text(words: str) -> Text:
-    """What `gathered` leaves out."""
+    """Renders what `first_of_each_owners` leaves out."""
     return Text(f"⋮ {words}", style="blue")
 
 
 def module_text(row: Row, model: str) -> Text:
-    """The module that the following rows belong to, and its class."""
+    """Renders the module of the rows below, and its class."""
     return Text.assemble((row.module or "forward", MODULE), (f"  {row.module_type or model}", DIM))
 
 
 def source_text(row: Row) -> Text:
-    """The user's line that made a row."""
+    """Renders the user's line that a row comes from."""
     return Text(f"# {row.source}  {row.line}", style=DIM)
 
 
 def folds_text(folds: Sequence[Fold]) -> Text:
-    """What is folded, and where it can be read instead."""
+    """Renders which layers are folded, and which earlier layer they repeat."""
     layers = list(dict.fromkeys(layer for fold in folds for layer in fold.layers))
     likes = list(dict.fromkeys(fold.like for fold in folds))
     alike = " or ".join(likes) if len(likes) <= 3 else f"{likes[0]} or one of {len(likes) - 1} others"
@@ -123,15 +123,13 @@ def _numbers(layer: str) -> tuple[int, ...]:
     return tuple(int(part) for part in layer.split(".") if part.isdigit())
 
 
-def row_text(row: Row, gutter: str | None = None, style: str | None = None) -> Text:
-    """One row as code, with its mark."""
-    chosen = KINDS[row.kind] if style is None else style
-    mark = GUTTER.get(row.kind, " ") if gutter is None else gutter
-    return Text(f"{mark} ", style=chosen).append(statement(row), style=chosen)
+def row_text(row: Row) -> Text:
+    """Renders one row as code, with + or ~ in front if a pass inserted or changed it."""
+    return Text(f"{GUTTER.get(row.kind, ' ')} {statement(row)}", style=KINDS[row.kind])
 
 
 def statement(row: Row) -> str:
-    """``name = call``. Tensors of the row's module are written ``self.weight``, all others by their whole name."""
+    """Returns ``name = call``, with ``self.weight`` for tensors of the row's module and full names for all others."""
     code = row.code
     if len(row.state) > _LONG_CALL and row.target.endswith("all_reduce_mean"):
         code = _abridged(row)
@@ -151,7 +149,7 @@ def _written(code: str, name: str, module: str) -> str:
 
 
 def _abridged(row: Row) -> str:
-    """The mark of a reduction of many tensors: their number, the first, and who reduces them."""
+    """An all-reduce of many tensors: their number, the first of them, and its keywords."""
     call, _, arguments = row.code.partition("(")
     keywords = arguments.rpartition(f"self.{row.state[-1]}, ")[2]
     return f"{call}({counted(len(row.state), 'tensor')}: self.{row.state[0]}, ..., {keywords}"

@@ -1,4 +1,4 @@
-"""Lines of two columns that fill any width: code on the left, wrapped; a figure on the right, aligned."""
+"""Lines of two columns for any width: wrapped code on the left, aligned figures on the right."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.measure import Measurement
 from rich.text import Text
 
 HANGING = 4
-"""Columns by which the rest of a wrapped line is indented."""
+"""Indentation, in columns, of the continuation of a wrapped line."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """``left`` after ``indent`` columns, ``right`` at the right margin. If not ``whole``, it is cut, not wrapped."""
+    """``left`` after ``indent`` columns (wrapped if ``whole``, else cut), and ``right`` at the right margin."""
 
     left: Text
     right: Text = field(default_factory=Text)
@@ -26,7 +26,7 @@ class Line:
 
 
 class Lines:
-    """Lines under one another. Much faster than a table, and no column is wider than its longest entry."""
+    """Lines below each other. Much faster than a table, and no column is wider than its longest entry."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.lines = lines
@@ -51,7 +51,7 @@ class Lines:
 
 
 class SideBySide:
-    """Pairs of texts in two columns of equal width; a text without a partner runs over both."""
+    """Pairs of texts in two columns of equal width. A text without a partner spans both."""
 
     def __init__(self, rows: Sequence[tuple[Text, Text | None]]) -> None:
         self.rows = rows
@@ -76,7 +76,7 @@ def _printed(lines: Iterable[Text]) -> Iterator[Text]:
 
 
 def visible(text: Text) -> Text:
-    """The text with line breaks and other control characters as pictures, so that no name can move the cursor."""
+    """Replaces control characters with visible symbols, so that no name can move the cursor."""
     if text.plain.isprintable():
         return text
     text = text.copy()
@@ -92,7 +92,7 @@ def _picture(character: str) -> str:
 
 
 def wrap(text: Text, width: int) -> list[Text]:
-    """The text in lines of at most ``width`` columns, broken after commas, dots and spaces where there are any."""
+    """Breaks a text into lines of at most ``width`` columns, after spaces or punctuation where possible."""
     if cell_len(text.plain) <= width:
         return [text]
     parts: list[Text] = []
@@ -117,7 +117,7 @@ def _cut(text: Text, width: int) -> Text:
 
 
 def _fitting(plain: str, start: int, room: int) -> int:
-    """The end of the longest piece from ``start`` that fits into ``room`` columns; at least one character."""
+    """The end of the longest piece from ``start`` that fits ``room`` columns; at least one character."""
     used = stop = 0
     for stop in range(start, len(plain)):
         used += cell_len(plain[stop])

@@ -1,4 +1,4 @@
-"""The view ``owners`` on a terminal: a heat map of families and workers, and strips that show where each part lies."""
+"""The view ``owners`` on a terminal: a heat map of families and workers, and strips of the units that each owns."""
 
 from __future__ import annotations
 
@@ -13,36 +13,43 @@ from sdp_compile.formatting import size
 from sdp_compile.inspector.owners import OwnedFamily, OwnersView
 from sdp_compile.inspector.plain import ranges
 from sdp_compile.inspector.render.lines import Line, Lines
-from sdp_compile.inspector.render.style import DIM, counted, heading, workers_text
+from sdp_compile.inspector.render.style import (
+    DIM,
+    counted,
+    grouped_by_like,
+    heading,
+    owners_text,
+    times_text,
+    workers_text,
+)
 from sdp_compile.ownership.owners import is_member
 
 CELL = 5
-"""Columns of a cell of the heat map."""
+"""Width of a cell of the heat map, in columns."""
 
 MOST_FAMILIES, MOST_STRIPS, MOST_SETS, MOST_COLUMNS = 16, 3, 16, 16
 
 MOST_NAMES = 32
-"""Blocks that are listed by name below their strip."""
+"""Most blocks listed by name below their strip."""
 
 SHADES = "·░▒▓█"
-"""None, some, half, most, all of what a cell of a strip stands for."""
+"""A strip's cell for units owned not at all, in part (three shades) and completely."""
 
 _NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def render_owners(view: OwnersView) -> RenderableType:
-    """Who owns what. Workers that own the same are one column; families that are owned alike are one row."""
+    """Renders who owns what. Workers that own the same units share a column, alike families share a row."""
     coverage = view.coverage
-    cut = "" if coverage is None else f"{coverage.mean:.2f} owners per cut element"
-    spread = "" if coverage is None or coverage.min == coverage.max else f" ({coverage.min} to {coverage.max})"
-    title = heading(view.model, counted(view.workers, "worker"), cut + spread, f"{view.shared:.1%} shared by all")
+    owners = "" if coverage is None else owners_text(coverage.min, coverage.mean, coverage.max)
+    title = heading(view.model, counted(view.workers, "worker"), owners, f"{view.shared:.1%} shared by all")
     if not view.families:
         return Group(title, Text("Nothing is cut: every worker owns the whole model.", style=DIM))
     return Group(title, Text(), _Body(view))
 
 
 class Columns:
-    """The columns of the heat map: classes of workers, or runs of classes where there are too many."""
+    """The columns of the heat map: classes of workers, or several classes each if there are too many."""
 
     def __init__(self, view: OwnersView, most: int) -> None:
         count = len(view.classes)
@@ -59,7 +66,7 @@ class Columns:
 
 
 class _Body:
-    """Heat map, workers, strips and owner sets, all over the same columns, of which as many as fit."""
+    """Heat map, workers, strips and owner sets over the same columns, as many as fit."""
 
     def __init__(self, view: OwnersView) -> None:
         self.view = view
@@ -76,13 +83,13 @@ class _Body:
 
 
 def _heat_map(view: OwnersView, columns: Columns) -> Iterator[Line]:
-    """One row per kind of family, one cell per column of workers: the share of the family's bytes that each holds."""
+    """One row per kind of family: the share of its bytes that the workers of each column hold."""
     names = "".join(f"{name:>{CELL}}" for name in columns.names)
-    yield Line(Text("Share that a worker owns", style="italic"), Text(f"units owners{names}", style="italic"))
-    groups = grouped(view.families)
+    yield Line(Text("Share owned per worker", style="italic"), Text(f"units owners{names}", style="italic"))
+    groups = grouped_by_like(view.families)
     for group in groups[:MOST_FAMILIES]:
         first = group[0]
-        left = Text(first.name).append(f"  x {len(group)}" if len(group) > 1 else "", style="italic magenta")
+        left = Text(first.name).append(times_text(len(group)), style="italic magenta")
         least, most = first.owners
         right = Text(f"{first.units:>5} {least if least == most else f'{least}-{most}':>6}")
         for column in range(len(columns.names)):
@@ -95,24 +102,16 @@ def _heat_map(view: OwnersView, columns: Columns) -> Iterator[Line]:
 
 
 def heat(share: float) -> str:
-    """A colour for a share from 0 to 1: from the terminal's own background to a full green."""
+    """Returns a colour for a share from 0 (the terminal's background) to 1 (full green)."""
     if share <= 0:
         return DIM
     level = min(max(share, 0.0), 1.0)
     return f"bold white on rgb({int(30 - 10 * level)},{int(60 + 90 * level)},{int(50 + 20 * level)})"
 
 
-def grouped(families: Sequence[OwnedFamily]) -> list[list[OwnedFamily]]:
-    """Families that are owned alike together, the largest group first."""
-    groups: dict[str, list[OwnedFamily]] = {}
-    for family in families:
-        groups.setdefault(family.like or family.name, []).append(family)
-    return sorted(groups.values(), key=lambda group: -sum(one.nbytes for one in group))
-
-
 def _workers(view: OwnersView, columns: Columns) -> Iterator[Line]:
-    """What each column of the heat map stands for."""
-    yield Line(Text("Workers", style="italic"), Text("own of the parameters", style="italic"))
+    """The workers of each column of the heat map."""
+    yield Line(Text("Workers", style="italic"), Text("parameters owned", style="italic"))
     for number, (name, workers) in enumerate(zip(columns.names, columns.workers, strict=True)):
         share = columns.mean(number, [one.share for one in view.classes])
         nbytes = columns.mean(number, [one.parameters for one in view.classes])
@@ -125,11 +124,11 @@ def _workers(view: OwnersView, columns: Columns) -> Iterator[Line]:
 
 
 def _strips(view: OwnersView, columns: Columns, width: int) -> Iterator[Line]:
-    """For the largest families: which part of the units, in order, the workers of each column own."""
-    for group in grouped(view.families)[:MOST_STRIPS]:
+    """For the largest families, the units that the workers of each column own."""
+    for group in grouped_by_like(view.families)[:MOST_STRIPS]:
         first = group[0]
         title = Text(f"Units 0 to {first.units - 1} of ", style="italic").append(first.name, style="bold not italic")
-        yield Line(title.append(f"  x {len(group)}" if len(group) > 1 else "", style="not bold magenta"))
+        yield Line(title.append(times_text(len(group)), style="not bold magenta"))
         for column, name in enumerate(columns.names):
             shares = _strip(view, first, columns, column, max(width - 6, 8))
             yield Line(Text(f"{name:>4}  ", style="bold").append_text(shares))
@@ -140,7 +139,7 @@ def _strips(view: OwnersView, columns: Columns, width: int) -> Iterator[Line]:
 
 
 def _strip(view: OwnersView, family: OwnedFamily, columns: Columns, column: int, width: int) -> Text:
-    """One column's share of the units of a family, in as many cells as fit."""
+    """A family's units as cells, shaded by the share of a column's workers that own them."""
     cells = min(width, family.units * max(1, min(8, width // family.units)))
     held = np.zeros(cells)
     classes = [view.classes[number].workers[0] for number in columns.classes[column]]
@@ -161,7 +160,7 @@ def _shade(share: float) -> str:
 
 
 def _sets(view: OwnersView, columns: Columns) -> Iterator[Line]:
-    """The owner sets and how many bytes of the cut parameters each of them owns."""
+    """The owner sets, and how many bytes of the cut parameters each of them owns."""
     runs = {family.name: family.runs for family in view.families}
     nbytes = [0] * len(view.sets)
     for family in view.families:
@@ -178,7 +177,7 @@ def _sets(view: OwnersView, columns: Columns) -> Iterator[Line]:
 
 
 def _members(owners: Sequence[int], columns: Columns) -> str:
-    """The columns that make up an owner set, or its workers where that is no sum of columns."""
+    """The columns that make up an owner set, or its workers if it is not made up of whole columns."""
     members = set(owners)
     inside = [number for number, workers in enumerate(columns.workers) if members.issuperset(workers)]
     if sum(len(columns.workers[number]) for number in inside) < len(owners):

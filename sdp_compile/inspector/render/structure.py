@@ -1,4 +1,4 @@
-"""The view ``structure`` on a terminal: the module tree, and below it the families, and what is never cut and why."""
+"""The view ``structure`` on a terminal: the module tree, the families, and what is never cut and why."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rich.text import Text
 from sdp_compile.formatting import size
 from sdp_compile.inspector.modules import Module, TensorInfo
 from sdp_compile.inspector.render.lines import Line, Lines
-from sdp_compile.inspector.render.style import DIM, counted, heading
+from sdp_compile.inspector.render.style import DIM, counted, grouped_by_like, heading, times_text
 from sdp_compile.inspector.structure import FamilyInfo, StructureView
 
 MOST_ROWS = 16
-"""Rows of a table below the tree; the rest is summed up."""
+"""Rows of each table below the tree; the last row sums up the rest."""
 
 _CUT, _FREE, _FROZEN = "bold green", "cyan", "dim"
 
 
 def render_structure(view: StructureView, unfold: bool = False) -> RenderableType:
-    """The anatomy of a model; ``unfold`` writes out the modules that are like an earlier one."""
+    """Renders the structure of a model; ``unfold`` writes out modules that repeat an earlier one."""
     blocks = len(view.blocks)
     axes = sum(family.kind == "axis" for family in view.families)
     found = f"{counted(axes, 'axis', 'axes')} and {counted(blocks, 'block')} found"
@@ -61,7 +61,7 @@ def _branch(cut: bool) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Tree:
-    """The module tree as lines. ``reasons`` numbers what freezes dimensions, ``cut_blocks``: the plan cuts blocks."""
+    """The module tree as lines, with the numbers of the ``reasons`` that freeze dimensions."""
 
     unfold: bool
     reasons: Mapping[tuple[str, str], int]
@@ -72,7 +72,7 @@ class _Tree:
         left.append(f"  {module.type}" if module.name else "", style=DIM)
         if module.block is not None:
             left.append("  ").append(*_branch(self.cut_blocks))
-        left.append(f"  x {alike}, alike" if alike > 1 else "", style="italic magenta")
+        left.append(_alike(alike), style="italic magenta")
         yield Line(left, _figures(module))
         children = list(_folded(module.children, self.unfold))
         tensors = list(_tensors(module.tensors, self.reasons))
@@ -85,6 +85,10 @@ class _Tree:
             yield from self.lines(child, below + corner, below + line, count)
 
 
+def _alike(count: int) -> str:
+    return f"{times_text(count)}, alike" if count > 1 else ""
+
+
 def _figures(module: Module) -> Text:
     if not module.nbytes:
         return Text(f"{'-':>9}" + " " * 14, style=DIM)
@@ -95,7 +99,7 @@ def _figures(module: Module) -> Text:
 
 
 def _folded(children: Sequence[Module], unfold: bool) -> Iterator[tuple[Module, int]]:
-    """The children to show, each with how many it stands for; modules without parameters are left out."""
+    """The children that hold parameters, each with the number of modules that it stands for."""
     shown = [child for child in children if child.nbytes or any(child.tensors)]
     for child in shown:
         if unfold or child.like is None:
@@ -127,21 +131,18 @@ def _dims(tensor: TensorInfo, reasons: Mapping[tuple[str, str], int]) -> Text:
 
 
 def _families(families: Iterable[FamilyInfo]) -> Iterator[Line]:
-    """Families of all layers alike in one row; first those that are cut, the largest first."""
+    """One row per group of alike families: those that are cut first, then by size."""
     yield Line(Text("What can be cut", style="italic"), Text("units      bytes   share  owners", style="italic"))
-    groups: dict[str, list[FamilyInfo]] = {}
-    for family in families:
-        groups.setdefault(family.like or family.name, []).append(family)
-    by_size = sorted(groups.values(), key=lambda group: (group[0].owners is None, -sum(one.nbytes for one in group)))
-    for group in by_size[:MOST_ROWS]:
+    groups = sorted(grouped_by_like(families), key=lambda group: group[0].owners is None)
+    for group in groups[:MOST_ROWS]:
         first, nbytes = group[0], sum(one.nbytes for one in group)
         cut = first.owners is not None
         name = Text(first.name, style=_CUT if cut else _FREE)
-        name.append(f"  x {len(group)}, alike" if len(group) > 1 else "", style="not bold italic magenta")
+        name.append(_alike(len(group)), style="not bold italic magenta")
         name.append("  residual stream" if first.residual else "", style="not bold dim")
         figures = f"{first.units:>7,} {size(nbytes):>10} {sum(one.share for one in group):>7.1%} "
         yield Line(name, Text(f"{figures}{first.owners if cut else '-':>7}", style="" if cut else DIM))
-    rest = [one for group in by_size[MOST_ROWS:] for one in group]
+    rest = [one for group in groups[MOST_ROWS:] for one in group]
     if rest:
         figures = f"{sum(one.units for one in rest):>7,} {size(sum(one.nbytes for one in rest)):>10}{'':>16}"
         yield Line(Text(f"{len(rest)} more; see --json", style=DIM), Text(figures, style=DIM))

@@ -1,5 +1,5 @@
 
-/* ---- the graph: listed from data, module by module, folded and searched ---- */
+/* ---- graph: lists, folds and searches the rows, module by module ---- */
 {
   const data = JSON.parse($("#graph-data").textContent);
   const [NAME, CODE, KIND, MODULE, SHAPE, FULL, DTYPE, SOURCE, INPUTS] = data.rows.length ? data.rows[0].keys() : [];
@@ -36,7 +36,7 @@
     return parts;
   }
 
-  /* Of long code (a reduction names all its parameters) the part with most of the words; all of it is in the facts. */
+  /* The part of long code (an all-reduce names all its parameters) with the most search terms; the facts have all of it. */
   function excerpt(code, terms) {
     if (code.length <= LONG || !terms.length) return code;
     const low = code.toLowerCase();
@@ -93,7 +93,7 @@
     return list;
   }
 
-  /* Shows a row wherever it is: the search and the filters give way, its group and fold open. */
+  /* Shows a row: clears the search and the filters, and opens its group and fold. */
   function go(at) {
     search.value = "";
     changes.checked = false;
@@ -107,7 +107,7 @@
     $("summary", row).focus({ preventScroll: true });
   }
 
-  /* ---- details that are filled when they are opened ---- */
+  /* ---- details elements that are filled when opened ---- */
   const makers = new WeakMap();
 
   function later(kind, first, rows, summary, make) {
@@ -126,7 +126,7 @@
   const range = (first, rows) => Array.from({ length: rows }, (_, offset) => first + offset);
   const counted = (count) => `${number(count)} ${count === 1 ? "row" : "rows"}`;
 
-  /* ---- groups of consecutive rows of one module; in these, long runs of inputs or reductions are folded unless searched for ---- */
+  /* ---- groups of consecutive rows of one module; long runs of inputs or all-reduces in them are folded unless searched for ---- */
   function groups(rows, terms) {
     return runs(rows, (at) => data.rows[at][MODULE]).map((part) => {
       const [path, type] = data.modules[data.rows[part[0]][MODULE]];
@@ -149,10 +149,10 @@
     return found;
   }
 
-  /* ---- folds: layers that repeat an earlier one ---- */
+  /* ---- folds: layers that repeat an earlier layer ---- */
   function folded([first, held, layers, like, rows]) {
     const name = layers.length > 1 ? `${layers[0]} to ${layers.at(-1)}` : layers[0];
-    const left = `These layers are left out of the page: ${layers.join(", ")}. Each is like ${like} in all but names; sdp-compile inspect graph --module GLOB lists any of them.`;
+    const left = `These layers are left out: ${layers.join(", ")}. They differ from ${like} in names only; sdp-compile inspect graph --module GLOB lists them.`;
     return later("fold", first, held, [element("b", {}, element("bdi", {}, name)), ` × ${layers.length}, alike ${like}, ${counted(rows)}`],
       () => (held ? groups(range(first, held), []) : [element("p", { class: "more" }, left)]));
   }
@@ -168,7 +168,7 @@
     return [...made, ...groups(range(at, data.rows.length - at), [])];
   }
 
-  /* ---- search: every word must occur, in any case, somewhere in a row's name, code, kind, module or source ---- */
+  /* ---- search: every word must occur, ignoring case, in a row's name, code, kind, module or source ---- */
   function list() {
     const terms = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const wanted = new Set(kinds.filter((kind) => kind.checked && (!changes.checked || CHANGED.has(kind.value))).map((kind) => kind.value));
@@ -180,7 +180,7 @@
     const rows = range(0, data.rows.length).filter((at) => wanted.has(data.rows[at][KIND]) && terms.every((term) => texts[at].includes(term)));
     const named = data.folds.filter(([, held, layers]) => !held && terms.length && layers.some((layer) => terms.every((term) => layer.toLowerCase().includes(term)))).map(folded);
     listing.replaceChildren(...groups(rows.slice(0, MOST_FOUND), terms), ...named);
-    if (rows.length > MOST_FOUND) listing.append(element("p", { class: "more" }, `${number(rows.length - MOST_FOUND)} more; narrow the search.`));
+    if (rows.length > MOST_FOUND) listing.append(element("p", { class: "more" }, `${number(rows.length - MOST_FOUND)} more rows; narrow the search.`));
     if (!rows.length && !named.length) listing.append(element("p", { class: "more" }, "Nothing matches."));
     found.textContent = `${number(rows.length)} of ${number(data.rows.length)} rows`;
   }

@@ -3,7 +3,7 @@
 const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-/* All text goes in as text nodes: names of the model never become markup. */
+/* All text is inserted as text nodes, so names from the model never become markup. */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -11,7 +11,7 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/* ---- theme: the system's until chosen otherwise; remembered where the browser allows it for files ---- */
+/* ---- theme: the system's unless the reader chooses one; remembered if the browser allows it for files ---- */
 const theme = $("#theme");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -23,7 +23,7 @@ function showTheme() {
 theme.addEventListener("click", () => {
   const next = theme.getAttribute("aria-pressed") === "true" ? "light" : "dark";
   document.documentElement.dataset.theme = next;
-  try { localStorage.setItem("sdp-compile-theme", next); } catch { /* private windows refuse: not remembered */ }
+  try { localStorage.setItem("sdp-compile-theme", next); } catch { /* private windows do not allow it */ }
   showTheme();
 });
 try {
@@ -33,7 +33,7 @@ try {
 dark.addEventListener("change", showTheme);
 showTheme();
 
-/* ---- the section in view, in the navigation ---- */
+/* ---- navigation: highlights the section in view ---- */
 const links = new Map($$("nav a").map((link) => [link.hash.slice(1), link]));
 const sections = $$("main > section");
 
@@ -49,7 +49,7 @@ function showSection() {
 addEventListener("scroll", showSection, { passive: true });
 showSection();
 
-/* ---- folding: the browser's own details, with arrow keys as in a file manager ---- */
+/* ---- folding: the browser's own details elements, with arrow keys as in a file manager ---- */
 for (const button of $$("[data-fold]")) {
   button.addEventListener("click", () => {
     for (const one of $$("details", $(".tree"))) one.open = button.dataset.fold === "open" || one.matches(".tree > li > details");
@@ -79,7 +79,7 @@ for (const root of $$("[data-moves]")) {
   });
 }
 
-/* ---- the owner map: one stop for the Tab key per family, arrow keys within and between ---- */
+/* ---- owner map: one Tab stop per family, arrow keys within and between families ---- */
 const map = $(".map");
 if (map) {
   const facts = $("#facts");
@@ -121,7 +121,7 @@ if (map) {
   });
 }
 
-/* ---- the policy ---- */
+/* ---- policy ---- */
 $("#copy").addEventListener("click", async (event) => {
   const text = $("#toml");
   getSelection().selectAllChildren(text);
