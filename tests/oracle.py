@@ -10,12 +10,12 @@ from torch import nn
 from sdp_compile.checking.compare import deviations, owned, relative_error
 from sdp_compile.checking.oracle import (
     Run,
+    disable_randomness,
     randomise,
     run_compiled,
     run_original,
     scalar,
     tensors_of,
-    without_randomness,
 )
 from sdp_compile.planning.plan import Plan
 
@@ -31,6 +31,12 @@ __all__ = [
     "tensors_of",
     "without_randomness",
 ]
+
+
+def without_randomness(model: nn.Module) -> nn.Module:
+    """Disables dropout and stochastic depth in place, and returns the model."""
+    disable_randomness(model)
+    return model
 
 
 def assert_exact(

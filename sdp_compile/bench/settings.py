@@ -68,9 +68,9 @@ class BenchSettings:
                 "--coverage and --replicas exclude each other. Give one of them: coverage = replicas / workers."
             )
         if self.replicas is not None and self.replicas > self.workers:
-            raise PolicyError(f"--replicas must be at most --workers ({self.workers}), got {self.replicas}.")
+            raise PolicyError(f"--replicas {self.replicas} exceeds --workers {self.workers}.")
         if self.workers < 2:
-            raise SDPError(f"--workers must be at least 2 to compare communication, got {self.workers}.")
+            raise SDPError(f"--workers {self.workers}: a comparison needs at least 2 workers.")
         choose(self.variants, self.compile)
         if self.model != GPT:
             check_words(self.model, self.inputs, self.overrides, self.size)

@@ -34,22 +34,22 @@ class Deviation:
         return f"{what} {self.name} deviates by {self.error:.1e}"
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor, floor: float = 1e-12) -> float:
+def relative_error(actual: torch.Tensor, expected: torch.Tensor, floor: float = 1e-12) -> float:
     """Returns the largest deviation, divided by the largest expected absolute value or ``floor``, if that is larger.
 
     Equal infinities deviate by 0, NaN by NaN, and tensors of different shapes by infinity.
     """
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return float("inf")
     if not expected.numel():
         return 0.0
     if torch.isinf(expected).any():
         infinite = torch.isinf(expected)
-        if not torch.equal(found[infinite], expected[infinite]):
+        if not torch.equal(actual[infinite], expected[infinite]):
             return float("inf")
-        found, expected = found.masked_fill(infinite, 0.0), expected.masked_fill(infinite, 0.0)
+        actual, expected = actual.masked_fill(infinite, 0.0), expected.masked_fill(infinite, 0.0)
     scale = expected.abs().max().clamp(min=floor)
-    return float((found.detach() - expected.detach()).abs().max() / scale)
+    return float((actual.detach() - expected.detach()).abs().max() / scale)
 
 
 def owned(full: torch.Tensor, plan: Plan, name: str, rank: int) -> torch.Tensor:
@@ -58,41 +58,41 @@ def owned(full: torch.Tensor, plan: Plan, name: str, rank: int) -> torch.Tensor:
 
 
 def gradient_floor(run: Run) -> float:
-    """Returns the scale below which a gradient is only rounding, like that of a key bias under softmax."""
+    """Returns 1e-5 of the largest gradient. Below that, a gradient is only rounding, like a key bias under softmax."""
     return 1e-5 * max((float(g.abs().max()) for g in run.gradients.values() if g.numel()), default=1.0)
 
 
 def deviations(
-    found: Run, expected: Run, plan: Plan, rank: int, held: Collection[str], persistent: Collection[str]
+    actual: Run, expected: Run, plan: Plan, rank: int, held: Collection[str], persistent: Collection[str]
 ) -> Iterator[Deviation]:
     """Yields the deviations of outputs, gradients of owned elements and running statistics of owned channels.
 
     Args:
-        found: The worker's run.
+        actual: The worker's run.
         expected: The oracle's run.
         plan: The plan, whose masks say what the worker owns.
         rank: The worker.
         held: Names of the parameters that the worker has.
         persistent: Names in the original's ``state_dict()``; other buffers are not compared.
     """
-    if len(found.outputs) != len(expected.outputs):
-        yield Deviation("output", f"count ({len(found.outputs)} for {len(expected.outputs)})", float("inf"))
+    if len(actual.outputs) != len(expected.outputs):
+        yield Deviation("output", f"count ({len(actual.outputs)} for {len(expected.outputs)})", float("inf"))
         return
-    for number, (mine, theirs) in enumerate(zip(found.outputs, expected.outputs, strict=True)):
-        yield Deviation("output", str(number), relative_error(mine, theirs))
+    for number, (output, reference) in enumerate(zip(actual.outputs, expected.outputs, strict=True)):
+        yield Deviation("output", str(number), relative_error(output, reference))
     floor = gradient_floor(expected)
     for name, gradient in expected.gradients.items():
         wanted = owned(gradient, plan, name, rank)
         if name not in held:
             yield Deviation("gradient", name, float("inf") if wanted.numel() else 0.0)
-        elif name not in found.gradients:
+        elif name not in actual.gradients:
             yield Deviation("gradient", name, float("inf") if wanted.any() else 0.0)
         else:
-            yield Deviation("gradient", name, relative_error(found.gradients[name].reshape(-1), wanted, floor))
-    for name in set(found.gradients) - set(expected.gradients):
-        if found.gradients[name].any():
+            yield Deviation("gradient", name, relative_error(actual.gradients[name].reshape(-1), wanted, floor))
+    for name in set(actual.gradients) - set(expected.gradients):
+        if actual.gradients[name].any():
             yield Deviation("gradient", name, float("inf"))
-    for name, buffer in found.buffers.items():
+    for name, buffer in actual.buffers.items():
         if name in persistent and name in expected.buffers and buffer.is_floating_point():
             wanted = owned(expected.buffers[name], plan, name, rank)
             yield Deviation("statistic", name, relative_error(buffer.reshape(-1), wanted))

@@ -39,12 +39,6 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def without_randomness(model: nn.Module) -> nn.Module:
-    """Disables dropout and stochastic depth in place, and returns the model."""
-    disable_randomness(model)
-    return model
-
-
 def disable_randomness(model: nn.Module) -> tuple[str, ...]:
     """Sets all drop probabilities of the model to 0 in place, and returns the names of the changed attributes."""
     changed = []

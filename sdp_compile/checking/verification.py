@@ -91,9 +91,9 @@ class Verification:
         for mode in ("train", "eval"):
             self.model.train(mode == "train")
             module.train(mode == "train")
-            expected, found = self._original(rank), self._run(module)
+            expected, actual = self._original(rank), self._run(module)
             held = {name for name, _ in module.named_parameters()}
-            compared = list(deviations(found, expected, self.plan, rank, held, self.persistent))
+            compared = list(deviations(actual, expected, self.plan, rank, held, self.persistent))
             yield self._comparison(compared, expected, rank, mode)
 
     def _run(self, module: nn.Module) -> Run:
@@ -154,18 +154,18 @@ def _draw(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _distances(found: Run, expected: Run) -> dict[tuple[str, str], float]:
+def _distances(actual: Run, expected: Run) -> dict[tuple[str, str], float]:
     """Relative deviations of outputs, gradients and statistics between two runs of the original model."""
     floor = gradient_floor(expected)
     result = {
         ("output", str(number)): relative_error(a, b)
-        for number, (a, b) in enumerate(zip(found.outputs, expected.outputs, strict=False))
+        for number, (a, b) in enumerate(zip(actual.outputs, expected.outputs, strict=False))
     }
     for name, gradient in expected.gradients.items():
-        result["gradient", name] = relative_error(found.gradients.get(name, gradient), gradient, floor)
+        result["gradient", name] = relative_error(actual.gradients.get(name, gradient), gradient, floor)
     for name, buffer in expected.buffers.items():
         if buffer.is_floating_point():
-            result["statistic", name] = relative_error(found.buffers[name], buffer)
+            result["statistic", name] = relative_error(actual.buffers[name], buffer)
     return result
 
 

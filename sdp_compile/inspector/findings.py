@@ -25,8 +25,8 @@ def _findings(plan: Plan) -> Iterator[Finding]:
     if shared > 0.5:
         yield Finding(
             "warning",
-            f"All workers share {shared:.0%} of the parameter bytes, which limits what partitioning can save. "
-            "plan.report() says why these dimensions are not cut.",
+            f"All workers share {shared:.0%} of the parameter bytes, which limits what partitioning can save; "
+            "see what is not cut and why.",
         )
     for what, loads, dense in (
         ("memory", parameter_bytes(plan), dense_bytes(plan)),

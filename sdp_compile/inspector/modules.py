@@ -161,8 +161,8 @@ class _Tree:
             source, line = place(why.source)
             reason = Why(why.reason, why.operator, source, line, why.module_path)
         marks = {axis: "*" if axis in cut else "'" for axis in axes}
-        mine = tuple(axis for axis in axes if axis in cut)
-        return Dim(layout.size, _text(layout, {}), _text(layout, marks), tuple(axes), mine, reason)
+        cutting = tuple(axis for axis in axes if axis in cut)
+        return Dim(layout.size, _text(layout, {}), _text(layout, marks), tuple(axes), cutting, reason)
 
 
 def _text(layout: Layout, marks: Mapping[str, str]) -> str:

@@ -56,7 +56,7 @@ class Naming:
 
     def states(self, node: fx.Node) -> list[fx.Node]:
         """Returns the state tensors that a node reads, each once."""
-        return list(dict.fromkeys(found for one in node.all_input_nodes if (found := self.state_of(one)) is not None))
+        return list(dict.fromkeys(state for one in node.all_input_nodes if (state := self.state_of(one)) is not None))
 
     def call(self, node: fx.Node) -> Any:
         """Returns what a node computes (target, arguments by name), which can be compared between programs."""

@@ -204,8 +204,8 @@ class _Lister:
             return whole, whole, dtype
         sizes = zip(whole, layouts, strict=True)
         # The layout's own size differs from the example's if it contains a free size.
-        mine = tuple(size * kept_size(layout, self.kept) // layout.size if size else 0 for size, layout in sizes)
-        return whole, mine, dtype
+        local = tuple(size * kept_size(layout, self.kept) // layout.size if size else 0 for size, layout in sizes)
+        return whole, local, dtype
 
     def _modules(self) -> dict[fx.Node, str]:
         """The module of each node. A node without a recorded module belongs to the one that uses it first."""

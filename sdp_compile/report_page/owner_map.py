@@ -1,4 +1,4 @@
-"""The owner map: which workers own which units, small enough for a page whatever the plan.
+"""The owner map: which workers own which units, small enough for a page with any plan.
 
 A lane is a row of the map: a worker, or several workers that own the same units if there are many. A stretch is a
 column: consecutive units of one owner set, or of several if a family has very many.

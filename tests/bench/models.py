@@ -1,4 +1,4 @@
-"""A model that is quick to bench: residual blocks, a BatchNorm for buffers, and its inputs."""
+"""A small model with residual blocks and a BatchNorm (for buffers), and factories that fail in various ways."""
 
 import os
 import signal
@@ -36,19 +36,19 @@ class Residual(nn.Module):
 
 
 def residual() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A factory as the command line takes it."""
+    """Returns the model and its inputs, as the command line expects."""
     return Residual(), (torch.randn(4, 16),)
 
 
 def hangs() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """On worker 1 it never comes back."""
+    """Never returns on worker 1."""
     if os.environ["RANK"] == "1":
         time.sleep(1000)
     return residual()
 
 
 def dies() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """On worker 1 it takes the process with it, as the system does where memory is short."""
+    """Kills the process on worker 1, as the system does when it runs out of memory."""
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return residual()

@@ -1,4 +1,4 @@
-"""The count of what is sent, against formulas written out by hand here."""
+"""The count of sent bytes, compared with formulas written out by hand."""
 
 from typing import Any
 
@@ -32,11 +32,11 @@ def collectives(rank: int) -> list[tuple[str, int, int]]:
         dist.barrier()
         if rank == 0:
             dist.all_reduce(x, group=pair)
-    dist.all_reduce(x)  # not within
+    dist.all_reduce(x)  # outside the context
     return [(sent.kind, sent.payload, sent.members) for sent in count.counter.collectives]
 
 
-def test_each_collective_counts_the_tensor_that_holds_everybodys_part() -> None:
+def test_each_collective_counts_the_tensor_that_holds_all_parts() -> None:
     of_all = [
         ("all_reduce", 24, 2),
         ("all_gather", 48, 2),
@@ -51,7 +51,7 @@ def test_each_collective_counts_the_tensor_that_holds_everybodys_part() -> None:
 
 
 def uneven(rank: int) -> float:
-    """Worker 0 sends 1 row to itself and 3 to the other, worker 1 two each; rows of 8 bytes."""
+    """Worker 0 keeps 1 row and sends 3, worker 1 keeps 2 and sends 2. A row has 8 bytes."""
     sizes = [[1, 3], [2, 2]]
     theirs = [sizes[peer][rank] for peer in range(WORKERS)]
     with counted() as count:
@@ -60,7 +60,7 @@ def uneven(rank: int) -> float:
     return count.counter.nbytes
 
 
-def test_an_all_to_all_sends_all_but_the_workers_own_part() -> None:
+def test_an_all_to_all_sends_everything_except_the_workers_own_part() -> None:
     assert run_workers(uneven, WORKERS) == [pytest.approx(3 * 8 + 16), pytest.approx(2 * 8 + 16)]
 
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_counted_is_an_error() -> None:
 
 
 def functional(rank: int) -> tuple[float, float]:
-    """The same exchange in eager mode and compiled, where it is another operator."""
+    """The same collective in eager mode and compiled, where it is a different operator."""
     from torch.distributed._functional_collectives import all_reduce
 
     def exchange(x: torch.Tensor) -> Any:
@@ -104,14 +104,14 @@ def libraries(rank: int) -> tuple[float, float]:
     for block in sharded.blocks:
         fully_shard(block)
     fully_shard(sharded)
-    found = []
+    counts = []
     for model in (parallel, sharded):
-        for _ in range(2):  # DDP makes its buckets anew in the second step
+        for _ in range(2):  # DDP rebuilds its buckets in the second step
             model(batch).sum().backward()
         with counted() as count:
             model(batch).sum().backward()
-        found.append(count.counter.nbytes)
-    return found[0], found[1]
+        counts.append(count.counter.nbytes)
+    return counts[0], counts[1]
 
 
 def test_ddp_and_fsdp2_send_what_their_algorithms_say() -> None:
@@ -119,8 +119,8 @@ def test_ddp_and_fsdp2_send_what_their_algorithms_say() -> None:
     of_blocks = sum(parameter.nbytes for parameter in model.blocks.parameters())
     whole = sum(parameter.nbytes for parameter in model.parameters())
     buffers = sum(buffer.nbytes for buffer in model.buffers())
-    # All-reduce of all gradients and broadcast of the buffers; gathers of the blocks twice, of the root once, and
-    # reduce-scatter, where the head's 3 rows are padded to 4.
+    # DDP: an all-reduce of all gradients and a broadcast of the buffers. FSDP2: gathers of blocks (twice) and of the
+    # root, and a reduce-scatter. The head's 3 rows are padded to 4.
     padding = 4 * (16 + 1)
     expected = (whole + buffers / 2, (2 * of_blocks + (whole - of_blocks + padding) + whole + padding) / 2)
     assert run_workers(libraries, WORKERS) == [pytest.approx(expected)] * WORKERS

@@ -1,4 +1,4 @@
-"""Memory by distinct storages, against bytes counted by hand."""
+"""Memory in distinct storages, compared with bytes counted by hand."""
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def test_parameters_gradients_and_adamw() -> None:
 
 def test_a_view_counts_what_it_keeps_alive_and_a_storage_counts_once() -> None:
     class Owner(nn.Module):
-        """As backward masking holds it: one storage, [owned | rest], of which the owned part is trained."""
+        """Backward masking: one storage [owned | rest], of which only the owned part is trained."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -66,11 +66,11 @@ def test_activations_are_what_autograd_saves_without_the_parameters() -> None:
     x = torch.randn(5, 16)
     product = FLOAT * 5 * 16
     for powers in (1, 4):
-        # The input (for the weight's gradient), and the argument of each square.
+        # The input, for the weight's gradient, and the argument of each square.
         assert use_of(Squares(powers), x).activations == product * (1 + powers)
 
 
-def test_compiled_code_tells_what_it_saves_too() -> None:
+def test_activations_of_compiled_code_are_measured_too() -> None:
     x = torch.randn(5, 16)
     module = Squares(3)
     call = torch.compile(module, backend="aot_eager")

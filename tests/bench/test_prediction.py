@@ -1,4 +1,4 @@
-"""The formulas' figures for a model whose bytes are counted by hand, and the tolerance."""
+"""The formulas, compared with bytes counted by hand, and their tolerance."""
 
 import pytest
 from torch import nn

@@ -1,4 +1,4 @@
-"""Figures from turns: medians, quartiles, ratios of turns in one round; what is wrong is told."""
+"""Figures from turns: medians, quartiles, ratios of turns in the same round, and messages about wrong traffic."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def test_quartiles_are_those_of_the_sample() -> None:
 
 
 def test_a_ratio_is_of_turns_in_the_same_round() -> None:
-    """A machine that is slow for a while slows both."""
+    """A disturbance that slows the machine slows both turns."""
     slow = [1.0, 10.0, 1.0]
     ratio = paired_ratio(entry("sdp-neuron", [one / 2 for one in slow]), entry("ddp", slow))
     assert ratio == Spread(0.5, 0.5, 0.5)
@@ -52,7 +52,7 @@ def test_waves_are_not_mixed() -> None:
     result = summarise(BenchSettings(workers=2, rounds=1), [ddp, late, entry("fsdp2", [3.0])])
     ratios = result["variants"][1]["ratio"]
     assert ratios["ddp"]["median"] == 0.5
-    assert "fsdp2" not in ratios  # it was never in one round with it
+    assert "fsdp2" not in ratios  # the two never took part in the same round
 
 
 def test_throughput_is_that_of_all_workers() -> None:
@@ -74,7 +74,7 @@ def test_the_balance_of_work_is_that_of_flops() -> None:
     assert variant["flops_imbalance"] == pytest.approx(1.5)
 
 
-def test_traffic_that_is_not_the_formulas_is_told_by_worker() -> None:
+def test_traffic_that_differs_from_the_formula_is_reported_by_worker() -> None:
     wrong = entry("sdp-neuron", [1.0])
     wrong.workers[1]["traffic"] = {**wrong.workers[1]["traffic"], "sent": 200.0, "as_predicted": False}
     result = summarise(BenchSettings(workers=2), [entry("ddp", [1.0]), wrong])

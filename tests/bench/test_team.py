@@ -1,4 +1,4 @@
-"""A variant's workers: each way to fail ends in one reason, within its time, and leaves no process."""
+"""Each way in which a variant's workers can fail is reported in time and leaves no process behind."""
 
 import os
 import time
@@ -36,7 +36,7 @@ def test_workers_get_ready_take_turns_and_end(tmp_path: Path) -> None:
     finally:
         workers.stop()
     assert_gone(workers)
-    workers.stop()  # again does nothing
+    workers.stop()  # a second call does nothing
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_workers_get_ready_take_turns_and_end(tmp_path: Path) -> None:
         ("hangs", 20.0, ["no answer from worker", "1", "within 20 s", "--timeout"]),
     ],
 )
-def test_a_failure_is_told_in_time(factory: str, timeout: float, words: list[str], tmp_path: Path) -> None:
+def test_a_failure_is_reported_in_time(factory: str, timeout: float, words: list[str], tmp_path: Path) -> None:
     workers = team(factory, tmp_path, timeout=timeout)
     started = time.monotonic()
     try:
@@ -60,8 +60,8 @@ def test_a_failure_is_told_in_time(factory: str, timeout: float, words: list[str
     assert_gone(workers)
 
 
-def test_what_sdp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
-    """No block of a model without residual branches can be dropped."""
+def test_errors_of_sdp_compile_keep_their_message(tmp_path: Path) -> None:
+    """A model without residual branches has no block to drop."""
     settings = BenchSettings(model="torch.nn:Flatten", inputs=("4x3x2",), workers=2)
     workers = Team(VARIANTS["sdp-block"], settings, tmp_path)
     try:

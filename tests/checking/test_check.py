@@ -1,4 +1,4 @@
-"""``check`` tells exact from wrong, refused and failed, and never raises for the model's sake."""
+"""``check`` tells exact models from wrong, refused and failed ones, and does not raise because of the model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_exact_model() -> None:
     cut = 16 * 6 + 16 + 16 + 16 + 6 * 16
     assert result.share_cut == pytest.approx(cut / (cut + 6))
     assert [(reason.times, reason.reason) for reason in result.frozen] == [(3, "it is an input of the model")]
-    # The model, its mode, its dropout and the random state are as they were.
+    # The model, its mode, its dropout and the random state are unchanged.
     assert model.drop.p == 0.3 and not model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), rng)
@@ -71,7 +71,7 @@ def test_the_result_is_plain_data() -> None:
 
 @pytest.fixture
 def wrong_rule() -> Iterator[None]:
-    """A rule that claims that softmax works on each unit alone."""
+    """Replaces softmax's rule with one that treats every unit as independent."""
     operator = torch.ops.aten.softmax.int
     before = rules.find_rule(operator)
 
@@ -111,7 +111,7 @@ def test_a_refusal_says_where_and_why(
     assert all(word in result.reason for word in words)
 
 
-def test_an_unexpected_error_is_a_verdict_that_names_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_gives_a_verdict_with_its_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise KeyError("surprise")
 
@@ -122,14 +122,14 @@ def test_an_unexpected_error_is_a_verdict_that_names_the_stage(monkeypatch: pyte
     assert result.captured and result.axes == 1
 
 
-def test_a_model_that_is_random_by_nature_is_not_called_exact() -> None:
+def test_a_model_that_is_random_without_dropout_is_unverified() -> None:
     result = check(nn.Sequential(nn.Linear(6, 16), nn.RReLU(), nn.Linear(16, 6)), "neuron", (X,))
     assert (result.verdict, result.exit_code) == ("unverified", 2)
     assert "random" in result.reason and "train" in result.reason
     assert {one.mode for one in result.comparisons if one.status == "exact"} == {"eval"}
 
 
-def test_lower_precision_in_the_model_does_not_hide_behind_rounding() -> None:
+def test_lower_precision_in_the_model_does_not_limit_the_comparison() -> None:
     class Half(MLP):
         def forward(self, x: Tensor) -> Tensor:
             return self.down(self.up(x).float().bfloat16().to(x.dtype))
@@ -138,7 +138,7 @@ def test_lower_precision_in_the_model_does_not_hide_behind_rounding() -> None:
     assert result.is_exact and max(one.gradients for one in result.comparisons) < 1e-12
 
 
-def test_models_on_the_meta_device_get_weights_and_large_ones_a_plan_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meta_models_get_weights_and_large_ones_only_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         model = MLP().bfloat16()
     inputs = (torch.empty(5, 6, dtype=torch.bfloat16, device="meta"),)
@@ -175,6 +175,6 @@ def test_a_sweep_goes_on_after_failures() -> None:
     assert all(row.is_failure and row.result.stage == "build" and "has no model" in row.result.reason for row in rows)
 
 
-def test_a_process_that_hangs_ends_its_row_only() -> None:
+def test_a_process_that_hangs_fails_only_its_own_row() -> None:
     rows = list(sweep(["transformers:gpt2"], NeuronPolicy(), 4, timeout=0.01))
     assert rows[0].result.verdict == "failed" and "no verdict within" in rows[0].result.reason

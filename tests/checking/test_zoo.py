@@ -1,6 +1,6 @@
-"""Models of the libraries that people use: exact as a whole, or at least captured, analysed and planned.
+"""One or two models of each kind from popular libraries: verified, or at least captured, analysed and planned.
 
-``sdp-compile check --zoo LIBRARY`` goes through all of them; here are one or two of each kind.
+``sdp-compile check --zoo LIBRARY`` checks all models of a library.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PLANNED = (
     "transformers:gpt_neo",
     "transformers:wav2vec2",
 )
-"""Captured and planned on the meta device, where no weight exists."""
+"""Models that are captured and planned on the meta device, without weights."""
 
 
 @pytest.mark.parametrize("name", EXACT)

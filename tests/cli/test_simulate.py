@@ -81,7 +81,7 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
         (["--workers", "6", "--nodes", "4"], ["--workers 6", "--nodes 4"]),
         (["--validate", "--nodes", "2", "--workers", "4"], ["--validate", "--nodes"]),
         (["--variants", "zero3"], ["zero3"]),
-        (["--tflops", "0"], ["flops=0"]),
+        (["--tflops", "0"], ["flops must be positive"]),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: list[str], words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Small models of our own. The golden files name lines of this one: change it as little as can be."""
+"""Small models. The golden files contain line numbers of this file, so change it as little as possible."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Layer(nn.Module):
 
 
 class Tiny(nn.Module):
-    """A transformer small enough to be read whole: three layers, tied embeddings."""
+    """A transformer that fits on a page: three layers, tied embeddings."""
 
     def __init__(self, layers: int = 3) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ HOSTILE = (
 
 
 class Hostile(nn.Module):
-    """Names that are markup, HTML, escape sequences, or just long."""
+    """Modules whose names are markup, HTML, escape sequences, or just long."""
 
     def __init__(self) -> None:
         super().__init__()

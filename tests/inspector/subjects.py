@@ -1,4 +1,4 @@
-"""What the inspector's tests look at: models captured, analysed and planned, each captured once."""
+"""Models for the inspector's tests, captured once each, analysed and planned."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def analysed(model: nn.Module, example: Any) -> Analysis:
     return analyse(capture(model, example))
 
 
-def planned(found: Analysis, policy: str, workers: int, **fields: Any) -> Subject:
-    return Subject(found, make_plan(found, resolve_policy(policy, **fields), workers))
+def planned(analysis: Analysis, policy: str, workers: int, **fields: Any) -> Subject:
+    return Subject(analysis, make_plan(analysis, resolve_policy(policy, **fields), workers))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""``diff`` shows every rewrite and nothing else: held against the two graphs themselves."""
+"""``diff`` shows every rewrite and nothing else, compared with the two graphs themselves."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_every_rewrite_and_nothing_else(name: str, policy: str, lowering: Any, m
     assert named(view, "change") == {name for name in common if before.calls[name] != after.calls[name]}
     assert named(view, "slice") == {name for name in common if local_shape(after, name) != local_shape(before, name)}
     assert named(view, "change") or named(view, "insert") or named(view, "remove")
-    # Nothing is left out, and what computes stands in the order of both graphs, the reductions at the head.
+    # Nothing is left out, and computing rows keep the order of both graphs, with the all-reduces first.
     assert [line.before.name for line in view.lines if line.before and line.before.kind != "state"] == before.computing
     computing = [line.after.name for line in view.lines if line.after and line.after.kind not in ("state", "mask")]
     assert computing == after.computing
 
 
 class Plainly:
-    """A graph by names, as one would compare by hand. Marks and masks pass a tensor on, so they are looked through."""
+    """A graph by names, to compare by hand. It looks through all-reduces and masks, which pass tensors on."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.nodes = {node.name: node for node in graph.nodes}
@@ -113,7 +113,7 @@ def test_passes_add_up_to_the_whole(policy: str) -> None:
 
 @dataclass(frozen=True)
 class Negate(Pass):
-    """A user's pass: the last result is negated."""
+    """A user's pass that negates the result."""
 
     name: ClassVar[str] = "negate"
 
@@ -127,14 +127,14 @@ class Negate(Pass):
         return program
 
 
-def test_a_pass_of_ones_own_is_shown() -> None:
+def test_a_custom_pass_is_shown() -> None:
     view = diff_view(tiny(), pass_name="negate", passes=with_pass(pipeline(), Negate(), before="verify"))
     assert [line.change for line in view.lines if line.change != "same"] == ["insert", "change"]
     inserted = next(line.after for line in view.lines if line.change == "insert")
     assert inserted is not None and inserted.code.startswith("neg(") and inserted.inputs
 
 
-def test_what_does_not_exist_is_refused() -> None:
+def test_unknown_options_are_refused() -> None:
     subject: Subject = tiny()
     for options, words in (
         ({"pass_name": "slice_parameter"}, "slice_parameters"),

@@ -1,6 +1,6 @@
-"""Each view of a small model as text, at a fixed width, and the shape of its JSON: any change shows here.
+"""Golden files: each view of a small model as text of a fixed width, and the structure of its JSON.
 
-After a change that is meant, write the files anew and read their diff:
+After an intended change, rewrite the files and read their diff:
 
     SDP_COMPILE_WRITE_GOLDEN=1 pytest tests/inspector/test_golden.py
 """
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 
 TORCH_LINE = re.compile(r"(?<=\.py:)\d+(?=  return F\.)")
-"""Of torch's own modules, which move with its version."""
+"""Line numbers in torch's own modules, which change with its version."""
 
 VIEWS = ("structure", "owners", "graph", "diff", "cost")
 
@@ -64,7 +64,7 @@ def compared(name: str, shown: str) -> None:
 
 @pytest.fixture(autouse=True)
 def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Source files are named relative to the working directory."""
+    """Source paths are relative to the working directory."""
     monkeypatch.chdir(ROOT)
 
 
@@ -82,13 +82,13 @@ def test_summary_of_a_plan() -> None:
 
 
 def test_json() -> None:
-    """The names and types of everything that ``--json`` writes."""
+    """The names and types of all fields that ``--json`` writes."""
     views = {view: show(tiny(), view).to_dict() for view in VIEWS}
     compared("json", "".join(f"{view}\n{described([data], 1)}" for view, data in views.items()))
 
 
 def described(objects: list[dict[str, Any]], depth: int) -> str:
-    """Keys and types of objects of one kind, one per line, nested ones indented."""
+    """Keys and types of objects of one kind, one per line, with nested objects indented."""
     lines = []
     for key in objects[0]:
         values = [one[key] for one in objects]
@@ -116,7 +116,7 @@ def descendants(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_views_fold_and_do_not_grow_with_depth() -> None:
-    """A model of 5 layers takes no more lines than one of 3."""
+    """A model with 5 layers takes no more lines than one with 3."""
     for view in VIEWS:
         deep, shallow = (lines(tiny(layers=layers), view) for layers in (5, 3))
         assert deep <= shallow + (2 if view == "structure" else 0), view

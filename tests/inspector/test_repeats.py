@@ -1,4 +1,4 @@
-"""Which stretches fold: layers alike in all but names, also where two kinds of layer take turns."""
+"""Which stretches fold: layers that differ in names only, also if two kinds of layers alternate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def row(module: str, code: str, inputs: tuple[str, ...] = (), name: str = "", st
 
 
 def layer(number: int, operators: str, last: str, container: str = "h") -> list[Row]:
-    """A chain of operators, each of which reads the one before and a weight of the layer."""
+    """A chain of operators, each of which reads the previous one and a weight of the layer."""
     rows = []
     for position, operator in enumerate(operators.split()):
         path, name = f"{container}.{number}", f"{operator}_{number}_{position}"
@@ -42,7 +42,7 @@ def layer(number: int, operators: str, last: str, container: str = "h") -> list[
 
 
 def model(kinds: list[str], container: str = "h") -> list[Row]:
-    rows = [row("", "input", (), "linear")]  # named as an operator is
+    rows = [row("", "input", (), "linear")]  # named like an operator
     for number, operators in enumerate(kinds):
         rows += layer(number, operators, rows[-1].name, container)
     return rows
@@ -73,16 +73,16 @@ def test_marks_keep_layers_apart() -> None:
 
 def test_short_layers_fold_only_beside_others() -> None:
     assert folds(model([SHORT] * 4)) == ()
-    found = folds(model([LONG, SHORT] * 3))
-    assert [fold.layers for fold in found] == [("h.2",), ("h.3",), ("h.4",), ("h.5",)]
+    result = folds(model([LONG, SHORT] * 3))
+    assert [fold.layers for fold in result] == [("h.2",), ("h.3",), ("h.4",), ("h.5",)]
 
 
 def test_inner_layers_fold_within_a_stage() -> None:
-    found = folds(model([LONG] * 3, container="stages.0.blocks"))
-    assert [fold.layers for fold in found] == [("stages.0.blocks.1", "stages.0.blocks.2")]
+    result = folds(model([LONG] * 3, container="stages.0.blocks"))
+    assert [fold.layers for fold in result] == [("stages.0.blocks.1", "stages.0.blocks.2")]
 
 
-def test_taking_turns_is_one_line() -> None:
+def test_alternating_layers_take_one_line() -> None:
     rows = model([LONG, SHORT] * 6)
     view = GraphView(
         model="M",

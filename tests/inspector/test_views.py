@@ -1,4 +1,4 @@
-"""The other views against the compiled modules, and renderings against hostile names and narrow terminals."""
+"""The other views, compared with compiled modules, and renderings with hostile names and narrow terminals."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def module_of(subject: Subject, rank: int, lowering: LoweringKind = "sliced") ->
     return assemble(lower(subject.analysis, subject.plan, rank, passes), Tiny())
 
 
-def test_graph_tells_the_shapes_that_the_module_has(compiled: Any) -> None:
+def test_graph_shows_the_shapes_of_the_module(compiled: Any) -> None:
     rows = inspect(compiled, "graph").view.rows
     shapes = {row.code.removeprefix("self."): row.shape for row in rows if row.kind == "state"}
     assert shapes == {name: tuple(parameter.shape) for name, parameter in compiled.named_parameters()}
@@ -66,8 +66,8 @@ def test_graph_tells_the_shapes_that_the_module_has(compiled: Any) -> None:
 
 
 @pytest.mark.parametrize("lowering", ["sliced", "masked"])
-def test_a_compiled_module_shows_what_the_pipeline_shows(lowering: Any) -> None:
-    """The capture of a masked module holds its masks; its last pass is not run again."""
+def test_a_compiled_module_shows_the_same_as_the_pipeline(lowering: Any) -> None:
+    """The capture of a masked module contains its masks, and its last pass is not run again."""
     module = module_of(tiny(), 1, lowering)
     for view, options in (("structure", {}), ("graph", {"rank": 1, "lowering": lowering})):
         assert inspect(module, view).to_dict() == show(tiny(), view, **options).to_dict()
@@ -188,6 +188,6 @@ def printed(shown: Shown, **options: Any) -> str:
     ("view", "options", "words"),
     [("grpah", {}, "graph"), ("owners", {"rank": 1}, "takes no options"), ("graph", {"modul": "x"}, "module")],
 )
-def test_views_and_options_that_do_not_exist(compiled: Any, view: str, options: Any, words: str) -> None:
+def test_unknown_views_and_options_are_refused(compiled: Any, view: str, options: Any, words: str) -> None:
     with pytest.raises(SDPError, match=words):
         inspect(compiled, view, **options)

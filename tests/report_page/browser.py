@@ -1,4 +1,4 @@
-"""A headless browser for tests, found on this machine; its absence is a failure that says what to install."""
+"""A headless browser for tests. If none is installed, tests fail with a message that says what to install."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_INSTALL = "install them: apt-get install chromium chromium-driver"
+_INSTALL = "apt-get install chromium chromium-driver"
 
 
 def _executable(variable: str, names: tuple[str, ...]) -> str:
-    """The path that an environment variable names, or the first of ``names`` on the PATH."""
+    """Returns the path in an environment variable, or the first of ``names`` on the PATH."""
     given = os.environ.get(variable)
     found = shutil.which(given) if given else next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        what = f"{variable}={given} is no program" if given else f"none of {', '.join(names)} is on the PATH"
-        pytest.fail(f"The report page is tested in a real browser, and {what}; {_INSTALL}, or set {variable}.")
+        what = f"{variable}={given} is not a program" if given else f"None of {', '.join(names)} is on the PATH"
+        pytest.fail(f"{what}. The report page is tested in a real browser: {_INSTALL}, or set {variable}.")
     return found
 
 
 @contextmanager
 def browser() -> Iterator[webdriver.Chrome]:
-    """A browser that logs all of its console and all requests."""
+    """Starts a browser that logs its console and all requests."""
     options = Options()
     options.binary_location = _executable("SDP_COMPILE_BROWSER", _BROWSERS)
-    # The sandbox needs privileges that containers lack; /dev/shm is small there.
+    # Containers lack the privileges that the sandbox needs, and their /dev/shm is small.
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -46,8 +46,8 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 
 def open_page(driver: webdriver.Chrome, path: Path, scheme: str = "light", width: int = 1280) -> None:
-    """Opens a file as its reader would: from a file:// address, with a system theme and a window width."""
-    media = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}  # no scrolling that takes time
+    """Opens a file from a file:// address, as a reader would, with a system theme and a window width."""
+    media = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}  # no animated scrolling
     features = [{"name": name, "value": value} for name, value in media.items()]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     metrics: Mapping[str, Any] = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}

@@ -1,4 +1,4 @@
-"""What the tests of the report page look at: models captured, analysed and planned."""
+"""Models for the tests of the report page, captured, analysed and planned."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def subject_of(model: nn.Module, example: Any, policy: Policy, workers: int) -> 
 
 
 def gpt2() -> tuple[nn.Module, dict[str, Tensor]]:
-    """GPT-2 as it is: 12 layers, 124 M parameters, without its weights."""
+    """The full GPT-2 (12 layers, 124 M parameters) on the meta device."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.device("meta"):
@@ -50,7 +50,7 @@ class Layer(nn.Module):
 
 
 class Named(nn.Module):
-    """Layers in a row, under the names that they are given."""
+    """A sequence of layers with the given names."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -63,5 +63,5 @@ class Named(nn.Module):
 
 
 def deep(layers: int) -> tuple[nn.Module, tuple[Tensor]]:
-    """Many layers that are alike in all but names."""
+    """A sequence of layers that differ in their names only."""
     return nn.Sequential(*(Layer(8, 16) for _ in range(layers))), (torch.zeros(2, 8),)

@@ -1,4 +1,4 @@
-"""The report page in a real browser: GPT-2 on 8 workers, opened from a file, used by mouse and keyboard."""
+"""The report page of GPT-2 on 8 workers in a real browser, opened from a file and used by mouse and keyboard."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.report_page.subjects import HOSTILE, Named, deep, gpt2, subject_of
 
 pytestmark = pytest.mark.timeout(180)
 
-PATIENCE = 20  # seconds, for a machine that does much else
+PATIENCE = 20  # seconds, enough for a busy machine
 
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Chrome]:
-    with browser() as found:
-        yield found
+    with browser() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def text(driver: Chrome, selector: str) -> str:
 
 
 def shown(driver: Chrome, selector: str) -> int:
-    """How many of the elements are not folded away."""
+    """Returns the number of elements that are not folded away."""
     script = "return [...document.querySelectorAll(arguments[0])].filter((one) => one.checkVisibility()).length"
     return int(driver.execute_script(script, selector))
 
@@ -73,14 +73,14 @@ def press(driver: Chrome, *keys: str) -> None:
 
 
 def search(driver: Chrome, words: str) -> str:
-    """Writes into the search box and presses Enter; what it says it found."""
+    """Types into the search box, presses Enter, and returns the message about matches."""
     one(driver, "#search").send_keys(Keys.CONTROL, "a")
     press(driver, words or Keys.DELETE, Keys.ENTER)
     return text(driver, "#found")
 
 
 def click(driver: Chrome, selector: str | WebElement) -> None:
-    """Clicks in the middle of the window, where nothing that sticks to its edge is in the way."""
+    """Scrolls an element to the middle of the window, away from sticky bars, and clicks it."""
     element = one(driver, selector) if isinstance(selector, str) else selector
     driver.execute_script("arguments[0].scrollIntoView({ block: 'center' })", element)
     element.click()
@@ -98,7 +98,7 @@ def test_it_is_small_and_opens_without_an_error_or_a_request(driver: Chrome, pag
     assert not driver.execute_script("return document.documentElement.scrollWidth > innerWidth")
 
 
-def test_the_search_narrows_the_graph_and_gives_way(driver: Chrome, page: Path, subject: Subject) -> None:
+def test_the_search_narrows_the_graph_and_can_be_cleared(driver: Chrome, page: Path, subject: Subject) -> None:
     open_page(driver, page)
     everything = text(driver, "#found")
     found = search(driver, "h.3.mlp C_FC")
@@ -114,10 +114,10 @@ def test_the_search_narrows_the_graph_and_gives_way(driver: Chrome, page: Path, 
     sliced = next(row for row in rows if row.text.startswith("sliced") and ".weight" in row.text)
     assert f"768 × 3072 → 768 × {shape[1]}" in sliced.text
     assert search(driver, "no such thing") == f"0 of {everything}"
-    one(driver, "#search").send_keys(Keys.CONTROL, "a", Keys.DELETE)  # without Enter: it follows what is typed
+    one(driver, "#search").send_keys(Keys.CONTROL, "a", Keys.DELETE)  # without Enter: the search follows the typing
     WebDriverWait(driver, PATIENCE).until(lambda _: text(driver, "#found") == everything)
     click(driver, "#changes")
-    for run in all_of(driver, "#listing .run > summary"):  # many rows of one plain kind, here the reductions
+    for run in all_of(driver, "#listing .run > summary"):  # many rows of one kind, here the all-reduces
         click(driver, run)
     kinds = {one.text for one in all_of(driver, "#listing .row .kind")}
     assert kinds == {"sync", "sliced", "rewritten"}
@@ -145,7 +145,7 @@ def test_repeated_layers_are_folded_until_asked_for(driver: Chrome, page: Path) 
     assert shown(driver, ".tree .line") < lines
 
 
-def test_what_a_deep_model_repeats_is_left_out_and_said_to_be(
+def test_repeated_layers_of_a_deep_model_are_left_out_and_named(
     driver: Chrome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing, "MOST_ROWS", 20)
@@ -153,7 +153,7 @@ def test_what_a_deep_model_repeats_is_left_out_and_said_to_be(
     write_report(subject, tmp_path / "page.html")
     open_page(driver, tmp_path / "page.html")
     assert "alike" in text(driver, "#found")
-    assert search(driver, "4 linear").startswith("0 of")  # of the left out layers only names are known
+    assert search(driver, "4 linear").startswith("0 of")  # of omitted layers only the names are known
     search(driver, "")
     click(driver, "#listing .fold > summary")
     WebDriverWait(driver, PATIENCE).until(lambda _: "inspect graph" in one(driver, "#listing .fold").text)
@@ -162,11 +162,11 @@ def test_what_a_deep_model_repeats_is_left_out_and_said_to_be(
     assert driver.get_log("browser") == []
 
 
-def test_pointing_at_units_tells_who_owns_them(driver: Chrome, page: Path, subject: Subject) -> None:
+def test_pointing_at_units_shows_their_owners(driver: Chrome, page: Path, subject: Subject) -> None:
     open_page(driver, page)
     plan = subject.plan
     names = [element.text for element in all_of(driver, ".family-name > .name")]
-    assert len(names) == 2 and len(plan.families) == 24  # those of the other eleven layers are alike
+    assert len(names) == 2 and len(plan.families) == 24  # the other eleven layers have alike families
     for number, name in enumerate(names):
         family = next(family for family in plan.families if family.name == name)
         buttons = all_of(driver, ".strip")[number].find_elements(By.TAG_NAME, "button")
@@ -242,13 +242,13 @@ return texts.map((element) => {
 """
 
 
-def test_light_and_dark_are_the_systems_until_chosen(driver: Chrome, page: Path) -> None:
+def test_the_theme_is_the_systems_until_one_is_chosen(driver: Chrome, page: Path) -> None:
     grounds = {}
     for scheme in ("light", "dark"):
         open_page(driver, page, scheme)
         grounds[scheme] = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert one(driver, "#theme").get_attribute("aria-pressed") == str(scheme == "dark").lower()
-        assert driver.execute_script(CONTRAST) == []  # WCAG 2.2, 1.4.3: text of 4.5 to 1 and more
+        assert driver.execute_script(CONTRAST) == []  # WCAG 2.2, 1.4.3: text contrast of at least 4.5:1
     assert grounds["light"] != grounds["dark"]
     click(driver, "#theme")
     assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") == grounds["light"]
@@ -257,7 +257,7 @@ def test_light_and_dark_are_the_systems_until_chosen(driver: Chrome, page: Path)
     driver.execute_script("localStorage.clear()")
 
 
-def test_a_narrow_window_scrolls_one_way_only(driver: Chrome, page: Path) -> None:
+def test_a_narrow_window_scrolls_vertically_only(driver: Chrome, page: Path) -> None:
     open_page(driver, page, width=360)
     click(driver, "[data-fold=open]")
     assert driver.execute_script("return document.documentElement.scrollWidth") <= 360

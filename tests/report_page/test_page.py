@@ -1,4 +1,4 @@
-"""The report page as a file: well formed, self-contained, literal, small, and true to the plan."""
+"""The report page as a file: well-formed, self-contained, small, with all text escaped and figures from the plan."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VOID = {"meta", "link", "input", "br", "img", "hr"}
 
 
 class Page(HTMLParser):
-    """The elements of a page, its text, and the text of its scripts; fails where tags do not match."""
+    """The elements of a page, its text, and the text of its scripts. Fails if tags do not match."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

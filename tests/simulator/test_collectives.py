@@ -1,4 +1,4 @@
-"""Costs of collectives against values worked out by hand, and what must hold for all of them."""
+"""Times of collectives, compared with values worked out by hand, and properties that hold for all of them."""
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,7 @@ KINDS: list[CollectiveKind] = ["all_reduce", "all_gather", "reduce_scatter", "br
 @pytest.mark.parametrize(
     ("kind", "algorithm", "milliseconds"),
     [
-        # Four workers, 1000 bytes: messages of 1 ms after each other, 1 ms per 1000 bytes that a worker sends.
+        # Four workers, 1000 bytes: 1 ms per sequential message and 1 ms per 1000 bytes that a worker sends.
         ("all_reduce", "ring", 6 + 1.5),
         ("all_reduce", "tree", 4 + 2.0),
         ("all_gather", "ring", 3 + 0.75),
@@ -54,8 +54,8 @@ def test_a_ring_is_as_slow_as_its_slowest_link_and_shares_a_nodes_connection() -
     intra, inter = Link(1.0, 2.0), Link(3.0, 4.0)
     cluster = Cluster(nodes=4, workers_per_node=8, intra=intra, inter=inter, flops=1.0)
     assert cluster.path(range(8)) == intra
-    assert cluster.path(range(32)) == inter  # one ring through all workers of each node
-    assert cluster.path([0, 8]) == Link(3.0, 32.0)  # eight such pairs can cross at once
+    assert cluster.path(range(32)) == inter  # a single ring goes through all workers of each node
+    assert cluster.path([0, 8]) == Link(3.0, 32.0)  # eight such pairs can share the link
     assert cluster.path([0, 1, 2, 3, 8, 9, 10, 11]) == Link(3.0, 8.0)
 
 

@@ -1,4 +1,4 @@
-"""A cluster from measurements: made-up machines are recovered from what they would have measured."""
+"""A cluster fitted to the measurements of a made-up machine is that machine."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def test_a_latency_too_small_to_see_is_none() -> None:
 
 
 def probe(compute: float, update: float, link: Link, workers: int) -> dict[str, Any]:
-    """What a worker would measure whose reduce-scatter is an all-reduce inside, as Gloo's."""
+    """Measurements of a worker that, like Gloo, runs a reduce-scatter as an all-reduce."""
     times = [
         {"kind": kind, "payload": size, "seconds": ring_seconds(inside, size, workers, link)}
         for size in SIZES
@@ -40,7 +40,7 @@ def test_rates_are_those_of_a_worker_with_a_core_of_its_own() -> None:
     link = Link.of(1e-4, 1e9)
     slow, usual = ([probe(seconds, 0.5, link, 4) for _ in range(4)] for seconds in (9.0, 3.0))
     cluster = measured_cluster([usual, slow, usual], flops=1e9, nbytes=2e6, cores=2)
-    # Three times the forward FLOPs in 3 s, by four workers on two cores.
+    # Four workers on two cores compute three times the forward FLOPs in 3 s.
     assert cluster.flops == pytest.approx(2e9)
     assert cluster.update == pytest.approx(8e6)
     assert (cluster.computing(1e9), cluster.updating(2e6)) == pytest.approx((1.0, 0.5))

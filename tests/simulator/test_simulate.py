@@ -1,4 +1,4 @@
-"""Predicted steps: volumes equal the plan's own formula, times obey what any machine obeys."""
+"""Predicted steps: traffic equals the plan's own formula, and times have the properties of any machine."""
 
 from functools import cache
 
@@ -109,7 +109,7 @@ def test_backward_masking_computes_the_full_model_but_for_weight_gradients_and_r
     (refresh,) = Exchanges(backward, cluster(4), "ring").refresh()
     cut = sum(tensor.nbytes for name, tensor in forward.state.items() if forward.is_cut(name))
     assert (refresh.kind, refresh.members) == ("all_to_all", 4)
-    # Each worker gets the half of the values that it does not own, so each sends as much.
+    # Each worker receives the half of the values that it does not own, and so sends as much.
     assert step.sent == pytest.approx(simulate(forward, cluster(4)).sent + cut / 2)
     assert Exchanges(forward, cluster(4), "ring").refresh() == []
 

@@ -1,4 +1,4 @@
-"""Steps in time, drawn by hand."""
+"""Timelines of steps, worked out by hand."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +12,7 @@ def exchange(classes: list[int], seconds: float, ready: float = 1.0) -> Exchange
 
 def test_a_bucket_that_is_ready_early_hides_behind_backward() -> None:
     work = [Work(forward=1, backward=4, update=1)]
-    # Ready at 1 + 2, on the wire until 5, when backward ends; the last one is all exposed.
+    # The first is ready at 1 + 2 and ends at 5, like backward; the last one is fully exposed.
     assert step_ends(work, [exchange([0], 2, ready=0.5), exchange([0], 3)]) == [1 + 4 + 3 + 1]
 
 

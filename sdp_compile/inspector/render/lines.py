@@ -128,7 +128,7 @@ def _fitting(plain: str, start: int, room: int) -> int:
 
 def _breakpoint(plain: str, start: int, stop: int) -> int:
     for marks in (" ", ".,/_"):
-        found = max(plain.rfind(mark, start + 1, stop) for mark in marks)
-        if found > start + (stop - start) // 3:
-            return found + 1
+        position = max(plain.rfind(mark, start + 1, stop) for mark in marks)
+        if position > start + (stop - start) // 3:
+            return position + 1
     return stop

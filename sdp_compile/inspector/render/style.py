@@ -61,14 +61,14 @@ def heading(*parts: str) -> Text:
     return visible(Text(" · ".join(part for part in parts if part), style=HEADING))
 
 
-def shape_text(full: Sequence[int] | None, mine: Sequence[int] | None) -> Text:
+def shape_text(full: Sequence[int] | None, local: Sequence[int] | None) -> Text:
     """Renders ``[2, 16, 144→72]``: the full model's sizes, and the worker's where they differ."""
-    if full is None or mine is None:
+    if full is None or local is None:
         return Text()
-    if len(full) != len(mine):
-        return Text(f"{list(full)}→{list(mine)}", style="green")
+    if len(full) != len(local):
+        return Text(f"{list(full)}→{list(local)}", style="green")
     text = Text("[", style=DIM)
-    for number, (whole, part) in enumerate(zip(full, mine, strict=True)):
+    for number, (whole, part) in enumerate(zip(full, local, strict=True)):
         text.append(", " if number else "")
         text.append(f"{whole}" if whole == part else f"{whole}→{part}", style="" if whole == part else "not dim green")
     return text.append("]")
