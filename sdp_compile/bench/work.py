@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from sdp_compile.bench.settings import GPT, BenchSettings
@@ -16,7 +17,6 @@ from sdp_compile.errors import SDPError
 from sdp_compile.models import gpt
 from sdp_compile.models.configuration import FACTORY, Configuration
 from sdp_compile.models.spec import check_inputs, load
-from sdp_compile.train.loop import cross_entropy
 
 GPT_CONFIG = gpt.GPTConfig(layers=6, width=512, heads=8, hidden=2048, vocabulary=512, sequence=128)
 GPT_BATCH = 4
@@ -76,7 +76,7 @@ def _gpt(settings: BenchSettings, rank: int) -> Work:
     def loss(logits: Tensor) -> Tensor:
         if logits.device not in targets:
             targets[logits.device] = window[:, 1:].to(logits.device)
-        return cross_entropy(logits, targets[logits.device])
+        return F.cross_entropy(logits.flatten(0, 1), targets[logits.device].flatten())
 
     return Work(model, Call((window[:, :-1].contiguous(),), {}), loss, batch, batch * GPT_CONFIG.sequence)
 

@@ -92,7 +92,7 @@ def _run(
     seed: int,
     passes: Passes,
 ) -> tuple[Verdict, str]:
-    """Returns the verdict and its reason; adds what each stage finds to ``fields``, those of the `CheckResult`."""
+    """Returns the verdict and its reason, and adds the results of each stage to the ``fields`` of the `CheckResult`."""
     with stages.stage("arguments"):
         if not isinstance(model, nn.Module):
             raise PlanError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
@@ -170,12 +170,12 @@ def _obstacle(model: nn.Module, parameters: int) -> str:
     if parameters > MOST_PARAMETERS:
         return (
             f"{parameters / 1e6:,.0f} M parameters are too many to compare in float64 (at most "
-            f"{MOST_PARAMETERS / 1e6:.0f} M), so it was only captured and partitioned. Check it with fewer layers."
+            f"{MOST_PARAMETERS / 1e6:.0f} M). The model was only captured and partitioned; check it with fewer layers."
         )
     for name, buffer in model.named_buffers():
         if buffer.is_meta and not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             return (
-                f"the buffer '{name}' is on the meta device, so the original cannot run and the model was only "
-                "captured and partitioned. Check a model with real buffers."
+                f"the buffer '{name}' is on the meta device, so the original cannot run. The model was only "
+                "captured and partitioned; check one with real buffers."
             )
     return ""

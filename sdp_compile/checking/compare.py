@@ -27,6 +27,7 @@ class Deviation:
 
     @property
     def is_exact(self) -> bool:
+        """Whether the error is within the tolerance."""
         return self.error < TOLERANCE  # False for NaN
 
     def __str__(self) -> str:

@@ -98,10 +98,12 @@ class CheckResult:
 
     @property
     def is_exact(self) -> bool:
+        """Whether the verdict is "exact"."""
         return self.verdict == "exact"
 
     @property
     def exit_code(self) -> int:
+        """The exit code of ``sdp-compile check``."""
         return EXIT_CODES[self.verdict]
 
     def to_dict(self) -> dict[str, Any]:

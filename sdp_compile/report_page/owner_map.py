@@ -43,6 +43,7 @@ class Stretch:
 
     @property
     def last(self) -> int:
+        """The last unit."""
         return self.first + self.units - 1
 
 
@@ -71,6 +72,7 @@ class OwnerMap:
 
     @property
     def patterns(self) -> list[Pattern]:
+        """The distinct patterns of all stretches."""
         return list(self._patterns)
 
     @cached_property

@@ -20,6 +20,7 @@ class Reason:
 
     @property
     def where(self) -> str:
+        """``dim 0`` or ``dims 0, 1``."""
         return f"dim {self.dims[0]}" if len(self.dims) == 1 else f"dims {', '.join(map(str, self.dims))}"
 
 

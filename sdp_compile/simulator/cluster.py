@@ -85,6 +85,7 @@ class Cluster:
 
     @property
     def workers(self) -> int:
+        """Number of workers on all nodes."""
         return self.nodes * self.workers_per_node
 
     @property

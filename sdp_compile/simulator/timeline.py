@@ -44,6 +44,7 @@ class Work:
 
     @property
     def total(self) -> float:
+        """Seconds of forward, backward and update."""
         return self.forward + self.backward + self.update
 
 

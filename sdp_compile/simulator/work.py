@@ -23,6 +23,7 @@ class Flops:
 
     @property
     def total(self) -> NDArray[np.float64]:
+        """FLOPs of forward and backward."""
         return self.forward + self.backward
 
 

@@ -95,7 +95,7 @@ def render_cost(view: CostView) -> RenderableType:
         parts += [Text(), Bars("Forward FLOPs at the example's size", bars)]
     if view.dense.sent:
         bars = [_sent(label, cost, view.dense) for label, cost in [("data parallel", view.dense), *shown]]
-        parts += [Text(), Bars("Sent per step and worker", bars)]
+        parts += [Text(), Bars("Sent per worker and step", bars)]
     if sum(len(workers) for workers, _ in kinds) < view.workers:
         parts.append(Text("Only the most and the least loaded workers are shown; --json lists all.", style=DIM))
     if view.groups:
