@@ -73,16 +73,15 @@ def test_the_result_is_plain_data() -> None:
 def wrong_rule() -> Iterator[None]:
     """Replaces softmax's rule with one that treats every unit as independent."""
     operator = torch.ops.aten.softmax.int
-    before = rules.find_rule(operator)
+    before = rules.lookup(operator).rule
+    assert before is not None
 
     @rules.rule(operator)
     def softmax(ctx: Context, self: Value, dim: int, dtype: torch.dtype | None) -> Value:
         return Value(self.dims, self.zero)
 
     yield
-    rules._RULES.pop(operator)
-    if before is not None:
-        rules.rule(operator)(before)
+    rules.rule(operator)(before)
 
 
 def test_a_wrong_rule_is_found(wrong_rule: None) -> None:
