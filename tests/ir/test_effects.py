@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx
 
-from sdp_compile.ir.effects import Effects, aliased_inputs, live_nodes, operator_name, written_inputs
+from sdp_compile.ir.effects import Effects, aliased_inputs, live_nodes, written_inputs
 from tests.graph_text import parse
 
 
@@ -166,13 +166,3 @@ def test_readers_leave_out_dead_nodes() -> None:
     assert effects.readers[nodes["noise"]] == set()
     assert effects.readers[nodes["y"]] == {nodes["flat"], nodes["z"]}
     assert effects.readers[nodes["zeroed"]] == {nodes["z"]}
-
-
-def test_names_of_operators() -> None:
-    _, nodes = effects_of("""
-        x: f32[4] = placeholder
-        a: f32[4] = aten.add.Tensor(x, x)
-        b: f32[4] = _c10d_functional.all_reduce(a, 'sum', '0')
-        c: f32[] = getitem(b, 0)
-        return c""")
-    assert [operator_name(nodes[name]) for name in "xabc"] == ["", "add", "_c10d_functional::all_reduce", ""]
