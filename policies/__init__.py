@@ -1,15 +1,15 @@
-"""Policies: which units of a model each worker owns. One policy per file; designs.py places units on workers."""
+"""Policies say which units of a model each worker owns. Each has its own file; designs.py places units on workers."""
 
 if __name__ != "sdp_compile.policies":
     raise ImportError(
-        "This folder is imported as sdp_compile.policies. A bare 'import policies' would load every module a second "
-        "time, with classes that are not the same as the package's."
+        "Import this folder as sdp_compile.policies. A bare 'import policies' would load every module a second time, "
+        "with classes that differ from the package's."
     )
 
 from sdp_compile.policies.auto import AutoPolicy
 from sdp_compile.policies.base import Override, Policy
 from sdp_compile.policies.block import BlockPolicy
-from sdp_compile.policies.designs import design, designs
+from sdp_compile.policies.designs import Design, design, designs
 from sdp_compile.policies.neuron import NeuronPolicy
 from sdp_compile.policies.placement import Placement
 from sdp_compile.policies.registry import register_policy, registered_policies, resolve_policy
@@ -17,6 +17,7 @@ from sdp_compile.policies.registry import register_policy, registered_policies, 
 __all__ = [
     "AutoPolicy",
     "BlockPolicy",
+    "Design",
     "NeuronPolicy",
     "Override",
     "Placement",

@@ -1,4 +1,4 @@
-"""The default policy: neuron or block level, whichever suits the model at hand."""
+"""The default policy, which chooses between neuron and block level."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ from sdp_compile.policies.registry import register_policy
 from sdp_compile.structure.families import Structure
 
 CLOSE = 0.05
-"""Levels whose savings differ by less than this share of the larger are told apart by the balance of their FLOPs."""
+"""If the savings of two levels differ by less than this share of the larger, the balance of their FLOPs decides."""
 
 
 @dataclass(frozen=True)
 class Prospect:
-    """What a level would give: bytes of parameters saved on the most loaded worker, FLOPs of the most loaded / mean."""
+    """What partitioning at one level would give.
+
+    Attributes:
+        level: The level, "neuron" or "block".
+        partition: The partition.
+        saved: Bytes of parameters that the most loaded worker saves.
+        imbalance: FLOPs of the worker with most, divided by the mean.
+    """
 
     level: str
     partition: Partition
@@ -39,15 +46,20 @@ class Prospect:
 
 @register_policy("auto")
 class AutoPolicy(Policy):
-    """Partitions at the level that saves the most loaded worker more memory; if they are close, the better balanced.
+    """Partitions at the level that saves the most loaded worker more memory. If both are close, balance decides.
 
-    ``design`` None takes each level's own default.
+    A ``design`` of None takes the default of the chosen level.
     """
 
     level: Literal["auto"] = "auto"
 
     def partition(self, structure: Structure, workers: int) -> Partition:
-        """The better level's partition, with a note that says why; NothingToPartition where neither level works."""
+        """Returns the partition of the better level, with a note that says why it was chosen.
+
+        Raises:
+            NothingToPartition: Neither level has anything to cut.
+            PolicyError: A rule or another field does not fit the model.
+        """
         fields = {name: getattr(self, name) for name in Policy.model_fields if name != "level"}
         fields = {name: value for name, value in fields.items() if value is not None}
         prospects: list[Prospect] = []
@@ -77,7 +89,7 @@ def _with_reason(prospects: list[Prospect], refusals: list[PolicyError]) -> Part
         by_saving = sorted(prospects, key=lambda prospect: -prospect.saved)
         close = by_saving[1].saved >= (1 - CLOSE) * by_saving[0].saved
         best, other = sorted(by_saving, key=lambda prospect: round(prospect.imbalance, 3)) if close else by_saving
-        why = "as the savings are close, by balance" if close else "by memory"
+        why = "by balance, because the savings are close" if close else "by memory"
         reason = f"{best}; {other} (chosen {why})"
     return Partition(best.partition, [f"Auto chose the {best.level} level: {reason}.", *best.partition.notes])
 

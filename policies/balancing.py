@@ -1,4 +1,4 @@
-"""Dealing unequal units (blocks) to cells of workers: equal memory and FLOPs, exact numbers of owners."""
+"""Deals unequal units, such as blocks, to cells of workers with equal memory and FLOPs and exact numbers of owners."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ from scipy.sparse.csgraph import connected_components
 from sdp_compile.structure.layout import Indices
 
 Owned: TypeAlias = NDArray[np.bool_]
-"""For each unit (row) the cells that own it."""
+"""For each unit (row) and each cell (column), whether the cell owns the unit."""
 
 MOST_IMPROVED_CELLS = 64
-"""Beyond, the greedy start is left as it is: with so many cells each holds a small sample of all units."""
+"""With more cells than this, the greedy start is not improved: each cell holds a small sample of all units anyway."""
 
 PRICE_OF_CONNECTION = 1.02
-"""How much the largest load may grow for joining cells that would never exchange anything."""
+"""How much the largest load may grow to connect cells that would otherwise never exchange anything."""
 
 
 def balanced_cells(weights: NDArray[np.float64], shares: Indices, cells: int) -> Owned:
-    """For each unit the cells that own it: exactly ``shares[unit]`` of them, every cell at least one unit.
+    """Gives each unit its number of cells, and each cell at least one unit, with balanced loads. Deterministic.
 
-    ``weights`` has one column per thing to balance. Longest-processing-time greedy, then exchanges between pairs of
-    cells while they lower the sum of squared loads. Deterministic.
+    Starts with the longest-processing-time greedy algorithm, then exchanges units between pairs of cells while this
+    lowers the sum of squared loads.
+
+    Args:
+        weights: One row per unit, one column per quantity to balance.
+        shares: The number of cells that are to own each unit.
+        cells: The number of cells.
+
+    Returns:
+        For each unit (row) and cell (column), whether the cell owns the unit.
     """
     scaled = weights / np.maximum(weights.sum(axis=0), 1e-300)
     owned = _greedy(scaled, shares, cells)
@@ -40,10 +48,10 @@ def balanced_cells(weights: NDArray[np.float64], shares: Indices, cells: int) ->
 
 
 def _greedy(weights: NDArray[np.float64], shares: Indices, cells: int) -> Owned:
-    """Heaviest units first, each to the least loaded cells; among equals to those that share least with one another.
+    """Deals the heaviest units first, each to the least loaded cells. Ties go to cells that share the fewest units.
 
-    Without the second rule equal blocks would go to the same pairs of workers again and again, and the workers fall
-    into groups that never exchange anything.
+    Without that rule for ties, equal blocks would go to the same pairs of workers again and again, and the workers
+    would fall into groups that never exchange anything.
     """
     owned = np.zeros((len(weights), cells), dtype=np.bool_)
     load, common = np.zeros(cells), np.zeros((cells, cells))
@@ -52,7 +60,7 @@ def _greedy(weights: NDArray[np.float64], shares: Indices, cells: int) -> Owned:
         for _ in range(int(shares[unit])):
             acquainted = common[chosen].sum(axis=0) if chosen else common.sum(axis=0)
             taken = np.isin(np.arange(cells), chosen)
-            # Cells without a unit come first, whatever the weights: none may stay empty.
+            # Cells without a unit come first, so that none stays empty.
             order = np.lexsort((acquainted, np.round(load, 12), owned.any(axis=0), taken))
             chosen.append(int(order[0]))
         owned[unit, chosen] = True
@@ -64,7 +72,7 @@ def _greedy(weights: NDArray[np.float64], shares: Indices, cells: int) -> Owned:
 
 @dataclass(frozen=True)
 class _Exchange:
-    """``given`` moves from the first cell to the second, ``taken`` back; ``change`` is that of the squared loads."""
+    """Moves ``given`` from the first cell to the second and ``taken`` back; the squared loads change by ``change``."""
 
     first: int
     second: int
@@ -82,11 +90,11 @@ class _Exchange:
 def _best_exchange(
     owned: Owned, weights: NDArray[np.float64], first: int, second: int, swap: bool = False
 ) -> _Exchange:
-    """The exchange that lowers the sum of squared loads most, or raises it least; with ``swap`` of one unit for one."""
+    """Returns the exchange with the least sum of squared loads. A ``swap`` trades one unit for one."""
     given = np.flatnonzero(owned[:, first] & ~owned[:, second])
     taken = np.flatnonzero(owned[:, second] & ~owned[:, first])
     difference = weights[owned[:, second]].sum(axis=0) - weights[owned[:, first]].sum(axis=0)
-    # Row i, column j: given[i] moves to the second cell, taken[j] to the first; the last row and column stand for none.
+    # In row i and column j, given[i] moves to the second cell and taken[j] to the first. The last ones move nothing.
     moved = np.vstack([weights[given], np.zeros(weights.shape[1])])[:, None]
     moved = moved - np.vstack([weights[taken], np.zeros(weights.shape[1])])[None]
     change = 2 * (moved**2).sum(axis=2) + 2 * (moved @ difference)
@@ -102,7 +110,7 @@ def _best_exchange(
 
 
 def _improve(owned: Owned, weights: NDArray[np.float64]) -> bool:
-    """The best exchange of each pair of cells, in place; whether any lowered the sum of squared loads."""
+    """Applies the best exchange of each pair of cells, in place. Returns whether any lowered the squared loads."""
     improved = False
     for first, second in combinations(range(owned.shape[1]), 2):
         exchange = _best_exchange(owned, weights, first, second)
@@ -113,9 +121,10 @@ def _improve(owned: Owned, weights: NDArray[np.float64]) -> bool:
 
 
 def _connect(owned: Owned, weights: NDArray[np.float64]) -> bool:
-    """One swap, in place, that joins groups of cells without a common unit at next to no cost; whether there was one.
+    """Applies a swap that joins two groups of cells without a common unit, in place. Returns whether it found one.
 
-    Workers of groups that share nothing would train their blocks on the data of their group only.
+    The swap may raise the largest load by `PRICE_OF_CONNECTION`. Without it, each group would train its blocks on its
+    own data only.
     """
     count, group = _groups(owned)
     if count == 1:
@@ -133,12 +142,12 @@ def _connect(owned: Owned, weights: NDArray[np.float64]) -> bool:
 
 
 def _groups(owned: Owned) -> tuple[int, Indices]:
-    """How many groups of cells share no unit with one another, and the group of each cell."""
+    """Returns the number of groups of cells that share no unit, and the group of each cell."""
     together = owned.T.astype(np.int64) @ owned.astype(np.int64)
     count, group = connected_components(csr_array(together), directed=False)
     return int(count), group
 
 
 def _peak(owned: Owned, weights: NDArray[np.float64]) -> float:
-    """The largest share of any cell in anything that is balanced."""
+    """Returns the largest load of any cell in any quantity."""
     return float((owned.T.astype(np.float64) @ weights).max())

@@ -1,4 +1,4 @@
-"""What all policies share: their fields, and the one method that a new policy implements."""
+"""The base class of all policies: their fields, and the one method that a new policy implements."""
 
 from __future__ import annotations
 
@@ -17,61 +17,92 @@ __all__ = ["Override", "Policy"]
 
 
 class Policy(Override):
-    """Says which workers own which units. Frozen, and its TOML form has the same fields.
+    """Says which workers own which units. Policies are frozen, and their TOML form has the same fields.
 
-    A policy of your own is a subclass with a ``partition`` method; ``register_policy`` gives it a name. Its answer is
-    validated: every unit needs an owner, every worker a unit of each family. The fields below are there for it to use.
+    To write a policy, subclass this and implement `partition`; `register_policy` gives the class a name. The partition
+    is validated: every unit needs an owner, and every worker needs a unit of every family that is cut.
+
+    Args:
+        coverage: The share C of the workers that own each unit, in (0, 1]; 0.5 if neither it nor ``replicas`` is given.
+            With N workers, each unit has max(1, floor(C N + 1/2)) owners. 1.0 is data parallelism.
+        replicas: The number P of workers that own each unit, instead of ``coverage``.
+        align: The slots of an axis start at multiples of this many units, if the axis has enough units.
+        slots: The number K of parts that a family is split into; by default it follows from workers and coverage.
+        design: The name of the design that places units on workers.
+        level: What is partitioned: "neuron", "block", "auto", or "custom" for policies of your own.
+        masking: With "forward", a worker computes with its subnetwork only. With "backward", it computes with the full
+            model and keeps only the gradients of what it owns.
+        axes: With "disjoint", no two of the axes that are cut meet in one parameter. With "all", axes may meet.
+        scope: With "branches", axes along the residual stream stay whole. With "all", they are cut as well.
+        granularity: With "branch", a block is one residual branch. With "layer", it is all branches of one module.
+        seed: The random seed for designs that draw at random.
+        rescale: Whether training multiplies what a worker keeps by N/P, as dropout does. For forward masking only.
+        strict: Whether it is an error if a family has too few units for the coverage. By default such a family gets
+            more owners per unit, and the report says so.
+        rules: Exceptions for parts of the model. Each key is a glob pattern of parameter or module names. Its value is
+            an `Override`, a mapping of its fields, or "shared" for parts that are never cut.
+
+    Raises:
+        PolicyError: A field does not exist or its value is not valid.
     """
 
     registered_name: ClassVar[str] = ""
 
     level: str = "custom"
-    """What is partitioned: "neuron", "block" or "auto"."""
+    """What is partitioned: "neuron", "block", "auto", or "custom" for policies of your own."""
 
     masking: Literal["forward", "backward"] = "forward"
-    """Whether a worker computes with its subnetwork, or with the full model and keeps the gradients it owns."""
+    """Whether a worker computes with its subnetwork, or with the full model but keeps only gradients it owns."""
 
     axes: Literal["disjoint", "all"] = "disjoint"
-    """Whether to cut only axes of which no two meet in one parameter, or all."""
+    """Whether to cut only axes that do not meet in one parameter, or all axes."""
 
     scope: Literal["branches", "all"] = "branches"
-    """Whether axes along the residual stream take part."""
+    """Whether to leave axes along the residual stream whole, or to cut all axes."""
 
     granularity: Literal["branch", "layer"] = "branch"
     """Whether a block is one residual branch, or all branches of one module."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    """For designs that draw at random."""
+    """Random seed for designs that draw at random."""
 
     rescale: bool = False
     """Whether training multiplies what a worker keeps by N/P, as dropout does."""
 
     strict: bool = False
-    """Whether an axis with too few units is an error rather than cut at the nearest feasible coverage."""
+    """Whether a family with too few units is an error. By default, its units get more owners."""
 
     rules: Mapping[str, Override | Literal["shared"]] = {}
-    """Exceptions: patterns of parameter or module names, each with an override or "shared" (never cut)."""
+    """Exceptions: patterns of parameter or module names, each with an `Override` or "shared" (never cut)."""
 
     @abstractmethod
     def partition(self, structure: Structure, workers: int) -> Mapping[str, Sequence[Collection[int]]]:
-        """For each family that is cut, by name, the owners of each of its units.
+        """Partitions a model among workers.
 
-        Raises NothingToPartition where the structure has nothing that this policy could cut.
+        Args:
+            structure: The families of the model, with the bytes and FLOPs of their units.
+            workers: The number N of workers. Their numbers are 0 to N - 1.
+
+        Returns:
+            For each family to cut, by name, the owners of each of its units. Other families stay whole on all workers.
+
+        Raises:
+            NothingToPartition: The model has nothing that this policy can cut.
         """
 
     def placing(self, override: Override | None) -> Override:
-        """How a family is placed: the policy's values, with those of the rule that names it."""
+        """Returns how a family is placed: the policy's values, replaced by those of ``override`` that are not None."""
         changes = {name: getattr(override, name) for name in Override.model_fields} if override is not None else {}
         changes = {name: value for name, value in changes.items() if value is not None}
         return Override(**{name: getattr(self, name) for name in Override.model_fields}).replace(**changes)
 
     def describe(self) -> dict[str, Any]:
-        """The policy as plain data, as its TOML form has it."""
+        """Returns the policy as plain data, with the keys of its TOML form."""
         name = type(self).__dict__.get("registered_name") or type(self).__qualname__
         return {"policy": name, **to_jsonable_python(self.model_dump(exclude_none=True), fallback=repr)}
 
     def to_toml(self) -> str:
-        """The policy as a TOML document that ``resolve_policy`` reads."""
+        """Returns the policy as a TOML document, which `resolve_policy` reads."""
         return to_toml(self.describe())
 
     @model_validator(mode="before")
@@ -85,8 +116,8 @@ class Policy(Override):
     def _rescale_is_for_subnetworks(self) -> Policy:
         if self.rescale and self.masking == "backward":
             raise ValueError(
-                "rescale=True makes up for units that a worker does not compute with; with masking='backward' it "
-                "computes with all of them. Leave rescale out."
+                "rescale=True needs masking='forward': with masking='backward', a worker computes with all units, and "
+                "there is nothing to make up for."
             )
         return self
 
@@ -103,7 +134,7 @@ def _override(pattern: object, value: object) -> object:
         return value
     if not isinstance(value, Mapping):
         raise ValueError(
-            f"the rule {pattern!r} is {value!r}; it must be an override such as {{'coverage': 0.25}}, or 'shared'."
+            f"the rule {pattern!r} must be an override such as {{'coverage': 0.25}}, or 'shared', got {value!r}."
         )
     try:
         return Override(**value)

@@ -1,4 +1,4 @@
-"""Block-level partitioning: whole residual branches are dropped, every worker keeps some of them."""
+"""Block-level partitioning: each worker keeps some residual branches and drops the others."""
 
 from __future__ import annotations
 
@@ -30,16 +30,22 @@ FAMILIES = {"branch": "blocks", "layer": "layers"}
 
 @register_policy("block")
 class BlockPolicy(Policy):
-    """Gives each residual block P owners; the other workers run the skip path only.
+    """Gives each residual block P owners. The other workers run only the skip path.
 
-    ``granularity="branch"`` takes each residual branch as a block, ``"layer"`` all branches of one module together.
+    With ``granularity="branch"``, a block is one residual branch. With ``"layer"``, it is all branches of one module.
+    See `Policy` for the fields.
     """
 
     level: Literal["block"] = "block"
     design: str = "balanced"
 
     def partition(self, structure: Structure, workers: int) -> Partition:
-        """The owners of each block; NothingToPartition where the model has none."""
+        """Returns the owners of each block.
+
+        Raises:
+            NothingToPartition: The model has no blocks, or every worker would own all of them.
+            PolicyError: A rule or another field does not fit the model.
+        """
         check_rules(self.rules, structure.layouts)
         asked = grid(workers, self.coverage, self.replicas, self.slots)
         if workers == 1 or (asked.replicas == workers and not self.rules):
@@ -63,27 +69,27 @@ class BlockPolicy(Policy):
         family = structure.by_name.get(FAMILIES[self.granularity])
         if family is None or not family.units:
             raise NothingToPartition(
-                "The model has no residual blocks: no branch x + f(x) that can be dropped without changing what it is "
-                "added to. Use NeuronPolicy, or coverage=1.0 for data parallelism."
+                "The model has no residual blocks: no branch f in x + f(x) can be dropped. Use NeuronPolicy, or "
+                "coverage=1.0 for data parallelism."
             )
         return family
 
     def _feasible(self, family: Family, asked: Grid) -> tuple[Grid, list[str]]:
-        """With more workers than owners of blocks, each block gets so many owners that no worker is left without."""
+        """Raises the number of owners per block, if necessary, until every worker owns a block."""
         share = max(asked.share, asked.needed_share(family.units))
         if share == asked.share:
             return asked, []
         feasible = Grid(asked.workers, asked.slots, share)
         text = (
-            f"{family.units} blocks are too few for {asked.replicas} owners each of {asked.workers} workers: a "
-            "worker would own none."
+            f"{family.units} blocks are too few to give each {asked.replicas} of {asked.workers} workers: some worker "
+            "would own none."
         )
         if self.strict:
             raise PolicyError(f"{text} The smallest feasible value is replicas={feasible.replicas} (strict=True).")
-        return feasible, [f"{text} Each has {feasible.replicas} owners instead."]
+        return feasible, [f"{text} Each block has {feasible.replicas} owners instead."]
 
     def _replicas(self, structure: Structure, family: Family, asked: Grid) -> Indices:
-        """P of each block, after the rules."""
+        """Returns the number of owners of each block, with the rules applied."""
         replicas = np.full(family.units, asked.replicas, dtype=np.int64)
         tensors: dict[int, list[str]] = {}
         for tensor, unit in structure.members.get(family.name, {}).items():
@@ -98,14 +104,14 @@ class BlockPolicy(Policy):
                 continue
             if override.slots is not None or override.design is not None or override.align is not None:
                 raise PolicyError(
-                    f"The rule {decision.pattern!r} names a block; for blocks a rule changes coverage or "
-                    "replicas only, since all blocks are placed together."
+                    f"The rule {decision.pattern!r} names a block. All blocks are placed together, so for blocks a "
+                    "rule can change coverage or replicas only."
                 )
             replicas[unit] = replicas_for(asked.workers, override.coverage, override.replicas)
         return replicas
 
     def _slots(self, replicas: Indices, asked: Grid) -> int:
-        """As many cells of workers as asked for, if each block's P is a whole number of them."""
+        """Returns a number of cells such that each block's owners are whole cells; the number asked for if possible."""
         workers = asked.workers
         fitting = [count for count in divisors(workers) if not (replicas * count % workers).any()]
         if asked.slots in fitting:

@@ -1,4 +1,4 @@
-"""Whether parameters that are cut along several axes keep an owner for each element (``axes="all"``)."""
+"""Checks that parameters cut along several axes (``axes="all"``) have an owner for each element."""
 
 from __future__ import annotations
 
@@ -10,9 +10,19 @@ from sdp_compile.structure.layout import Layout, Leaf, Product, restrict
 
 
 def check_crossings(structure: Structure, parameters: Iterable[str], shares: Mapping[str, float], workers: int) -> None:
-    """PolicyError for a parameter whose axes, each owned by a share of the workers, may have no worker in common.
+    """Checks that the owners of any units that meet in one parameter have a worker in common.
 
-    k sets of P of N workers always share one if kP > (k-1)N: the workers that each leaves out do not add up to all.
+    k sets of P of N workers always have a common worker if kP > (k-1)N, because then the workers that each set leaves
+    out do not add up to all.
+
+    Args:
+        structure: The structure of the model.
+        parameters: The parameters to check.
+        shares: For each axis that is cut, the share of the workers that own each unit.
+        workers: The number of workers.
+
+    Raises:
+        PolicyError: Some parameter's elements might have no owner. The error says how many replicas are enough.
     """
     failing = {}
     left_out = {family: 1 - share for family, share in shares.items()}
@@ -26,14 +36,14 @@ def check_crossings(structure: Structure, parameters: Iterable[str], shares: Map
     name, crossing = max(failing.items(), key=lambda item: item[1])
     needed = (crossing - 1) * workers // crossing + 1
     raise PolicyError(
-        f"axes='all' cuts {name!r} along {crossing} axes; at this coverage some of its elements could "
-        f"have no owner ({len(failing)} parameters in all are like this). Use replicas={needed} of "
-        f"{workers} workers or more, or axes='disjoint'."
+        f"axes='all' cuts {name!r} along {crossing} axes, and at this coverage some of its elements could have no "
+        f"owner (as in {len(failing)} parameters in all). Use at least replicas={needed} of {workers} workers, or "
+        "axes='disjoint'."
     )
 
 
 def _largest(layout: Layout, figures: Mapping[str, float]) -> float:
-    """The largest sum of the figures of all families that one index runs through."""
+    """Returns the largest sum of figures over the families that one index runs through."""
     if isinstance(layout, Leaf):
         return figures[layout.family] if layout.family is not None else 0.0
     if isinstance(layout, Product):

@@ -1,4 +1,4 @@
-"""Designs: which workers own which units. A new design is one function with the ``design`` decorator."""
+"""Designs place units on workers. A new design is one function with the `design` decorator."""
 
 from __future__ import annotations
 
@@ -18,13 +18,26 @@ from sdp_compile.policies.placement import Placement, workers_of
 from sdp_compile.structure.layout import Indices
 
 Design: TypeAlias = Callable[[Sequence[Placement]], list[Ownership]]
-"""Places several families at once, so that a design can even out over families what one alone leaves uneven."""
+"""A design takes the placements of several families and returns the ownership of each.
+
+It sees several families at once, so that it can balance over all of them what one family leaves uneven.
+"""
 
 _DESIGNS: dict[str, Design] = {}
 
 
 def design(name: str) -> Callable[[Design], Design]:
-    """Registers a design under ``name``, a value of the policies' ``design`` field."""
+    """Registers the decorated function as a design.
+
+    Args:
+        name: The name of the design, as a value of the policies' ``design`` field.
+
+    Returns:
+        A decorator that registers a function and returns it.
+
+    Raises:
+        PolicyError: There is already a design of this name.
+    """
 
     def register(function: Design) -> Design:
         if name in _DESIGNS:
@@ -36,22 +49,35 @@ def design(name: str) -> Callable[[Design], Design]:
 
 
 def designs() -> dict[str, Design]:
-    """All designs by name."""
+    """Returns all designs by name."""
     return dict(_DESIGNS)
 
 
 @design("cyclic")
 def cyclic(placements: Sequence[Placement]) -> list[Ownership]:
-    """Slot s is owned by the p cells s .. s + p - 1: equal loads, contiguous slices, few groups, connected."""
+    """Gives slot s to the p cells s to s + p - 1. Loads are equal, slices contiguous, and each worker is in few groups.
+
+    Args:
+        placements: The families to place.
+
+    Returns:
+        The ownership of each family.
+    """
     return [_rotated(placement, 0) for placement in placements]
 
 
 @design("balanced")
 def balanced(placements: Sequence[Placement]) -> list[Ownership]:
-    """Equal memory and FLOPs per worker, exactly P owners each, for units that are unequal or few.
+    """Balances memory and FLOPs over the workers, for units that are unequal or few. Each unit has exactly P owners.
 
-    Blocks are dealt out singly. An axis keeps the cyclic slots, rotated so as to even out what the axes before it left
-    uneven (3 heads over 4 workers load one worker more in every layer).
+    Blocks are dealt one by one. An axis keeps the slots of `cyclic`, rotated to balance what earlier axes left uneven:
+    3 heads over 4 workers, for example, load one worker more in every layer.
+
+    Args:
+        placements: The families to place.
+
+    Returns:
+        The ownership of each family.
     """
     rotated = iter(_rotated_evenly([placement for placement in placements if placement.kind == "axis"]))
     return [_dealt(placement) if placement.kind == "block" else next(rotated) for placement in placements]
@@ -59,33 +85,45 @@ def balanced(placements: Sequence[Placement]) -> list[Ownership]:
 
 @design("random")
 def random(placements: Sequence[Placement]) -> list[Ownership]:
-    """Units are dealt to slots at random, slots to random cells, all cells owning equally many slots.
+    """Deals units to slots at random, and slots to random cells. All cells own equally many slots.
 
-    The owner sets of the slots are drawn once for all families, so that there are few groups; which units form a slot
-    is drawn for each family. Everything follows from ``seed``.
+    The owner sets of the slots are drawn once for all families, so that there are few groups. The units of each slot
+    are drawn for each family. The same ``seed`` gives the same result.
+
+    Args:
+        placements: The families to place.
+
+    Returns:
+        The ownership of each family.
     """
     return [_drawn(placement) for placement in placements]
 
 
 @design("nested")
 def nested(placements: Sequence[Placement]) -> list[Ownership]:
-    """Each cell owns a prefix of the units; the widths fall geometrically from 1 and their mean is the coverage.
+    """Gives each cell a prefix of the units. The widths fall geometrically from 1, and their mean is the coverage.
 
-    For unequal workers, as in HeteroFL (arXiv 2010.01264): the first units are owned by all, the last ones by cell 0
-    only, which owns the full model. Any set of units has a common owner.
+    This is for unequal workers, as in HeteroFL (arXiv 2010.01264). All workers own the first units. Only cell 0, which
+    owns the full model, owns the last ones. Any set of units has a common owner.
+
+    Args:
+        placements: The families to place.
+
+    Returns:
+        The ownership of each family.
     """
     return [_prefixes(placement) for placement in placements]
 
 
 def _rotated(placement: Placement, rotation: int) -> Ownership:
-    """Unit by unit: the ``share`` cells from its slot onwards."""
+    """Gives each unit the ``share`` cells from its slot onwards, all rotated by ``rotation`` cells."""
     labels = placement.slot_of_units() * (placement.slots + 1) + placement.shares
     return _from_cell(placement.workers, placement.slots, tuple(runs_of(labels)), rotation)
 
 
 @lru_cache(maxsize=256)
 def _from_cell(workers: int, slots: int, labels: tuple[tuple[int, int], ...], rotation: int) -> Ownership:
-    """From (units, first cell x (slots + 1) + share); layers that are alike get the same object."""
+    """Builds an ownership from runs of (units, first cell x (slots + 1) + share). Equal layers get the same object."""
     result = []
     for units, label in labels:
         first, share = divmod(label, slots + 1)
@@ -95,7 +133,7 @@ def _from_cell(workers: int, slots: int, labels: tuple[tuple[int, int], ...], ro
 
 
 def _rotated_evenly(axes: Sequence[Placement]) -> list[Ownership]:
-    """Each axis with the rotation that keeps the most loaded worker lowest, after the axes before it."""
+    """Rotates each axis to keep the load of the most loaded worker lowest, given the axes before it."""
     if not axes:
         return []
     scale = 1 / np.maximum(sum(placement.weights.sum(axis=0) for placement in axes), 1e-300)
@@ -105,7 +143,7 @@ def _rotated_evenly(axes: Sequence[Placement]) -> list[Ownership]:
         unrotated = _rotated(placement, 0)
         columns = [unrotated.loads(column, placement.workers) for column in (placement.weights * scale).T]
         own = np.stack(columns, axis=1)
-        # Rotating the cells by one rotates the loads of the workers by one, since K divides N.
+        # K divides N, so rotating the cells by one rotates the loads of the workers by one.
         candidates = [np.roll(own, rotation, axis=0) for rotation in range(placement.slots)]
         peaks = [round(float((load + candidate).max()), 12) for candidate in candidates]
         best = peaks.index(min(peaks))
@@ -121,7 +159,7 @@ def _dealt(placement: Placement) -> Ownership:
 
 def _drawn(placement: Placement) -> Ownership:
     count = min(placement.units, placement.slots)
-    if placement.kind == "block":  # few and with shares of their own: every block is a slot
+    if placement.kind == "block":  # blocks are few and have their own shares: every block is a slot
         sets = _draw_sets(placement, placement.shares)
         return Ownership.from_runs((1, placement.owners(np.flatnonzero(row).tolist())) for row in sets)
     sets = _draw_sets(placement, np.full(count, placement.shares[0], dtype=np.int64))
@@ -135,7 +173,7 @@ def _drawn(placement: Placement) -> Ownership:
 
 
 def _draw_sets(placement: Placement, shares: Indices) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """For each slot ``share`` cells at random among those that own fewest slots so far."""
+    """Draws for each slot ``share`` cells at random among those that own fewest slots so far."""
     generator = _generator(placement.seed, f"{placement.slots} cells")
     load = np.zeros(placement.slots, dtype=np.int64)
     result = np.zeros((len(shares), placement.slots), dtype=np.bool_)
@@ -148,7 +186,7 @@ def _draw_sets(placement: Placement, shares: Indices) -> np.ndarray[tuple[int, i
 
 
 def _generator(seed: int, purpose: str) -> np.random.Generator:
-    """A stream of its own for each purpose; not hash(), which differs between processes."""
+    """Returns a separate random stream for each purpose. Python's hash() would differ between processes."""
     digest = sha256(f"{seed} {purpose}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
@@ -163,7 +201,7 @@ def _prefixes(placement: Placement) -> Ownership:
 
 
 def _geometric(count: int, total: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """``count`` widths 1, x, x^2, ... with the given sum, between 1 and ``count``."""
+    """Returns ``count`` widths 1, x, x^2, ... with the sum ``total``, which lies between 1 and ``count``."""
     powers = np.arange(count, dtype=np.float64)
     if total >= count:
         return np.ones(count)

@@ -1,4 +1,4 @@
-"""Pydantic models whose every error is a PolicyError in the user's terms, and the fields that rules can override."""
+"""Pydantic models whose errors are all `PolicyError` in the user's terms, and the fields that rules can override."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Model = TypeVar("Model", bound="PolicyModel")
 EXPLANATIONS = {
     "coverage": "coverage is the share of the workers that own each unit, a number in (0, 1]",
     "replicas": "replicas is the number of workers that own each unit, an integer from 1 to the number of workers",
-    "align": "align is the number of units of which slices start at multiples, an integer of at least 1",
+    "align": "align is a number of units, an integer of at least 1; slots start at multiples of it",
     "slots": "slots is the number of parts that a family is split into, an integer of at least 1",
     "rules": "rules maps patterns of parameter or module names to overrides such as {'coverage': 0.25}, or to 'shared'",
 }
 
 
 class PolicyModel(BaseModel):
-    """Frozen, without unknown fields, strict about types (``coverage=True`` and ``coverage="0.5"`` are mistakes)."""
+    """A frozen model with strict types and no unknown fields. ``coverage=True`` and ``coverage="0.5"`` are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -34,14 +34,18 @@ class PolicyModel(BaseModel):
 
     @classmethod
     def model_validate(cls: type[Model], obj: Any, **options: Any) -> Model:
-        """As pydantic's, with the errors of the constructor."""
+        """Does what pydantic's method does, but raises the errors of the constructor."""
         try:
             return super().model_validate(obj, **options)
         except ValidationError as error:
             raise PolicyError(explain(cls, error)) from None
 
     def replace(self: Model, **changes: Any) -> Model:
-        """A validated copy with some fields changed; setting one of coverage and replicas unsets the other."""
+        """Returns a validated copy with some fields changed. Setting ``coverage`` unsets ``replicas``, and vice versa.
+
+        Raises:
+            PolicyError: A field does not exist or its value is not valid.
+        """
         values = {name: getattr(self, name) for name in self.model_fields_set}
         for given, other in (("coverage", "replicas"), ("replicas", "coverage")):
             if changes.get(given) is not None and other not in changes:
@@ -50,19 +54,22 @@ class PolicyModel(BaseModel):
 
 
 class Override(PolicyModel):
-    """How families are placed. As a rule's value: what changes for those that it names, None keeps the policy's."""
+    """How families are placed on workers. In a rule, it says what changes for the parts that the rule names.
+
+    Fields that are None keep the policy's value.
+    """
 
     coverage: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    """C, the share of the workers that own each unit."""
+    """The share C of the workers that own each unit."""
 
     replicas: Annotated[int, Field(ge=1)] | None = None
-    """P, the number of workers that own each unit, in place of coverage."""
+    """The number P of workers that own each unit, instead of ``coverage``."""
 
     align: Annotated[int, Field(ge=1)] | None = None
-    """Slots of an axis start at multiples of this many units where it has enough of them."""
+    """The slots of an axis start at multiples of this many units, if the axis has enough units."""
 
     slots: Annotated[int, Field(ge=1)] | None = None
-    """K, the parts that a family is split into; the default follows from workers and coverage."""
+    """The number K of parts that a family is split into. By default it follows from workers and coverage."""
 
     design: str | None = None
     """The name of the design that places units on workers."""
@@ -72,7 +79,7 @@ class Override(PolicyModel):
     def _design_is_known(cls, design: str | None) -> str | None:
         if design is not None and design not in designs():
             raise ValueError(
-                f"there is no design {design!r}.{did_you_mean(design, designs())} "
+                f"unknown design {design!r}.{did_you_mean(design, designs())} "
                 f"The designs are {', '.join(sorted(designs()))}."
             )
         return design
@@ -80,12 +87,12 @@ class Override(PolicyModel):
     @model_validator(mode="after")
     def _one_of_coverage_and_replicas(self) -> Self:
         if self.coverage is not None and self.replicas is not None:
-            raise ValueError("give coverage or replicas, not both: coverage is replicas / workers.")
+            raise ValueError("give coverage or replicas, not both; coverage is replicas / workers.")
         return self
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
-    """One sentence per mistake, naming the field, the value and what is allowed."""
+    """Returns one sentence per mistake, with the field, its value and what is allowed."""
     return " ".join(dict.fromkeys(_sentence(model, dict(item)) for item in error.errors(include_url=False)))
 
 

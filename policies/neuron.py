@@ -1,4 +1,4 @@
-"""Neuron-level partitioning: axes of the network are cut, every worker keeps some units of each."""
+"""Neuron-level partitioning: axes of the network are cut, and each worker keeps some units of each axis."""
 
 from __future__ import annotations
 
@@ -21,23 +21,31 @@ from sdp_compile.policies.selection import Candidate, choose_disjoint
 from sdp_compile.structure.families import Family, Structure
 
 MEAN_COUNTS = 1e-3
-"""What a byte saved on average counts beside one saved on the most loaded worker: it decides where that saves nothing
-(3 heads over 4 slots of which each worker owns 3)."""
+"""Weight of a byte saved on average, relative to a byte saved on the most loaded worker.
+
+It decides where the most loaded worker saves nothing, as with 3 heads in 4 slots of which each worker owns 3.
+"""
 
 
 @register_policy("neuron")
 class NeuronPolicy(Policy):
-    """Cuts axes (hidden neurons, heads, channels) so that each unit has P owners.
+    """Cuts axes, such as hidden neurons, heads and channels, so that each unit has P owners.
 
-    With ``axes="disjoint"`` those axes are cut that save most bytes while no two meet in one parameter, so that every
-    element of a cut parameter has exactly P owners. Axes along the residual stream need ``scope="all"``.
+    With ``axes="disjoint"``, it cuts the axes that save most bytes among those that do not meet in one parameter. Every
+    element of a cut parameter then has exactly P owners. Axes along the residual stream need ``scope="all"``.
+    See `Policy` for the fields.
     """
 
     level: Literal["neuron"] = "neuron"
     design: str = "cyclic"
 
     def partition(self, structure: Structure, workers: int) -> Partition:
-        """The owners of each unit of the axes that are cut; NothingToPartition where none can be."""
+        """Returns the owners of each unit of the axes that are cut.
+
+        Raises:
+            NothingToPartition: No axis can be cut.
+            PolicyError: A rule or another field does not fit the model.
+        """
         check_rules(self.rules, structure.layouts)
         asked = grid(workers, self.coverage, self.replicas, self.slots)
         if workers == 1 or (asked.replicas == workers and not self.rules):
@@ -53,7 +61,7 @@ class NeuronPolicy(Policy):
     def _placements(
         self, structure: Structure, workers: int, asked: Grid
     ) -> tuple[dict[str, tuple[str, Placement]], list[str]]:
-        """For each axis that may be cut its design and its task."""
+        """Returns the design and the placement of each axis that may be cut, and notes for the report."""
         result: dict[str, tuple[str, Placement]] = {}
         raised: dict[tuple[int, int], list[str]] = defaultdict(list)
         unaligned, residual = [], []
@@ -88,26 +96,28 @@ class NeuronPolicy(Policy):
             )
             result[family.name] = (local.design or "cyclic", placement)
         notes = [
-            f"{_listed(names)}: {units} units are too few for the asked coverage; each has {owners} owners of "
+            f"{_listed(names)}: {units} units are too few for this coverage, so each has {owners} owners of "
             f"{workers} workers."
             for (units, owners), names in raised.items()
         ]
         if unaligned:
-            notes.append(f"{_listed(unaligned)}: too few units for slots that are multiples of align={self.align}.")
+            notes.append(
+                f"{_listed(unaligned)}: too few units for slots that start at multiples of align={self.align}."
+            )
         if residual:
-            notes.append(f"{_listed(residual)}: along the residual stream, cut only with scope='all'.")
+            notes.append(f"{_listed(residual)}: left whole, since axes along the residual stream need scope='all'.")
         return result, notes
 
     def _refuse_raising(self, family: Family, cells: Grid, share: int, decision: Decision | None) -> None:
-        """Too few units is an error where the user asked for exactly this coverage."""
+        """Raises `PolicyError` for an axis with too few units if the user insists on exactly this coverage."""
         override = decision.override if decision is not None else None
         by_rule = override is not None and (override.coverage or override.replicas or override.slots)
         if not (self.strict or by_rule):
             return
         because = f"the rule {decision.pattern!r} names it" if by_rule and decision is not None else "strict=True"
         raise PolicyError(
-            f"The axis {family.name!r} in {family.module_path or 'the model'} has {family.units} units, too few for "
-            f"{cells.replicas} owners each of {cells.workers} workers, and {because}. The smallest feasible value is "
+            f"The axis {family.name!r} in {family.module_path or 'the model'} has {family.units} units, too few to "
+            f"give each {cells.replicas} of {cells.workers} workers, and {because}. The smallest feasible value is "
             f"replicas={share * cells.workers // cells.slots}."
         )
 
@@ -118,7 +128,7 @@ class NeuronPolicy(Policy):
         candidates = []
         for name, (design, placement) in placements.items():
             family = structure.by_name[name]
-            # Layers that are alike save alike; only a random design looks at the name.
+            # Equal layers save equally much. Only a random design depends on the name.
             key = (
                 design,
                 name if design == "random" else "",
@@ -135,12 +145,12 @@ class NeuronPolicy(Policy):
         whole = [name for name in placements if name not in chosen]
         if whole:
             notes.append(
-                f"{_listed(whole)}: left whole, since an axis that is cut (or the same one) meets them in a parameter."
+                f"{_listed(whole)}: left whole, since each meets an axis that is cut, or itself, in a parameter."
             )
         return {name: task for name, task in placements.items() if name in chosen}
 
     def _check_crossings(self, structure: Structure, chosen: dict[str, tuple[str, Placement]], workers: int) -> None:
-        """Nested sets always have a worker in common; of all others only their sizes are known."""
+        """Checks parameters that several axes cut. Nested sets always have a worker in common, others may have none."""
         shares = {
             name: float(placement.shares[0]) / placement.slots
             for name, (design, placement) in chosen.items()
@@ -174,6 +184,6 @@ def _why_nothing(structure: Structure, policy: Policy, notes: Sequence[str]) -> 
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """Returns the first names, and the number of the others."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

@@ -1,8 +1,8 @@
-"""How a family is to be placed on workers: replicas, slots of units, cells of workers.
+"""How a family is placed on workers: replicas, slots of units, cells of workers.
 
-Designs work on K slots of units and K *cells* of workers: worker w is in cell w mod K. Workers of one cell own the
-same, so a rank is a member of few owner groups however many workers there are. ``share`` (p) of the K cells own a
-unit, that is P = p N / K workers.
+Designs place K slots of units on K *cells* of workers; worker w is in cell w mod K. The workers of one cell own the
+same units, so a rank is in few owner groups even among thousands of workers. Each unit is owned by a ``share`` p of the
+K cells, that is by P = p N / K workers.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ from sdp_compile.structure.families import Family, FamilyKind
 from sdp_compile.structure.layout import Indices
 
 Weights: TypeAlias = NDArray[np.float64]
-"""One row per unit: parameter bytes and forward FLOPs."""
+"""One row per unit, with its parameter bytes and its forward FLOPs."""
 
 MOST_DEFAULT_SLOTS = 8
-"""More slots make more owner groups on each rank, and each costs a collective per bucket."""
+"""The default number of slots is at most this. Each slot adds owner groups, and each group costs collectives."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """K ``slots`` (and cells) for ``workers`` workers, of which ``share`` cells own a unit."""
+    """A family's division into K slots of units and K cells of workers.
+
+    Attributes:
+        workers: The number N of workers.
+        slots: The number K of slots, and of cells.
+        share: The number p of cells that own each unit.
+    """
 
     workers: int
     slots: int
@@ -38,15 +44,20 @@ class Grid:
 
     @property
     def replicas(self) -> int:
+        """The number P of workers that own each unit."""
         return self.share * self.workers // self.slots
 
     def needed_share(self, units: int) -> int:
-        """The smallest share at which every worker owns one of ``units`` units: any so many slots hold a unit."""
+        """Returns the smallest share at which every worker owns at least one of ``units`` units."""
         return -(-self.slots // units)
 
 
 def replicas_for(workers: int, coverage: float | None, replicas: int | None) -> int:
-    """P: the owners that each unit gets."""
+    """Returns the number P of owners of each unit, from ``replicas`` or else from ``coverage``.
+
+    Raises:
+        PolicyError: There are fewer workers than ``replicas``.
+    """
     if replicas is None:
         assert coverage is not None, "one of the two is always given"
         return min(workers, max(1, floor(coverage * workers + 0.5)))
@@ -58,7 +69,18 @@ def replicas_for(workers: int, coverage: float | None, replicas: int | None) -> 
 
 
 def grid(workers: int, coverage: float | None, replicas: int | None, slots: int | None) -> Grid:
-    """The slots for a coverage or a number of replicas; ``slots`` None takes the default."""
+    """Returns the slots and cells for a coverage or a number of replicas.
+
+    Args:
+        workers: The number N of workers.
+        coverage: The share of the workers that own each unit; used if ``replicas`` is None.
+        replicas: The number of workers that own each unit.
+        slots: The number K of slots, or None for the default: the largest divisor of N, at most 8, that makes
+            K x coverage a whole number, or N if there is none.
+
+    Raises:
+        PolicyError: The slots do not fit the workers and the coverage.
+    """
     owners = replicas_for(workers, coverage, replicas)
     exact = coverage if replicas is None and coverage is not None else owners / workers
     possible = [count for count in divisors(workers) if is_whole(count * exact)]
@@ -66,8 +88,8 @@ def grid(workers: int, coverage: float | None, replicas: int | None, slots: int 
         if slots != workers and slots not in possible:
             choice = ", ".join(map(str, dict.fromkeys((*possible, workers))))
             raise PolicyError(
-                f"slots={slots} cannot give each unit {owners} owners of {workers} workers: slots must "
-                f"divide the workers, and slots x coverage be whole. Possible: {choice}."
+                f"slots={slots} cannot give each unit {owners} of {workers} workers: slots must divide the workers, "
+                f"and slots x coverage must be whole. Possible: {choice}."
             )
         return Grid(workers, slots, owners * slots // workers)
     count = max((count for count in possible if count <= MOST_DEFAULT_SLOTS), default=workers)
@@ -75,12 +97,12 @@ def grid(workers: int, coverage: float | None, replicas: int | None, slots: int 
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
+    """Returns all divisors of ``number``, ascending."""
     return [count for count in range(1, number + 1) if number % count == 0]
 
 
 def rounding_note(coverage: float | None, asked: Grid) -> list[str]:
-    """What the report says where the coverage asked for is no whole number of workers."""
+    """Returns a note for the report if the coverage asked for is not a whole number of workers."""
     achieved = asked.replicas / asked.workers
     if coverage is None or abs(coverage - achieved) < 1e-9:
         return []
@@ -91,25 +113,36 @@ def rounding_note(coverage: float | None, asked: Grid) -> list[str]:
 
 
 def weights_of(family: Family) -> Weights:
-    """The bytes and FLOPs of each unit."""
+    """Returns the parameter bytes and forward FLOPs of each unit."""
     flops = family.unit_flops or (0.0,) * family.units
     return np.stack([np.asarray(family.unit_bytes, dtype=np.float64), np.asarray(flops, dtype=np.float64)], axis=1)
 
 
 def is_whole(number: float) -> bool:
-    """Whether a number is a positive integer up to rounding (1/3 x 3 workers)."""
+    """Whether ``number`` is a positive integer up to rounding errors, as 3 x (1/3) is."""
     return round(number) > 0 and abs(number - round(number)) < 1e-9
 
 
 @cache
 def workers_of(cells: frozenset[int], slots: int, workers: int) -> OwnerSet:
-    """All workers w with w mod ``slots`` in ``cells``, ascending; cached, since a plan has few of them."""
+    """Returns all workers w with w mod ``slots`` in ``cells``, ascending. Cached, since a plan has few such sets."""
     return tuple(worker for worker in range(workers) if worker % slots in cells)
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """The task of placing the units of one family. ``shares`` has one entry per unit: the cells that are to own it."""
+    """The task of placing the units of one family on workers.
+
+    Attributes:
+        family: The name of the family.
+        kind: Whether its units are indices of an axis or blocks.
+        workers: The number N of workers.
+        slots: The number K of slots, and of cells.
+        shares: For each unit, the number of cells that are to own it.
+        weights: For each unit, its parameter bytes and its forward FLOPs.
+        align: Slots start at multiples of this many units, if there are enough units.
+        seed: Random seed for designs that draw at random.
+    """
 
     family: str
     kind: FamilyKind
@@ -122,16 +155,17 @@ class Placement:
 
     @property
     def units(self) -> int:
+        """The number of units."""
         return len(self.shares)
 
     def owners(self, cells: Iterable[int]) -> OwnerSet:
-        """The workers of some cells."""
+        """Returns the workers of the given cells, which are taken modulo K."""
         return workers_of(frozenset(cell % self.slots for cell in cells), self.slots, self.workers)
 
     def slot_of_units(self) -> Indices:
-        """The slot of each unit: unit u of U lies in slot floor(u K / U), so slots are contiguous and about equal.
+        """Returns the slot of each unit. Unit u of U is in slot floor(u K / U): slots are contiguous and about equal.
 
-        Where there are enough units, slots start at multiples of ``align``.
+        If there are enough units, slots start at multiples of ``align``.
         """
         groups = -(-self.units // self.align)
         align, groups = (self.align, groups) if groups >= self.slots else (1, self.units)

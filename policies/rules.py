@@ -1,4 +1,4 @@
-"""Rules: a policy's exceptions for parts of the model, named by glob patterns."""
+"""Rules are a policy's exceptions for parts of the model, which glob patterns name."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Rules = Mapping[str, Override | Literal["shared"]]
 
 @dataclass(frozen=True)
 class Decision:
-    """What the rules say of a family or block: the deciding pattern, and its override or None for "shared"."""
+    """What the rules say about a family or block: the deciding pattern, and its override, or None for "shared"."""
 
     pattern: str
     override: Override | None
 
 
 def name_and_modules(parameter: str) -> list[str]:
-    """A parameter's name and those of all modules that it lies in."""
+    """Returns the name of a parameter and the names of all modules that contain it."""
     parts = parameter.split(".")
     return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
 
 def decide(rules: Rules, parameters: Iterable[str]) -> Decision | None:
-    """The last rule that names one of the parameters or a module around one; "shared" wins over overrides."""
+    """Returns the last rule that names one of the parameters or a module around it. "shared" wins over overrides."""
     if not rules:
         return None
     names = {name for parameter in parameters for name in name_and_modules(parameter)}
@@ -43,10 +43,10 @@ def decide(rules: Rules, parameters: Iterable[str]) -> Decision | None:
 
 
 def check_rules(rules: Rules, tensors: Collection[str]) -> None:
-    """PolicyError for a rule that names nothing in the model: it is misspelt."""
+    """Raises `PolicyError` if a rule names nothing in the model, since it is then misspelt."""
     known = dict.fromkeys(name for tensor in tensors for name in name_and_modules(tensor)) if rules else {}
     for pattern in rules:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise PolicyError(
-                f"The rule {pattern!r} names no parameter and no module of the model.{did_you_mean(pattern, known)}"
+                f"The rule {pattern!r} matches no parameter or module of the model.{did_you_mean(pattern, known)}"
             )

@@ -1,4 +1,4 @@
-"""Which axes to cut: no two that meet in one parameter, and as many bytes saved as possible."""
+"""Chooses the axes to cut: no two that meet in one parameter, and as many bytes saved as possible."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from scipy.sparse import csr_array
 from sdp_compile.errors import PolicyError
 
 TIE = 1e-7
-"""Selections whose weights differ by less than this share of the total count as equal (the solver's own tolerance)."""
+"""Selections count as equal if their weights differ by less than this share of the total, the solver's tolerance."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An axis that could be cut: the bytes that this saves on the most loaded worker, and how far inside it lies."""
+    """An axis that could be cut.
+
+    Attributes:
+        name: The name of the axis.
+        weight: The bytes that the cut saves on the most loaded worker.
+        outer: How many axes lie outside it in its dimension; 0 for the outermost.
+    """
 
     name: str
     weight: float
@@ -27,7 +33,7 @@ class Candidate:
 
 
 def conflict_graph(names: Iterable[str], conflicts: Iterable[frozenset[str]]) -> nx.Graph[str]:
-    """The axes as nodes, joined where they meet in one parameter; one that meets itself has a loop."""
+    """Returns a graph of axes with an edge where two meet in one parameter, and a loop where one meets itself."""
     graph: nx.Graph[str] = nx.Graph()
     graph.add_nodes_from(names)
     for pair in conflicts:
@@ -39,10 +45,17 @@ def conflict_graph(names: Iterable[str], conflicts: Iterable[frozenset[str]]) ->
 
 
 def choose_disjoint(candidates: Collection[Candidate], conflicts: Iterable[frozenset[str]]) -> set[str]:
-    """A maximum-weight independent set of the conflict graph, without axes that meet themselves or save nothing.
+    """Returns a maximum-weight independent set of the conflict graph, without axes that conflict with themselves.
 
-    Of equally good sets the one whose axes lie outermost (the least sum of ``outer``) is taken, and of these the one
-    whose names come first (the least sum of positions in the sorted list of names).
+    Among equally good sets, it takes the one whose axes lie outermost, with the least sum of ``outer``. Among these, it
+    takes the one whose names come first, with the least sum of positions in the sorted list of names.
+
+    Args:
+        candidates: The axes that could be cut.
+        conflicts: Pairs of axes that meet in one parameter; a set of one axis that meets itself.
+
+    Returns:
+        The names of the chosen axes.
     """
     useful = {candidate.name: candidate for candidate in candidates if candidate.weight > 0}
     graph = conflict_graph(sorted(useful), conflicts)
@@ -64,7 +77,7 @@ def _independent(graph: nx.Graph[str], names: list[str], candidates: Mapping[str
     best = _solve(-weights, [LinearConstraint(apart, ub=1)])
     enough = LinearConstraint(weights[None, :], lb=float(weights @ best) - TIE * float(weights.sum()))
     count = len(names)
-    # Positions weigh less, summed over all names, than a difference of one in `outer`.
+    # Summed over all names, positions weigh less than a difference of one in `outer`.
     inside = np.array([candidates[name].outer for name in names], dtype=np.float64)
     preference = inside + np.arange(count) / (count * count)
     chosen = _solve(preference, [LinearConstraint(apart, ub=1), enough])
@@ -72,10 +85,10 @@ def _independent(graph: nx.Graph[str], names: list[str], candidates: Mapping[str
 
 
 def _solve(cost: NDArray[np.float64], constraints: list[LinearConstraint]) -> NDArray[np.bool_]:
-    """The binary vector of least cost."""
+    """Returns the binary vector of least cost."""
     result = milp(
         cost, constraints=constraints, bounds=Bounds(0, 1), integrality=np.ones(len(cost)), options={"mip_rel_gap": 0.0}
     )
     if result.x is None:
-        raise PolicyError(f"The choice of axes to cut failed: {result.message} Use axes='all', or rules to choose.")
+        raise PolicyError(f"Choosing the axes to cut failed: {result.message} Use axes='all', or choose with rules.")
     return np.asarray(result.x > 0.5)

@@ -1,6 +1,6 @@
-"""Every error that this package raises on purpose.
+"""The errors that this package raises.
 
-Each message says which part of the user's model, policy or run is meant, what is wrong with it and what to do.
+Each message says which part of the user's model, policy or run is wrong, what is wrong with it and what to do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 
 class SDPError(Exception):
-    """Base of all errors of this package."""
+    """Base class of all errors of this package."""
 
 
 class CaptureError(SDPError):
@@ -18,11 +18,11 @@ class CaptureError(SDPError):
 
 
 class StructureError(SDPError):
-    """The captured graph contradicts itself; a defect of an operator rule rather than of the user's model."""
+    """The captured graph contradicts itself. This is a defect of an operator rule, not of the user's model."""
 
 
 class PolicyError(SDPError, ValueError):
-    """A policy, one of its fields, or the partition that it returned is not valid."""
+    """A policy, one of its fields, or the partition it returned is not valid."""
 
 
 class NothingToPartition(PolicyError):
@@ -30,7 +30,7 @@ class NothingToPartition(PolicyError):
 
 
 class PlanError(SDPError):
-    """A plan is inconsistent, or does not fit the model or the process group that it is used with."""
+    """A plan is inconsistent, or does not fit the model or process group it is used with."""
 
 
 class PassError(SDPError, ValueError):
@@ -38,14 +38,22 @@ class PassError(SDPError, ValueError):
 
 
 class LoweringError(SDPError):
-    """A pass promised something that the rewritten graph does not hold."""
+    """A rewritten graph breaks a promise of the pass that wrote it."""
 
 
 class DistributedError(SDPError):
-    """The workers disagree, one of them failed, or a collective was used in the wrong state."""
+    """The workers disagree, a worker failed, or a collective was called in the wrong state."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known names closest to ``word``, or nothing."""
+    """Returns the end of an error message that suggests the known names closest to ``word``.
+
+    Args:
+        word: The name that was not found.
+        known: The names that exist.
+
+    Returns:
+        `` Did you mean 'a' or 'b'?`` with a leading space and at most three names, or ``""`` if none is close.
+    """
     close = get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,4 +1,4 @@
-"""Plain data as TOML, and back."""
+"""Reads and writes plain data as TOML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ else:
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """A TOML document of plain values, lists and (nested) tables."""
+    """Returns a TOML document of plain values, lists and nested tables."""
     return "".join(f"{line}\n" for line in _lines(values, ()))
 
 
@@ -32,7 +32,7 @@ def read_toml(path: Path, what: str = "policy", error: type[SDPError] = PolicyEr
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise error(f"There is no {what} file {str(path)!r}.") from None
+        raise error(f"The {what} file {str(path)!r} does not exist.") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"The {what} file {str(path)!r} cannot be read: {problem}.") from None
     try:
@@ -61,5 +61,5 @@ def _key(key: str) -> str:
 
 
 def _value(value: Any) -> str:
-    # A TOML basic string, integer, float, boolean or array of these reads as JSON does.
+    # TOML writes basic strings, integers, floats, booleans and arrays of these as JSON does.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -8,15 +8,15 @@ from torch import fx
 from sdp_compile.capture.observe import CHECKPOINT
 
 REGION = "checkpoint"
-"""Key of ``node.meta``: the number of the region that the node is recomputed with in backward."""
+"""Key of ``node.meta`` for the number of the region that the node is recomputed with in backward."""
 
 _COPY = torch.ops.aten.copy_.default
 
 
 def mark_regions(graph: fx.Graph) -> None:
-    """Turns the annotations of capture into ``meta["checkpoint"]``, in place.
+    """Turns the annotations that `Observer` made into ``meta["checkpoint"]``, in place.
 
-    Writes to state are left out: export puts them at the end of the graph, and they must happen once.
+    Writes to state get no number. Export puts them at the end of the graph, and they must happen only once.
     """
     for node in graph.nodes:
         number = (node.meta.pop("custom", None) or {}).get(CHECKPOINT)
@@ -25,6 +25,6 @@ def mark_regions(graph: fx.Graph) -> None:
 
 
 def region_of(node: fx.Node) -> int | None:
-    """The number of the checkpoint region that a node lies in, or None."""
+    """Returns the number of the checkpoint region that a node lies in, or None."""
     number: int | None = node.meta.get(REGION)
     return number

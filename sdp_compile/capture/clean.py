@@ -1,4 +1,4 @@
-"""Cleanup before any analysis: leftovers of capture that would hide structure."""
+"""Removes what capture leaves in a graph and what would hide its structure from the analysis."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MODES = frozenset({enter_autocast, exit_autocast})
 
 
 def clean(graph: fx.Graph) -> None:
-    """Removes assertions, copies that export inserted, identities and dead code, in place."""
+    """Removes assertions, copies that export inserted, identities and dead code from ``graph``, in place."""
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -41,10 +41,10 @@ def clean(graph: fx.Graph) -> None:
 
 
 def separate_updates(graph: fx.Graph) -> None:
-    """Lets readers of a buffer that forward assigns anew work on a copy of the old value.
+    """Makes the readers of a buffer work on a copy of its old value where forward assigns a new one, in place.
 
-    The graph ends with a copy into the buffer, in place, where the model bound a new tensor: what autograd saved of the
-    old one, or the model returns, must not change with it.
+    The model binds a new tensor to the buffer's name, but the graph ends with a copy into the buffer itself. The old
+    tensor, which autograd may have saved or the model may return, must not change with it.
     """
     for node in reversed(graph.nodes):
         if node.op == "output":
@@ -67,9 +67,9 @@ def separate_updates(graph: fx.Graph) -> None:
 
 
 def is_identity(node: fx.Node) -> bool:
-    """Whether the node returns its input, same values, gradient and storage.
+    """Whether the node returns its input, with the same values, gradient and storage.
 
-    ``detach_`` and ``lift_fresh_copy`` count where their input is a constant that nothing writes to.
+    ``detach``, ``detach_`` and ``lift_fresh_copy`` count if their input is a constant that nothing writes to.
     """
     if node.target in (aten.alias.default, aten.lift_fresh.default):
         return True
@@ -81,7 +81,7 @@ def is_identity(node: fx.Node) -> bool:
 
 
 def is_self_copy(node: fx.Node) -> bool:
-    """Whether the node copies a tensor onto itself, as export does after an in-place operator on a buffer."""
+    """Whether the node copies a tensor onto itself. Export does this after an in-place operator on a buffer."""
     if node.target is not aten.copy_.default:
         return False
     target, source = node.args[0], node.args[1]
@@ -96,14 +96,14 @@ def is_mutation(node: fx.Node) -> bool:
 
 
 def is_impure(node: fx.Node) -> bool:
-    """Whether the node does something besides its result: writes in place or sets a mode."""
+    """Whether the node does more than return a value: it writes in place or sets a mode."""
     if node.op in ("placeholder", "output"):
         return True
     return node.target in _MODES or is_mutation(node) or bool(written_statistics(node))
 
 
 def remove_dead_code(graph: fx.Graph) -> None:
-    """Removes nodes without uses or side effects. Placeholders and writes in place stay."""
+    """Removes nodes without uses or side effects, in place. Placeholders and writes in place stay."""
     for node in reversed(list(graph.nodes)):
         if not node.users and not is_impure(node):
             graph.erase_node(node)

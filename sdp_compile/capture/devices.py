@@ -1,4 +1,4 @@
-"""Device constants of a graph follow the module when it is moved."""
+"""Makes a graph's device constants follow the module when it moves to another device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sdp_compile.capture.regions import enter_autocast
 
 
 def retarget_devices(graph: fx.Graph, source: torch.device, target: torch.device) -> None:
-    """Replaces, in place, every device constant equal to ``source`` by ``target``.
+    """Replaces every device constant equal to ``source`` with ``target``, in place.
 
-    Looks into nested arguments, and at the device type of autocast regions. Devices other than ``source`` are the
-    user's explicit choice and stay. ``cpu`` and ``cpu:0``, ``cuda`` and the current CUDA device, count as equal.
+    Nested arguments and the device types of autocast regions are replaced too. Other devices than ``source`` stay,
+    since the user named them explicitly. A device without an index equals any device of its type.
     """
     if source == target:
         return
@@ -36,5 +36,5 @@ def _replace(value: Any, source: torch.device, target: torch.device) -> Any:
 
 
 def _same(one: torch.device, other: torch.device) -> bool:
-    # A device without an index is the current one of its type; a process uses one device per type.
+    # A device without an index is the current one of its type, and a process uses one device per type.
     return one.type == other.type and (one.index == other.index or one.index is None or other.index is None)

@@ -1,4 +1,4 @@
-"""What went wrong when a model could not be captured, in terms of the user's own source."""
+"""Explains why a model could not be captured, in terms of the user's own source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DATA_DEPENDENT = ("data-dependent", "DynamicOutputShape", "DataDependent", "unb
 
 
 def explain(model: nn.Module, error: BaseException) -> str:
-    """Message for a failed capture: the user's line, the error there and what to do."""
+    """Returns the message for a failed capture: the user's line, the error there and what to do."""
     name = type(model).__name__
     trace = error.__traceback__
     where = located(user_line(trace), _module_path([frame for frame, _ in traceback.walk_tb(trace)], type(model)))
@@ -25,31 +25,32 @@ def explain(model: nn.Module, error: BaseException) -> str:
     text = first_line(error)
     if is_data_dependent(error):
         return (
-            f"{name} cannot be captured: its control flow or a shape depends on tensor values{at}. One graph must hold "
-            "for all inputs: compute both branches and choose with torch.where, use sizes that follow from shapes, or "
-            f"move this part out of the model. ({text})"
+            f"{name} cannot be captured: its control flow or a shape depends on tensor values{at}. Compute both "
+            "branches and choose with torch.where, use sizes that follow from shapes, or move this part out of the "
+            f"model. ({text})"
         )
     if _in_distributed(error):
         return (
-            f"{name} cannot be captured: it calls a collective of its own{at}. Subnetworks communicate gradients only; "
+            f"{name} cannot be captured: it calls a collective of its own{at}. Workers exchange gradients only: "
             f"remove torch.distributed calls from the model. ({text})"
         )
     return (
         f"{name} cannot be captured: its forward raised {text}{at}. Check that model(*example_inputs) runs with these "
-        "inputs, on shapes and dtypes as in training; Python code that needs tensor values cannot be part of a graph."
+        "inputs, in the shapes and dtypes of training, and that no Python code in it needs tensor values."
     )
 
 
 def user_line(trace: object) -> str | None:
-    """``file:line: code`` of the innermost frame outside of torch and this package, or None."""
+    """Returns ``file:line: code`` of the innermost frame outside torch and this package, or None."""
     frames = traceback.extract_tb(trace)  # type: ignore[arg-type]
     return next((location(frame) for frame in reversed(frames) if is_user_file(frame.filename)), None)
 
 
 def calling_line(kind: type[nn.Module]) -> str:
-    """``file:line: code`` of the innermost user frame on the current stack, and the path of its module.
+    """Returns ``file:line: code`` of the innermost user frame on the current stack, with the path of its module.
 
-    ``kind`` is the class of the model, in whose terms the path is.
+    Args:
+        kind: The class of the model that the module path starts from.
     """
     line = next(
         (location(frame) for frame in reversed(traceback.extract_stack()) if is_user_file(frame.filename)), None
@@ -58,12 +59,12 @@ def calling_line(kind: type[nn.Module]) -> str:
 
 
 def located(line: str | None, module: str) -> str:
-    """A source line with the path of the module that runs it."""
+    """Returns a source line with the path of the module that runs it."""
     return f"{line or ''} (module {module!r})".strip() if module else line or ""
 
 
 def _module_path(frames: Sequence[FrameType], kind: type[nn.Module]) -> str:
-    """The path of the module whose method the innermost of ``frames`` runs, within the model of class ``kind``."""
+    """Returns the path, in the model of class ``kind``, of the module that the innermost of ``frames`` belongs to."""
     owners = [frame.f_locals.get("self") for frame in frames]
     modules = [owner for owner in owners if isinstance(owner, nn.Module)]
     model = next((module for module in modules if type(module) is kind), None)
@@ -72,12 +73,12 @@ def _module_path(frames: Sequence[FrameType], kind: type[nn.Module]) -> str:
 
 
 def is_user_file(filename: str) -> bool:
-    """Whether ``filename`` is Python source outside of torch and this package; model libraries count as the user's."""
+    """Whether ``filename`` is Python source outside torch and this package. Model libraries count as the user's."""
     return not filename.startswith(("<", _TORCH, _OWN)) and "importlib" not in filename
 
 
 def location(frame: traceback.FrameSummary) -> str:
-    """``file:line: code`` of a frame."""
+    """Returns ``file:line: code`` of a frame."""
     code = frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
     return f"{frame.filename}:{frame.lineno}: {code}"
 
@@ -103,6 +104,6 @@ def _in_distributed(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Type and first line of an error."""
+    """Returns the type and the first line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

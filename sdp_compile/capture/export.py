@@ -1,4 +1,4 @@
-"""Running torch.export on one mode of the model, with every fallback written down."""
+"""Runs torch.export on one mode of the model and notes every fallback."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from sdp_compile.ir.program import Mode
 
 Sizes = Literal["all", "leading", "none"]
 Attempts: TypeAlias = tuple[tuple[Sizes, bool], ...]
-"""Which sizes are free, and whether export is strict."""
+"""Pairs to try in turn: which sizes are free, and whether export is strict."""
 
-# Tried in turn. Non-strict export runs the model's own Python code; strict export reads its bytecode, which helps where
-# the former meets a branch on tensor values that a graph can hold after all.
+# Non-strict export runs the model's own Python code. Strict export reads its bytecode, and can capture some branches on
+# tensor values that stop the other.
 ATTEMPTS: Attempts = (("all", False), ("leading", False), ("none", False), ("leading", True))
 NON_STRICT: Attempts = tuple((sizes, strict) for sizes, strict in ATTEMPTS if not strict)
 _SIZES = {"all": "all input sizes free", "leading": "leading input size free", "none": "all input sizes fixed"}
@@ -40,9 +40,20 @@ _SIZES = {"all": "all input sizes free", "leading": "leading input size free", "
 def export_mode(
     model: nn.Module, call: Call, mode: Mode, device: torch.device, attempts: Attempts = ATTEMPTS
 ) -> tuple[ExportedProgram, tuple[str, ...]]:
-    """``model`` in ``mode`` as an exported program, and notes on what had to be given up to get it.
+    """Exports ``model`` in one mode, from a copy that shares its weights. No weight is read or changed.
 
-    Works on a copy that shares the weights; no weight is read or changed. Raises `CaptureError`.
+    Args:
+        model: The model.
+        call: The arguments of one call.
+        mode: Whether to export the model in training or evaluation mode.
+        device: The device that the graph's constants are to name.
+        attempts: What to try, in turn.
+
+    Returns:
+        The exported program, and notes for the report on what had to be given up to get it.
+
+    Raises:
+        CaptureError: Every attempt failed, or the graph would lose gradients that the model defines itself.
     """
     failures: dict[tuple[Sizes, bool], Exception] = {}
     for sizes, strict in attempts:
@@ -69,17 +80,17 @@ def export_mode(
             how = f"{'strict' if strict else 'non-strict'} export with {_SIZES[sizes]}"
             notes.append(f"{mode} graph captured by {how}, because: {first_line(next(iter(failures.values())))}")
         return program, tuple(notes)
-    # Free sizes can fail by themselves; the error of fixed ones speaks of the user's model alone.
+    # Free sizes can fail where the model is fine. The error with fixed sizes is about the user's model alone.
     last = failures.get(("none", False)) or next(iter(failures.values()))
     told = next((error for error in failures.values() if is_data_dependent(error)), last)
     raise CaptureError(explain(model, told)) from told
 
 
 def prepared(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> tuple[nn.Module, Call]:
-    """A copy of the model in ``mode`` and arguments on ``device``, fit for export.
+    """Returns a copy of the model in ``mode``, and the arguments, both on ``device`` and ready for export.
 
-    Parameters and buffers on the meta device become fake tensors of ``device``, so that the graph is one that runs: on
-    the meta device itself a factory without a device would clash with them.
+    Tensors on the meta device become fake tensors of ``device``, so that the graph can run later. On the meta device
+    itself, a factory call without a device would clash with them.
     """
     fake_mode = FakeTensorMode(shape_env=ShapeEnv(tracked_fakes=[]), allow_non_fake_inputs=True, export=True)
 
@@ -94,7 +105,7 @@ def prepared(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> 
     for module in subject.modules():
         config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", False):
-            # A key-value cache serves generation; in a training program it is a mutable output without use.
+            # A key-value cache is for generation. In a training program it is an output that nobody reads.
             config.use_cache = False
 
     def on_model_device(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,7 +118,7 @@ def prepared(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> 
 
 
 def captured_device(model: nn.Module, call: Call) -> torch.device:
-    """The device that the graph is captured for: that of the first parameter, else buffer, else input."""
+    """Returns the device to capture for: that of the first parameter, buffer or input, and the CPU for meta tensors."""
     tensors = [*model.parameters(), *model.buffers(), *call.tensors]
     device = tensors[0].device if tensors else torch.device("cpu")
     return torch.device("cpu") if device.type == "meta" else device
@@ -115,9 +126,9 @@ def captured_device(model: nn.Module, call: Call) -> torch.device:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Holds back what torch logs and prints about a failed attempt (whole graphs, tracebacks): our error tells it.
+    """Drops what torch logs and prints about a failed attempt, such as whole graphs: our error explains it.
 
-    What an attempt that succeeds prints, the user's own ``print`` in a forward for one, appears afterwards.
+    What a successful attempt prints, such as the user's own ``print`` in a forward, appears afterwards.
     """
     out, err = io.StringIO(), io.StringIO()
     disabled = logging.root.manager.disable
@@ -133,7 +144,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Leaves the random states of torch (CPU), numpy and Python as they were; fake CUDA tensors draw nothing."""
+    """Restores the random states of torch (CPU), numpy and Python. Fake CUDA tensors draw no random numbers."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
@@ -144,7 +155,7 @@ def preserved_rng() -> Iterator[None]:
 
 
 def _dynamic_shapes(model: nn.Module, call: Call, sizes: Sizes) -> dict[str, Any] | None:
-    """The dimensions that may vary, by parameter of ``forward``; each only where the model allows."""
+    """Returns the dimensions that may vary, by parameter of ``forward``."""
     if sizes == "none":
         return None
     bound = inspect.signature(model.forward).bind(*call.args, **call.kwargs)
@@ -159,5 +170,5 @@ def _free(value: Any, sizes: Sizes) -> Any:
         return None
     if kind in pytree.BUILTIN_TYPES:
         return pytree.tree_map(lambda item: _free(item, sizes), value, is_leaf=lambda item: item is not value)
-    # torch.export describes a registered class by the list of its parts.
+    # torch.export describes an instance of a registered class by the list of its parts.
     return [_free(item, sizes) for item in pytree.SUPPORTED_NODES[kind].flatten_fn(value)[0]]

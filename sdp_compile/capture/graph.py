@@ -1,4 +1,4 @@
-"""From an exported program to this project's own: state by canonical name, user inputs in call order, no wrappers."""
+"""Turns an exported program into a `Program`: state by canonical name, inputs in call order, no nested graphs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from sdp_compile.ir.program import InputSpec, Mode, Program
 
 
 class Constants:
-    """The tensors that capture lifted out of the model's code, named once for both modes.
+    """The tensors that capture lifted out of the model's code, with one name each for both modes.
 
-    A parameter or buffer that the code reaches otherwise than through its module (a closure, a list) is lifted too; it
-    is recognised by its memory and keeps its name, since as a constant it would never be trained.
+    A parameter or buffer that the code does not reach through its module, but through a closure or a list, is lifted
+    too. It is recognised by its memory and keeps its name, because a constant would never be trained.
     """
 
     def __init__(self, model: nn.Module, known: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -32,7 +32,7 @@ class Constants:
         self._state = {_memory(tensor): name for name, tensor in named_state(model) if _memory(tensor) is not None}
 
     def name(self, value: torch.Tensor) -> str:
-        """The name of the same parameter or buffer, of an equal constant met before, or a new one."""
+        """Returns the name of the same parameter or buffer, of an equal constant seen before, or a new name."""
         memory = _memory(value)
         if memory in self._state:
             return self._state[memory]
@@ -45,10 +45,17 @@ class Constants:
 
 
 def program_of(exported: ExportedProgram, mode: Mode, canonical: Mapping[str, str], constants: Constants) -> Program:
-    """The program of ``mode``.
+    """Returns the program of one mode.
 
-    ``canonical`` maps every name of a parameter or buffer to the first name of the same tensor, so that tied ones
-    become one node.
+    Args:
+        exported: What torch.export made of the model in this mode.
+        mode: The mode.
+        canonical: The first name of the same tensor for each name of a parameter or buffer. Tied tensors become one
+            node.
+        constants: The constants of both modes; new ones are added.
+
+    Raises:
+        CaptureError: The program holds something that a graph of tensors cannot express.
     """
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
@@ -61,12 +68,12 @@ def program_of(exported: ExportedProgram, mode: Mode, canonical: Mapping[str, st
             continue
         spec = specs[node.name]
         if spec.kind is InputKind.USER_INPUT:
-            # A placeholder's name is a Python parameter of the generated code; its target may be any string.
+            # A placeholder's name becomes a Python parameter in the generated code. Its target may be any string.
             env[node] = copy = graph.node_copy(node)
             if isinstance(spec.arg, ConstantArgument):
                 values[len(inputs)] = spec.arg.value
             elif isinstance(spec.arg, SymIntArgument):
-                raise CaptureError(f"input {node.name!r} is a number that varies; only tensors may vary between calls.")
+                raise CaptureError(f"Input {node.name!r} is a number that varies. Only tensors may vary between calls.")
             inputs.append(copy)
     for node in exported.graph.nodes:
         if node.op != "placeholder" or specs[node.name].kind is InputKind.USER_INPUT:
@@ -79,7 +86,7 @@ def program_of(exported: ExportedProgram, mode: Mode, canonical: Mapping[str, st
             name = canonical.get(name, name)
         else:
             raise CaptureError(
-                f"the model holds an object that a graph cannot take as an input ({spec.target!r}, {spec.kind.name}). "
+                f"The model holds an object that a graph cannot take as an input ({spec.target!r}, {spec.kind.name}). "
                 "Keep the model's state in parameters and buffers."
             )
         if name not in state:
@@ -102,7 +109,7 @@ def program_of(exported: ExportedProgram, mode: Mode, canonical: Mapping[str, st
 
 
 def _input_spec(name: str, value: torch.Tensor, letters: dict[str, str]) -> InputSpec:
-    """Free sizes are named n0, n1, ... in the order of appearance; a size that is a formula has a guard and no name."""
+    """Describes one input. Free sizes are named n0, n1, ... as they appear; a formula of others has no name."""
     dims: list[int | str | None] = []
     example: list[int] = []
     sizes: list[Any] = list(value.shape)
@@ -120,8 +127,8 @@ def _input_spec(name: str, value: torch.Tensor, letters: dict[str, str]) -> Inpu
 def _matters(guard: str) -> bool:
     """Whether a condition of export decides between paths of the model.
 
-    Not those that fix a size, which inputs are checked for anyway, and not those by which symbolic sizes are told from
-    0 and 1: the operators of the graph handle these sizes like the model's.
+    Conditions that fix a size do not: inputs are checked for them anyway. Nor do those that exclude the sizes 0 and 1:
+    the graph's operators handle these sizes as the model does.
     """
     return re.fullmatch(r"L(\[[^\]]+\])+\.size\(\)\[\d+\] == \d+", guard) is None and "!=" not in guard
 
@@ -136,14 +143,16 @@ def _copy_body(exported: ExportedProgram, graph: fx.Graph, env: dict[fx.Node, An
         elif node.op == "get_attr":
             value = getattr(exported.graph_module, node.target)
             if not isinstance(value, fx.GraphModule):
-                raise CaptureError(f"unexpected attribute {node.target!r} of type {type(value).__name__} in the graph.")
+                raise CaptureError(
+                    f"The exported graph has an unexpected attribute {node.target!r} of type {type(value).__name__}."
+                )
             regions[node] = value
         elif not inline_regions(graph, env, node, regions):
             env[node] = graph.node_copy(node, lambda old: env[old])
 
 
 def _output(exported: ExportedProgram, graph: fx.Graph, env: dict[fx.Node, Any], node: fx.Node) -> None:
-    """User outputs as one flat list; mutations that export returns instead of doing become copies in place."""
+    """Makes the user's outputs one flat list. Mutations, which export returns as outputs, become copies in place."""
     outputs: list[Any] = []
     results = node.args[0]
     assert isinstance(results, (tuple, list))
@@ -158,12 +167,12 @@ def _output(exported: ExportedProgram, graph: fx.Graph, env: dict[fx.Node, Any],
         elif spec.kind is OutputKind.USER_INPUT_MUTATION:
             graph.call_function(torch.ops.aten.copy_.default, (env[placeholders[str(spec.target)]], result))
         else:
-            raise CaptureError(f"the model has an output of a kind that is not supported: {spec.kind.name}.")
+            raise CaptureError(f"The model has an output of an unsupported kind, {spec.kind.name}.")
     graph.output(outputs)
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """What tells one tensor's memory from another's; None where it has none."""
+    """Returns a key for a tensor's memory, or None for a tensor without memory."""
     if tensor.device.type == "meta" or isinstance(tensor, FakeTensor) or tensor.numel() == 0:
         return None
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

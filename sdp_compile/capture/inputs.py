@@ -1,4 +1,4 @@
-"""Example inputs: from what the user passes to positional and keyword arguments that capture can use."""
+"""Turns the user's example inputs into the positional and keyword arguments of one call."""
 
 from __future__ import annotations
 
@@ -22,24 +22,31 @@ class Call:
     kwargs: dict[str, Any]
 
     def map_tensors(self, function: Callable[[torch.Tensor], Any]) -> Call:
-        """The same call with ``function`` applied to every tensor, also inside of containers."""
+        """Returns the call with ``function`` applied to every tensor, also inside containers."""
         args, kwargs = pytree.tree_map_only(torch.Tensor, function, (self.args, self.kwargs))
         return Call(args, kwargs)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
+        """All tensors, also those inside containers, in the order of the arguments."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
-        """The dtypes of the tensors."""
+        """The dtypes of `tensors`."""
         return tuple(tensor.dtype for tensor in self.tensors)
 
 
 def example_call(model: nn.Module, example_inputs: Any) -> Call:
-    """The call that ``example_inputs`` stand for: a tuple is positional, a mapping keywords, a tensor the one input.
+    """Returns the call that ``example_inputs`` stand for.
 
-    Raises `CaptureError`, naming the parameter of ``forward``, where they do not fit its signature.
+    Args:
+        model: The model whose ``forward`` they are for.
+        example_inputs: A tuple or list of positional arguments, a mapping of keyword arguments, one tensor, or None
+            for a model without required arguments.
+
+    Raises:
+        CaptureError: The inputs do not fit the signature of ``forward``; the error names the parameter.
     """
     signature = inspect.signature(model.forward)
     name = type(model).__name__
@@ -54,7 +61,7 @@ def example_call(model: nn.Module, example_inputs: Any) -> Call:
     if isinstance(example_inputs, torch.Tensor):
         call = Call((example_inputs,), {})
     elif isinstance(example_inputs, Mapping):
-        # Not only dict: tokenizers return other mappings.
+        # Tokenizers return mappings other than dict.
         call = Call((), dict(example_inputs))
     elif isinstance(example_inputs, (tuple, list)):
         call = Call(tuple(example_inputs), {})
@@ -64,7 +71,7 @@ def example_call(model: nn.Module, example_inputs: Any) -> Call:
             f"tensor, not {type(example_inputs).__name__}."
         )
     if any(not isinstance(key, str) for key in call.kwargs):
-        raise CaptureError(f"example_inputs for {name}: keyword names must be strings, got {list(call.kwargs)}.")
+        raise CaptureError(f"The keywords of example_inputs for {name} must be strings, got {list(call.kwargs)}.")
     try:
         signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
@@ -76,10 +83,10 @@ def example_call(model: nn.Module, example_inputs: Any) -> Call:
 
 
 def with_batch(call: Call) -> Call | None:
-    """``call`` with a leading dimension of size 1 repeated to 2, or None where there is nothing to repeat.
+    """Returns ``call`` with a batch of size 1 repeated to 2, or None if its batch is larger.
 
-    Capture specialises a dimension of size 1, so that the graph would run for that size only. The first tensor says
-    whether the batch is of size 1; a leading 1 beside a larger batch is a broadcast dimension and stays.
+    Capture specialises dimensions of size 1, and the graph would then run for that size only. The first tensor's
+    leading dimension is the batch. A leading 1 beside a larger batch is a broadcast dimension and stays.
     """
     batched = [tensor for tensor in call.tensors if tensor.ndim > 0]
     if not batched or batched[0].shape[0] != 1:
@@ -90,7 +97,7 @@ def with_batch(call: Call) -> Call | None:
 
 
 def describe(value: Any) -> str:
-    """Short text for one argument: shape and dtype of tensors, the structure of containers, else the value."""
+    """Returns a short text for one argument: dtype and shape of a tensor, the parts of a container, or the value."""
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Watching the model run during capture: what a graph would silently lose, and sizes that grow out of hand."""
+"""Watches the model run during capture, for what a graph would silently lose and for sizes that grow too complex."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from sdp_compile.capture.diagnosis import calling_line
 from sdp_compile.errors import CaptureError
 
 # Operators in one symbolic size; convolutions and attention stay below 10. Padding to multiples of a window (Swin)
-# makes every later size a formula of remainders and every view a proof: measured, minutes instead of seconds.
+# makes every later size a formula of remainders, and torch then takes minutes instead of seconds (measured).
 _SIZE_LIMIT = 12
 _REMAINDERS = (Mod, PythonMod)
 
 CHECKPOINT = "sdp_checkpoint"
-"""Key of a node's ``meta["custom"]``, where torch.export keeps annotations, for the number of its checkpoint region."""
+"""Key for the number of a node's checkpoint region in ``meta["custom"]``, where torch.export keeps annotations."""
 
 
 class SizesTooComplex(Exception):
-    """A symbolic size became a formula too long to reason about."""
+    """A symbolic size became a formula that is too long to reason about."""
 
 
 class Observer:
-    """Context manager around one capture run that records what would be lost.
+    """Context manager around one capture run that records what the graph would lose.
 
     Non-strict export keeps only the forward of a `torch.autograd.Function`, drops tensor hooks and inlines
-    `torch.utils.checkpoint`, whose regions are marked. The functions behind them are replaced while the context is
-    open, which is the only place where every use passes.
+    `torch.utils.checkpoint`. While the context is open, the functions behind these are replaced: custom backwards and
+    hooks are recorded, and the nodes of a checkpoint region are marked with its number.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,18 +64,20 @@ class Observer:
         self._undo.clear()
 
     def check(self) -> None:
-        """Raises `CaptureError` where the graph would train differently from the model."""
+        """Raises `CaptureError` if the graph would train differently from the model."""
         if self._lost:
             found = "; ".join(f"{what} ({where})" for what, where in self._lost.items())
             raise CaptureError(
-                f"{self._kind.__name__} has gradients of its own that a captured graph would lose: {found}. "
-                "Write this part with differentiable tensor operators, or register it as a custom operator with "
+                f"{self._kind.__name__} defines gradients that a captured graph would lose: {found}. Write this part "
+                "with differentiable tensor operators, or register it as a custom operator with "
                 "torch.library.custom_op and register_autograd."
             )
 
     def _watch_functions(self) -> None:
-        """At the metaclass: models keep ``apply``, a C function, under other names, but each call of it reads
-        ``_backward_cls``.
+        """Records custom backward functions.
+
+        Models keep ``apply``, a C function, under other names, but every call of it reads ``_backward_cls``. The
+        metaclass sees that.
         """
         metaclass: Any = torch.autograd.function.FunctionMeta
         lost, kind = self._lost, self._kind
@@ -101,9 +103,9 @@ class Observer:
         self._replace(torch.Tensor, "register_hook", register_hook, original)
 
     def _watch_checkpoints(self) -> None:
-        """Both kinds of checkpoint call their function directly, and its nodes carry the number of the region.
+        """Makes both kinds of checkpoint call their function directly, and marks its nodes with the region's number.
 
-        Reentrant checkpointing would hide its function behind no_grad. Of nested regions the outermost counts.
+        Reentrant checkpointing would run its function under no_grad. Nested regions count as part of the outermost.
         """
         module = torch.utils.checkpoint
         open_regions: list[int] = []
@@ -129,7 +131,7 @@ class Observer:
                 with region():
                     return function(*args)
 
-        # The second name came with torch 2.14, which calls it in the place of the first.
+        # torch 2.14 added the second name and calls it instead of the first.
         for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"):
             if hasattr(module, name):
                 self._replace(module, name, without_reentrant, getattr(module, name))
@@ -141,7 +143,7 @@ class Observer:
 
 
 class _SizeLimit(TorchFunctionMode):
-    """Stops capture, at the same operator on every machine, when a symbolic size becomes too complex."""
+    """Stops capture when a symbolic size becomes too complex, at the same operator on every machine."""
 
     def __init__(self, kind: type[nn.Module]) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ class _SizeLimit(TorchFunctionMode):
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and not all(map(_is_simple, leaf.shape)):
                 raise SizesTooComplex(
-                    f"sizes in the model are too long formulas of the input sizes at {calling_line(self._kind)}"
+                    f"sizes in the model become too long formulas of the input sizes at {calling_line(self._kind)}"
                 )
         return result
 

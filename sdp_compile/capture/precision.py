@@ -1,4 +1,4 @@
-"""What a captured model looks like after its tensors, its inputs or autocast changed dtype."""
+"""Prepares a model to be captured again after its tensors, its inputs or autocast changed dtype."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sdp_compile.ir.program import Capture, Precision
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """The dtype of the `torch.autocast` that is active for a device type, None where none is."""
+    """Returns the dtype of the active `torch.autocast` for a device type, or None if it is off."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 @contextlib.contextmanager
 def autocast_of(precision: Precision, device: torch.device) -> Iterator[None]:
-    """The autocast state that a graph of ``precision`` is captured and run in."""
+    """Sets the autocast state that a graph of ``precision`` is captured and run in."""
     if precision.autocast == autocast_dtype(device.type):
         yield
     else:
@@ -29,15 +29,15 @@ def autocast_of(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def call_in(precision: Precision, capture: Capture) -> Call:
-    """The captured call with inputs of the dtypes of ``precision``, on the meta device."""
+    """Returns the captured call, on the meta device, with inputs of the dtypes of ``precision``."""
     dtypes = iter(precision.inputs)
     return Call(*capture.example).map_tensors(lambda tensor: tensor.to(next(dtypes)))
 
 
 def skeleton_in(precision: Precision, capture: Capture, device: torch.device) -> nn.Module:
-    """The skeleton of the captured model with parameters and buffers of the dtypes of ``precision``.
+    """Returns the captured model's skeleton with parameters and buffers of the dtypes of ``precision``.
 
-    Buffers keep their values where they are on ``device``; what is not becomes a tensor on the meta device.
+    Buffers on ``device`` keep their values. All other tensors are on the meta device.
     """
     canonical = canonical_names(capture.skeleton)
     names = {id(tensor): canonical[name] for name, tensor in named_state(capture.skeleton)}

@@ -1,4 +1,4 @@
-"""Models that cannot become subnetworks, told before anything is captured."""
+"""Refuses models that cannot become subnetworks, before anything is captured."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _WRAPPERS = {
     "FSDPModule": "its parameters are already split; sdp_compile() replaces it",
     "DataParallel": "it runs replicas in one process; sdp_compile() replaces it",
     "OptimizedModule": "compile the result of sdp_compile() instead: torch.compile(sdp_compile(model, ...))",
-    "SDPModule": "it is a subnetwork already",
+    "SDPModule": "it is already a subnetwork",
 }
 
 
 def refuse(model: nn.Module) -> None:
-    """Raises `CaptureError` for modules with communication or gradients of their own, naming them."""
+    """Raises `CaptureError` if a module communicates or changes gradients itself. The error names the module."""
     for path, module in model.named_modules():
         where = f"Module '{path}'" if path else "The model"
         kind = next((base.__name__ for base in type(module).__mro__ if base.__name__ in _WRAPPERS), None)
@@ -28,17 +28,17 @@ def refuse(model: nn.Module) -> None:
             raise CaptureError(f"{where} is a {kind}: {_WRAPPERS[kind]}. Pass the bare model.")
         if isinstance(module, nn.SyncBatchNorm):
             raise CaptureError(
-                f"{where} is a SyncBatchNorm: it averages statistics over workers that compute different channels. Use "
-                "BatchNorm; sdp_compile.calibrate() re-estimates the statistics of the full model."
+                f"{where} is a SyncBatchNorm, which averages statistics over workers, but these compute different "
+                "channels. Use BatchNorm; sdp_compile.calibrate() re-estimates the statistics of the full model."
             )
         if module._backward_hooks or module._backward_pre_hooks:
             raise CaptureError(
                 f"{where} ({type(module).__name__}) has a backward hook, which a captured graph would lose. Remove it "
-                "before compiling; act on gradients after backward() instead."
+                "before compiling, and change gradients after backward() instead."
             )
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise CaptureError(f"Parameter '{name}' has no shape yet: run the lazy model once before compiling it.")
+            raise CaptureError(f"Parameter '{name}' has no shape yet. Run the lazy model once before compiling it.")
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise CaptureError(
                 f"Parameter '{name}' has a gradient hook, which its slices would not have. Remove it before compiling "
@@ -46,11 +46,11 @@ def refuse(model: nn.Module) -> None:
             )
     for name, buffer in model.named_buffers():
         if isinstance(buffer, nn.parameter.UninitializedBuffer):
-            raise CaptureError(f"Buffer '{name}' has no shape yet: run the lazy model once before compiling it.")
+            raise CaptureError(f"Buffer '{name}' has no shape yet. Run the lazy model once before compiling it.")
 
 
 def refuse_collectives(graph: fx.Graph) -> None:
-    """Raises `CaptureError` where the graph holds a collective of the model's own, naming its line."""
+    """Raises `CaptureError` if the model calls a collective itself. The error names the line."""
     for node in graph.nodes:
         target = node.target
         if isinstance(target, torch._ops.OpOverload) and target.namespace in (
@@ -61,6 +61,6 @@ def refuse_collectives(graph: fx.Graph) -> None:
             line = located(source_line(node), module_path(node))
             where = f" at {line}" if line else ""
             raise CaptureError(
-                f"The model calls a collective of its own ({target}){where}. Subnetworks communicate gradients only: "
+                f"The model calls a collective of its own ({target}){where}. Workers exchange gradients only: "
                 "remove torch.distributed calls from the model."
             )

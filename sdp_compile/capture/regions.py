@@ -1,4 +1,4 @@
-"""Regions with their own gradient or autocast mode, inlined into the one graph."""
+"""Inlines regions that have their own gradient or autocast mode into the one graph."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _autocast = torch.ops.higher_order.wrap_with_autocast
 
 
 def autocast_devices(graph: fx.Graph) -> tuple[str, ...]:
-    """The device types whose autocast mode the graph changes."""
+    """Returns the device types whose autocast mode the graph changes, each once."""
     return tuple({str(node.args[0]): None for node in graph.nodes if node.target is enter_autocast})
 
 
 @contextlib.contextmanager
 def restored_autocast(devices: tuple[str, ...]) -> Iterator[None]:
-    """Leaves autocast as it was when a graph fails between the nodes that enter and leave a region."""
+    """Restores autocast when a graph fails between the nodes that enter and leave a region."""
     nesting = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     state = [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
@@ -53,16 +53,29 @@ def inline_regions(
     regions: Mapping[fx.Node, fx.GraphModule],
     grad: bool = True,
 ) -> bool:
-    """Inlines ``node`` into ``graph`` if it is a region with its own gradient or autocast mode; else returns False.
+    """Inlines ``node`` into ``graph`` if it is a region with its own gradient or autocast mode.
 
-    ``env`` maps nodes of the old graph to the new one's. A region without gradients becomes its operators on detached
-    inputs; an autocast region stands between two nodes that enter and leave its mode. `CaptureError` for any other
-    operator that takes a graph, such as ``torch.cond``.
+    A region without gradients becomes its operators on detached inputs. An autocast region becomes its operators
+    between two nodes that enter and leave its mode.
+
+    Args:
+        graph: The graph to add nodes to.
+        env: For each node of the old graph, the new graph's node or value; gets an entry for ``node``.
+        node: The node of the old graph.
+        regions: The graphs behind the old graph's ``get_attr`` nodes.
+        grad: Whether gradients are enabled where ``node`` stands.
+
+    Returns:
+        Whether ``node`` was inlined.
+
+    Raises:
+        CaptureError: ``node`` is another operator that takes a graph, such as ``torch.cond``, or it enables gradients
+            inside a region without them.
     """
     if node.target is _set_grad:
         enabled, region, *operands = node.args
         if enabled and not grad:
-            raise CaptureError(f"torch.enable_grad() inside of torch.no_grad() cannot be captured{_source(node)}.")
+            raise CaptureError(f"torch.enable_grad() inside torch.no_grad() cannot be captured{_source(node)}.")
         arguments = [env[old] if isinstance(old, fx.Node) else old for old in operands]
         if not enabled:
             arguments = [_detached(graph, argument) for argument in arguments]
@@ -75,7 +88,7 @@ def inline_regions(
         entered = graph.call_function(enter_autocast, settings)
         env[node] = _inline(graph, body, arguments, grad)
         left = graph.call_function(exit_autocast, (entered,))
-        # The mode belongs to the same checkpoint region as what runs in it.
+        # The mode is entered and left in the same checkpoint region as the operators that run in it.
         annotations = next((n.meta.get("custom") for n in body.graph.nodes if n.op == "call_function"), None)
         entered.meta["custom"] = left.meta["custom"] = annotations
         return True
@@ -84,8 +97,8 @@ def inline_regions(
         return True
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         raise CaptureError(
-            f"The model uses {node.target.name()}, an operator over graphs that cannot be partitioned{_source(node)}. "
-            "Write this part with ordinary tensor operators."
+            f"The model uses {node.target.name()}, an operator over graphs, which cannot be partitioned"
+            f"{_source(node)}. Write this part with ordinary tensor operators."
         )
     return False
 
@@ -109,7 +122,7 @@ def _inline(graph: fx.Graph, region: fx.GraphModule, arguments: list[Any], grad:
 
 
 def _detached(graph: fx.Graph, value: Any) -> Any:
-    """``value`` without its gradient; as it is where it never has one."""
+    """Returns ``value`` without its gradient, and unchanged if it never has one."""
     if not isinstance(value, fx.Node):
         return value
     fake = value.meta.get("val")
@@ -124,6 +137,6 @@ def _detached(graph: fx.Graph, value: Any) -> Any:
 
 
 def _source(node: fx.Node) -> str:
-    """Where in the model an operator over graphs stands."""
+    """Returns where in the model an operator over graphs stands."""
     where = located(source_line(node), module_path(node))
     return f" ({where})" if where else ""

@@ -1,1 +1,1 @@
-"""The captured model as data: programs, their graphs and what is known of a graph without running it."""
+"""The captured model as data: programs, their graphs, and facts about a graph that need no run."""

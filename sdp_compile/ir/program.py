@@ -18,10 +18,15 @@ StateKind = Literal["parameter", "buffer", "constant"]
 
 @dataclass(frozen=True)
 class StateTensor:
-    """What is known of one parameter, buffer or lifted constant before any weight exists.
+    """The description of one parameter, buffer or lifted constant, without its values.
 
-    ``shape`` is that of the full tensor. A ``constant`` is a tensor that capture lifted out of the model's code;
-    it is registered as a buffer outside of ``state_dict()``.
+    Attributes:
+        shape: The shape of the full tensor.
+        dtype: Its dtype at capture.
+        kind: A ``constant`` is a tensor that capture lifted out of the model's code. It becomes a buffer outside
+            ``state_dict()``.
+        requires_grad: Whether the parameter is trained.
+        persistent: Whether the tensor is part of ``state_dict()``.
     """
 
     shape: tuple[int, ...]
@@ -32,6 +37,7 @@ class StateTensor:
 
     @property
     def numel(self) -> int:
+        """Number of elements of the full tensor."""
         return int(torch.Size(self.shape).numel())
 
     @property
@@ -42,11 +48,13 @@ class StateTensor:
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtypes that a graph was captured for: models read them, and a graph holds the casts that follow from them.
+    """The dtypes that a graph was captured for. A graph holds the casts that follow from them.
 
-    ``casts`` says what parameters and buffers were converted to after `sdp_compile`: from one dtype to another, and by
-    name where a tensor differs from the others of its dtype. ``inputs`` are the dtypes of the flat tensor inputs,
-    ``autocast`` is the dtype of `torch.autocast`, None where it is off.
+    Attributes:
+        inputs: The dtypes of the flat tensor inputs.
+        autocast: The dtype of `torch.autocast`, or None if it is off.
+        casts: How parameters and buffers were converted after `sdp_compile`: pairs of an old and a new dtype, and
+            pairs of a name and a dtype for tensors that differ from the others of their old dtype.
     """
 
     inputs: tuple[torch.dtype, ...] = ()
@@ -54,7 +62,7 @@ class Precision:
     casts: tuple[tuple[torch.dtype | str, torch.dtype], ...] = ()
 
     def cast(self, name: str, captured: torch.dtype) -> torch.dtype:
-        """The dtype of a parameter or buffer that was captured with another."""
+        """Returns the dtype that the tensor ``name``, captured as ``captured``, has in this precision."""
         casts = dict(self.casts)
         return casts.get(name, casts.get(captured, captured))
 
@@ -70,9 +78,13 @@ def _text(value: torch.dtype | str) -> str:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What capture knows of one flat tensor input: its name for messages, its example shape and which sizes are fixed.
+    """The description of one flat tensor input.
 
-    ``dims`` holds an integer for a fixed size and a name for a free one; sizes of one name are equal in every call.
+    Attributes:
+        name: The name to use in messages.
+        dims: For each dimension a fixed size, the name of a free size, or None for a formula of other sizes. Sizes
+            with one name are equal in every call.
+        example: The shape at capture.
     """
 
     name: str
@@ -84,15 +96,20 @@ class InputSpec:
 class Program:
     """One mode of the model as an FX graph of ATen calls.
 
-    Placeholders are the flattened user inputs, in the order of ``in_spec``; a parameter, buffer or constant is one
-    ``get_attr`` node whose target is its canonical name; the output node returns the flat list of ``out_spec``.
-    Nodes keep ``meta["val"]`` (fake tensors of the full model), ``meta["nn_module_stack"]`` and
-    ``meta["stack_trace"]``.
+    The placeholders are the flat user inputs. Each parameter, buffer or constant is one ``get_attr`` node whose target
+    is its canonical name. The output node returns a flat list. Nodes keep ``meta["val"]`` (fake tensors of the full
+    model), ``meta["nn_module_stack"]`` and ``meta["stack_trace"]``.
 
-    ``in_spec`` describes ``(args, kwargs)``. ``constants`` maps the index of a flat input that is no tensor to the
-    value that capture specialised it to. ``inputs`` describes each flat input that is a tensor. ``guards`` are Python
-    conditions on the sizes of ``L[name]``, the argument called ``name``, under which the graph is the model's.
-    ``precision`` tells the dtypes that the graph is for.
+    Attributes:
+        mode: The mode that was captured.
+        graph: The graph.
+        in_spec: How ``(args, kwargs)`` flatten to the placeholders.
+        out_spec: How the flat list of outputs becomes the model's result.
+        constants: For each flat input that is not a tensor, by index, the value that the graph is specialised to.
+        inputs: The description of each flat input that is a tensor, by index.
+        guards: Python conditions on the sizes of ``L[name]``, the argument called ``name``. The graph computes what the
+            model computes only where they hold.
+        precision: The dtypes that the graph is for.
     """
 
     mode: Mode
@@ -126,14 +143,18 @@ def copy_program(program: Program) -> Program:
 
 @dataclass(frozen=True)
 class Capture:
-    """A model as captured: programs, state and a weightless copy of the original.
+    """A captured model: its programs, the description of its state, and a copy of the original without weights.
 
-    ``state`` maps canonical names, in the order of the original model (parameters, buffers, constants), to their
-    description; ``aliases`` maps every name of the original ``state_dict()``, tied ones included, to the canonical.
-    ``constants`` holds the values of lifted constants. ``skeleton`` is the user's model with its parameters and
-    persistent buffers on the meta device. ``notes`` are remarks for the report: what capture had to give up.
-    ``device`` is the one that the graphs' device constants name. ``example`` holds the positional and keyword arguments
-    of capture, tensors on the meta device.
+    Attributes:
+        programs: The program of each mode.
+        state: The description of each parameter, buffer and constant by canonical name, in the original's order.
+        aliases: The canonical name for each name in the original ``state_dict()``, including the names of tied tensors.
+        constants: The values of lifted constants, by name.
+        skeleton: The user's model with its parameters and persistent buffers on the meta device.
+        training: Whether the model was in training mode.
+        notes: Remarks for the report on what capture had to give up.
+        device: The device that the graphs' device constants name.
+        example: The positional and keyword arguments of capture, with tensors on the meta device.
     """
 
     programs: Mapping[Mode, Program]

@@ -1,6 +1,6 @@
-"""Graphs as plain data, so that what holds them can be pickled.
+"""Graphs as plain data that can be pickled.
 
-`torch.fx` pickles a graph as its generated code and traces it again, which loses names and metadata; operators
+`torch.fx` pickles a graph as its generated code and traces that code again, which loses names and metadata. Operators
 cannot be pickled at all.
 """
 
@@ -24,7 +24,7 @@ class _NodeName:
 
 @dataclass(frozen=True)
 class _Operator:
-    """An ATen operator (``aten::add`` and ``Tensor``) or a function (its module and name)."""
+    """An operator, as in ``aten::add`` and ``Tensor``, or a function with its module and name."""
 
     name: str
     overload: str | None
@@ -40,7 +40,7 @@ class _Operator:
 
 @dataclass(frozen=True)
 class _Fake:
-    """A tensor of node metadata: free sizes become those of the example."""
+    """A tensor of node metadata. Free sizes become those of the example."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -51,7 +51,7 @@ class _Fake:
 
 
 def graph_record(graph: fx.Graph) -> list[tuple[Any, ...]]:
-    """``graph`` as a list of picklable tuples, one per node."""
+    """Returns ``graph`` as a list of picklable tuples, one per node."""
     return [
         (
             node.op,
@@ -66,7 +66,7 @@ def graph_record(graph: fx.Graph) -> list[tuple[Any, ...]]:
 
 
 def graph_from_record(record: list[tuple[Any, ...]]) -> fx.Graph:
-    """The graph that `graph_record` described; tensors in its metadata are fake."""
+    """Returns the graph that `graph_record` described. Tensors in its metadata are fake."""
     graph = fx.Graph()
     fake = FakeTensorMode()
     nodes: dict[str, fx.Node] = {}
@@ -85,7 +85,7 @@ def _operator(target: Any) -> _Operator:
     if isinstance(target, torch._ops.OpOverload):
         return _Operator(target._schema.name, target._overloadname)
     module = target.__module__
-    # Built-in functions of C modules such as _operator are found under their public name as well.
+    # The C functions of operator live in _operator, which is private.
     return _Operator(target.__name__, None, "operator" if module == "_operator" else module)
 
 
@@ -93,7 +93,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, fx.Node):
         return _NodeName(value.name)
     if isinstance(value, (tuple, list)):
-        # fx wraps lists and tuples in immutable classes of its own.
+        # fx wraps lists and tuples in its own immutable classes.
         return [_encode(item) for item in value] if isinstance(value, list) else tuple(map(_encode, value))
     if isinstance(value, dict):
         return {key: _encode(item) for key, item in value.items()}

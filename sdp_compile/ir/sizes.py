@@ -1,8 +1,8 @@
 """Concrete sizes for symbolic shapes.
 
-Analysis compares sizes to see which dimensions a view splits and merges. With the example's sizes, a batch of 12 could
-be taken for 12 heads; so every symbol stands for its example value times a prime of its own: divisible by what the
-example is divisible by, and equal to nothing else.
+The analysis compares sizes to see which dimensions a view splits and merges. With the example's sizes, a batch of 12
+could be mistaken for 12 heads. So each symbol stands for its example value times a prime of its own. The result is
+divisible by what the example is divisible by, and different from every other size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FIRST_PRIME = 10007
 
 
 class Sizes:
-    """Valuates the symbolic sizes of one capture; ``distinct`` for analysis, ``example`` for cost."""
+    """Gives numbers to the symbolic sizes of one capture: `distinct` for the analysis, `example` for costs."""
 
     def __init__(self) -> None:
         self._distinct: dict[sympy.Symbol, int] = {}
@@ -25,9 +25,11 @@ class Sizes:
         self._prime = _FIRST_PRIME
 
     def distinct(self, tensor: Any) -> tuple[int, ...]:
+        """Returns the shape of ``tensor`` with a different number for each free size."""
         return tuple(self._value(length, distinct=True) for length in tensor.shape)
 
     def example(self, tensor: Any) -> tuple[int, ...]:
+        """Returns the shape of ``tensor`` at capture."""
         return tuple(self._value(length, distinct=False) for length in tensor.shape)
 
     def _value(self, length: int | torch.SymInt, distinct: bool) -> int:
@@ -46,9 +48,10 @@ class Sizes:
         if symbol in self._example:
             return
         environment: Any = length.node.shape_env
-        # torch < 2.12 has the second name only.
-        known = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
-        example = int(known.get(symbol, 2))  # a size that depends on data has no example
+        # torch before 2.12 has only the second name.
+        renamed = hasattr(environment, "backed_var_to_val")
+        known = environment.backed_var_to_val if renamed else environment.var_to_val
+        example = int(known.get(symbol, 2))  # a size that depends on tensor values has no example
         self._example[symbol] = sympy.Integer(example)
         self._distinct[symbol] = sympy.Integer(example * self._prime)
         self._prime = int(sympy.nextprime(self._prime))

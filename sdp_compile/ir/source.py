@@ -1,4 +1,4 @@
-"""Where in the user's model a graph node comes from."""
+"""Finds where in the user's model a graph node comes from."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
 def source_line(node: fx.Node | None) -> str:
-    """``file:line: code`` of the innermost user frame that made a node; empty if capture kept none.
+    """Returns ``file:line: code`` of the innermost user frame that made a node, or ``""`` if capture kept none.
 
-    Frames of torch count where there are no others, generated code never does.
+    Frames of torch are used only if there are no others. Generated code is never used.
     """
     trace = None if node is None else node.meta.get("stack_trace")
     frames = [frame for frame in _FRAME.finditer(trace or "") if not frame["file"].startswith("<")]
@@ -28,7 +28,7 @@ def source_line(node: fx.Node | None) -> str:
 
 
 def module_path(node: fx.Node | None) -> str:
-    """The path of the innermost module whose forward made a node; empty for the model itself."""
+    """Returns the path of the innermost module whose forward made a node, or ``""`` for the model itself."""
     stack = None if node is None else node.meta.get("nn_module_stack")
     if not stack:
         return ""

@@ -1,1 +1,1 @@
-"""Which workers own which units, and what follows for the elements of each tensor."""
+"""Which workers own which units, and which own the elements of each tensor."""

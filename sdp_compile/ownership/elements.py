@@ -1,8 +1,8 @@
 """From owners of units to owners of tensor elements.
 
-An element runs through one unit of every family that cuts its tensor; its owners are those that own all of these
+An element runs through one unit of every family that cuts its tensor. Its owners are the workers that own all of these
 units. What a worker keeps of a tensor is therefore an outer product of one index list per dimension, and so is each
-piece of the tensor that has one owner set.
+piece of the tensor with one owner set.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from sdp_compile.structure.layout import Indices, Layout, Leaf, Product, Sum
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """The part of the full tensor ``name`` whose elements have exactly these ``owners``.
+    """A part of a tensor whose elements all have the same owners.
 
-    ``index`` holds full coordinates, ascending per dimension; the piece is their outer product. A tensor cut along
-    several dimensions can have several pieces with the same owners.
+    A tensor that is cut along several dimensions can have several pieces with the same owners.
+
+    Attributes:
+        name: The name of the full tensor.
+        owners: The workers that own every element of the piece.
+        index: For each dimension the ascending indices of the full tensor. The piece is their outer product.
     """
 
     name: str
@@ -33,21 +37,28 @@ class Piece:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Number of indices per dimension."""
         return tuple(len(index) for index in self.index)
 
     @property
     def numel(self) -> int:
+        """Number of elements."""
         return prod(self.shape)
 
 
 Part = tuple[OwnerSet, Indices]
-"""The indices of one dimension that have the same owners."""
+"""An owner set, and the indices of one dimension that have these owners."""
 
 
 class ElementOwners:
-    """Owners of the indices of single dimensions, for a given ownership of the cut families.
+    """The owners of the indices of single dimensions, computed from the owners of the units.
 
-    Layouts that differ only in families of equal ownership (the layers of a transformer) share their index lists.
+    Layouts that differ only in families with equal ownership, such as the layers of a transformer, share their index
+    lists.
+
+    Args:
+        ownership: The owners of each unit of each family that is cut.
+        workers: The number of workers.
     """
 
     def __init__(self, ownership: Mapping[str, Ownership], workers: int) -> None:
@@ -66,11 +77,11 @@ class ElementOwners:
         self._kept: dict[tuple[Layout, int], Indices] = {}
 
     def intersection(self, first: OwnerSet, second: OwnerSet) -> OwnerSet:
-        """The owners common to both, computed once per pair."""
+        """Returns the workers that are in both sets; computed once per pair."""
         return self._known.sets[self._meet(self._known.number(first), self._known.number(second))]
 
     def parts(self, layout: Layout) -> tuple[Part, ...]:
-        """The dimension split by owner set, in the order of first indices; owner sets can be empty."""
+        """Returns the dimension split by owner set, in the order of first indices. Owner sets can be empty."""
         layout = self._canonicalise(layout)
         if layout not in self._parts:
             labels = self._labels(layout)
@@ -82,14 +93,20 @@ class ElementOwners:
         return self._parts[layout]
 
     def kept(self, layout: Layout, rank: int) -> Indices:
-        """The indices of the dimension of which ``rank`` owns all units."""
+        """Returns the indices of the dimension for which ``rank`` owns all units."""
         layout = self._canonicalise(layout)
         if (layout, rank) not in self._kept:
             self._kept[layout, rank] = np.flatnonzero(self._holds(layout, rank)).astype(np.int64)
         return self._kept[layout, rank]
 
     def pieces(self, name: str, layouts: tuple[Layout, ...], owners: OwnerSet | None = None) -> tuple[Piece, ...]:
-        """The tensor split by owner set; ``owners`` are those of the block that holds the tensor, if one does."""
+        """Returns a tensor split by owner set.
+
+        Args:
+            name: The name of the tensor.
+            layouts: The layout of each dimension.
+            owners: The owners of the block that holds the tensor, or None if no block does.
+        """
         result = []
         for parts in product(*(self.parts(layout) for layout in layouts)):
             common = self.everyone if owners is None else self.intersection(self.everyone, owners)
@@ -116,7 +133,7 @@ class ElementOwners:
         return Sum(tuple(self._canonicalise(part) for part in layout.parts))
 
     def _labels(self, layout: Layout) -> Indices:
-        """Per index the number of its owner set."""
+        """Returns the number of each index's owner set."""
         if isinstance(layout, Leaf):
             whole: Indices = np.zeros(layout.size, dtype=np.int64)
             return whole if layout.family is None else self._unit_labels[layout.family]

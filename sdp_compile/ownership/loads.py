@@ -1,4 +1,4 @@
-"""What each worker computes, given who owns what."""
+"""How much each worker computes, given who owns what."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from sdp_compile.structure.families import Family, FlopTerm
 def flops_per_worker(
     work: Iterable[FlopTerm], families: Iterable[Family], ownership: Mapping[str, Ownership], workers: int
 ) -> NDArray[np.float64]:
-    """The forward FLOPs of each worker: those of cut axes in proportion to what it keeps, none for dropped blocks."""
+    """Returns the forward FLOPs of each worker.
+
+    Work over an axis that is cut shrinks with the share of its units that the worker owns. Blocks that the worker does
+    not own cost nothing.
+
+    Args:
+        work: The FLOPs of the full model, by the axes that they run over.
+        families: The families of the model.
+        ownership: The owners of each unit of each family that is cut.
+        workers: The number of workers.
+    """
     share: dict[str, NDArray[np.float64]] = {}
     result = np.zeros(workers)
     for family in families:

@@ -1,4 +1,4 @@
-"""What a plan's owner sets amount to as a whole: owners per element, and how fast the workers' copies mix."""
+"""Figures of all owner sets together: owners per element, and how fast the workers' copies mix."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from scipy.sparse.linalg import eigsh
 from sdp_compile.ownership.owners import OwnerSet, worker_classes
 
 DENSE_EIGENSOLVER_LIMIT = 1000
-"""Up to this many worker classes all eigenvalues are computed, beyond it the two largest by Lanczos iteration."""
+"""With more worker classes than this, only the two largest eigenvalues are computed, by Lanczos iteration."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Owners per parameter element: over all elements, and over those that are not owned by all (``cut``)."""
+    """The number of owners per parameter element.
+
+    Attributes:
+        min: The smallest number of owners of any element.
+        mean: The mean over all elements.
+        max: The largest number of owners of any element.
+        cut: The same figures for the elements that some family cuts, or None if there are none.
+    """
 
     min: int
     mean: float
@@ -26,7 +33,12 @@ class Coverage:
 
 
 def coverage(elements: Mapping[OwnerSet, int], cut: Mapping[OwnerSet, int]) -> Coverage:
-    """From the number of elements of each owner set; ``cut`` counts those that some family cuts."""
+    """Returns the number of owners per element.
+
+    Args:
+        elements: The number of elements of each owner set.
+        cut: The same, for the elements that some family cuts.
+    """
     return _coverage(elements, _coverage(cut) if sum(cut.values()) else None)
 
 
@@ -39,12 +51,16 @@ def _coverage(elements: Mapping[OwnerSet, int], cut: Coverage | None = None) -> 
 
 
 def spectral_gap(elements: Mapping[OwnerSet, int], workers: int) -> float:
-    """1 minus the second largest eigenvalue of the workers' averaging matrix; 1 where nothing is cut.
+    """Returns 1 minus the second largest eigenvalue of the workers' averaging matrix, and 1 if nothing is cut.
 
-    The matrix is W = mean over the elements of (averaging over the element's owners, identity on all others): the
-    expected gossip step of a random element (Boyd et al., "Randomized Gossip Algorithms", 2006). It is symmetric and
-    doubly stochastic. The gap is 0 exactly when the workers fall into groups that share no cut element, 1 - C for
-    workers that share nothing but ownership of everything else, and 1 under full replication.
+    The matrix W is the mean, over the elements, of the matrix that averages over the element's owners and leaves all
+    other workers as they are. This is the expected gossip step of a random element (Boyd et al., "Randomized Gossip
+    Algorithms", 2006). W is symmetric and doubly stochastic. The gap is 0 exactly when the workers fall into groups
+    that share no cut element, and 1 under full replication.
+
+    Args:
+        elements: The number of elements of each owner set, without those that all workers own.
+        workers: The number of workers.
     """
     total = sum(elements.values())
     if workers == 1 or not total:
@@ -59,8 +75,8 @@ def spectral_gap(elements: Mapping[OwnerSet, int], workers: int) -> float:
         scaled = np.sqrt(sizes[held])
         quotient[np.ix_(held, held)] += count / total / len(owners) * np.outer(scaled, scaled)
     quotient[np.diag_indices_from(quotient)] += 1 - share
-    # W on vectors that are constant within each class is the quotient; on those that sum to 0 within one class, of
-    # two and more workers, it is the identity where the class owns nothing, and 0 elsewhere.
+    # On vectors that are constant within each class, W acts as the quotient. On vectors that sum to 0 within one class
+    # of several workers, it multiplies by the share of the elements that the class does not own.
     within = [1 - float(share[number]) for number, size in enumerate(sizes) if size > 1]
     return float(np.clip(1 - max([_second_largest(quotient), *within]), 0.0, 1.0))
 

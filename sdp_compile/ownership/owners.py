@@ -1,7 +1,7 @@
 """Which workers own which units of a family, in compact form.
 
-A family has few distinct owner sets, and neighbouring units mostly have the same: 28,672 neurons over 4,096 workers are
-8 sets and one small number per unit. Nothing here ever builds a dense units x workers matrix.
+A family has few distinct owner sets: 28,672 neurons over 4,096 workers take 8 sets and one small number per unit.
+Nothing here ever builds a dense matrix of units and workers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from sdp_compile.structure.layout import Indices
 
 OwnerSet: TypeAlias = tuple[int, ...]
-"""Ascending worker numbers, each once."""
+"""Distinct worker numbers in ascending order."""
 
 
 def owner_set(workers: Iterable[int]) -> OwnerSet:
-    """The canonical form of a collection of workers; raises TypeError for anything that is no integer."""
+    """Returns the canonical form of a collection of worker numbers.
+
+    Raises:
+        TypeError: A worker number is not an integer.
+    """
     numbers = set()
     for worker in workers:
         if isinstance(worker, bool):
@@ -31,35 +35,44 @@ def owner_set(workers: Iterable[int]) -> OwnerSet:
 
 
 def is_member(rank: int, owners: OwnerSet) -> bool:
-    """Whether ``rank`` is one of ``owners``, in logarithmic time."""
+    """Whether ``rank`` is one of ``owners``. Takes logarithmic time."""
     position = bisect_left(owners, rank)
     return position < len(owners) and owners[position] == rank
 
 
 def refresh_source(number: int, owners: OwnerSet, receiver: int) -> int:
-    """The owner from which ``receiver``, who is none, gets the values of piece ``number``.
+    """Returns the owner that sends the values of a piece to a worker that does not own it.
 
-    The owners hold the same bits; the others take turns among them, beginning with another one for each piece.
+    The owners hold the same bits. The other workers are dealt to them in turn, starting with another owner for each
+    piece, so that all owners send about equally much.
+
+    Args:
+        number: The number of the piece.
+        owners: The owners of the piece.
+        receiver: The worker that gets the values; not one of ``owners``.
     """
     return owners[(receiver - bisect_left(owners, receiver) + number) % len(owners)]
 
 
 def refresh_receivers(number: int, owners: OwnerSet, source: int, workers: int) -> int:
-    """To how many workers ``source``, an owner, sends the values of piece ``number``; see `refresh_source`."""
+    """Returns to how many of ``workers`` workers the owner ``source`` sends a piece's values; see `refresh_source`."""
     first = (bisect_left(owners, source) - number) % len(owners)
     return len(range(first, workers - len(owners), len(owners)))
 
 
 def intersect(first: OwnerSet, second: OwnerSet) -> OwnerSet:
-    """The workers that are in both."""
+    """Returns the workers that are in both sets."""
     return first if first is second or first == second else tuple(sorted(set(first).intersection(second)))
 
 
 class OwnerSets:
-    """Numbers owner sets by their first appearance.
+    """Numbers owner sets in the order in which they first appear.
 
-    An object seen before is found by its identity: hashing a tuple of thousands of workers for each of thousands of
-    tensor pieces would take longer than all else.
+    An object that was seen before is found by its identity. Hashing a tuple of thousands of workers for each of
+    thousands of tensor pieces would dominate the time of planning.
+
+    Attributes:
+        sets: The distinct owner sets, by number.
     """
 
     def __init__(self) -> None:
@@ -68,7 +81,7 @@ class OwnerSets:
         self._seen: dict[int, tuple[OwnerSet, int]] = {}  # keeps the objects alive, so that no identity is reused
 
     def number(self, owners: OwnerSet) -> int:
-        """The number of an owner set; a new one if no equal set has been seen."""
+        """Returns the number of an owner set, and gives a new one to a set that was not seen before."""
         seen = self._seen.get(id(owners))
         if seen is not None:
             return seen[1]
@@ -80,15 +93,20 @@ class OwnerSets:
 
 
 class Ownership(Sequence[OwnerSet]):
-    """The owners of each unit of a family: a sequence of owner sets.
+    """The owners of each unit of a family, as an immutable sequence of owner sets.
 
-    ``sets`` holds the distinct ones in the order of their first units, ``labels`` for each unit the number of its set.
+    Args:
+        sets: Distinct owner sets.
+        labels: For each unit, the number of its owner set in ``sets``.
+
+    Attributes:
+        sets: The owner sets in use, in the order of their first units.
+        labels: For each unit, the number of its owner set.
     """
 
     __slots__ = ("_hash", "labels", "sets")
 
     def __init__(self, sets: Sequence[OwnerSet], labels: Indices) -> None:
-        """From distinct canonical owner sets and each unit's number among them."""
         used, first = np.unique(labels, return_index=True)
         by_unit = used[np.argsort(first)]
         renumbered = np.zeros(len(sets), dtype=np.int64)
@@ -99,7 +117,7 @@ class Ownership(Sequence[OwnerSet]):
 
     @classmethod
     def from_runs(cls, runs: Iterable[tuple[int, OwnerSet]]) -> Ownership:
-        """From runs of (units, owners)."""
+        """Returns the ownership of consecutive runs, given as pairs of (number of units, owners)."""
         known = OwnerSets()
         pairs = [(known.number(owners), units) for units, owners in runs]
         numbers, units = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
@@ -107,35 +125,39 @@ class Ownership(Sequence[OwnerSet]):
 
     @classmethod
     def of(cls, owners: Sequence[Collection[int]]) -> Ownership:
-        """From the owners of each unit, in any order and with repetitions; raises TypeError for non-integers."""
+        """Returns the ownership for the owners of each unit, which may be unordered and repeat workers.
+
+        Raises:
+            TypeError: A worker number is not an integer.
+        """
         return owners if isinstance(owners, cls) else cls.from_runs((1, owner_set(workers)) for workers in owners)
 
     @property
     def label_runs(self) -> list[tuple[int, int]]:
-        """The labels as (units, number of the set)."""
+        """The labels as runs of (number of units, label)."""
         return runs_of(self.labels)
 
     @property
     def runs(self) -> tuple[tuple[int, OwnerSet], ...]:
-        """The units in order, as (units, owners)."""
+        """The units in order, as runs of (number of units, owners)."""
         return tuple((units, self.sets[number]) for units, number in self.label_runs)
 
     @property
     def replicas(self) -> int:
-        """The owners of the unit that has fewest."""
+        """The smallest number of owners of any unit."""
         return min(map(len, self.sets), default=0)
 
     def holds(self, rank: int) -> NDArray[np.bool_]:
-        """For each unit whether ``rank`` owns it."""
+        """Returns for each unit whether ``rank`` owns it."""
         members = np.array([is_member(rank, owners) for owners in self.sets], dtype=np.bool_)
         return members[self.labels]
 
     def owned(self, rank: int) -> Indices:
-        """The units that ``rank`` owns, ascending."""
+        """Returns the units that ``rank`` owns, ascending."""
         return np.flatnonzero(self.holds(rank)).astype(np.int64)
 
     def loads(self, weights: Sequence[float] | NDArray[np.float64], workers: int) -> NDArray[np.float64]:
-        """Per worker the sum of ``weights`` over the units that it owns."""
+        """Returns for each worker the sum of ``weights``, one per unit, over the units that it owns."""
         by_set = np.bincount(self.labels, np.asarray(weights, dtype=np.float64), minlength=len(self.sets))
         result = np.zeros(workers)
         for owners, weight in zip(self.sets, by_set.tolist(), strict=True):
@@ -180,16 +202,16 @@ def _from_label_runs(sets: Sequence[OwnerSet], runs: Iterable[tuple[int, int]]) 
 
 
 def runs_of(labels: Indices) -> list[tuple[int, int]]:
-    """A sequence of numbers as (length, number)."""
+    """Returns the runs of equal numbers in ``labels``, as pairs of (length, number)."""
     starts = np.flatnonzero(np.concatenate([[True], labels[1:] != labels[:-1]])) if len(labels) else labels
     lengths = np.diff(np.append(starts, len(labels)))
     return list(zip(lengths.tolist(), labels[starts].tolist(), strict=True))
 
 
 def worker_classes(sets: Iterable[OwnerSet], workers: int) -> list[list[int]]:
-    """The workers grouped by which of the owner sets they are in; workers of one class own exactly the same.
+    """Returns the workers, grouped so that the workers of one class are in the same owner sets.
 
-    Figures that only depend on what a worker owns need computing once per class: a cyclic plan over 4,096 workers has
+    Figures that depend only on what a worker owns are computed once per class. A cyclic plan over 4,096 workers has
     8 classes.
     """
     labels = np.zeros(workers, dtype=np.int64)

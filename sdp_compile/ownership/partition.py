@@ -1,4 +1,4 @@
-"""A policy's answer, and the checks that every answer must pass before it becomes a plan."""
+"""The answer of a policy, and the checks that it must pass before it becomes a plan."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from sdp_compile.structure.layout import families, restrict
 
 
 class Partition(dict[str, Ownership]):
-    """The owners of each unit of each family that is cut, and ``notes`` for the report.
+    """The owners of each unit of each family that is cut, by the family's name.
 
     A custom policy may return any mapping from family names to the owners of each unit instead.
+
+    Args:
+        owners: The ownership of each family.
+        notes: Remarks for the report.
     """
 
     def __init__(self, owners: Mapping[str, Ownership] | None = None, notes: Iterable[str] = ()) -> None:
@@ -25,14 +29,21 @@ class Partition(dict[str, Ownership]):
 
 
 def checked(structure: Structure, partition: object, workers: int, parameters: Collection[str]) -> Partition:
-    """The partition in canonical form, without families that all workers own whole; PolicyError if it is not valid.
+    """Returns a policy's partition in canonical form, without the families that all workers own whole.
 
-    ``parameters`` are the tensors of which every element needs an owner.
+    Args:
+        structure: The structure that was partitioned.
+        partition: What the policy returned.
+        workers: The number of workers.
+        parameters: The tensors whose every element needs an owner.
+
+    Raises:
+        PolicyError: The partition is not valid; the error names the family or parameter.
     """
     if not isinstance(partition, Mapping):
         raise PolicyError(
-            f"partition() returned {type(partition).__name__}; it must return a mapping from family names to the "
-            "owners of each unit."
+            f"partition() must return a mapping from family names to the owners of each unit, got "
+            f"{type(partition).__name__}."
         )
     result = Partition(notes=getattr(partition, "notes", ()))
     everyone = tuple(range(workers))
@@ -50,8 +61,8 @@ def checked(structure: Structure, partition: object, workers: int, parameters: C
         if len(workers_with_units[ownership]) < workers:
             idle = next(worker for worker in everyone if worker not in workers_with_units[ownership])
             raise PolicyError(
-                f"{_called(family)}: worker {idle} owns none of the {family.units} units. Every worker "
-                "needs at least one: raise the coverage, or use fewer workers."
+                f"{_called(family)}: worker {idle} owns none of the {family.units} units, and every worker needs at "
+                "least one. Raise the coverage, or use fewer workers."
             )
         if ownership.replicas < workers:
             result[name] = ownership
@@ -75,40 +86,40 @@ def _canonical(family: Family, owners: Sequence[Collection[int]], workers: int) 
         ) from error
     if len(ownership) != family.units:
         raise PolicyError(
-            f"{_called(family)} has {family.units} units, the partition gives owners for {len(ownership)}."
+            f"{_called(family)} has {family.units} units, but the partition gives owners for {len(ownership)}."
         )
     for number, members in enumerate(ownership.sets):
         if members and 0 <= members[0] and members[-1] < workers:
             continue
         unit = int(np.argmax(ownership.labels == number))
         if not members:
-            raise PolicyError(f"{_called(family)}: unit {unit} has no owner; nobody would train it.")
+            raise PolicyError(f"{_called(family)}: unit {unit} has no owner, so it would never be trained.")
         stranger = members[0] if members[0] < 0 else members[-1]
         raise PolicyError(
-            f"{_called(family)}: unit {unit} is given to worker {stranger}; there are workers 0 to {workers - 1}."
+            f"{_called(family)}: unit {unit} is given to worker {stranger}, but the workers are 0 to {workers - 1}."
         )
     return ownership
 
 
 def _check_levels(structure: Structure, partition: Partition) -> None:
-    """A tensor is cut by axes or lies in a droppable block, not both; the blocks are of one granularity."""
+    """Raises `PolicyError` if axes cut a tensor in a droppable block, or if two block families are cut."""
     blocks = [name for name in partition if structure.by_name[name].kind == "block"]
     if len(blocks) > 1:
         raise PolicyError(
-            f"The partition uses the block families {blocks[0]!r} and {blocks[1]!r} together; choose one."
+            f"The partition uses the block families {blocks[0]!r} and {blocks[1]!r} together. Choose one of them."
         )
     members = structure.members.get(blocks[0], {}) if blocks else {}
     for tensor in members:
         for layout in structure.layouts.get(tensor, ()):
             for axis in families(restrict(layout, frozenset(partition))):
                 raise PolicyError(
-                    f"{tensor!r} is cut by the axis {axis!r} and is part of a block of {blocks[0]!r}: a "
-                    "parameter belongs to families of one level only."
+                    f"{tensor!r} is cut by the axis {axis!r} and is part of a block of {blocks[0]!r}. A parameter can "
+                    "belong to families of one level only."
                 )
 
 
 def _check_elements(structure: Structure, partition: Partition, workers: int, parameters: Collection[str]) -> None:
-    """Where several cuts meet in one tensor, each combination of units needs a common owner."""
+    """Raises `PolicyError` if several cuts meet in one tensor and some of its elements have no owner."""
     elements: ElementOwners | None = None
     sound: set[tuple[object, ...]] = set()
     for tensor in parameters:
@@ -118,7 +129,7 @@ def _check_elements(structure: Structure, partition: Partition, workers: int, pa
             continue
         elements = elements or ElementOwners(partition, workers)
         parts = [elements.parts(layout) for layout in cut]
-        # Layers alike in everything have alike intersections: check each combination of owner sets once.
+        # Equal layers have equal intersections, so each combination of owner sets is checked once.
         signature = tuple(tuple(owners for owners, _ in part) for part in parts)
         if signature in sound:
             continue
@@ -128,8 +139,8 @@ def _check_elements(structure: Structure, partition: Partition, workers: int, pa
         if () in reachable:
             named = " and ".join(repr(family) for family in dict.fromkeys(crossing))
             raise PolicyError(
-                f"{tensor!r} is cut along {len(crossing)} axes ({named}), and some of its elements have "
-                "no owner, because no worker owns all the units that they run through. Raise the "
-                "replicas, or cut axes that do not meet (axes='disjoint')."
+                f"{tensor!r} is cut along {len(crossing)} axes ({named}), and some of its elements have no owner, "
+                "because no worker owns all their units. Raise the replicas, or cut axes that do not meet "
+                "(axes='disjoint')."
             )
         sound.add(signature)

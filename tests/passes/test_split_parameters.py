@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from sdp_compile import BlockPolicy, NeuronPolicy, check, sdp_compile
 from sdp_compile.ops import narrow
 from sdp_compile.policies import Policy
+from tests.graph_text import text_of
 
 _GENERATOR = torch.Generator().manual_seed(0)
 ROWS, IMAGES = torch.randn(3, 4, generator=_GENERATOR), torch.randn(2, 3, 9, 9, generator=_GENERATOR)
@@ -111,19 +113,23 @@ def test_weights_are_never_joined_where_an_operator_has_a_narrow_form() -> None:
 
 def test_golden_mlp() -> None:
     module = sdp_compile(MLP(), NeuronPolicy(masking="backward"), (torch.randn(3, 4),), workers=2, rank=1)
-    calls = [
-        f"{node.name} = {getattr(node.target, '__name__', node.target)}{node.args}"
-        for node in module.graph.nodes
-        if node.op == "call_function"
-    ]
-    calls = [call for call in calls if "all_reduce_mean" not in call and "getitem = " not in call]
-    assert calls == [
-        "join = join(up_bias, up_bias_unowned0, 0, (0, 4, 4))",
-        "linear = linear(x, up_weight, up_weight_unowned0, join, 0, (0, 4, 4))",
-        "relu = relu.default(linear,)",
-        "linear_1 = linear(relu, down_weight, down_weight_unowned1, getitem, 1, (0, 4, 4))",
-        "add = add.Tensor(x, linear_1)",
-    ]
+    assert text_of(module.graph) == inspect.cleandoc("""
+        x: f32[3, 4] = placeholder
+        up_weight: f32[4, 4] = get_attr[up.weight]
+        up_weight_unowned0: f32[4, 4] = get_attr[up.weight_unowned0]
+        up_bias: f32[4] = get_attr[up.bias]
+        up_bias_unowned0: f32[4] = get_attr[up.bias_unowned0]
+        down_weight: f32[4, 4] = get_attr[down.weight]
+        down_weight_unowned1: f32[4, 4] = get_attr[down.weight_unowned1]
+        down_bias: f32[4] = get_attr[down.bias]
+        join: f32[8] = narrow.join(up_bias, up_bias_unowned0, 0, (0, 4, 4))
+        linear: f32[3, 8] = narrow.linear(x, up_weight, up_weight_unowned0, join, 0, (0, 4, 4))
+        relu: f32[3, 8] = aten.relu(linear)
+        all_reduce_mean = marks.all_reduce_mean(down_bias, bucket=0, owners=(0, 1))
+        getitem: f32[4] = getitem(all_reduce_mean, 0)
+        linear_1: f32[3, 4] = narrow.linear(relu, down_weight, down_weight_unowned1, getitem, 1, (0, 4, 4))
+        add: f32[3, 4] = aten.add.Tensor(x, linear_1)
+        return add""")
 
 
 def test_what_a_worker_holds() -> None:

@@ -1,4 +1,4 @@
-"""BlockPolicy and AutoPolicy."""
+"""BlockPolicy: every block has its owners, every worker a block, and what the policy refuses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdp_compile.errors import NothingToPartition, PolicyError
-from sdp_compile.policies import AutoPolicy, BlockPolicy
-from sdp_compile.structure.layout import Leaf
-from tests.synthetic import attention, blocks, mlp, nothing, structure_of
+from sdp_compile.policies import BlockPolicy
+from tests.synthetic import blocks, mlp
 
 
 @settings(deadline=None, max_examples=50)
@@ -73,29 +72,5 @@ def test_rules_give_single_blocks_their_own_replicas():
     (owners,) = policy.partition(blocks((4, 4, 4, 4, 4, 4)), 4).values()
     assert [len(members) for members in owners] == [4, 1, 2, 2, 2, 2]
     assert np.ptp(owners.loads([1] * 6, 4)) <= 1
-    with pytest.raises(PolicyError, match="for blocks a rule changes coverage or replicas only"):
+    with pytest.raises(PolicyError, match="for blocks a rule can change coverage or replicas only"):
         BlockPolicy(rules={"blocks.1": {"align": 2}}).partition(blocks((4, 4, 4, 4)), 4)
-
-
-def test_auto_takes_the_level_that_works():
-    by_neurons = AutoPolicy().partition(attention(), 4)
-    assert list(by_neurons) == ["heads"] and "Auto chose the neuron level" in by_neurons.notes[0]
-    whole = {f"blocks.{number}.w": [Leaf(6), Leaf(6)] for number in range(8)}
-    by_blocks = AutoPolicy().partition(structure_of(whole, blocks={"blocks": [[name] for name in whole]}), 4)
-    assert list(by_blocks) == ["blocks"] and "Auto chose the block level" in by_blocks.notes[0]
-    with pytest.raises(NothingToPartition, match=r"no axis.*no residual blocks"):
-        AutoPolicy().partition(nothing(), 4)
-    assert not AutoPolicy(coverage=1.0).partition(nothing(), 4)
-
-
-def test_auto_compares_memory_then_balance():
-    structure = blocks((4, 4, 4, 4))  # both levels halve everything
-    note = AutoPolicy().partition(structure, 4).notes[0]
-    assert "neuron level" in note and "by balance" in note
-    uneven = blocks((40, 4, 4, 4))  # two workers keep the large block whole
-    assert "Auto chose the neuron level" in AutoPolicy().partition(uneven, 4).notes[0]
-
-
-def test_auto_passes_on_mistakes_in_rules():
-    with pytest.raises(PolicyError, match="names no parameter"):
-        AutoPolicy(rules={"nonsense": "shared"}).partition(blocks((4, 4, 4, 4)), 4)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
 from itertools import pairwise
-from math import ceil, floor
+from math import ceil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sdp_compile.errors import PolicyError
-from sdp_compile.policies.balancing import balanced_cells
-from sdp_compile.policies.designs import design, designs
-from sdp_compile.policies.placement import Placement, grid
+from sdp_compile.ownership.owners import Ownership
+from sdp_compile.policies import Design, NeuronPolicy, Placement, design, designs
+from sdp_compile.policies.placement import grid
+from tests.synthetic import mlp
 
 workers = st.integers(1, 24)
+
+
 coverages = st.sampled_from([0.05, 0.1, 0.25, 1 / 3, 0.5, 0.6, 2 / 3, 0.75, 0.9, 1.0])
+
+
 units = st.integers(1, 70)
 
 
@@ -27,46 +34,6 @@ def placement(units: int, cells, *, kind="axis", align=1, seed=0, weights=None, 
 
 def feasible(cells, units):
     return ceil(cells.slots / units) <= cells.share
-
-
-@given(workers, coverages)
-def test_slots_follow_the_contract(workers, coverage):
-    cells = grid(workers, coverage, None, None)
-    assert cells.replicas == min(workers, max(1, floor(coverage * workers + 0.5)))
-    divisors = [k for k in range(1, 9) if workers % k == 0 and abs(k * coverage - round(k * coverage)) < 1e-9]
-    assert cells.slots == (max(divisors) if divisors else workers)
-    assert cells.share * workers == cells.replicas * cells.slots
-
-
-@pytest.mark.parametrize(
-    ("workers", "coverage", "expected"),
-    [
-        (4, 0.5, (4, 2)),
-        (8, 0.5, (8, 4)),
-        (4096, 0.5, (8, 4)),
-        (10, 0.5, (2, 1)),
-        (5, 0.5, (5, 3)),
-        (6, 0.5, (6, 3)),
-        (12, 1 / 3, (6, 2)),
-        (16, 0.25, (8, 2)),
-        (3, 0.5, (3, 2)),
-        (1, 0.5, (1, 1)),
-        (7, 0.1, (7, 1)),
-        (9, 0.5, (9, 5)),
-    ],
-)
-def test_slots_of_common_cases(workers, coverage, expected):
-    cells = grid(workers, coverage, None, None)
-    assert (cells.slots, cells.share) == expected
-
-
-def test_replicas_and_slots_that_cannot_be():
-    with pytest.raises(PolicyError, match="replicas=5 is more than the 4 workers"):
-        grid(4, None, 5, None)
-    with pytest.raises(PolicyError, match=r"slots=3 .* Possible: 2, 4, 8"):
-        grid(8, 0.5, None, 3)
-    assert grid(8, 0.5, None, 2).share == 1
-    assert grid(6, None, 3, None) == grid(6, 0.5, None, None)
 
 
 @given(workers, coverages, units, st.sampled_from([1, 1, 8]))
@@ -160,44 +127,20 @@ def test_equal_blocks_are_balanced_over_four_workers(count):
     assert {len(owned) for owned in owners.sets} == {2}
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(2, 8), st.integers(1, 8), st.lists(st.floats(0.1, 10), min_size=1, max_size=24), st.randoms())
-def test_blocks_have_exact_owners_and_nobody_is_idle(cells, share, costs, random):
-    share = min(share, cells)
-    if len(costs) * share < cells:
-        return
-    weights = np.array([[cost, cost * random.uniform(0.5, 2)] for cost in costs])
-    shares = np.full(len(costs), share)
-    owned = balanced_cells(weights, shares, cells)
-    assert (owned.sum(axis=1) == share).all() and owned.any(axis=0).all()
-    assert (owned == balanced_cells(weights, shares, cells)).all()
-    loads = owned.T @ (weights / weights.sum(axis=0))
-    # No worse than the greedy guarantee: the mean plus one largest unit, in either measure, each scaled alike.
-    assert loads.max() <= 2 * (share / cells + (weights / weights.sum(axis=0)).max())
-
-
-def test_blocks_are_as_balanced_as_the_best_of_all_assignments():
-    """Against brute force over all ways to give five unequal blocks to two of four workers each."""
-    from itertools import combinations, product
-
-    costs = np.array([5.0, 4.0, 3.0, 3.0, 1.0])
-    pairs = list(combinations(range(4), 2))
-    best = min(
-        max(sum(cost for cost, pair in zip(costs, choice, strict=True) if worker in pair) for worker in range(4))
-        for choice in product(pairs, repeat=5)
-    )
-    owned = balanced_cells(np.stack([costs, costs], axis=1), np.full(5, 2), 4)
-    assert (owned.T @ costs).max() == best
-
-
-def test_blocks_connect_the_workers_where_that_is_free():
-    """Sizes 8, 6, 4, 4 balance as {8, 4}, {8, 4}, {6, 4}, {6, 4}: as two groups that share nothing, or as a cycle."""
-    costs = np.array([8.0, 6.0, 4.0, 4.0])
-    owned = balanced_cells(np.stack([costs, costs], axis=1), np.full(4, 2), 4).astype(int)
-    reachable = np.linalg.matrix_power(owned.T @ owned, 4)
-    assert (reachable > 0).all()
-
-
 def test_a_design_is_registered_once():
     with pytest.raises(PolicyError, match="already a design 'cyclic'"):
         design("cyclic")(lambda placements: [])
+
+
+def test_a_design_of_ones_own_is_used_by_its_name(monkeypatch):
+    module = importlib.import_module("sdp_compile.policies.designs")  # the package's name is the function
+    monkeypatch.setattr(module, "_DESIGNS", designs())
+
+    @design("alternating")
+    def alternating(placements: Sequence[Placement]) -> list[Ownership]:
+        return [Ownership.of([[unit % p.workers] for unit in range(p.units)]) for p in placements]
+
+    checked: Design = alternating
+    assert designs()["alternating"] is checked
+    partition = NeuronPolicy(design="alternating", replicas=1).partition(mlp(hidden=5), 2)
+    assert list(partition["layers.0.hidden"]) == [(0,), (1,), (0,), (1,), (0,)]

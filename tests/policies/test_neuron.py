@@ -99,46 +99,6 @@ def test_residual_axes_need_the_scope():
     assert list(NeuronPolicy(scope="all").partition(structure, 4)) == ["stream"]
 
 
-def test_all_axes_need_enough_replicas_and_the_error_says_how_many():
-    with pytest.raises(PolicyError, match=r"along 2 axes.*replicas=3 of 4"):
-        NeuronPolicy(axes="all").partition(convolutions(), 4)
-    assert len(NeuronPolicy(axes="all", replicas=3).partition(convolutions(), 4)) == 4
-    with pytest.raises(PolicyError, match=r"'cell.recurrent' along 2 axes.*replicas=2 of 3"):
-        NeuronPolicy(axes="all", replicas=1).partition(recurrent(), 3)
-    assert list(NeuronPolicy(axes="all", replicas=2).partition(recurrent(), 3)) == ["state"]
-    assert len(NeuronPolicy(axes="all", design="nested").partition(convolutions(), 4)) == 4
-
-
-@settings(deadline=None)
-@given(st.integers(2, 9), st.integers(1, 9))
-def test_all_axes_leave_no_element_without_an_owner(workers, replicas):
-    """Whenever the policy accepts: each pair of a row's and a column's owners meets."""
-    structure = convolutions((9, 9, 9))
-    replicas = min(replicas, workers)
-    try:
-        partition = NeuronPolicy(axes="all", replicas=replicas).partition(structure, workers)
-    except PolicyError:
-        assert 2 * replicas <= workers
-        return
-    for first, second in [("channels.0", "channels.1"), ("channels.1", "channels.2")]:
-        if first in partition and second in partition:
-            assert all(set(a) & set(b) for a in partition[first] for b in partition[second])
-
-
-def test_rules_share_and_override():
-    structure = mlp(hidden=16, layers=3)
-    policy = NeuronPolicy(rules={"layers.0": "shared", "layers.1.*": {"coverage": 0.25}, "layers.1.up": {"align": 2}})
-    partition = policy.partition(structure, 4)
-    assert list(partition) == ["layers.1.hidden", "layers.2.hidden"]
-    assert {len(owners) for owners in partition["layers.2.hidden"]} == {2}
-    # The last rule that names the axis decides: align only, coverage as the policy's.
-    assert {len(owners) for owners in partition["layers.1.hidden"]} == {2}
-    reordered = NeuronPolicy(rules={"layers.1.up": {"align": 2}, "layers.1.*": {"coverage": 0.25}})
-    assert {len(owners) for owners in reordered.partition(structure, 4)["layers.1.hidden"]} == {1}
-    with pytest.raises(PolicyError, match=r"'layer.1' names no parameter.*Did you mean 'layers.1'"):
-        NeuronPolicy(rules={"layer.1": "shared"}).partition(structure, 4)
-
-
 def test_a_rounded_coverage_is_reported():
     partition = NeuronPolicy(coverage=0.5).partition(mlp(), 5)
     assert any("3 owners, a coverage of 0.6" in note for note in partition.notes)

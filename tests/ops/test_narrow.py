@@ -136,3 +136,49 @@ def test_only_owned_inputs_are_saved() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         narrow.linear(x, frozen, rest, None, 0, (8, 24))
     assert sorted(saved) == sorted([frozen.numel(), rest.numel()])
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+def test_convolution(dim: int, stride: int, dilation: int) -> None:
+    """The owned part sees all outputs of its input channels, or all inputs of its output channels."""
+    runs = (0, 2, 3, 1)
+    shape = [4, 4, 3, 3]
+    shape[dim] = 6
+    x, full, bias = draw(2, shape[1], 7, 7), draw(*shape), draw(shape[0], seed=1)
+    geometry: narrow.Geometry = ([stride] * 2, [1, 1], [dilation] * 2, False, [0, 0])
+    seen: narrow.Seen = (None, runs, 1) if dim == 0 else (runs, None, 1)
+    compare(
+        lambda x, b, o, r: narrow.convolution(x, o, r, b, dim, runs, geometry, 1, seen),
+        lambda x, b, w: F.conv2d(x, w, b, stride, 1, dilation),
+        full,
+        dim,
+        runs,
+        x,
+        bias,
+    )
+
+
+def test_depthwise_convolution() -> None:
+    """Each channel is a group of its own: the owned ones see their own inputs and outputs."""
+    runs = (2, 3, 1)
+    x, full = draw(2, 6, 5, 5), draw(6, 1, 3, 3)
+    geometry: narrow.Geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0])
+    compare(
+        lambda x, o, r: narrow.convolution(x, o, r, None, 0, runs, geometry, 6, (runs, runs, 3)),
+        lambda x, w: F.conv2d(x, w, padding=1, groups=6),
+        full,
+        0,
+        runs,
+        x,
+    )
+
+
+def test_autocast_casts_as_it_does_for_the_operator() -> None:
+    runs, x = (2, 4), torch.randn(3, 5)
+    owned, rest = split(torch.randn(6, 5), 0, runs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = narrow.linear(x, owned, rest, None, 0, runs)
+        expected = F.linear(x, torch.cat([owned, rest]))
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected)

@@ -1,0 +1,179 @@
+"""The steps of capture, from a model and its example inputs to its graphs and a description of its state."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from sdp_compile.capture.checkpoints import mark_regions
+from sdp_compile.capture.clone import canonical_names, is_persistent, named_state, skeleton, to_meta
+from sdp_compile.capture.export import (
+    ATTEMPTS,
+    NON_STRICT,
+    Attempts,
+    captured_device,
+    export_mode,
+    preserved_rng,
+)
+from sdp_compile.capture.graph import Constants, program_of
+from sdp_compile.capture.inputs import Call, example_call, with_batch
+from sdp_compile.capture.precision import autocast_dtype, autocast_of, call_in, skeleton_in
+from sdp_compile.capture.refuse import refuse
+from sdp_compile.errors import CaptureError
+from sdp_compile.ir.program import Capture, Mode, Precision, Program, StateTensor
+
+_MODES: tuple[Mode, Mode] = ("train", "eval")
+
+
+def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
+    """Captures ``model`` in training and evaluation mode, in the autocast state of the caller.
+
+    The model, its weights, its mode and the random state are not changed.
+
+    Args:
+        model: The model, on any device. On the meta device, no weight is ever allocated.
+        example_inputs: The inputs of one training call: a tuple of positional arguments, a mapping of keyword
+            arguments, or one tensor. Their sizes may vary between calls where the model allows it.
+
+    Returns:
+        Both graphs and all that is known of the model without its weights.
+
+    Raises:
+        CaptureError: The model cannot be captured without changing what it computes, or the inputs do not fit it.
+    """
+    refuse(model)
+    call = example_call(model, example_inputs)
+    device = captured_device(model, call)
+    precision = Precision(call.dtypes, autocast_dtype(device.type))
+    constants = Constants(model)
+    programs: dict[Mode, Program] = {}
+    notes = _mixed_modes(model)
+    for mode in _MODES:
+        programs[mode], remarks = _program(model, call, mode, device, precision, constants)
+        notes += remarks
+    meta = call.map_tensors(to_meta)
+    return Capture(
+        programs=programs,
+        state=_state(model, constants),
+        aliases=_aliases(model, canonical_names(model)),
+        constants=constants.values,
+        skeleton=skeleton(model),
+        training=model.training,
+        notes=tuple(dict.fromkeys(notes)),
+        device=device,
+        example=(meta.args, meta.kwargs),
+    )
+
+
+def recapture(captured: Capture, mode: Mode, precision: Precision, device: torch.device) -> Capture:
+    """Captures one mode again, for other dtypes or autocast, from the skeleton that ``captured`` holds.
+
+    Export is never strict here: strict export needs TorchDynamo, which may be tracing the call that gets here.
+
+    Args:
+        captured: The earlier capture. It is not changed.
+        mode: The mode to capture.
+        precision: The dtypes of the inputs, parameters and buffers, and the autocast state.
+        device: The device that the graph's constants name.
+
+    Returns:
+        ``captured`` with the new program in place of the mode's old one.
+
+    Raises:
+        CaptureError: The model cannot be captured in these dtypes.
+    """
+    model = skeleton_in(precision, captured, device)
+    constants = Constants(model, captured.constants)
+    with autocast_of(precision, device):
+        call = call_in(precision, captured)
+        program, _notes = _program(model, call, mode, device, precision, constants, NON_STRICT)
+    state = {
+        name: replace(tensor, dtype=precision.cast(name, tensor.dtype)) if tensor.kind != "constant" else tensor
+        for name, tensor in captured.state.items()
+    }
+    return replace(
+        captured,
+        programs={**captured.programs, mode: program},
+        state={**state, **_constant_state(constants)},
+        constants=constants.values,
+    )
+
+
+def _program(
+    model: nn.Module,
+    call: Call,
+    mode: Mode,
+    device: torch.device,
+    precision: Precision,
+    constants: Constants,
+    attempts: Attempts = ATTEMPTS,
+) -> tuple[Program, tuple[str, ...]]:
+    with preserved_rng(), torch.inference_mode(False), torch.enable_grad():
+        exported, notes = _export(model, call, mode, device, attempts)
+    program = program_of(exported, mode, canonical_names(model), constants)
+    mark_regions(program.graph)
+    return replace(program, precision=precision), notes
+
+
+def _export(
+    model: nn.Module, call: Call, mode: Mode, device: torch.device, attempts: Attempts
+) -> tuple[ExportedProgram, tuple[str, ...]]:
+    batched = with_batch(call)
+    if batched is None:
+        return export_mode(model, call, mode, device, attempts)
+    try:
+        return export_mode(model, batched, mode, device, attempts)
+    except CaptureError:
+        exported, notes = export_mode(model, call, mode, device, attempts)
+        remark = (
+            f"{mode} graph captured for batches of size 1 only, because capture failed with the inputs repeated to 2"
+        )
+        return exported, (*notes, remark)
+
+
+def _mixed_modes(model: nn.Module) -> list[str]:
+    """Warns about modules that are in another mode than the model, since each graph is captured in one mode."""
+    name = {True: "training", False: "evaluation"}
+    other = [path for path, module in model.named_modules() if module.training != model.training]
+    if not other:
+        return []
+    remark = (
+        f"Module {other[0]!r} is in {name[not model.training]} mode while the model is in {name[model.training]} mode "
+        f"({len(other)} in all); the compiled model is in {name[model.training]} mode throughout, as after "
+        f"model.{'train' if model.training else 'eval'}(). To keep a part frozen, override its train() method."
+    )
+    warnings.warn(remark, stacklevel=3)
+    return [remark]
+
+
+def _state(model: nn.Module, constants: Constants) -> dict[str, StateTensor]:
+    state: dict[str, StateTensor] = {}
+    for name, parameter in model.named_parameters():
+        state[name] = StateTensor(tuple(parameter.shape), parameter.dtype, "parameter", parameter.requires_grad)
+    for name, buffer in model.named_buffers():
+        persistent = is_persistent(model, name)
+        state[name] = StateTensor(tuple(buffer.shape), buffer.dtype, "buffer", persistent=persistent)
+    return {**state, **_constant_state(constants)}
+
+
+def _constant_state(constants: Constants) -> dict[str, StateTensor]:
+    return {
+        name: StateTensor(tuple(value.shape), value.dtype, "constant", persistent=False)
+        for name, value in constants.values.items()
+    }
+
+
+def _aliases(model: nn.Module, canonical: Mapping[str, str]) -> dict[str, str]:
+    by_tensor = {id(tensor): canonical[name] for name, tensor in named_state(model)}
+    state: Mapping[str, Any] = model.state_dict(keep_vars=True)
+    return {
+        key: by_tensor[id(value)]
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor) and id(value) in by_tensor
+    }

@@ -1,0 +1,155 @@
+"""torch.export on one mode: what is tried in turn, and what stays as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sdp_compile.capture import capture
+from sdp_compile.capture.export import (
+    ATTEMPTS,
+    NON_STRICT,
+    Attempts,
+    captured_device,
+    export_mode,
+    prepared,
+    preserved_rng,
+    quiet,
+)
+from sdp_compile.capture.inputs import Call
+from sdp_compile.errors import CaptureError
+from tests.capture.models import Residual, run
+
+CPU = torch.device("cpu")
+
+
+def test_swin_keeps_its_batch_size_free_and_says_that_its_image_size_is_not() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        model = torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [7, 7], num_classes=4)
+    captured = capture(model, torch.empty(1, 3, 64, 64))
+    assert captured.programs["train"].inputs[0].dims == ("n0", 3, 64, 64)
+    assert any("leading input size" in note for note in captured.notes)
+
+
+class Padding(nn.Module):
+    """Pads the rows to a multiple of 7: later sizes are formulas of remainders."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(x, (0, 0, 0, (7 - x.shape[0] % 7) % 7)) * 2
+
+
+def test_fixed_sizes_are_told() -> None:
+    model, x = Padding(), torch.randn(3, 6)
+    captured = capture(model, x)
+    assert captured.programs["eval"].inputs[0].dims == (3, 6)
+    assert any("eval graph captured by non-strict export with all input sizes fixed" in n for n in captured.notes)
+    assert torch.equal(run(model, captured, "eval", x), model(x))
+
+
+@pytest.mark.parametrize(("attempts", "tried"), [(ATTEMPTS, [False, False, False, True]), (NON_STRICT, [False] * 3)])
+def test_strict_export_comes_last(monkeypatch: pytest.MonkeyPatch, attempts: Attempts, tried: list[bool]) -> None:
+    export, seen = torch.export.export, []
+
+    def only_strict(*args: Any, strict: bool, **kwargs: Any) -> Any:
+        seen.append(strict)
+        if not strict:
+            raise ValueError("not this way")
+        return export(*args, strict=strict, **kwargs)
+
+    monkeypatch.setattr(torch.export, "export", only_strict)
+    call = Call((torch.randn(4, 6),), {})
+    with contextlib.nullcontext() if tried[-1] else pytest.raises(CaptureError, match="ValueError: not this way"):
+        program, notes = export_mode(nn.Linear(6, 6), call, "train", CPU, attempts)
+        assert notes == (
+            "train graph captured by strict export with leading input size free, because: ValueError: not this way",
+        )
+        assert any(node.target is torch.ops.aten.linear.default for node in program.graph.nodes)
+    assert seen == tried
+
+
+def test_what_depends_on_values_is_not_tried_with_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def refused(*args: Any, dynamic_shapes: Any, strict: bool, **kwargs: Any) -> Any:
+        seen.append(strict)
+        raise ValueError("a guard on data-dependent expression")
+
+    monkeypatch.setattr(torch.export, "export", refused)
+    with pytest.raises(CaptureError, match="depends on tensor values"):
+        export_mode(nn.Linear(6, 6), Call((torch.randn(4, 6),), {}), "train", CPU)
+    assert seen == [False, True]
+
+
+def test_every_size_may_vary_also_in_nested_inputs() -> None:
+    class Nested(nn.Module):
+        def forward(self, pair: tuple[torch.Tensor, dict[str, Any]], *, flag: bool = True) -> torch.Tensor:
+            return pair[0] + pair[1]["b"] if flag else pair[0]
+
+    captured = capture(Nested(), {"pair": (torch.randn(4, 6), {"b": torch.randn(4, 6)}), "flag": True})
+    program = captured.programs["train"]
+    assert [program.inputs[index].dims for index in (0, 1)] == [("n0", "n1"), ("n0", "n1")]
+    first, second = torch.randn(3, 5), torch.randn(3, 5)
+    found = run(Nested(), captured, "train", pair=(first, {"b": second}), flag=True)
+    assert torch.equal(found, first + second)
+
+
+def test_the_copy_to_export_is_in_the_mode_asked_for_and_shares_the_weights() -> None:
+    model = Residual().eval()
+    subject, call = prepared(model, Call((torch.randn(4, 6, requires_grad=True),), {}), "train", CPU)
+    assert subject.training and subject.inner[1].training and not model.training
+    assert subject.outer.weight is model.outer.weight
+    assert not call.args[0].requires_grad, "the graph does not train its inputs"
+
+
+def test_tensors_on_the_meta_device_become_ones_that_a_graph_can_run_with() -> None:
+    with torch.device("meta"):
+        model = Residual()
+    subject, call = prepared(model, Call((torch.empty(4, 6, device="meta"),), {}), "train", CPU)
+    assert {tensor.device for tensor in (*subject.parameters(), *subject.buffers(), *call.tensors)} == {CPU}
+    assert subject.outer.weight is subject.inner[0].weight and isinstance(subject.outer.weight, nn.Parameter)
+
+
+def test_caches_for_generation_are_switched_off_in_the_copy() -> None:
+    model = nn.Linear(6, 6)
+    model.config = SimpleNamespace(use_cache=True)
+    subject, _ = prepared(model, Call((torch.randn(4, 6),), {}), "eval", CPU)
+    assert subject.config.use_cache is False and model.config.use_cache is True
+
+
+def test_the_device_is_that_of_the_first_tensor_and_the_cpu_for_meta() -> None:
+    call = Call((torch.ones(1),), {})
+    assert captured_device(nn.Linear(2, 2), call) == captured_device(nn.Identity(), call) == CPU
+    assert captured_device(nn.Linear(2, 2, device="meta"), call) == CPU
+    assert captured_device(nn.Identity(), Call((), {})) == CPU
+
+
+def test_random_states_are_restored_also_after_a_failure() -> None:
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    expected = torch.rand(1).item(), np.random.rand(), random.random()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    with pytest.raises(ZeroDivisionError), preserved_rng():
+        torch.rand(1), np.random.rand(), random.random()
+        raise ZeroDivisionError
+    assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected
+
+
+def test_output_of_an_attempt_appears_only_when_it_succeeds(capsys: Any, caplog: Any) -> None:
+    with quiet():
+        print("from a forward")
+        logging.getLogger("torch.export").error("a whole graph")
+    assert capsys.readouterr().out == "from a forward\n" and not caplog.records
+    with pytest.raises(ZeroDivisionError), quiet():
+        print("from a failed attempt")
+        raise ZeroDivisionError
+    assert capsys.readouterr().out == ""
+    logging.getLogger("torch.export").error("heard again")
+    assert [record.message for record in caplog.records] == ["heard again"]

@@ -1,0 +1,137 @@
+"""Regions with their own gradient or autocast mode become part of the one graph and keep their meaning."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+from sdp_compile.capture import capture
+from sdp_compile.capture.regions import (
+    autocast_devices,
+    enter_autocast,
+    exit_autocast,
+    inline_regions,
+    restored_autocast,
+)
+from sdp_compile.errors import CaptureError
+from tests.capture.models import Then, calls, gradients, run
+from tests.graph_text import parse, text_of
+
+
+def partly_detached(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        scale, half = y.abs().mean(), y / 2
+    return y * scale + half
+
+
+def gradient_again(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        half = y / 2
+        with torch.enable_grad():
+            return half * y
+
+
+def in_no_grad(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rough = y @ y.t()
+    return y + rough.float().sum()
+
+
+@pytest.mark.parametrize("function", [partly_detached, gradient_again, in_no_grad])
+def test_gradients_stop_where_the_model_stops_them(function: Callable[..., Any]) -> None:
+    model, x = Then(function), torch.randn(4, 6)
+    captured = capture(model, x)
+    assert not any(isinstance(node.target, torch._ops.HigherOrderOperator) for node in calls(captured))
+    found, expected = run(model, captured, "train", x), model(x)
+    assert torch.equal(found, expected)
+    for one, other in zip(
+        gradients(model, found.square().sum()).values(), gradients(model, expected.square().sum()).values(), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+class WithAutocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            exact = self.linear(x.float())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = self.linear(x)
+        return exact + rough
+
+
+@pytest.mark.parametrize("ambient", [True, False])
+def test_autocast_regions_keep_their_mode(ambient: bool) -> None:
+    model, x = WithAutocast(), torch.randn(4, 6)
+    captured = capture(model, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=ambient):
+        assert torch.equal(run(model, captured, "train", x), model(x))
+    targets = [node.target for node in calls(captured)]
+    assert targets.count(enter_autocast) == targets.count(exit_autocast) == 2
+    assert autocast_devices(captured.programs["train"].graph) == ("cpu",)
+
+
+def test_each_device_type_is_named_once() -> None:
+    graph = parse("""
+        one = torch.amp.autocast_mode._enter_autocast('cpu', torch.bfloat16, True, None)
+        two = torch.amp.autocast_mode._enter_autocast('cuda', torch.float16, True, None)
+        three = torch.amp.autocast_mode._enter_autocast('cpu', torch.bfloat16, False, None)
+        return""")
+    assert autocast_devices(graph) == ("cpu", "cuda")
+
+
+def test_autocast_is_as_before_when_a_region_fails_inside() -> None:
+    def fails() -> None:
+        with restored_autocast(("cpu",)):
+            enter_autocast("cpu", torch.bfloat16, True, False)
+            enter_autocast("cpu", torch.float16, True, True)
+            raise ZeroDivisionError
+
+    for ambient in (True, False):
+        with torch.autocast("cpu", torch.float16, enabled=ambient):
+            before = torch.is_autocast_cache_enabled(), torch.get_autocast_dtype("cpu")
+            with pytest.raises(ZeroDivisionError):
+                fails()
+            assert torch.is_autocast_enabled("cpu") is ambient
+            assert (torch.is_autocast_cache_enabled(), torch.get_autocast_dtype("cpu")) == before
+    assert torch.autocast_increment_nesting() == 1, "no region is left open"
+    torch.autocast_decrement_nesting()
+
+
+def branching(y: torch.Tensor) -> torch.Tensor:
+    return torch.cond(y.sum() > 0, torch.sin, torch.cos, (y,))
+
+
+def test_operators_over_graphs_are_named() -> None:
+    with pytest.raises(CaptureError, match=r"uses cond.*self\.function.*ordinary tensor operators"):
+        capture(Then(branching), torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_gradients_are_not_enabled_again_inside_a_region_without(enabled: bool) -> None:
+    """Export does not nest these regions today; if it does, the graph could not tell the two apart."""
+    region = fx.GraphModule(nn.Module(), parse("y: f32[4] = placeholder\nz: f32[4] = aten.relu(y)\nreturn z"))
+    old = fx.Graph()
+    x, body = old.placeholder("x"), old.get_attr("body")
+    node = old.call_function(torch.ops.higher_order.wrap_with_set_grad_enabled, (enabled, body, x))
+    graph = parse("x: f32[4] = placeholder")
+    env: dict[fx.Node, Any] = {x: next(iter(graph.nodes))}
+    if enabled:
+        with pytest.raises(CaptureError, match=r"enable_grad\(\) inside torch.no_grad\(\)"):
+            inline_regions(graph, env, node, {body: region}, grad=False)
+        return
+    assert inline_regions(graph, env, node, {body: region}, grad=False)
+    graph.output(env[node])
+    assert text_of(graph) == inspect.cleandoc("""
+        x: f32[4] = placeholder
+        detach_default: f32[4] = aten.detach(x)
+        z: f32[4] = aten.relu(detach_default)
+        return z""")

@@ -1,0 +1,46 @@
+"""Regions of tensors, against numpy's indexing."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdp_compile.planning.regions import Region, full
+
+SIZES = (7, 6, 5)
+regions = st.tuples(
+    *(st.lists(st.integers(0, size - 1), min_size=1, unique=True).map(sorted).map(np.array) for size in SIZES)
+)
+
+
+@settings(deadline=None)
+@given(regions)
+def test_a_region_is_read_copied_and_written(index: tuple[np.ndarray, ...]) -> None:
+    region, tensor = Region(index), torch.arange(float(np.prod(SIZES))).reshape(SIZES)
+    expected = tensor.numpy()[np.ix_(*index)]
+    assert region.shape == expected.shape and region.numel == expected.size
+    assert (region.read(tensor).numpy() == expected).all()
+    copy, out = region.copy(tensor), torch.empty(region.shape)
+    assert region.copy(tensor, out) is out and (out.numpy() == expected).all() and (copy.numpy() == expected).all()
+    assert copy.data_ptr() != tensor.data_ptr(), "a copy shares no memory"
+    written, wanted = tensor.clone(), tensor.numpy().copy()
+    wanted[np.ix_(*index)] = -expected
+    region.write(written, torch.from_numpy(-expected).reshape(-1))
+    assert (written.numpy() == wanted).all()
+
+
+def test_evenly_spaced_regions_are_views() -> None:
+    tensor = torch.arange(24.0).reshape(4, 6)
+    view = Region([np.array([1, 3]), np.array([0, 2, 4])]).read(tensor)
+    view.zero_()
+    assert tensor[1, 2] == tensor[3, 4] == 0 and tensor[1, 1] == 7
+    assert Region([np.array([], dtype=np.int64), np.arange(6)]).read(tensor).shape == (0, 6)
+    assert (full((4, 6)).read(tensor) == tensor).all()
+
+
+def test_written_values_take_the_dtype_of_the_tensor() -> None:
+    tensor = torch.zeros(3, dtype=torch.bfloat16)
+    Region([np.array([0, 2])]).write(tensor, torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert tensor.tolist() == [1, 0, 2]
