@@ -1,0 +1,117 @@
+"""The examples of the "How to add" pages do what their pages say, and are exact against the eager model."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sdp_compile import NeuronPolicy, NothingToPartition, check, sdp_compile
+from tests.distributed import run_workers
+from tests.oracle import assert_exact, randomise
+
+pytestmark = pytest.mark.timeout(200)
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = ROOT / "examples" / "extend"
+PAGES = {path.stem: ROOT / "docs" / "extend" / path.with_suffix(".md").name for path in EXAMPLES.glob("*.py")}
+
+
+def load(name: str) -> dict[str, Any]:
+    """The names of an example, which registers itself. Only in a worker: registries are global."""
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_it_prints_what_its_page_shows(name: str) -> None:
+    page = PAGES[name].read_text(encoding="utf-8")
+    assert f'--8<-- "examples/extend/{name}.py"' in page
+    shown = re.search(r"prints.*?```text\n(.*?)```", page, re.DOTALL)
+    assert shown is not None
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / f"{name}.py")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == shown[1]
+
+
+def exact_training(rank: int, model: nn.Module, policy: Any, x: torch.Tensor) -> Any:
+    """Compiles for this rank of the process group, compares with the original model, and trains a step."""
+    randomise(model)
+    module = sdp_compile(model, policy, (x,))
+    assert_exact(module, model, module.plan, rank, (x,), {})
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    before = module(x).square().mean()
+    before.backward()
+    optimizer.step()
+    assert all(tensor.isfinite().all() for tensor in module.full_state_dict().values())
+    return module
+
+
+def rule_example(rank: int) -> list[int]:
+    from sdp_compile.structure import operators
+
+    names = load("rule")
+    x = torch.randn(3, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    module = exact_training(rank, names["FeedForward"]().double(), NeuronPolicy(coverage=0.5), x)
+    assert check(names["FeedForward"](), NeuronPolicy(coverage=0.5), (x.float(),)).verdict == "exact"
+    # Without the rule nothing is cut, and nothing goes wrong.
+    del operators._RULES["examples::scaled_square"]
+    with pytest.raises(NothingToPartition, match="scaled_square"):
+        sdp_compile(names["FeedForward"]().double(), NeuronPolicy(coverage=0.5), (x,))
+    return list(module.scale.shape)
+
+
+def test_a_rule_lets_an_axis_be_cut() -> None:
+    assert run_workers(rule_example, 4) == [[16]] * 4
+
+
+def mlp(layers: int = 3, hidden: int = 10) -> nn.Module:
+    blocks = [nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, 5)) for _ in range(layers)]
+    return nn.Sequential(*blocks).double()
+
+
+def policy_example(rank: int) -> list[int]:
+    load("policy")
+    x = torch.randn(3, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    module = exact_training(rank, mlp(), {"policy": "tapered", "first": 1.0, "last": 0.25}, x)
+    return [module.plan.owners(f"{layer}.0.weight[0]").replicas for layer in (1, 2)]
+
+
+def test_a_policy_tapers() -> None:
+    assert run_workers(policy_example, 4) == [[2, 1]] * 4
+
+
+def design_example(rank: int) -> list[tuple[int, ...]]:
+    load("design")
+    x = torch.randn(3, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    policy = NeuronPolicy(coverage=0.5, design="striped", rules={"1.*": {"replicas": 1}})
+    module = exact_training(rank, mlp(), policy, x)
+    assert module.plan.owners("1.0.weight[0]").replicas == 1
+    return list(module.plan.owners("0.0.weight[0]"))
+
+
+def test_a_design_stripes() -> None:
+    (owners, *others) = run_workers(design_example, 4)
+    assert owners[:5] == [(0, 1), (1, 2), (2, 3), (0, 3), (0, 1)]
+    assert all(other == owners for other in others)
+
+
+def few_units(rank: int) -> int:
+    """Three units for eight workers."""
+    load("design")
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 4))
+    module = sdp_compile(model, NeuronPolicy(coverage=0.4, design="striped"), (torch.randn(2, 4),))
+    return module.get_parameter("0.weight").shape[0]
+
+
+def test_a_design_leaves_no_worker_without_a_unit() -> None:
+    assert all(units > 0 for units in run_workers(few_units, 8))
