@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,15 @@ def test_every_command_and_option_is_in_the_reference(site: Path) -> None:
         for parameter in command.params:
             assert max(parameter.opts, key=len) in section, (name, parameter.name)
     assert "[bold]" not in page
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_that_a_text_shows_can_be_given(text: Path) -> None:
+    """Their arguments and options exist; nothing is run."""
+    group: Any = typer.main.get_command(app)
+    for line in re.findall(r"^(?:\.venv/bin/)?sdp-compile (.+)$", text.read_text(encoding="utf-8"), re.MULTILINE):
+        name, *arguments = shlex.split(line, comments=True)
+        group.commands[name].make_context(name, arguments)  # raises where --help would not list it
 
 
 def test_the_rooms_are_those_of_the_package() -> None:
