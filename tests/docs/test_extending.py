@@ -7,6 +7,8 @@ import re
 import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+import sdp_compile as sdp
 from sdp_compile import NeuronPolicy, NothingToPartition, check, sdp_compile
 from tests.distributed import run_workers
 from tests.oracle import assert_exact, randomise
@@ -22,7 +25,11 @@ pytestmark = pytest.mark.timeout(200)
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples" / "extend"
-PAGES = {path.stem: ROOT / "docs" / "extend" / path.with_suffix(".md").name for path in EXAMPLES.glob("*.py")}
+PAGES = {
+    name: page
+    for page in (ROOT / "docs" / "extend").glob("*.md")
+    for name in re.findall(r'--8<-- "examples/extend/(\w+)\.py"', page.read_text(encoding="utf-8"))
+}
 
 
 def load(name: str) -> dict[str, Any]:
@@ -32,15 +39,17 @@ def load(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_it_prints_what_its_page_shows(name: str) -> None:
-    page = PAGES[name].read_text(encoding="utf-8")
-    assert f'--8<-- "examples/extend/{name}.py"' in page
-    shown = re.search(r"prints.*?```text\n(.*?)```", page, re.DOTALL)
+    shown = re.search(r"prints.*?```text\n(.*?)```", PAGES[name].read_text(encoding="utf-8"), re.DOTALL)
     assert shown is not None
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(EXAMPLES / f"{name}.py")]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == shown[1]
+
+
+def test_every_example_has_a_page() -> None:
+    assert sorted(PAGES) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
 def exact_training(rank: int, model: nn.Module, policy: Any, x: torch.Tensor) -> Any:
@@ -115,3 +124,23 @@ def few_units(rank: int) -> int:
 
 def test_a_design_leaves_no_worker_without_a_unit() -> None:
     assert all(units > 0 for units in run_workers(few_units, 8))
+
+
+def pass_example(rank: int) -> list[str]:
+    """The pass runs before the parameters' gradients are reduced, in both modes, and changes nothing."""
+    names = load("count_operators")
+    x = torch.randn(3, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    model = randomise(mlp())
+    with redirect_stdout(StringIO()) as printed:
+        module = sdp.compile(model, "neuron", (x,), passes="count_operators")
+    assert_exact(module, model, module.plan, rank, (x,), {})
+    assert names["CountOperators"]() in module.passes
+    plain = sdp.compile(model, "neuron", (x,))
+    assert module.code == plain.code
+    return printed.getvalue().splitlines()
+
+
+def test_a_pass_counts() -> None:
+    for rank, lines in enumerate(run_workers(pass_example, 2)):
+        calls = "6 aten.linear.default, 3 aten.tanh.default"
+        assert lines == [f"worker {rank}, {mode}: {calls}" for mode in ("train", "eval")]
