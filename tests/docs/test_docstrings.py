@@ -7,6 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -44,6 +45,10 @@ def section(docstring: str, title: str) -> str:
     return found[1] if found else ""
 
 
+def arguments(docstring: str) -> list[str]:
+    return re.findall(r"^    \**(\w+)(?: \(.*?\))?:", section(inspect.cleandoc(docstring), "Args"), re.MULTILINE)
+
+
 def parameters(function: Callable[..., Any]) -> list[str]:
     return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
 
@@ -62,7 +67,7 @@ def test_it_has_a_docstring(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_arguments_results_and_errors_are_described(name: str) -> None:
     function, docstring = FUNCTIONS[name], inspect.getdoc(FUNCTIONS[name]) or ""
-    described = re.findall(r"^    \**(\w+)(?: \(.*?\))?:", section(docstring, "Args"), re.MULTILINE)
+    described = arguments(docstring)
     assert described == parameters(function)
     returns = inspect.signature(function).return_annotation not in ("None", None)
     assert bool(section(docstring, "Returns") or section(docstring, "Yields")) >= (returns and bool(described))
@@ -71,18 +76,17 @@ def test_arguments_results_and_errors_are_described(name: str) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_fields_of_policies_are_described(name: str) -> None:
+    described: set[str] = set()
     for kind in POLICIES[name].__mro__:
-        if not kind.__module__.startswith("sdp_compile."):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
-        for statement, following in zip(body, [*body[1:], None], strict=True):
-            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-                continue
-            first = kind is POLICIES[name].__mro__[-1] or statement.target.id not in inherited(kind)
-            described = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            assert described or not first or "ClassVar" in ast.unparse(statement.annotation), statement.target.id
+        if kind.__module__.startswith("sdp_compile."):
+            body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+            described |= set(arguments(kind.__doc__ or "")) | set(fields_with_text(body))
+    assert set(POLICIES[name].model_fields) <= described
 
 
-def inherited(kind: type) -> set[str]:
-    """Fields that a base describes already; a subclass only changes their defaults."""
-    return {name for base in kind.__mro__[1:] for name in vars(base).get("__annotations__", {})}
+def fields_with_text(body: list[ast.stmt]) -> Iterator[str]:
+    """The fields of a class that a string literal follows."""
+    for field, text in pairwise(body):
+        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        if is_text and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            yield field.target.id
