@@ -8,8 +8,6 @@ import torch
 from torch import nn
 
 import sdp_compile as sdp
-from sdp_compile.ir.program import Program
-from sdp_compile.passes import Context
 
 
 @sdp.register_pass("count_operators")
@@ -22,7 +20,7 @@ class CountOperators(sdp.Pass):
     most: int = 3
     """How many operators are printed."""
 
-    def run(self, program: Program, context: Context) -> Program:
+    def run(self, program: sdp.Program, context: sdp.PassContext) -> sdp.Program:
         calls = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
         shown = ", ".join(f"{times} {operator}" for operator, times in calls.most_common(self.most))
         print(f"worker {context.rank}, {program.mode}: {shown}")

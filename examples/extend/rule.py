@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sdp_compile import NeuronPolicy, rule, sdp_compile
-from sdp_compile.structure.operators import Context, Value
+import sdp_compile as sdp
 
 
 # --- the operator: a squared ReLU with one scale per channel, as a library with a fused kernel would register it
@@ -33,12 +32,12 @@ scaled_square.register_autograd(backward, setup_context=setup_context)
 
 
 # --- the rule: which dimensions are the same axis, and where the result is 0
-@rule("examples::scaled_square")
-def scaled_square_rule(ctx: Context, x: Value, scale: Value) -> Value:
+@sdp.rule("examples::scaled_square")
+def scaled_square_rule(ctx: "sdp.RuleContext", x: sdp.Value, scale: sdp.Value) -> sdp.Value:
     """The channels of ``x`` and ``scale`` are one axis; the result is 0 where either of them is."""
     ctx.unify(x.dims[-1], scale.dims[0])
     batch = (x.is_zero(dim) for dim in range(x.ndim - 1))
-    return Value(x.dims, (*batch, x.is_zero(-1) or scale.is_zero(0)))
+    return sdp.Value(x.dims, (*batch, x.is_zero(-1) or scale.is_zero(0)))
 
 
 # --- a model that uses it
@@ -54,6 +53,6 @@ class FeedForward(nn.Module):
 
 
 if __name__ == "__main__":
-    module = sdp_compile(FeedForward(), NeuronPolicy(coverage=0.5), (torch.randn(2, 8),), workers=4, rank=0)
+    module = sdp.compile(FeedForward(), sdp.NeuronPolicy(coverage=0.5), (torch.randn(2, 8),), workers=4, rank=0)
     for name, parameter in module.named_parameters():
         print(name, list(parameter.shape))

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 import sdp_compile as sdp
-from sdp_compile import NeuronPolicy, NothingToPartition, check, sdp_compile
 from tests.distributed import run_workers
 from tests.oracle import assert_exact, randomise
 
@@ -55,7 +54,7 @@ def test_every_example_has_a_page() -> None:
 def exact_training(rank: int, model: nn.Module, policy: Any, x: torch.Tensor) -> Any:
     """Compiles for this rank of the process group, compares with the original model, and trains a step."""
     randomise(model)
-    module = sdp_compile(model, policy, (x,))
+    module = sdp.compile(model, policy, (x,))
     assert_exact(module, model, module.plan, rank, (x,), {})
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
     before = module(x).square().mean()
@@ -66,21 +65,30 @@ def exact_training(rank: int, model: nn.Module, policy: Any, x: torch.Tensor) ->
 
 
 def rule_example(rank: int) -> list[int]:
-    from sdp_compile.structure import operators
-
     names = load("rule")
     x = torch.randn(3, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-    module = exact_training(rank, names["FeedForward"]().double(), NeuronPolicy(coverage=0.5), x)
-    assert check(names["FeedForward"](), NeuronPolicy(coverage=0.5), (x.float(),)).verdict == "exact"
-    # Without the rule nothing is cut, and nothing goes wrong.
-    del operators._RULES["examples::scaled_square"]
-    with pytest.raises(NothingToPartition, match="scaled_square"):
-        sdp_compile(names["FeedForward"]().double(), NeuronPolicy(coverage=0.5), (x,))
+    module = exact_training(rank, names["FeedForward"]().double(), sdp.NeuronPolicy(coverage=0.5), x)
+    assert sdp.check(names["FeedForward"](), sdp.NeuronPolicy(coverage=0.5), (x.float(),)).verdict == "exact"
     return list(module.scale.shape)
 
 
 def test_a_rule_lets_an_axis_be_cut() -> None:
     assert run_workers(rule_example, 4) == [[16]] * 4
+
+
+def without_the_rule(rank: int) -> str:
+    source = (EXAMPLES / "rule.py").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "rule"}
+    exec(source.replace('@sdp.rule("examples::scaled_square")\n', ""), names)
+    with pytest.raises(sdp.NothingToPartition) as raised:
+        sdp.compile(names["FeedForward"](), sdp.NeuronPolicy(coverage=0.5), (torch.randn(3, 8),))
+    return str(raised.value)
+
+
+def test_without_the_rule_nothing_is_cut_as_the_page_says() -> None:
+    message = run_workers(without_the_rule, 2)[0]
+    page = " ".join(PAGES["rule"].read_text(encoding="utf-8").split())
+    assert message.partition(" Use ")[0] in page
 
 
 def mlp(layers: int = 3, hidden: int = 10) -> nn.Module:
@@ -102,7 +110,7 @@ def test_a_policy_tapers() -> None:
 def design_example(rank: int) -> list[tuple[int, ...]]:
     load("design")
     x = torch.randn(3, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-    policy = NeuronPolicy(coverage=0.5, design="striped", rules={"1.*": {"replicas": 1}})
+    policy = sdp.NeuronPolicy(coverage=0.5, design="striped", rules={"1.*": {"replicas": 1}})
     module = exact_training(rank, mlp(), policy, x)
     assert module.plan.owners("1.0.weight[0]").replicas == 1
     return list(module.plan.owners("0.0.weight[0]"))
@@ -118,7 +126,7 @@ def few_units(rank: int) -> int:
     """Three units for eight workers."""
     load("design")
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 4))
-    module = sdp_compile(model, NeuronPolicy(coverage=0.4, design="striped"), (torch.randn(2, 4),))
+    module = sdp.compile(model, sdp.NeuronPolicy(coverage=0.4, design="striped"), (torch.randn(2, 4),))
     return module.get_parameter("0.weight").shape[0]
 
 
@@ -134,7 +142,7 @@ def pass_example(rank: int) -> list[str]:
     with redirect_stdout(StringIO()) as printed:
         module = sdp.compile(model, "neuron", (x,), passes="count_operators")
     assert_exact(module, model, module.plan, rank, (x,), {})
-    assert names["CountOperators"]() in module.passes
+    assert names["CountOperators"]() in module.lowered.passes
     plain = sdp.compile(model, "neuron", (x,))
     assert module.code == plain.code
     return printed.getvalue().splitlines()
