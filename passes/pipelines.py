@@ -57,6 +57,9 @@ def register_pass(name: str) -> Callable[[PassClass], PassClass]:
     Args:
         name: What the pass is called.
 
+    Returns:
+        A decorator that registers a class and returns it.
+
     Raises:
         PassError: If another pass has the name.
     """

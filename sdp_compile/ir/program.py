@@ -130,7 +130,11 @@ class Program:
 
 
 def copy_program(program: Program) -> Program:
-    """Returns the program with a graph of its own, whose nodes have the same names and copies of the metadata."""
+    """Returns the program with a graph of its own, whose nodes have the same names and copies of the metadata.
+
+    Args:
+        program: The program, which is not changed.
+    """
     graph = fx.Graph(tracer_cls=program.graph._tracer_cls)
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:

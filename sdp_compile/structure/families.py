@@ -34,6 +34,7 @@ class Family:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the parameters that run through all units."""
         return sum(self.unit_bytes)
 
 
@@ -85,6 +86,7 @@ class Structure:
 
     @property
     def axes(self) -> tuple[Family, ...]:
+        """The axes that a policy may cut."""
         return tuple(family for family in self.families if family.kind == "axis")
 
     @property

@@ -174,45 +174,117 @@ class SDPModule(Subnetwork, fx.GraphModule):
     # -- what workers do together; the functions say more -----------------------------------------------------------
 
     def full_state_dict(self, rank0_only: bool = False, cpu_offload: bool = False) -> dict[str, Any]:
-        """The original model's ``state_dict()`` with the values that all workers hold together. Collective."""
+        """Returns the original model's ``state_dict()`` with the values of all workers. Collective.
+
+        Running statistics are merged over their owners; see `calibrate`.
+
+        Args:
+            rank0_only: Whether the other ranks get an empty dictionary.
+            cpu_offload: Whether the tensors are moved to the CPU.
+
+        Returns:
+            Every key of the original ``state_dict()``, tied ones included, with full tensors. It loads into the
+            original model with ``strict=True``.
+        """
         return full_state.full_state_dict(self, rank0_only, cpu_offload)
 
     def load_full_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Any:
-        """Takes this worker's slices out of a ``state_dict()`` of the original model; nothing is communicated."""
+        """Copies this worker's slices out of a ``state_dict()`` of the original model. Communicates nothing.
+
+        Args:
+            state: The full tensors by name, the same on all ranks. One name of a tied parameter is enough.
+            strict: Whether missing and unexpected keys are an error; a wrong shape always is.
+
+        Returns:
+            The missing and the unexpected keys, as ``torch.nn.Module.load_state_dict`` does.
+        """
         return full_state.load_full_state_dict(self, state, strict)
 
     def full_model(self) -> nn.Module:
-        """A new copy of the original model with the values that all workers hold together. Collective."""
+        """Returns a new copy of the original model with the values of all workers. Collective.
+
+        Returns:
+            The model on this module's device and in its mode. Call `calibrate` on it if it has running statistics.
+        """
         return full_state.full_model(self)
 
     def full_optimizer_state_dict(
         self, optimizer: torch.optim.Optimizer, rank0_only: bool = False, cpu_offload: bool = False
     ) -> dict[str, Any]:
-        """The optimizer's state as it would be for the original model, by parameter name. Collective."""
+        """Returns the optimizer's state as it would be for the original model. Collective.
+
+        Args:
+            optimizer: An optimizer of this module's parameters.
+            rank0_only: Whether the other ranks get an empty dictionary.
+            cpu_offload: Whether the tensors are moved to the CPU.
+
+        Returns:
+            The state by parameter name, with full tensors, for any number of workers.
+        """
         return optimizer_state.full_optimizer_state_dict(self, optimizer, rank0_only, cpu_offload)
 
     def load_full_optimizer_state_dict(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-        """Takes this worker's slices out of a full optimizer state; nothing is communicated."""
+        """Copies this worker's slices out of a full optimizer state. Communicates nothing.
+
+        Args:
+            optimizer: An optimizer of this module's parameters.
+            state: What `full_optimizer_state_dict` returned, the same on all ranks.
+        """
         optimizer_state.load_full_optimizer_state_dict(self, optimizer, state)
 
     def materialize(self, weights: Any = None, device: torch.device | str | None = None, seed: int = 0) -> SDPModule:
-        """Fills a module on the meta device from weights (a path or mapping) or by initialisation. Collective."""
+        """Fills a module on the meta device with this worker's slices. Collective.
+
+        Create optimizers afterwards, since the parameters are new objects.
+
+        Args:
+            weights: Full tensors by the original names, or the path of a safetensors file, of an index, or of a folder
+                with either, of which only the slices are read. By default the model's own modules initialise each
+                tensor.
+            device: Where the values go; by default the CPU.
+            seed: Random seed of the initialisation, which depends on it and on the tensor's name alone.
+
+        Returns:
+            This module.
+        """
         initialisation.materialize(self, weights, device, seed)
         self._follow_device()
         return self
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
-        """Scales the gradients so that the full gradient's norm is at most ``max_norm``; returns it. Collective."""
+        """Scales the gradients so that the full model's gradient has at most norm ``max_norm``. Collective.
+
+        Args:
+            max_norm: Upper bound of the norm.
+            norm_type: The order p of the norm, positive; ``inf`` is the largest absolute value.
+            error_if_nonfinite: Whether a norm that is infinite or NaN is an error.
+
+        Returns:
+            The norm of the full gradient before scaling, equal on all ranks.
+        """
         return clip_grad_norm_(self, max_norm, norm_type, error_if_nonfinite)
 
     def inspect(self, view: str = "structure", **options: Any) -> Any:
-        """The view ``structure``, ``owners``, ``graph``, ``diff`` or ``cost``, to be printed or shown by a notebook."""
+        """Returns a view of what was compiled, for the terminal or a notebook.
+
+        Args:
+            view: ``"structure"``, ``"owners"``, ``"graph"``, ``"diff"`` or ``"cost"``.
+            options: What the command ``sdp-compile inspect`` takes for the view, such as ``rank`` or ``module``, a
+                glob.
+
+        Returns:
+            An object that prints as text, renders as HTML in a notebook and has the data in ``to_dict()``.
+        """
         from sdp_compile.inspector import inspect
 
         return inspect(self, view, **options)
 
     def report(self, path: str | Path) -> None:
-        """Writes the report page of this worker's subnetwork, one HTML file to share."""
+        """Writes the report page of this worker's subnetwork, one HTML file that needs no network.
+
+        Args:
+            path: The file to write.
+        """
         from sdp_compile.inspector import Subject
         from sdp_compile.report_page import write_report
 

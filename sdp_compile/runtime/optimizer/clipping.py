@@ -18,11 +18,24 @@ from sdp_compile.runtime.subnetwork import Subnetwork, require_peers, unwrapped
 def clip_grad_norm_(
     model: nn.Module, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
 ) -> Tensor:
-    """Scales the gradients so that the full model's gradient has at most norm ``max_norm``; returns its norm before.
+    """Scales the gradients so that the full model's gradient has at most norm ``max_norm``.
 
-    Collective. Every element counts once, whatever the number of its owners; the result is the same on all ranks.
-    ``model`` is an SDPModule or ``torch.compile``'s wrapper of one; ``norm_type`` is positive, ``inf`` included.
-    Gradients that were accumulated under ``no_sync()`` must be synchronised first.
+    Collective. Every element counts once, however many owners it has.
+
+    Args:
+        model: An SDPModule or the wrapper of one that ``torch.compile`` makes.
+        max_norm: Upper bound of the norm.
+        norm_type: The order p of the norm, positive; ``inf`` is the largest absolute value.
+        error_if_nonfinite: Whether a norm that is infinite or NaN is an error.
+
+    Returns:
+        The norm of the full gradient before scaling, a scalar tensor that is equal on all ranks.
+
+    Raises:
+        SDPError: If ``model`` is not compiled, ``norm_type`` is not positive, or the norm is not finite and
+            ``error_if_nonfinite`` is set.
+        DistributedError: If gradients were accumulated under ``no_sync()`` and not synchronised, or a worker is
+            missing.
     """
     module = unwrapped(model)
     peers = require_peers(module, "clip_grad_norm_()")

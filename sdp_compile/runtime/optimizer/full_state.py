@@ -22,10 +22,18 @@ from sdp_compile.runtime.subnetwork import Subnetwork
 def full_optimizer_state_dict(
     module: Subnetwork, optimizer: Optimizer, rank0_only: bool = False, cpu_offload: bool = False
 ) -> dict[str, Any]:
-    """The optimizer state of the original model, with full tensors under parameter names. Collective.
+    """Returns the optimizer state of the original model. Collective.
 
-    Each group's ``params`` are names in the order of the original model's ``named_parameters()``. PyTorch matches
-    parameters by position, so ``torch.optim.AdamW(original.parameters()).load_state_dict()`` takes it as it is.
+    Args:
+        module: The compiled module.
+        optimizer: An optimizer of its parameters.
+        rank0_only: Whether the other ranks get an empty dictionary.
+        cpu_offload: Whether the tensors are moved to the CPU.
+
+    Returns:
+        The state by parameter name, with full tensors. Each group's ``params`` are names in the order of the original
+        model's ``named_parameters()``. PyTorch matches parameters by position, so
+        ``torch.optim.AdamW(original.parameters()).load_state_dict()`` takes it as it is.
     """
     what = "full_optimizer_state_dict()"
     peers, mine = enter(module, what, f"rank0_only={rank0_only}", lambda: _described(module, optimizer))
@@ -67,10 +75,16 @@ def full_optimizer_state_dict(
 
 
 def load_full_optimizer_state_dict(module: Subnetwork, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Loads this worker's slices of a full optimizer state. Nothing is communicated: give every rank the same state.
+    """Loads this worker's slices of a full optimizer state. Communicates nothing.
 
-    Takes what ``full_optimizer_state_dict`` returns, and the ``state_dict()`` of an optimizer of all of the original
-    model's parameters in one group.
+    Args:
+        module: The compiled module.
+        optimizer: An optimizer of its parameters.
+        state: What `full_optimizer_state_dict` returned, or the ``state_dict()`` of an optimizer of all of the original
+            model's parameters in one group; the same on all ranks.
+
+    Raises:
+        SDPError: If the state lacks parameters, or its groups do not fit those of ``optimizer``.
     """
     state = _by_name(module, state)
     source = {name: group for group in state["param_groups"] for name in group["params"]}

@@ -69,7 +69,16 @@ class ShardedOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the own shards, after which all owners hold all values. Collective inside each owner group."""
+        """Steps the elements that this worker holds the state of, then brings the new values to all owners.
+
+        Collective inside each owner group.
+
+        Args:
+            closure: A function that computes the loss and its gradients again, called before the step.
+
+        Returns:
+            What ``closure`` returned, or None.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -115,15 +115,23 @@ def _reduce(
 
 @torch.no_grad()
 def calibrate(full_model: nn.Module, batches: Iterable[Any], device: torch.device | str | None = None) -> nn.Module:
-    """Re-estimates the running statistics of a full model by running ``batches`` through it, and returns it.
+    """Re-estimates the running statistics of a full model by running batches through it.
 
-    Statistics merged from subnetworks are not those of the full model; without this step it can be far off. A few
-    hundred training samples do. Each batch is the model's input: a tensor, or a mapping of keyword arguments. A list
-    or tuple, as a DataLoader yields it, counts as (input, label, ...): only its first entry is used. Entries are moved
-    to ``device`` (default: the model's).
+    Statistics merged from subnetworks are not those of the full model, which can be far off without this step. A few
+    hundred training samples are enough. Every statistic becomes the plain average over the batches. All other layers
+    run in evaluation mode and no gradient is computed; modes and momenta are restored afterwards.
 
-    Every statistic becomes the plain average over the batches. All other layers run in evaluation mode (no dropout), no
-    gradient is computed, and modes and momenta are as before afterwards.
+    Args:
+        full_model: The model that ``SDPModule.full_model()`` returned. It is changed in place.
+        batches: Inputs of the model: tensors, mappings of keyword arguments, or lists and tuples as a DataLoader yields
+            them, (input, label, ...), of which the first entry is used.
+        device: Where the inputs are moved; by default where the model is.
+
+    Returns:
+        ``full_model``.
+
+    Raises:
+        SDPError: If ``full_model`` is a worker's subnetwork, or there are no batches.
     """
     if isinstance(getattr(full_model, "_orig_mod", full_model), fx.GraphModule) and hasattr(full_model, "plan"):
         raise SDPError("calibrate() takes the full model and was given a worker's subnetwork: pass model.full_model().")

@@ -96,6 +96,9 @@ def rule(*operators: Any, **facts: Any) -> Callable[[_RuleT], _RuleT]:
         operators: Overloads (``aten.add.Tensor``); packets, which stand for their overloads (``aten.add``); or names
             ``"namespace::operator"`` of operators that a library registers when it is imported.
         facts: Other fields of `Operator`; they hold for all overloads of these operators.
+
+    Returns:
+        A decorator that registers a function and returns it.
     """
 
     def register(function: _RuleT) -> _RuleT:
