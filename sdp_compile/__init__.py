@@ -10,6 +10,7 @@ torch.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdp_compile._version import __version__
@@ -25,12 +26,20 @@ from sdp_compile.errors import (
     StructureError,
 )
 
+for _link in ("passes", "policies"):
+    if not (Path(__file__).parent / _link).is_dir():
+        raise ImportError(
+            f"sdp_compile/{_link} must be a link to the folder {_link} beside the package, and this copy has lost it "
+            "(some archives and Windows checkouts do). Use `git clone -c core.symlinks=true`, or install a wheel."
+        )
+
 if TYPE_CHECKING:
     from sdp_compile.checking.check import check
     from sdp_compile.checking.verdict import CheckResult
     from sdp_compile.compiler import plan, sdp_compile
     from sdp_compile.compiler import sdp_compile as compile
     from sdp_compile.ir.program import Program, copy_program
+    from sdp_compile.ownership.owners import Ownership
     from sdp_compile.ownership.partition import Partition
     from sdp_compile.passes import Pass, PassContext, pipeline, register_pass, with_pass
     from sdp_compile.planning.plan import Plan
@@ -52,6 +61,7 @@ _HOMES = {
     "Family": "structure.families",
     "GradScaler": "runtime.optimizer.scaler",
     "NeuronPolicy": "policies",
+    "Ownership": "ownership.owners",
     "Partition": "ownership.partition",
     "Pass": "passes",
     "Placement": "policies",
@@ -91,6 +101,7 @@ __all__ = [
     "LoweringError",
     "NeuronPolicy",
     "NothingToPartition",
+    "Ownership",
     "Partition",
     "Pass",
     "PassContext",

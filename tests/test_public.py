@@ -1,0 +1,57 @@
+"""The names that users see, and what could take them away."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import sdp_compile as sdp
+
+ROOT = Path(__file__).parent.parent
+
+
+def submodules() -> list[str]:
+    """Every module of the package; the doctor's probe is a script that prints when it is imported."""
+    found = pkgutil.walk_packages(sdp.__path__, "sdp_compile.")
+    return [module.name for module in found if not module.name.endswith("doctor_probe")]
+
+
+def test_no_submodule_takes_the_place_of_a_public_name() -> None:
+    """Importing ``package.name`` binds ``name`` in the package: a module ``plan`` would replace the function."""
+    for name in submodules():
+        importlib.import_module(name)
+    for name in sdp.__all__:
+        assert not isinstance(getattr(sdp, name), ModuleType), name
+    for name in ("compile", "plan", "check", "pipeline", "rule", "design", "calibrate", "clip_grad_norm_"):
+        assert inspect.isfunction(getattr(sdp, name)), name
+    passes = importlib.import_module("sdp_compile.passes")
+    assert inspect.isfunction(passes.pipeline) and inspect.isfunction(passes.resolve_pipeline)
+
+
+def test_the_documented_call_and_the_short_one_are_one_function() -> None:
+    from sdp_compile import sdp_compile
+
+    assert sdp_compile is sdp.compile
+    assert sorted(sdp.__all__) == dir(sdp)
+    with pytest.raises(AttributeError, match="no attribute 'compiler_'"):
+        sdp.compiler_  # noqa: B018
+
+
+def test_a_copy_without_its_links_says_so_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "sdp_compile", tmp_path / "sdp_compile", symlinks=True)
+    link = tmp_path / "sdp_compile" / "passes"
+    link.unlink()
+    link.write_text("../passes")  # what Git writes where there are no links
+    found = subprocess.run(
+        [sys.executable, "-c", "import sdp_compile"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode != 0
+    assert "sdp_compile/passes must be a link to the folder passes" in found.stderr.splitlines()[-1]
