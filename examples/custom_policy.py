@@ -8,17 +8,16 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from sdp_compile import Policy, register_policy, sdp_compile
-from sdp_compile.structure.families import Structure
+import sdp_compile as sdp
 
 
-@register_policy("core")
-class CorePolicy(Policy):
+@sdp.register_policy("core")
+class CorePolicy(sdp.Policy):
     """A share of each axis belongs to all workers; every other unit to one of them alone, without communication."""
 
     core: float = 0.25
 
-    def partition(self, structure: Structure, workers: int) -> Mapping[str, Sequence[Collection[int]]]:
+    def partition(self, structure: sdp.Structure, workers: int) -> Mapping[str, Sequence[Collection[int]]]:
         def owners(unit: int, units: int) -> Collection[int]:
             return range(workers) if unit < self.core * units else {unit % workers}
 
@@ -32,7 +31,7 @@ train, test = torch.randperm(len(labels), generator=torch.Generator().manual_see
 
 torch.manual_seed(0)
 mlp = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
-model = sdp_compile(mlp, "core", example_inputs=(images[:8],))  # by name, or CorePolicy(core=0.5)
+model = sdp.compile(mlp, "core", example_inputs=(images[:8],))  # by name, or CorePolicy(core=0.5)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 torch.manual_seed(dist.get_rank())
 for _ in range(200):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torchvision.models import resnet18
 
-from sdp_compile import NeuronPolicy, calibrate, sdp_compile
+import sdp_compile as sdp
 
 coverage, steps = float((sys.argv[1:2] or [0.5])[0]), int((sys.argv[2:3] or [100])[0])
 dist.init_process_group()
@@ -18,7 +18,7 @@ labels = torch.tensor(digits.target)
 train, test = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).split([1297, 500])
 
 torch.manual_seed(0)
-model = sdp_compile(resnet18(num_classes=10), NeuronPolicy(coverage=coverage), example_inputs=(images[:8],))
+model = sdp.compile(resnet18(num_classes=10), sdp.NeuronPolicy(coverage=coverage), example_inputs=(images[:8],))
 optimizer = torch.optim.AdamW(model.parameters())
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
 torch.manual_seed(dist.get_rank())  # from here on every worker draws its own batches
@@ -30,7 +30,7 @@ for _ in range(steps):
     schedule.step()
 
 full_model = model.full_model()  # the whole ResNet, assembled from all workers
-calibrate(full_model, [images[batch] for batch in train.split(250)])  # its own BatchNorm statistics
+sdp.calibrate(full_model, [images[batch] for batch in train.split(250)])  # its own BatchNorm statistics
 with torch.no_grad():
     accuracy = (full_model.eval()(images[test]).argmax(1) == labels[test]).float().mean()
 if dist.get_rank() == 0:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdp_compile import NeuronPolicy, clip_grad_norm_, sdp_compile
+import sdp_compile as sdp
 
 steps = int((sys.argv[1:2] or [40])[0])
 dist.init_process_group()
@@ -27,7 +27,7 @@ llama = LlamaForCausalLM(
         use_cache=False,
     )
 )
-model = sdp_compile(llama, NeuronPolicy(coverage=0.5), example_inputs={"input_ids": text[None, :64].repeat(2, 1)})
+model = sdp.compile(llama, sdp.NeuronPolicy(coverage=0.5), example_inputs={"input_ids": text[None, :64].repeat(2, 1)})
 if dist.get_rank() == 0:
     print(model.plan.report())
 
@@ -38,7 +38,7 @@ for _ in range(steps):
     loss = F.cross_entropy(model(input_ids=tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten())
     optimizer.zero_grad()
     loss.backward()
-    clip_grad_norm_(model, 1.0)
+    sdp.clip_grad_norm_(model, 1.0)
     optimizer.step()
 
 state = model.full_state_dict()

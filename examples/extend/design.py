@@ -6,13 +6,12 @@ import torch
 from torch import nn
 
 import sdp_compile as sdp
-from sdp_compile.ownership.owners import Ownership
 
 
 @sdp.design("striped")
-def striped(placements: Sequence[sdp.Placement]) -> list[Ownership]:
+def striped(placements: Sequence[sdp.Placement]) -> list[sdp.Ownership]:
     """Neighbouring units have different owners: unit u is owned by the cells u, u + 1, ..., u + share - 1 (mod K)."""
-    return [Ownership.from_runs(stripes(placement)) for placement in placements]
+    return [sdp.Ownership.from_runs(stripes(placement)) for placement in placements]
 
 
 def stripes(placement: sdp.Placement):
