@@ -1,4 +1,4 @@
-"""Classes by name: registered by a decorator, or offered by installed packages as entry points."""
+"""Classes by name: registered with a decorator, or offered by installed packages as entry points."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ Registered = TypeVar("Registered", bound=type[Any])
 class Registry(Generic[Base]):
     """The subclasses of ``base`` by name.
 
+    ``registry[name]`` returns a class, and raises ``error`` if the name is unknown.
+
     Args:
         what: What one of them is called in messages, such as ``"policy"``.
         base: Their base class.
         group: The entry-point group in which other packages offer theirs.
-        error: The error for a name that does not exist.
-        hint: Ends the message about an unknown name.
+        error: The class of all errors that the registry raises.
+        hint: A sentence that ends the message about an unknown name.
     """
 
     def __init__(self, what: str, base: type[Any], group: str, error: type[SDPError], hint: str = "") -> None:
@@ -28,14 +30,22 @@ class Registry(Generic[Base]):
         self._registered: dict[str, type[Base]] = {}
 
     def register(self, name: str) -> Callable[[Registered], Registered]:
-        """Returns a class decorator that makes the class known as ``name``."""
+        """Returns a class decorator that makes the class known as ``name``.
+
+        A class may be defined again, as in a notebook cell that runs twice; the new one replaces the old.
+
+        Raises:
+            SDPError: If the class is not a subclass of ``base``, or another class has the name.
+        """
 
         def decorate(cls: Registered) -> Registered:
+            if not self._fits(cls):
+                raise self.error(f"The {self.what} {name!r} must be a subclass of {self.base.__name__}, got {cls!r}.")
             before = self._registered.get(name)
-            # A notebook cell that is run again defines the same class again.
             if before is not None and before.__qualname__ != cls.__qualname__:
                 raise self.error(
-                    f"The {self.what} {name!r} is registered already: {before.__module__}.{before.__qualname__}."
+                    f"There is already a {self.what} {name!r}: {before.__module__}.{before.__qualname__}. "
+                    "Choose another name."
                 )
             self._registered[name] = cls
             return cls
@@ -43,11 +53,15 @@ class Registry(Generic[Base]):
         return decorate
 
     def names(self) -> list[str]:
-        """Returns all names, sorted; nothing is loaded."""
+        """Returns all names, sorted. Nothing is loaded."""
         return sorted({*self._registered, *(entry.name for entry in entry_points(group=self.group))})
 
     def all(self) -> dict[str, type[Base]]:
-        """Returns all classes by name; loads those that installed packages offer."""
+        """Returns all classes by name. Loads those that installed packages offer.
+
+        Raises:
+            SDPError: If one of them cannot be loaded, or is not a subclass of ``base``.
+        """
         return {**{entry.name: self._loaded(entry) for entry in entry_points(group=self.group)}, **self._registered}
 
     def __getitem__(self, name: str) -> type[Base]:
@@ -55,18 +69,22 @@ class Registry(Generic[Base]):
             return self._registered[name]
         for entry in entry_points(group=self.group, name=name):
             return self._loaded(entry)
+        hint = f" {self.hint}" if self.hint else ""
         raise self.error(
-            f"There is no {self.what} {name!r}.{did_you_mean(name, self.names())} "
-            f"Known names: {', '.join(self.names())}.{self.hint}"
+            f"Unknown {self.what} {name!r}.{did_you_mean(name, self.names())} "
+            f"Known names: {', '.join(self.names()) or 'none'}.{hint}"
         )
+
+    def _fits(self, found: Any) -> bool:
+        return isinstance(found, type) and issubclass(found, self.base)
 
     def _loaded(self, entry: EntryPoint) -> type[Base]:
         try:
-            found = entry.load()
-        except Exception as error:  # whatever the other package raises, the user needs its name
-            raise self.error(f"The {self.what} {entry.name!r} ({entry.value}) cannot be loaded: {error}.") from error
-        if not (isinstance(found, type) and issubclass(found, self.base)):
+            found: type[Base] = entry.load()
+        except Exception as error:  # another package may raise anything, and the user needs its name
+            raise self.error(f"The {self.what} {entry.name!r} of {entry.value!r} cannot be loaded: {error}.") from error
+        if not self._fits(found):
             raise self.error(
-                f"The {self.what} {entry.name!r} ({entry.value}) is not a subclass of {self.base.__name__}."
+                f"The {self.what} {entry.name!r} must be a subclass of {self.base.__name__}, got {entry.value!r}."
             )
         return found

@@ -17,7 +17,12 @@ else:
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Returns a TOML document of plain values, lists and nested tables."""
+    """Returns a TOML document.
+
+    Args:
+        values: Texts, numbers, booleans, lists of these, and nested mappings. Values that are None and empty mappings
+            are left out.
+    """
     return "".join(f"{line}\n" for line in _lines(values, ()))
 
 
@@ -27,7 +32,10 @@ def read_toml(path: Path, what: str = "policy", error: type[SDPError] = PolicyEr
     Args:
         path: The file.
         what: What the file holds, for messages.
-        error: The class of error to raise; it names the file, and the line where the file is broken.
+        error: The class of the error to raise.
+
+    Raises:
+        SDPError: If the file cannot be read or is not valid TOML; the error names the file and the line.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from sdp_compile.policies import (
     registered_policies,
     resolve_policy,
 )
+from sdp_compile.policies.registry import POLICIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ def test_resolving_names_instances_and_mappings():
 
 
 def test_policies_of_ones_own(monkeypatch):
-    monkeypatch.setattr("sdp_compile.policies.registry._REGISTERED", registered_policies())
+    monkeypatch.setattr(POLICIES, "_registered", registered_policies())
 
     @register_policy("first-worker")
     class FirstWorkerPolicy(Policy):
@@ -66,16 +67,19 @@ def test_policies_of_ones_own(monkeypatch):
 
 
 def test_entry_points_name_policies(monkeypatch):
-    good = importlib.metadata.EntryPoint("theirs", "sdp_compile.policies:BlockPolicy", "sdp_compile.policies")
-    bad = importlib.metadata.EntryPoint("broken", "no_such_module:Policy", "sdp_compile.policies")
-    wrong = importlib.metadata.EntryPoint("wrong", "pathlib:Path", "sdp_compile.policies")
-    points = importlib.metadata.EntryPoints([good, bad, wrong])
-    monkeypatch.setattr("sdp_compile.policies.registry.entry_points", lambda **which: points.select(**which))
+    points = importlib.metadata.EntryPoints(
+        [
+            importlib.metadata.EntryPoint("theirs", "sdp_compile.policies:BlockPolicy", "sdp_compile.policies"),
+            importlib.metadata.EntryPoint("broken", "no_such_module:Policy", "sdp_compile.policies"),
+        ]
+    )
+    monkeypatch.setattr("sdp_compile.registry.entry_points", lambda **which: points.select(**which))
     assert resolve_policy("theirs") == BlockPolicy()
-    with pytest.raises(PolicyError, match="'broken' of 'no_such_module:Policy' cannot be loaded"):
+    assert resolve_policy({"policy": "theirs", "coverage": 0.25}) == BlockPolicy(coverage=0.25)
+    with pytest.raises(PolicyError, match="The policy 'broken' of 'no_such_module:Policy' cannot be loaded"):
         resolve_policy("broken")
-    with pytest.raises(PolicyError, match="must be a subclass of Policy, got 'pathlib:Path'"):
-        resolve_policy("wrong")
+    with pytest.raises(PolicyError, match=r"Unknown policy 'their'\. Did you mean 'theirs'.*must end in \.toml"):
+        resolve_policy("their")
 
 
 def test_the_folder_has_one_identity():
