@@ -75,7 +75,7 @@ class _Parser:
         self.graph = fx.Graph()
         self.nodes: dict[str, fx.Node] = {}
         self.shape_env = ShapeEnv()
-        self.fake_mode = FakeTensorMode(shape_env=self.shape_env)
+        self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=True)  # as in torch.export
         self.sizes: dict[str, torch.SymInt] = {}
 
     def read(self, line: str) -> None:

@@ -21,7 +21,9 @@ def test_values_come_first_and_tables_follow() -> None:
         "sizes": [1, 2],
         "strict": True,
     }
-    assert to_toml(values) == inspect.cleandoc("""
+    assert (
+        to_toml(values)
+        == inspect.cleandoc("""
         level = "neuron"
         sizes = [1, 2]
         strict = true
@@ -30,8 +32,9 @@ def test_values_come_first_and_tables_follow() -> None:
         wte = "shared"
 
         [rules."h.0"]
-        coverage = 0.25
-        """)
+        coverage = 0.25""")
+        + "\n"
+    )
 
 
 def test_none_and_empty_tables_are_left_out() -> None:
@@ -74,7 +77,7 @@ def test_a_file_that_is_not_toml_names_the_line(tmp_path: Path) -> None:
 
 
 def test_what_is_not_a_text_file_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match="cannot be read: .*directory"):
+    with pytest.raises(PolicyError, match=r"cannot be read: .*directory"):
         read_toml(tmp_path)
     path = tmp_path / "bytes.toml"
     path.write_bytes(b"\xff\xfe")

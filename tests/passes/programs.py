@@ -17,29 +17,6 @@ from sdp_compile.policies import Policy
 from sdp_compile.structure.analysis import analyse
 from tests.graph_text import parse, text_of
 
-MLP = """
-    x: f32[3, 4] = placeholder
-    up_weight: f32[8, 4] = get_attr[up.weight]
-    up_bias: f32[8] = get_attr[up.bias]
-    down_weight: f32[4, 8] = get_attr[down.weight]
-    down_bias: f32[4] = get_attr[down.bias]
-    linear: f32[3, 8] = aten.linear(x, up_weight, up_bias)
-    relu: f32[3, 8] = aten.relu(linear)
-    linear_1: f32[3, 4] = aten.linear(relu, down_weight, down_bias)
-    return linear_1"""
-"""Two linear layers; the one axis that a policy can cut is the 8 units between them."""
-
-RESIDUAL = """
-    x: f32[3, 4] = placeholder
-    first: f32[4, 4] = get_attr[first.weight]
-    branch: f32[4, 4] = get_attr[branch.weight]
-    linear: f32[3, 4] = aten.linear(x, first)
-    linear_1: f32[3, 4] = aten.linear(linear, branch)
-    add: f32[3, 4] = aten.add.Tensor(linear, linear_1)
-    tanh: f32[3, 4] = aten.tanh(add)
-    return tanh"""
-"""One residual branch; with one owner per block and two workers, only worker 0 has it."""
-
 
 def context_of(
     text: str,

@@ -1,34 +1,17 @@
-"""What dead code is: golden graphs before and after."""
+"""What has no effect on the worker's results or on its state goes."""
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
-import torch
-from torch import nn
-from torch.utils import _pytree as pytree
 
-from sdp_compile.ir.program import Capture, Program, StateTensor
-from sdp_compile.passes.dead_code import DeadCode
-from sdp_compile.structure.blocks.block import Blocks
-from tests import residual_models as models
-from tests.graph_text import parse, text_of
+from sdp_compile import BlockPolicy, NeuronPolicy
+from sdp_compile.passes import BypassBlocks, DeadCode
+from tests.passes.programs import context_of, lines, rewritten
 
 
-def cleaned(text: str, keeps: bool = True) -> str:
-    """The text of the program after the pass, on a rank that holds the buffers ``count`` and ``mean`` or does not."""
-    state = {"count": StateTensor((), torch.int64, "buffer"), "mean": StateTensor((4,), torch.float32, "buffer")}
-    captured = Capture({}, state, {}, {}, nn.Module(), True)
-    context = models.context_without(Blocks((), {}), captured, (), "sliced")
-    if not keeps:
-        context.holdings.keeps = lambda name: False  # type: ignore[method-assign]
-    spec = pytree.tree_structure(((0,), {}))
-    program = Program("train", parse(text), spec, pytree.tree_structure((0,)), {})
-    before = text_of(program.graph)
-    after = text_of(DeadCode().run(program, context).graph)
-    assert text_of(program.graph) == before, "the given program was changed"
-    return after
+def cleaned(text: str) -> str:
+    """The program after the pass, on the one worker that there is."""
+    return rewritten(context_of(text, NeuronPolicy(), workers=1, buffers=["mean", "count"]), DeadCode())
 
 
 def test_what_nobody_reads_goes_random_numbers_included() -> None:
@@ -37,10 +20,19 @@ def test_what_nobody_reads_goes_random_numbers_included() -> None:
         noise: f32[4] = aten.rand_like(x)
         scaled: f32[4] = aten.mul.Tensor(noise, x)
         y: f32[4] = aten.relu(x)
-        return y""") == inspect.cleandoc("""
+        return y""") == lines("""
         x: f32[4] = placeholder
         y: f32[4] = aten.relu(x)
         return y""")
+
+
+def test_inputs_stay_though_nobody_reads_them() -> None:
+    text = """
+        x: f32[4] = placeholder
+        mask: b8[4] = placeholder
+        y: f32[4] = aten.relu(x)
+        return y"""
+    assert cleaned(text) == lines(text)
 
 
 def test_a_write_counts_when_the_value_is_read_later() -> None:
@@ -51,7 +43,7 @@ def test_a_write_counts_when_the_value_is_read_later() -> None:
         written: f32[] = aten.zero_(view)
         result: f32[4] = aten.exp(y)
         late: f32[4] = aten.relu_(y)
-        return result""") == inspect.cleandoc("""
+        return result""") == lines("""
         x: f32[4] = placeholder
         y: f32[4] = aten.neg(x)
         view: f32[] = aten.select.int(y, 0, 0)
@@ -65,7 +57,7 @@ def test_a_write_to_a_dead_value_goes() -> None:
         x: f32[4] = placeholder
         noise: f32[4] = aten.empty_like(x)
         drawn: f32[4] = aten.bernoulli_.float(noise, 0.5)
-        return x""") == inspect.cleandoc("""
+        return x""") == lines("""
         x: f32[4] = placeholder
         return x""")
 
@@ -82,15 +74,6 @@ UNCHANGED = {
         written: f32[4] = aten.relu_(flat)
         y: f32[2] = aten.ones([2])
         return y""",
-}
-
-
-@pytest.mark.parametrize("name", UNCHANGED)
-def test_what_somebody_sees_stays(name: str) -> None:
-    assert cleaned(UNCHANGED[name]) == inspect.cleandoc(UNCHANGED[name])
-
-
-OF_STATE = {
     "a counter": """
         x: f32[2, 4] = placeholder
         count: i64[] = get_attr
@@ -104,9 +87,62 @@ OF_STATE = {
 }
 
 
-@pytest.mark.parametrize("name", OF_STATE)
-def test_state_is_written_where_the_rank_holds_it(name: str) -> None:
-    assert cleaned(OF_STATE[name], keeps=True) == inspect.cleandoc(OF_STATE[name])
-    assert cleaned(OF_STATE[name], keeps=False) == inspect.cleandoc("""
-        x: f32[2, 4] = placeholder
-        return x""")
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_what_somebody_sees_stays(name: str) -> None:
+    assert cleaned(UNCHANGED[name]) == lines(UNCHANGED[name])
+
+
+NORMALISED_BRANCH = """
+    x: f32[3, 4] = placeholder
+    stem: f32[4, 4] = get_attr[stem.weight]
+    first: f32[4, 4] = get_attr[first.weight]
+    second: f32[4, 4] = get_attr[second.weight]
+    scale: f32[4] = get_attr[second.scale]
+    shift: f32[4] = get_attr[second.shift]
+    count: i64[] = get_attr[second.count]
+    mean: f32[4] = get_attr[second.mean]
+    var: f32[4] = get_attr[second.var]
+    skip: f32[3, 4] = aten.linear(x, stem)
+    linear: f32[3, 4] = aten.linear(skip, first)
+    add: f32[3, 4] = aten.add.Tensor(skip, linear)
+    linear_1: f32[3, 4] = aten.linear(add, second)
+    counted: i64[] = aten.add_.Tensor(count, 1)
+    norm: f32[3, 4] = aten.batch_norm(linear_1, scale, shift, mean, var, True, 0.1, 1e-05, False)
+    add_1: f32[3, 4] = aten.add.Tensor(add, norm)
+    return add_1"""
+"""The second branch ends in a batch norm, with a counter of batches and running statistics."""
+
+
+def test_the_state_of_a_dropped_block_is_written_by_its_owners_only() -> None:
+    owner, other = (  # worker 0 owns the larger block
+        context_of(
+            NORMALISED_BRANCH,
+            BlockPolicy(replicas=1),
+            rank=rank,
+            buffers=["second.count", "second.mean", "second.var"],
+        )
+        for rank in range(2)
+    )
+    assert rewritten(other, BypassBlocks(), DeadCode()) == lines("""
+        x: f32[3, 4] = placeholder
+        stem: f32[4, 4] = get_attr[stem.weight]
+        first: f32[4, 4] = get_attr[first.weight]
+        skip: f32[3, 4] = aten.linear(x, stem)
+        linear: f32[3, 4] = aten.linear(skip, first)
+        add: f32[3, 4] = aten.add.Tensor(skip, linear)
+        return add""")
+    assert rewritten(owner, BypassBlocks(), DeadCode()) == lines("""
+        x: f32[3, 4] = placeholder
+        stem: f32[4, 4] = get_attr[stem.weight]
+        second: f32[4, 4] = get_attr[second.weight]
+        scale: f32[4] = get_attr[second.scale]
+        shift: f32[4] = get_attr[second.shift]
+        count: i64[] = get_attr[second.count]
+        mean: f32[4] = get_attr[second.mean]
+        var: f32[4] = get_attr[second.var]
+        skip: f32[3, 4] = aten.linear(x, stem)
+        linear_1: f32[3, 4] = aten.linear(skip, second)
+        counted: i64[] = aten.add_.Tensor(count, 1)
+        norm: f32[3, 4] = aten.batch_norm(linear_1, scale, shift, mean, var, True, 0.1, 1e-05, False)
+        add_1: f32[3, 4] = aten.add.Tensor(skip, norm)
+        return add_1""")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections import Counter
+import copy
+import pickle
+import re
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdp_compile import BlockPolicy, NeuronPolicy, check, sdp_compile
-from sdp_compile.ops import narrow
+from sdp_compile.capture import capture
+from sdp_compile.passes import SplitParameters
 from sdp_compile.policies import Policy
 from tests.graph_text import text_of
+from tests.passes.programs import context_of, lines, rewritten
 
 _GENERATOR = torch.Generator().manual_seed(0)
 ROWS, IMAGES = torch.randn(3, 4, generator=_GENERATOR), torch.randn(2, 3, 9, 9, generator=_GENERATOR)
@@ -24,6 +27,74 @@ TOKENS = torch.randint(0, 11, (2, 5), generator=_GENERATOR)
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+def test_operators_with_a_narrow_form_take_the_parts_and_others_take_them_joined() -> None:
+    """Worker 1 owns the second half of the hidden units.
+
+    (0, 4, 4) are the lengths of its runs along the cut dimension: none owned, 4 that it does not own, 4 that it owns.
+    """
+    text = """
+        x: f32[3, 4] = placeholder
+        up: f32[8, 4] = get_attr[up.weight]
+        scale: f32[8] = get_attr[scale]
+        down: f32[4, 8] = get_attr[down.weight]
+        bias: f32[4] = get_attr[down.bias]
+        linear: f32[3, 8] = aten.linear(x, up)
+        mul: f32[3, 8] = aten.mul.Tensor(linear, scale)
+        linear_1: f32[3, 4] = aten.linear(mul, down, bias)
+        return linear_1"""
+    context = context_of(text, NeuronPolicy(masking="backward"), rank=1)
+    assert rewritten(context, SplitParameters()) == lines("""
+        x: f32[3, 4] = placeholder
+        up: f32[8, 4] = get_attr[up.weight]
+        up_weight_unowned0 = get_attr[up.weight_unowned0]
+        scale: f32[8] = get_attr
+        scale_unowned0 = get_attr
+        down: f32[4, 8] = get_attr[down.weight]
+        down_weight_unowned1 = get_attr[down.weight_unowned1]
+        bias: f32[4] = get_attr[down.bias]
+        linear: f32[3, 8] = narrow.linear(x, up, up_weight_unowned0, None, 0, (0, 4, 4))
+        join: f32[8] = narrow.join(scale, scale_unowned0, 0, (0, 4, 4))
+        mul: f32[3, 8] = aten.mul.Tensor(linear, join)
+        linear_1: f32[3, 4] = narrow.linear(mul, down, down_weight_unowned1, bias, 1, (0, 4, 4))
+        return linear_1""")
+
+
+def test_a_parameter_of_which_the_worker_owns_nothing_is_read_from_a_buffer() -> None:
+    text = """
+        x: f32[3, 4] = placeholder
+        first: f32[4, 4] = get_attr[first.weight]
+        second: f32[4, 4] = get_attr[second.weight]
+        linear: f32[3, 4] = aten.linear(x, first)
+        add: f32[3, 4] = aten.add.Tensor(x, linear)
+        linear_1: f32[3, 4] = aten.linear(add, second)
+        add_1: f32[3, 4] = aten.add.Tensor(add, linear_1)
+        return add_1"""
+    context = context_of(text, BlockPolicy(masking="backward"), rank=0)
+    assert rewritten(context, SplitParameters()) == lines(text).replace("second.weight", "second.weight_unowned")
+
+
+def test_a_cast_parameter_is_cast_in_parts() -> None:
+    text = """
+        x: bf16[3, 4] = placeholder
+        up: f32[8, 4] = get_attr[up.weight]
+        down: bf16[4, 8] = get_attr[down.weight]
+        cast: bf16[8, 4] = aten.to.dtype(up, torch.bfloat16)
+        linear: bf16[3, 8] = aten.linear(x, cast)
+        linear_1: bf16[3, 4] = aten.linear(linear, down)
+        return linear_1"""
+    assert rewritten(context_of(text, NeuronPolicy(masking="backward")), SplitParameters()) == lines("""
+        x: bf16[3, 4] = placeholder
+        up: f32[8, 4] = get_attr[up.weight]
+        up_weight_unowned0 = get_attr[up.weight_unowned0]
+        down: bf16[4, 8] = get_attr[down.weight]
+        down_weight_unowned1 = get_attr[down.weight_unowned1]
+        to_dtype: bf16[8, 4] = aten.to.dtype(up, torch.bfloat16)
+        to_dtype_1: bf16[8, 4] = aten.to.dtype(up_weight_unowned0, torch.bfloat16)
+        linear: bf16[3, 8] = narrow.linear(x, to_dtype, to_dtype_1, None, 0, (4, 4))
+        linear_1: bf16[3, 4] = narrow.linear(linear, down, down_weight_unowned1, None, 1, (4, 4))
+        return linear_1""")
 
 
 class MLP(nn.Module):
@@ -92,44 +163,17 @@ def test_gradients_are_the_masked_gradients_of_the_original(build: Any, x: Tenso
     assert result.verdict == "exact", result.reason
 
 
-def targets(module: Any) -> Counter[str]:
-    names = (getattr(node.target, "__name__", "") for node in module.graph.nodes if node.op == "call_function")
-    return Counter(name for name in names if hasattr(narrow, name))
-
-
 def test_weights_are_never_joined_where_an_operator_has_a_narrow_form() -> None:
-    x = torch.randn(2, 3, 9, 9)
-    module = sdp_compile(
-        Convolutions(), NeuronPolicy(masking="backward", axes="all", replicas=3), (x,), workers=4, rank=1
-    )
-    joined = [
-        node
-        for node in module.graph.nodes
-        if node.target is narrow.join and node.args[0].op == "get_attr" and node.meta["val"].ndim > 1
-    ]
-    assert {str(node.args[0].target) for node in joined} <= {"even.weight"}  # no symmetric padding
-    assert targets(module)["convolution"] >= 5
-
-
-def test_golden_mlp() -> None:
-    module = sdp_compile(MLP(), NeuronPolicy(masking="backward"), (torch.randn(3, 4),), workers=2, rank=1)
-    assert text_of(module.graph) == inspect.cleandoc("""
-        x: f32[3, 4] = placeholder
-        up_weight: f32[4, 4] = get_attr[up.weight]
-        up_weight_unowned0: f32[4, 4] = get_attr[up.weight_unowned0]
-        up_bias: f32[4] = get_attr[up.bias]
-        up_bias_unowned0: f32[4] = get_attr[up.bias_unowned0]
-        down_weight: f32[4, 4] = get_attr[down.weight]
-        down_weight_unowned1: f32[4, 4] = get_attr[down.weight_unowned1]
-        down_bias: f32[4] = get_attr[down.bias]
-        join: f32[8] = narrow.join(up_bias, up_bias_unowned0, 0, (0, 4, 4))
-        linear: f32[3, 8] = narrow.linear(x, up_weight, up_weight_unowned0, join, 0, (0, 4, 4))
-        relu: f32[3, 8] = aten.relu(linear)
-        all_reduce_mean = marks.all_reduce_mean(down_bias, bucket=0, owners=(0, 1))
-        getitem: f32[4] = getitem(all_reduce_mean, 0)
-        linear_1: f32[3, 4] = narrow.linear(relu, down_weight, down_weight_unowned1, getitem, 1, (0, 4, 4))
-        add: f32[3, 4] = aten.add.Tensor(x, linear_1)
-        return add""")
+    """All convolutions have one but those whose padding is not symmetric."""
+    model = Convolutions()
+    text = text_of(capture(model, (IMAGES,)).programs["train"].graph)
+    policy = NeuronPolicy(masking="backward", axes="all", replicas=3)
+    context = context_of(text, policy, workers=4, rank=1, buffers=[name for name, _ in model.named_buffers()])
+    after = rewritten(context, SplitParameters())
+    # A join without a value is of one dimension of two that are cut; the operator takes the other one apart.
+    whole = re.findall(r"^\w+: f32\[.*, .*\] = narrow\.join\(\w+, (\w+),", after, re.MULTILINE)
+    assert whole == ["even_weight_unowned1"]
+    assert after.count(" = narrow.convolution(") == 7
 
 
 def test_what_a_worker_holds() -> None:
@@ -169,9 +213,6 @@ def test_autocast_is_the_original_s(build: Any, x: Tensor) -> None:
 
 
 def test_a_worker_follows_its_module_to_other_dtypes_and_copies() -> None:
-    import copy
-    import pickle
-
     model, x = MLP(), torch.randn(3, 4)
     module = sdp_compile(model, NeuronPolicy(masking="backward"), (x,), workers=2, rank=0)
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
