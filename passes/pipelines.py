@@ -30,8 +30,10 @@ PassClass = TypeVar("PassClass", bound=type[Pass])
 Passes = str | PathLike[str] | Sequence[Pass] | None
 """What ``passes=`` takes; see `resolve_pipeline`."""
 
-PASSES: Registry[Pass] = Registry("pass", Pass, "sdp_compile.passes", PassError)
-"""All passes by name, those that installed packages offer as entry points ``sdp_compile.passes`` included."""
+PASSES: Registry[Pass] = Registry(
+    "pass", Pass, "sdp_compile.passes", PassError, hint="The name of a TOML file must end in .toml."
+)
+"""All passes by name, including those that installed packages offer as entry points ``sdp_compile.passes``."""
 
 for _known in (
     BypassBlocks,
@@ -49,24 +51,24 @@ for _known in (
 
 
 def register_pass(name: str) -> Callable[[PassClass], PassClass]:
-    """Registers a pass class under ``name``, for ``passes=``, TOML files and the command line.
+    """Registers the decorated pass class, for ``passes="name"``, TOML files and the command line.
 
-    The class's ``name`` becomes ``name`` too. Its objects must be made without arguments, or with fields that a TOML
-    file gives.
+    To be added by name, a pass must have a default for each of its fields. A TOML file can set them.
 
     Args:
-        name: What the pass is called.
+        name: The name of the pass. It also becomes the ``name`` of the class.
 
     Returns:
         A decorator that registers a class and returns it.
 
     Raises:
-        PassError: If another pass has the name.
+        PassError: If the class is not a pass, or another class is registered under this name.
     """
 
     def register(cls: PassClass) -> PassClass:
+        PASSES.register(name)(cls)
         cls.name = name
-        return PASSES.register(name)(cls)
+        return cls
 
     return register
 
@@ -99,7 +101,7 @@ def with_pass(passes: Sequence[Pass], added: Pass, before: str | None = None) ->
     Args:
         passes: A pipeline.
         added: The pass to add.
-        before: The name of the pass in front of which it goes; by default what ``added.before`` says.
+        before: The name of the pass that it goes before; ``added.before`` by default.
 
     Raises:
         PassError: If the pipeline has no pass of that name.
@@ -108,8 +110,8 @@ def with_pass(passes: Sequence[Pass], added: Pass, before: str | None = None) ->
     names = [known.name for known in passes]
     if before not in names:
         raise PassError(
-            f"The pass {added.name!r} goes before {before!r}, which the pipeline does not have: it is "
-            f"{', '.join(names)}.{did_you_mean(before, names)}"
+            f"The pass {added.name!r} goes before {before!r}, which the pipeline does not have."
+            f"{did_you_mean(before, names)} The pipeline is {', '.join(names)}."
         )
     position = names.index(before)
     return (*passes[:position], added, *passes[position:])
@@ -124,16 +126,24 @@ def resolve_pipeline(
     """Returns the pipeline that a user asked for.
 
     Args:
-        passes: None for the default pipeline; a sequence of `Pass` objects that is the whole pipeline; names of
-            passes, separated by commas, that are added to the default one; or the path of a TOML file. In such a file
-            ``add`` lists passes to add, or ``passes`` the whole pipeline; an entry is a name, or a table with the name
-            as ``pass``, the pass's fields, and for an added one ``before``.
+        passes: One of
+
+            - None for the default pipeline,
+            - names of passes to add to the default pipeline, separated by commas,
+            - a sequence of `Pass` objects, the whole pipeline,
+            - the path of a TOML file, with passes to add in a list ``add``, or the whole pipeline in a list ``passes``.
+              An entry is a name, or a table with the name as ``pass`` and the fields of the pass. In ``add``, a table
+              may also have ``before``, the name of the pass that the new one goes before.
         lowering: The lowering of the default pipeline.
         masking: The masking of the default pipeline.
         bucket_bytes: Upper bound of the size of one gradient reduction in bytes, in the default pipeline.
 
+    Returns:
+        The passes in the order in which they run.
+
     Raises:
-        PassError: If a pass does not exist, a field does not fit, or the file cannot be read.
+        PassError: If a pass does not exist or is there twice, a field is not valid, the file cannot be read, or the
+            pipeline does not have exactly one pass that reduces parameters.
     """
     default = pipeline(lowering, masking, bucket_bytes)
     if passes is None:
@@ -150,7 +160,7 @@ def resolve_pipeline(
 
 
 def reducing(passes: Sequence[Pass]) -> Pass:
-    """Returns the one pass of a pipeline that reduces parameters; it decides which tensors a worker holds.
+    """Returns the one pass of a pipeline that reduces parameters. It decides which tensors a worker holds.
 
     Raises:
         PassError: If the pipeline has none, or several.
@@ -164,7 +174,7 @@ def reducing(passes: Sequence[Pass]) -> Pass:
 
 
 def bucket_bytes_of(passes: Sequence[Pass]) -> int:
-    """Returns the bucket size of the pipeline's `SyncGradients`."""
+    """Returns the bucket size of the pipeline's `SyncGradients`, or the default size if there is none."""
     return next((one.bucket_bytes for one in passes if isinstance(one, SyncGradients)), DEFAULT_BUCKET_BYTES)
 
 
@@ -179,7 +189,13 @@ def _from_file(path: Path, default: tuple[Pass, ...]) -> tuple[Pass, ...]:
     try:
         if "add" in content:
             return _added(default, content["add"])
-        return _checked(tuple(_made(entry)[0] for entry in content["passes"]))
+        made = [_made(entry) for entry in content["passes"]]
+        placed = next((one.name for one, before in made if before is not None), None)
+        if placed is not None:
+            raise PassError(
+                f"The pass {placed!r} has `before`, which is for `add`. In `passes`, the order of the list counts."
+            )
+        return _checked(tuple(one for one, _ in made))
     except PassError as error:
         raise PassError(f"In the pass file {str(path)!r}: {error}") from None
 
@@ -191,18 +207,25 @@ def _added(passes: tuple[Pass, ...], entries: Sequence[Any]) -> tuple[Pass, ...]
 
 
 def _made(entry: Any) -> tuple[Pass, str | None]:
-    """The pass that an entry of a file names, and where it asks to go."""
+    """The pass that an entry of a file names, and the name of the pass that it is to go before."""
     fields = {"pass": entry} if isinstance(entry, str) else entry
     if not isinstance(fields, Mapping) or not isinstance(fields.get("pass"), str):
         raise PassError(f"An entry must be the name of a pass, or a table with its name as `pass`; got {entry!r:.80}.")
+    name, before = fields["pass"], fields.get("before")
+    if not isinstance(before, (str, type(None))):
+        raise PassError(f"`before` of the pass {name!r} must be the name of a pass, got {before!r:.80}.")
     values = {key: value for key, value in fields.items() if key not in ("pass", "before")}
+    cls = PASSES[name]
     try:
-        return PASSES[fields["pass"]](**values), fields.get("before")
-    except TypeError as error:
-        raise PassError(f"The pass {fields['pass']!r} cannot be made from {values}: {error}.") from None
+        return cls(**values), before
+    except Exception as error:  # a pass may check its fields, and the user needs its name
+        raise PassError(f"The pass {name!r} cannot be made from {values}: {error}.") from error
 
 
 def _checked(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    nameless = next((type(one).__name__ for one in passes if not hasattr(one, "name")), None)
+    if nameless is not None:
+        raise PassError(f"The pass {nameless} has no name. Set `name` in the class, or decorate it with register_pass.")
     names = [one.name for one in passes]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

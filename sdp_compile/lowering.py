@@ -119,11 +119,11 @@ def lower(
 
 def _lowered(program: Program, context: PassContext, passes: tuple[Pass, ...]) -> Program:
     original = program
-    for one in passes:
+    for number, one in enumerate(passes):
         try:
             program = _run(one, program, context)
         except LoweringError as error:
-            culprit = _culprit(original, context, passes) if isinstance(one, Verify) else None
+            culprit = _culprit(original, context, passes[:number])
             if culprit is None:
                 raise
             raise LoweringError(f"Pass {culprit!r} left a wrong graph: {error}") from error
@@ -131,17 +131,17 @@ def _lowered(program: Program, context: PassContext, passes: tuple[Pass, ...]) -
 
 
 def _run(one: Pass, program: Program, context: PassContext) -> Program:
-    """The program that a pass makes of another; its failures name the pass."""
+    """Returns the program that a pass makes of another; errors name the pass."""
     try:
         result = one.run(program, context)
-    except LoweringError as error:
-        raise error if isinstance(one, Verify) else LoweringError(f"Pass {one.name!r}: {error}") from error
-    except SDPError:
-        raise
+    except SDPError as error:
+        if isinstance(one, Verify):
+            raise
+        raise LoweringError(f"Pass {one.name!r}: {error}") from error
     except Exception as error:
         raise LoweringError(f"Pass {one.name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(result, Program):
-        raise LoweringError(f"Pass {one.name!r} must return a Program, it returned {type(result).__name__}.")
+        raise LoweringError(f"Pass {one.name!r} must return a Program, got {type(result).__name__}.")
     try:
         result.graph.lint()
     except Exception as error:
@@ -150,18 +150,37 @@ def _run(one: Pass, program: Program, context: PassContext) -> Program:
 
 
 def _culprit(program: Program, context: PassContext, passes: tuple[Pass, ...]) -> str | None:
-    """The name of the first pass after which `Verify` fails; None where it fails for all passes together only.
+    """Returns the name of the first pass after which `Verify` fails; None if there is none.
 
-    Before parameters are reduced the graph must run with the full ones.
+    Until parameters are reduced, the graph must run with the full ones. The passes before that run with full holdings
+    here, since what they insert may depend on them, such as the factors of `Rescale`.
+
+    Args:
+        program: The program before all passes.
+        context: The worker.
+        passes: The passes that ran without an error.
     """
-    unreduced = PassContext(context.analysis, context.plan, MaskedHoldings(context.plan, context.rank))
-    told, marks = unreduced, False
-    for one in passes:
-        program = one.run(program, context)
-        told = context if one.lowering is not None else told
-        marks = marks or one.name == "sync_gradients"
-        try:
-            Verify(marks=marks).run(DeadCode().run(program, told), told)
-        except LoweringError:
-            return None if isinstance(one, Verify) else one.name
+    full = PassContext(context.analysis, context.plan, MaskedHoldings(context.plan, context.rank))
+    if not _is_right(program, full, marks=False):
+        return None
+    reducer = next((number for number, one in enumerate(passes) if one.lowering is not None), len(passes))
+    for told, checked in ((full, range(reducer)), (context, range(reducer, len(passes)))):
+        result, marks = program, False
+        for number, one in enumerate(passes[: checked.stop]):
+            try:
+                result = one.run(result, told)
+            except Exception:  # it need not run with full holdings
+                break
+            marks = marks or one.name == "sync_gradients"
+            if number in checked and not _is_right(result, told, marks):
+                return one.name
     return None
+
+
+def _is_right(program: Program, context: PassContext, marks: bool) -> bool:
+    """Returns whether a program passes `Verify` once dead code is removed."""
+    try:
+        Verify(marks=marks).run(DeadCode().run(program, context), context)
+    except Exception:  # a wrong graph may raise anything, such as a KeyError for a tensor that does not exist
+        return False
+    return True
