@@ -1,9 +1,9 @@
-"""Passes: each rewrites one program for one rank, see `Pass`; `pipeline` is the order in which they run."""
+"""Passes: each one rewrites a program for one worker. See `Pass`; `pipeline` gives the order in which they run."""
 
 if __name__ != "sdp_compile.passes":
     raise ImportError(
-        "This folder is imported as sdp_compile.passes. A bare 'import passes' would load every module a second time, "
-        "with classes that are not the same as the package's."
+        "Import this folder as sdp_compile.passes. 'import passes' would load every module a second time, with classes "
+        "that differ from those of the package."
     )
 
 from sdp_compile.passes.base import Pass, PassContext, inherited

@@ -1,4 +1,4 @@
-"""What a pass is, and what it knows."""
+"""The base class of passes, and the context that a pass runs in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdp_compile.structure.analysis import Analysis
 
 @dataclass(frozen=True, eq=False)
 class PassContext:
-    """Everything that a pass may ask about the worker that it rewrites a program for.
+    """The worker that a pass rewrites a program for.
 
     Attributes:
         analysis: The captured model with its axes and blocks.
@@ -33,12 +33,12 @@ class PassContext:
 
     @property
     def rank(self) -> int:
-        """The worker that the program is for."""
+        """The worker's number."""
         return self.holdings.rank
 
     @cached_property
     def state(self) -> Mapping[str, StateTensor]:
-        """The full tensors that the graph may read by name, with the buffers that only this worker has."""
+        """The tensors that the graph may read by name: the full ones, and the buffers that only this worker has."""
         return {**self.analysis.capture.state, **self.holdings.buffers}
 
     @cached_property
@@ -48,35 +48,35 @@ class PassContext:
 
 
 class Pass(ABC):
-    """A small frozen object with one job: it takes a program and returns a rewritten one.
+    """Base class of passes: takes a program and returns a rewritten one.
 
-    The graph is valid before and after (``graph.lint()``), and what it computes changes only as the pass's docstring
-    says. The given program is never changed: a pass works on a copy (`sdp_compile.ir.program.copy_program`), or returns
-    the program itself when there is nothing to do. Nodes keep their names and their metadata; a new node gets
-    ``meta["val"]``, a fake tensor like its result.
+    The graph is valid before and after (``graph.lint()``), and computes the same except for what the pass's docstring
+    says. A pass never changes the program that it is given: it rewrites a copy
+    (`sdp_compile.ir.program.copy_program`), or returns the program itself if there is nothing to do. Nodes keep their
+    names and their metadata. A new node gets ``meta["val"]``, a fake tensor of the shape and dtype of its result.
 
-    A pass of your own is a frozen dataclass with a ``name`` and a ``run`` method; `register_pass` makes it known by
-    name to ``passes=``, to TOML files and to the command line.
+    To write a pass, make a frozen dataclass with a ``name`` and a ``run`` method. `register_pass` gives it a name that
+    ``passes=``, TOML files and the command line know.
     """
 
     name: ClassVar[str]
-    """What the pass is called in pipelines, in the inspector and in messages."""
+    """The name of the pass in pipelines, in the inspector and in messages."""
 
     before: ClassVar[str] = "sync_gradients"
-    """Where the pass goes when it is added to the default pipeline by name: before the pass of this name."""
+    """The name of the pass that this one goes before when it is added to the default pipeline."""
 
     lowering: ClassVar[LoweringKind | None] = None
-    """What the pass makes of the parameters, if it is one that reduces them; a pipeline has exactly one."""
+    """How the pass reduces parameters; None if it does not. A pipeline has exactly one pass that does."""
 
     masking: ClassVar[Masking | None] = None
-    """The masking that such a pass is for."""
+    """The masking that a pass that reduces parameters is for; None for other passes."""
 
     @abstractmethod
     def run(self, program: Program, context: PassContext) -> Program:
         """Returns the rewritten program.
 
         Args:
-            program: One mode of the model, as the passes before have left it.
+            program: One mode of the model, as the passes before this one left it. It must not be changed.
             context: The worker, its plan and its tensors.
 
         Raises:
@@ -85,8 +85,8 @@ class Pass(ABC):
 
 
 def inherited(node: fx.Node) -> dict[str, Any]:
-    """Returns the metadata for a new node that stands for the same tensor as ``node``.
+    """Returns the metadata for a new node that takes the place of ``node`` for its readers.
 
-    ``meta["rewrites"]`` is left out: it names arguments of the node's own operator.
+    ``meta["rewrites"]`` is left out, since it names arguments of the operator of ``node``.
     """
     return {key: value for key, value in node.meta.items() if key != "rewrites"}

@@ -1,4 +1,4 @@
-"""The residual branches that a rank drops, as nodes of its graph."""
+"""The residual branches that a worker drops, as nodes of its graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdp_compile.structure.blocks.block import Branch
 
 
 def dropped_branches(program: Program, context: PassContext) -> list[Branch]:
-    """Returns the branches of one mode that the rank does not own."""
+    """Returns the residual branches in the program that the worker does not own."""
     plan = context.plan
     if plan.block_family is None:
         return []
@@ -24,17 +24,21 @@ def dropped_branches(program: Program, context: PassContext) -> list[Branch]:
 
 
 def nodes_of(graph: fx.Graph, branches: list[Branch]) -> list[tuple[fx.Node, fx.Node]]:
-    """Returns the add and the branch's output of each branch.
+    """Returns the nodes of each branch: the add, and the output of the branch that it adds.
+
+    Args:
+        graph: The graph that was analysed, or one that earlier passes made of it.
+        branches: What block analysis found.
 
     Raises:
-        LoweringError: If an earlier pass has removed or renamed one of them.
+        LoweringError: If an earlier pass removed or renamed one of the nodes.
     """
     nodes = {node.name: node for node in graph.nodes}
     for name in (name for branch in branches for name in (branch.add, branch.operand)):
         if name not in nodes:
             raise LoweringError(
-                f"The graph has no node {name!r}, which block analysis found in it. Run the passes on blocks before "
-                "those that remove or rename nodes."
+                f"The graph has no node {name!r}, which block analysis found. Run the passes on blocks before those "
+                "that remove or rename nodes."
             )
     return [(nodes[branch.add], nodes[branch.operand]) for branch in branches]
 
@@ -42,11 +46,21 @@ def nodes_of(graph: fx.Graph, branches: list[Branch]) -> list[tuple[fx.Node, fx.
 def call_like(
     like: fx.Node, target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
 ) -> fx.Node:
-    """Returns a new node at the graph's insertion point, described like the activation ``like`` that it stands for."""
+    """Creates a node that takes the place of an activation, at the graph's insertion point.
+
+    Args:
+        like: The activation. The new node gets its metadata.
+        target: The operator.
+        args: The operator's arguments.
+        kwargs: The operator's keyword arguments.
+
+    Returns:
+        The node, with the fake tensor that the operator returns as ``meta["val"]``.
+    """
     node = like.graph.create_node("call_function", target, args, kwargs or {}, name=target._opname)
     node.meta = inherited(like)
     values = fx.node.map_arg((args, kwargs or {}), lambda source: source.meta["val"])
     node.meta["val"] = target(*values[0], **values[1])
     if node.meta["val"].ndim != like.meta["val"].ndim:
-        node.meta.pop("layouts", None)  # they are the activation's
+        node.meta.pop("layouts", None)  # those of the activation have another number of dimensions
     return node

@@ -1,4 +1,4 @@
-"""Drops the residual branches that a rank does not own."""
+"""Drops the residual branches that a worker does not own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class BypassBlocks(Pass):
-    """``x + f(x)`` becomes ``x`` where the rank does not own ``f``.
+    """Replaces ``x + f(x)`` by ``x`` where the worker does not own ``f``.
 
-    Readers of the add read the skip path, and the branch is left without a reader.
+    The readers of the sum read the skip path, in the dtype and memory layout of the sum. The branch keeps its nodes,
+    which nobody reads any more; `DeadCode` removes them.
+
+    Raises:
+        LoweringError: If an earlier pass removed or renamed the nodes of a branch.
     """
 
     name: ClassVar[str] = "bypass_blocks"
@@ -39,7 +43,10 @@ class BypassBlocks(Pass):
 
 
 def _bypass(graph: fx.Graph, branches: list[Branch]) -> None:
-    """Zeros run from the dropped branches down to the first add with a side that is kept; that side replaces it."""
+    """Replaces each add of a dropped branch by its other side.
+
+    Where both sides of an add are dropped, the sum is dropped too, down to an add with a side that is kept.
+    """
     effects = Effects(graph)
     zeros = {operand for _, operand in nodes_of(graph, branches)}
     for node in effects.nodes:
@@ -47,7 +54,7 @@ def _bypass(graph: fx.Graph, branches: list[Branch]) -> None:
             continue
         kept = [side for side in node.args[:2] if isinstance(side, fx.Node) and side not in zeros]
         if node.target not in ADDS or not kept:
-            zeros.add(node)  # nothing but adds, and what passes a term on to one, reads a term
+            zeros.add(node)  # only adds read a branch, directly or through nodes that pass it on
         else:
             _replace(node, kept[0], effects)
 
@@ -66,27 +73,27 @@ def _replace(add: fx.Node, skip: fx.Node, effects: Effects) -> None:
             stays = call_like(stays, aten.clone.default, (stays,), {"memory_format": _memory_format(total)})
         if stays is skip and own_storage and _is_overwritten(add, skip, effects):
             stays = call_like(stays, aten.clone.default, (stays,))
-    if stays is not skip:  # it stands for the sum when a later add asks
+    if stays is not skip:  # for later adds it is the sum
         effects.storage[stays], effects.position[stays] = effects.storage[add], effects.position[add]
     add.replace_all_uses_with(stays)
-    add.graph.erase_node(add)  # now, as an add in place would still add to the skip path
+    add.graph.erase_node(add)  # not left to DeadCode: an add in place would still change the skip path
 
 
 def _is_overwritten(add: fx.Node, skip: fx.Node, effects: Effects) -> bool:
-    """Whether the sum or the skip path is overwritten while they must differ.
+    """Whether the sum or the skip path is overwritten later, so that they need storage of their own.
 
-    An activation in place that is all that reads the sum is made out of place instead.
+    If all that reads the sum is an operator that overwrites it, the operator is made out of place instead.
     """
     writers = effects.written_after(add)
     if writers and set(add.users) == {writers[0]} and writers[0].args[0] is add and _make_out_of_place(writers[0]):
-        writers = []  # what it makes is a tensor of its own, so later writes do not matter
+        writers = []  # its result now has storage of its own, so later writes do not matter
     position = effects.position[add]
     skip_writers = effects.writers.get(effects.storage[skip], ())
     return bool(writers) or any(effects.position[writer] > position for writer in skip_writers)
 
 
 def _make_out_of_place(node: fx.Node) -> bool:
-    """Turns ``relu_`` into ``relu``; False where ATen has no such operator."""
+    """Turns an operator such as ``relu_`` into ``relu``; returns False if ATen has no such operator."""
     overload = functional_variant(node.target)
     if overload is None:
         return False

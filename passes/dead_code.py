@@ -1,4 +1,4 @@
-"""Removes what has no effect on the rank's results or on its state."""
+"""Removes nodes that have no effect on the worker's results or state."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from sdp_compile.passes.base import Pass, PassContext
 
 @dataclass(frozen=True)
 class DeadCode(Pass):
-    """Keeps what results, the caller's tensors and the rank's own state depend on; placeholders always stay.
+    """Removes all nodes but placeholders and those that outputs, the caller's tensors or the worker's state depend on.
 
-    An in-place operator counts when something that is kept reads that storage later. An update of a buffer that the
-    rank does not hold, such as the batch counter of a dropped block, does not count; nor do random numbers that
-    nobody uses.
+    An in-place operator stays if a node that stays reads the same storage later. An update of a buffer that the worker
+    does not hold, such as the batch counter of a dropped block, goes, and so do random numbers that nobody reads.
     """
 
     name: ClassVar[str] = "dead_code"

@@ -1,4 +1,4 @@
-"""The marks of a graph: which gradients are averaged over which owners."""
+"""Checks the marks of a graph, which say over which owners a gradient is averaged."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from sdp_compile.planning.plan import Plan
 
 
 def check_marks(graph: fx.Graph, plan: Plan, rank: int) -> None:
-    """Checks that the gradient of every shared parameter passes a mark for each of its owner sets.
+    """Checks that every shared parameter that is used passes a mark for each of its owner sets.
+
+    Args:
+        graph: The worker's graph, after `SyncGradients`.
+        plan: Says which parameters are shared by which owners.
+        rank: The worker.
 
     Raises:
-        LoweringError: If a mark is missing: the gradient would not be averaged, and its peers would wait.
+        LoweringError: If a mark is missing: the gradient would not be averaged, and the other owners would wait for it.
     """
     for node in graph.nodes:
         name = str(node.target)
@@ -37,7 +42,7 @@ def check_marks(graph: fx.Graph, plan: Plan, rank: int) -> None:
 
 
 def _owners_on_the_way(node: fx.Node) -> Iterator[tuple[int, ...]]:
-    """The owner sets of the marks that a parameter runs through before it is used."""
+    """Yields the owner sets of the marks that a parameter passes before it is used."""
     while len(node.users) == 1 and (user := next(iter(node.users))).target is ops.all_reduce_mean:
         yield user.kwargs["owners"]  # type: ignore[misc]
         position = user.args.index(node)

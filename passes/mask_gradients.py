@@ -1,4 +1,4 @@
-"""The reference lowering of backward masking: full-size parameters whose gradients are masked."""
+"""The reference lowering of backward masking: parameters of full size with masked gradients."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sdp_compile.planning.holdings import LoweringKind
 
 @dataclass(frozen=True)
 class MaskGradients(Pass):
-    """Reads each parameter that the worker owns in part through `sdp_compile.ops.mask_gradient`.
+    """Inserts `sdp_compile.ops.mask_gradient` after each parameter that the worker does not own whole.
 
-    The graph computes what it computed; the gradient of what the worker does not own is 0.
+    The outputs stay the same. The gradient of the elements that the worker does not own becomes 0.
     """
 
     name: ClassVar[str] = "mask_gradients"

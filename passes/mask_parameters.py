@@ -1,4 +1,4 @@
-"""The reference lowering of forward masking: full-size parameters, masked where they enter the graph."""
+"""The reference lowering of forward masking: parameters of full size, masked where they enter the graph."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from sdp_compile.planning.masks import mask_name
 
 @dataclass(frozen=True)
 class MaskParameters(Pass):
-    """Reads each parameter that the worker owns in part through `sdp_compile.ops.mask_parameter`.
+    """Inserts `sdp_compile.ops.mask_parameter` after each parameter that the worker does not own whole.
 
-    A mask is stored per cut dimension (the mask of a parameter is their outer product), never at full size.
+    Elements that the worker does not own count as 0, and their gradient is 0. A parameter has one mask for each
+    dimension that is cut; their outer product, the mask of all its elements, is never stored.
     """
 
     name: ClassVar[str] = "mask_parameters"
@@ -32,7 +33,13 @@ class MaskParameters(Pass):
 
 
 def through_masks(program: Program, context: PassContext, function: Callable[..., Tensor]) -> Program:
-    """Returns the program with each parameter that has masks read through ``function(parameter, *masks)``."""
+    """Returns the program with ``function(parameter, *masks)`` in the place of each parameter that has masks.
+
+    Args:
+        program: The program, which is not changed.
+        context: The worker, whose holdings have the masks.
+        function: Takes a parameter and its masks, one for each cut dimension, and returns a tensor of its shape.
+    """
     program = copy_program(program)
     graph = program.graph
     for node in list(graph.nodes):

@@ -1,4 +1,4 @@
-"""Pipelines: which passes run, and in which order."""
+"""Pipelines: the passes that run, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep the expected size of a sum over cut units that some workers lack."""
+"""Scales activations in training, to make up for the units that a worker lacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ Factor: TypeAlias = float | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Rescale(Pass):
-    """In training, multiplies by N / owners the activation that is contracted with a cut parameter."""
+    """Multiplies what a worker keeps by N / owners in training, as dropout does.
+
+    With N workers, a unit of a cut axis is scaled in the activation that is contracted with a cut parameter, and a
+    block in the output of its branch. The programs for evaluation, and of plans without ``rescale``, stay as they are.
+    """
 
     name: ClassVar[str] = "rescale"
 
@@ -53,7 +57,11 @@ def _rescale_blocks(graph: fx.Graph, mode: Mode, context: PassContext) -> None:
 
 
 def contractions(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
-    """Yields the activations that ``node`` contracts with a parameter, and the dimension that is summed over."""
+    """Yields each activation that ``node`` contracts with a parameter, and the dimension that is summed over.
+
+    Args:
+        node: Any node.
+    """
     find = lookup(node.target).contractions
     for activation, weight, dim in find(node) if find is not None else ():
         if _is_parameter(weight) and not _is_parameter(activation):
@@ -61,7 +69,7 @@ def contractions(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
 
 
 def _is_parameter(node: fx.Node) -> bool:
-    """Returns whether a node is a parameter, read directly, through a mask, or through views."""
+    """Whether a node is a parameter, read directly, through a mask, or through views."""
     while node.op == "call_function" and len(node.all_input_nodes) >= 1:
         if node.target is not ops.mask_parameter and lookup(node.target).view is None:
             return False
@@ -77,13 +85,13 @@ def _insert(graph: fx.Graph, node: fx.Node, operand: fx.Node, dim: int, factor: 
 
 
 def _axis_factor(layout: Layout, context: PassContext) -> Factor:
-    """N / owners at each index that the worker holds of a dimension; one number where they are all equal."""
+    """N / owners at each index of a dimension that the worker holds; one number if they are all equal."""
     factors = context.holdings.along(layout, spread(layout, _unit_factors(context)))
     return float(factors[0]) if (factors == factors[0]).all() else tuple(factors.tolist())
 
 
 def _unit_factors(context: PassContext) -> dict[str, NDArray[np.float64]]:
-    """For each cut axis N / owners of all its units; those that the worker lacks do not matter and get 1."""
+    """For each cut axis, N / owners of each unit; 1 for units that the worker lacks, where it does not matter."""
     result = {}
     for entry in context.plan.rescales(context.rank):
         if entry.kind == "axis":

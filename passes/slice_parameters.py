@@ -1,4 +1,4 @@
-"""Make the graph compute with the slices that a worker keeps of its parameters."""
+"""Makes the graph compute with the slices of parameters that a worker owns."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from sdp_compile.structure.layout import Layout, kept_size
 
 @dataclass(frozen=True)
 class SliceParameters(Pass):
-    """Rewrites every size, group count and slice bound that depends on a cut axis, and pins implied constants.
+    """Rewrites every size, group count and slice bound that depends on a cut axis.
 
-    Parameters themselves keep their names; the module is built with the worker's slices of them. Symbolic sizes in
-    the graph always mean the full model's: they are converted where a tensor of the slice gives or takes one.
+    A value that an operator derives from the size of a cut axis, such as the scale of attention, is written out as an
+    argument. Parameters keep their names, and the module holds the worker's slices under them. Free sizes in the graph
+    are those of the full model: they are converted where an operator takes or gives a size of a sliced tensor.
     """
 
     name: ClassVar[str] = "slice_parameters"
@@ -46,7 +47,7 @@ class SliceParameters(Pass):
 
 
 def _scale(dims: tuple[Layout, ...], kept: Mapping[str, int]) -> tuple[int, int]:
-    """What a worker keeps of the summed ``dims``, and their full size."""
+    """The sum of the sizes of ``dims`` that a worker keeps, and the sum of their full sizes."""
     return sum(kept_size(dim, kept) for dim in dims), sum(dim.size for dim in dims)
 
 
@@ -58,7 +59,7 @@ def _rewrite(node: fx.Node, rewrites: NodeRewrites, kept: Mapping[str, int]) -> 
         set_argument(node, name, value)
     if not changed:
         return
-    if rewrites.operator is not None:  # every argument but the tensor is given by resizes and pins
+    if rewrites.operator is not None:  # resizes and pins give every argument but the tensor
         arguments: dict[str, Any] = dict(rewrites.pins)
         for argument, _, mine, _full in scales:
             arguments.setdefault(argument, []).append(mine)

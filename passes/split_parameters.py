@@ -1,4 +1,4 @@
-"""Backward masking: make the graph compute the full model with parameters that are held as [owned | rest]."""
+"""Backward masking: makes the graph compute the full model with parameters in two parts, owned and unowned."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sdp_compile.structure.operators.parts import Channels, Split
 
 @dataclass(frozen=True)
 class SplitParameters(Pass):
-    """Each parameter that the worker does not own whole is read as the owned part and the rest of it.
+    """Reads each parameter that the worker does not own whole in two parts: a parameter, and a buffer with the rest.
 
-    Linear layers, convolutions, embeddings and layer norms compute with the two parts, so that no more than the owned
-    part's gradient is computed and no more is saved than it needs. Other operators read the parts joined; batch and
-    group norms lose nothing by it, since the gradient of their input needs the same sums. A parameter of which the
-    worker owns nothing becomes a buffer, without a gradient. What the graph computes does not change.
+    Linear layers, convolutions, embeddings and layer norms compute with the two parts. They compute only the gradient
+    of the owned part, and save only what it needs. Other operators read the parts joined. Batch and group norms lose
+    nothing by it, since the gradient of their input needs the same sums. A parameter of which the worker owns nothing
+    becomes a buffer, without a gradient. The outputs stay the same.
     """
 
     name: ClassVar[str] = "split_parameters"
@@ -47,7 +47,7 @@ def _split(node: fx.Node, parts: tuple[Unowned, ...]) -> None:
         node.target = parts[0].name
         return
     users, full_meta = list(node.users), dict(node.meta)
-    node.meta.pop("layouts", None)  # they are the full parameter's
+    node.meta.pop("layouts", None)  # those of the full parameter
     graph = node.graph
     with graph.inserting_after(node):
         buffers = [graph.get_attr(part.name) for part in parts]
@@ -56,14 +56,14 @@ def _split(node: fx.Node, parts: tuple[Unowned, ...]) -> None:
         for part, buffer in zip(parts, buffers, strict=True):
             assert part.dim is not None
             split = Split(owned, buffer, part.dim, Channels(part.runs))
-            if part is not parts[-1]:  # cut along several dimensions: only along the last one it stays apart
+            if part is not parts[-1]:  # of several cut dimensions, the parts stay apart along the last one only
                 with graph.inserting_before(user):
                     owned = _joined(split, {})
         _use(user, node, split, full_meta)
 
 
 def _use(user: fx.Node, full: fx.Node, split: Split, meta: Mapping[str, Any]) -> None:
-    """Makes ``user``, which reads the full tensor, read its parts."""
+    """Makes ``user`` read the parts instead of the full tensor."""
     alone = _count(user, full) == 1
     with user.graph.inserting_before(user):
         known = lookup(user.target)
@@ -72,7 +72,7 @@ def _use(user: fx.Node, full: fx.Node, split: Split, meta: Mapping[str, Any]) ->
             return
         call = known.narrow(user, full, split) if alone and known.narrow is not None else None
         if call is None:
-            # One for each reader, directly before it: the full tensor lives no longer than it is needed.
+            # Each reader has its own join, directly before it, so that the full tensor does not outlive its use.
             user.replace_input_with(full, _joined(split, meta))
         else:
             user.target, user.args, user.kwargs = *call, {}
@@ -92,7 +92,7 @@ def _joined(split: Split, meta: Mapping[str, Any]) -> fx.Node:
 
 
 def _through(view: fx.Node, split: Split, dim: int) -> None:
-    """Transposes or casts each part of a parameter; the parts of the result lie along ``dim``."""
+    """Applies ``view``, a transposition or a cast, to each part; ``dim`` is where the parts of its result meet."""
     halves = []
     for part in (split.owned, split.rest):
         half = view.graph.call_function(view.target, (part, *view.args[1:]), dict(view.kwargs))  # type: ignore[arg-type]

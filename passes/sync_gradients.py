@@ -1,4 +1,4 @@
-"""Mark in the graph which gradients are averaged over which owners, and when they are complete in backward."""
+"""Marks which gradients are averaged over which owners, and where they are complete in backward."""
 
 from __future__ import annotations
 
@@ -17,11 +17,22 @@ from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 
 @dataclass(frozen=True)
 class SyncGradients(Pass):
-    """Inserts one `sdp_compile.ops.all_reduce_mean` node per bucket of this rank, before the bucket's first use.
+    """Inserts one mark, a `sdp_compile.ops.all_reduce_mean` node, for each gradient bucket of the worker.
 
-    Backward passes a node when the gradients of all of its parameters are complete, and no later. A parameter whose
-    elements belong to several owner sets runs through one node per owner set, the lowest bucket last, so that backward
-    meets the buckets in ascending order.
+    The outputs stay the same. A mark returns its parameters as they are, and all their uses read its results. The pass
+    promises:
+
+    - Each trained parameter that is used passes one mark for each owner set of its elements that has two or more
+      workers, this one among them.
+    - A mark stands directly before the first use of any of its parameters, so backward passes it as soon as the
+      gradients of all of them are complete.
+    - Backward passes the marks in ascending order of buckets, the same order on all owners.
+
+    Placeholders, parameters and buffers move before the first computation, so that a mark can stand anywhere.
+
+    Args:
+        bucket_bytes: Upper bound of the size of one bucket in bytes. A larger piece of a parameter is a bucket of its
+            own.
     """
 
     name: ClassVar[str] = "sync_gradients"
@@ -59,9 +70,9 @@ class SyncGradients(Pass):
 
 
 def _anchors(buckets: list[list[str]], users: Mapping[str, list[fx.Node]]) -> list[fx.Node]:
-    """For each bucket, ascending, the node before which its mark stands: the first that needs any of its parameters.
+    """For each bucket in ascending order, the first node that needs any of its parameters. Its mark stands before it.
 
-    The mark of a lower bucket is such a node.
+    A mark of a lower bucket also needs its parameters, and stands where its own anchor is.
     """
     needed = {name: min(of_name) for name, of_name in users.items() if of_name}
     anchors = []
@@ -73,7 +84,7 @@ def _anchors(buckets: list[list[str]], users: Mapping[str, list[fx.Node]]) -> li
 
 
 def _move_inputs_to_the_head(graph: fx.Graph) -> None:
-    """All placeholders, parameters and buffers before the first computation, so that marks can stand anywhere."""
+    """Moves all placeholders, parameters and buffers before the first computation."""
     anchor: fx.Node = next(node for node in graph.nodes if node.op in {"call_function", "output"})
     for node in list(graph.nodes):
         if node.op in {"get_attr", "placeholder"} and anchor < node:

@@ -1,4 +1,4 @@
-"""The last pass: what the others promised holds."""
+"""Checks what the other passes promise, and gives each node the worker's shape."""
 
 from __future__ import annotations
 
@@ -22,23 +22,34 @@ from sdp_compile.structure.layout import Layout, kept_size
 
 @dataclass(frozen=True)
 class Verify(Pass):
-    """Runs the graph on fake tensors of the worker's shapes and compares every result with what analysis predicts.
+    """Runs the graph on fake tensors, with the worker's parameters and the example's input sizes.
 
-    It also checks that the graph takes and returns what the captured one does, and that the gradient of every shared
-    parameter passes the mark of each of its owner sets. Leaves ``meta["val"]`` a fake tensor
-    of the worker's shape at the example's input size; the symbolic value of the full model moves to
-    ``meta["full_val"]``. Allocates no memory for tensors.
+    The graph stays the same. If the pass returns, then
+
+    - the graph is valid, takes the placeholders of the captured graph in their order, and returns as many values,
+    - every node runs, and every parameter and buffer that it reads is one that the worker holds,
+    - every tensor that the analysis describes has the shape that it predicts for the worker,
+    - with ``marks``, every shared parameter that is used passes a mark for each of its owner sets.
+
+    ``meta["val"]`` of a tensor becomes the fake tensor of the worker's shape; the value of the full model moves to
+    ``meta["full_val"]``. No memory is allocated for tensors.
+
+    Args:
+        marks: Whether to check marks; False before `SyncGradients` has run.
+
+    Raises:
+        LoweringError: If one of these does not hold; the error names the node or the parameter.
     """
 
     name: ClassVar[str] = "verify"
     marks: bool = True
-    """Whether gradients must be marked by now; `SyncGradients` does it."""
+    """Whether to check marks; False before `SyncGradients` has run."""
 
     def run(self, program: Program, context: PassContext) -> Program:
         program = copy_program(program)
         program.graph.lint()
         _check_border(program, context)
-        # The shape environment is for sizes that depend on values, such as those of what a mask picks.
+        # Some sizes depend on values, such as the number of elements that a boolean mask selects.
         with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) as mode:
             _Checker(program.graph, context, context.holdings.kept_units, mode).check()
         if self.marks:
@@ -47,7 +58,7 @@ class Verify(Pass):
 
 
 def _check_border(program: Program, context: PassContext) -> None:
-    """The graph has the captured graph's placeholders, in their order, and as many outputs."""
+    """Checks that the graph has the placeholders of the captured graph, in their order, and as many outputs."""
     captured = context.analysis.programs[program.mode].graph
     expected, found = (
         ([node.name for node in graph.nodes if node.op == "placeholder"], len(cast(Sized, graph.output_node().args[0])))
@@ -61,6 +72,8 @@ def _check_border(program: Program, context: PassContext) -> None:
 
 
 class _Checker(fx.Interpreter):
+    """Runs a graph on fake tensors and compares shapes."""
+
     def __init__(self, graph: fx.Graph, context: PassContext, kept: Mapping[str, int], mode: FakeTensorMode) -> None:
         super().__init__(torch.nn.Module(), graph=graph)
         self.context = context
@@ -122,11 +135,11 @@ class _Checker(fx.Interpreter):
         if any(isinstance(mine, int) and mine != size for mine, size in zip(sizes, expected, strict=True)):
             raise LoweringError(
                 f"{node.format_node()} (module {module_path(node) or 'of the model'!r}, {source_line(node)}) yields "
-                f"the shape {sizes} on worker {self.context.rank}, the analysis says {expected}. "
-                "A rule of one of its operators is wrong; please report the model."
+                f"the shape {sizes} on worker {self.context.rank}, but the analysis says {expected}. If all passes are "
+                "this package's, a rule of one of its operators is wrong; please report the model."
             )
 
 
 def _kept(length: int, layout: Layout, kept: Mapping[str, int]) -> int:
-    """What a worker keeps of a dimension that has ``length`` indices in the example."""
+    """The number of indices that a worker keeps of a dimension with ``length`` indices in the example."""
     return length * kept_size(layout, kept) // layout.size if layout.size else length

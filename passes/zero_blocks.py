@@ -1,4 +1,4 @@
-"""The reference lowering of dropped blocks: they are computed, and count as zeros."""
+"""The reference lowering of dropped blocks: they are computed, and zeros are added instead."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class ZeroBlocks(Pass):
-    """``x + f(x)`` becomes ``x + 0`` where the rank does not own ``f``.
+    """Replaces ``x + f(x)`` by ``x + 0`` where the worker does not own ``f``.
 
-    The branch's output is still computed, and its gradient is 0.
+    ``f(x)`` is still computed, and its gradient is 0. Nothing of it reaches the sum, even if it is infinite or NaN.
+
+    Raises:
+        LoweringError: If an earlier pass removed or renamed the nodes of a branch.
     """
 
     name: ClassVar[str] = "zero_blocks"

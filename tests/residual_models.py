@@ -130,19 +130,3 @@ def context_without(
     )
     analysis = Analysis(capture, capture.programs, None, blocks)  # type: ignore[arg-type]
     return PassContext(analysis, plan, holdings)  # type: ignore[arg-type]
-
-
-def text(program: Program) -> str:
-    """The graph, one line per node: ``name = operator(arguments)``."""
-    lines = []
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            continue
-        if node.op == "get_attr":
-            lines.append(f"{node.name} = {node.target}")
-        elif node.op == "output":
-            lines.append(f"return {', '.join(map(str, node.args[0]))}")
-        else:
-            arguments = [*map(str, node.args), *(f"{key}={value}" for key, value in node.kwargs.items())]
-            lines.append(f"{node.name} = {str(node.target).removeprefix('aten.')}({', '.join(arguments)})")
-    return "\n".join(lines)

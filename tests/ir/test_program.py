@@ -69,6 +69,7 @@ def test_a_copy_has_a_graph_of_its_own(copied: Callable[[Program], Program]) -> 
     before = text_of(program.graph)
     twin = copied(program)
     assert [node.name for node in twin.graph.nodes] == [node.name for node in program.graph.nodes]
+    assert [node.meta.keys() for node in twin.graph.nodes] == [node.meta.keys() for node in program.graph.nodes]
     next(iter(twin.graph.nodes)).meta["val"] = None
     for node in reversed(twin.graph.nodes):
         twin.graph.erase_node(node)

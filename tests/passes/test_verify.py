@@ -98,7 +98,7 @@ def edited(context: PassContext, edit: Callable[[fx.Graph, dict[str, fx.Node]], 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (view_of_one_head, r"view.*yields the shape \(5, 1, 4\) on worker 0, the analysis says \(5, 2, 2\)"),
+        (view_of_one_head, r"view.*yields the shape \(5, 1, 4\) on worker 0, but the analysis says \(5, 2, 2\)"),
         (view_that_does_not_fit, r"Worker 0's graph cannot run .*view"),
         (no_output, r"takes x and returns 0 values; the captured one takes x and returns 1"),
         (no_input, r"takes nothing and returns 1 values; the captured one takes x and returns 1"),
