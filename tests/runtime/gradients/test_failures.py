@@ -13,8 +13,8 @@ from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.module.connecting import connect
 from tests.distributed import WorkerFailed, run_workers
+from tests.runtime.gradients.test_engine import WORKERS, compare, connected, gradients, loss_of
 from tests.runtime.stub import CYCLIC, Subnet, batch, capture_of, network, plan_of
-from tests.runtime.test_gradients import WORKERS, compare, connected, gradients, loss_of
 
 pytestmark = pytest.mark.timeout(120)
 

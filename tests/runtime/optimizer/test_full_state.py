@@ -16,9 +16,9 @@ from sdp_compile.runtime.optimizer.guard import needs_broadcast
 from sdp_compile.runtime.optimizer.param_groups import merged_groups
 from sdp_compile.runtime.state.full_state import full_state_dict, load_full_state_dict
 from tests.distributed import run_workers
+from tests.runtime.gradients.test_engine import full_of, loss_of
+from tests.runtime.state.test_full_state import subnet
 from tests.runtime.stub import CYCLIC, SCATTERED, batch, capture_of, network, plan_of
-from tests.runtime.test_gradients import full_of, loss_of
-from tests.runtime.test_state import subnet
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:.*calibrate")]
 WORKERS = 4
