@@ -9,7 +9,7 @@ import torch
 
 from sdp_compile.runtime.gradients.all_to_all import Exchange, is_crowded
 from tests.distributed import run_workers
-from tests.runtime.gradients.test_engine import WORKERS, compare, connected, gradients, loss_of
+from tests.runtime.connected import WORKERS, compare, connected, gradients, loss_of
 from tests.runtime.stub import CYCLIC, SCATTERED, batch, capture_of, network, plan_of
 
 pytestmark = pytest.mark.timeout(120)

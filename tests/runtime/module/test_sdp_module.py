@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 from torch.utils import _pytree as pytree
 
 from sdp_compile import sdp_compile
@@ -21,34 +19,7 @@ from sdp_compile.errors import SDPError
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from tests.models import MODELS, doubled
 from tests.oracle import randomise, without_randomness
-
-
-def compiled(model: nn.Module, example_inputs: Any) -> SDPModule:
-    """The model as the one worker of a plan that owns everything."""
-    return sdp_compile(model, "neuron", example_inputs, workers=1, rank=0)
-
-
-def loss(output: Any) -> torch.Tensor:
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-    return torch.stack([(leaf * torch.linspace(-1, 1, leaf.numel()).view(leaf.shape)).sum() for leaf in leaves]).sum()
-
-
-def assert_same(module: nn.Module, original: nn.Module, call: Callable[[nn.Module], Any]) -> None:
-    """Equal outputs (types too), gradients and buffers."""
-    for model in (module, original):
-        model.zero_grad()
-    got, wanted = call(module), call(original)
-    assert type(got) is type(wanted)
-    torch.testing.assert_close(list(pytree.tree_leaves(got)), list(pytree.tree_leaves(wanted)), rtol=1e-10, atol=1e-10)
-    if original.training:
-        loss(got).backward()
-        loss(wanted).backward()
-    parameters = dict(module.named_parameters())
-    for name, parameter in original.named_parameters():
-        torch.testing.assert_close(parameters[name].grad, parameter.grad, rtol=1e-8, atol=1e-8, msg=name)
-    buffers = dict(module.named_buffers())
-    for name, buffer in original.named_buffers():
-        torch.testing.assert_close(buffers[name], buffer, msg=name)
+from tests.runtime.module.small import Small, assert_same, compiled
 
 
 def other_sizes(kwargs: dict[str, Any], args: tuple[Any, ...], batch: int, length: int) -> tuple[Any, Any]:
@@ -89,30 +60,6 @@ def test_equals_the_original(name: str) -> None:
         other, keywords = other_sizes(dict(kwargs), args, batch, length)
         assert_same(module, model, lambda m, a=other, k=keywords: m(*a, **k))
     module.graph.lint()
-
-
-class Small(nn.Module):
-    """Dropout, BatchNorm, tied weights, containers in and out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5))
-        self.empty = nn.ReLU()
-        self.second = nn.Linear(6, 6)
-        self.second.weight = self.first[0].weight
-        self.register_buffer("table", torch.arange(6.0), persistent=False)
-
-    def forward(
-        self, x: torch.Tensor, more: dict[str, torch.Tensor] | None = None, scale: float = 2.0
-    ) -> dict[str, Any]:
-        y = self.second(self.empty(self.first(x))) * scale + self.table
-        return {"y": y if more is None else y + more["z"], "list": [x.sum(), None]}
-
-
-@pytest.fixture
-def small() -> Iterator[SDPModule]:
-    torch.manual_seed(0)
-    yield compiled(randomise(Small()), (torch.randn(4, 6),))
 
 
 def test_modes_switch_behaviour_and_graph(small: SDPModule) -> None:
@@ -166,26 +113,6 @@ def test_edited_graphs_take_effect(small: SDPModule) -> None:
     assert not torch.equal(small(x)["y"], before)
 
 
-def test_device_constants_follow_the_module() -> None:
-    class Positions(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) + torch.arange(6, device=x.device)
-
-    model = Positions(6, 6)
-    module = compiled(model, torch.randn(4, 6))
-    if torch.cuda.is_available():
-        x = torch.randn(4, 6, device="cuda")
-        torch.testing.assert_close(module.cuda()(x), model.cuda()(x))
-        assert "cuda" in module.code and module.cpu()(x.cpu()).device.type == "cpu"
-    assert "cpu" in module.code
-    with torch.device("meta"):
-        empty = Positions(6, 6)
-    module = compiled(empty, torch.empty(4, 6)).to_empty(device="cpu")
-    module.load_state_dict(model.cpu().state_dict())
-    x = torch.randn(3, 6)
-    assert torch.equal(module(x), model(x))
-
-
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_a_model_that_returns_its_loss(name: str) -> None:
     model, _, inputs = doubled(MODELS[name]())
@@ -202,73 +129,50 @@ def test_a_model_that_returns_its_loss(name: str) -> None:
     torch.testing.assert_close(module(**longer).loss, model(**longer).loss)
 
 
-def test_what_it_is_can_be_seen(tmp_path: Path) -> None:
-    module = sdp_compile(
-        nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6)), "neuron", torch.randn(4, 6), workers=2, rank=1
-    )
-    assert "linear" in str(module.inspect("graph")) and "50" in str(module.inspect("owners"))
-    assert "2 workers" in str(module.plan)
-    again = pickle.loads(pickle.dumps(module))
-    assert str(again.inspect("diff")) == str(module.inspect("diff"))
-    module.report(tmp_path / "report.html")
+@pytest.fixture
+def cut() -> SDPModule:
+    """A worker that owns half of a hidden axis."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
+    return sdp_compile(model, "neuron", torch.randn(4, 6), workers=2, rank=1)
+
+
+def test_the_graph_view_shows_the_graph_that_runs(cut: SDPModule) -> None:
+    rows = cut.inspect("graph").to_dict()["rows"]
+    assert {row["name"] for row in rows} == {node.name for node in cut.graph.nodes if node.target is not getitem}
+    state = {row["target"]: row for row in rows if row["kind"] == "state"}
+    assert {name: tuple(row["shape"]) for name, row in state.items()} == {
+        name: tuple(parameter.shape) for name, parameter in cut.named_parameters()
+    }
+    assert {name: tuple(row["full_shape"]) for name, row in state.items()} == {
+        name: tensor.shape for name, tensor in cut.plan.state.items()
+    }
+    operators = [row["target"] for row in rows if row["kind"] == "compute"]
+    assert operators == ["aten.linear.default", "aten.relu.default", "aten.linear.default"]
+
+
+def test_the_owners_view_shows_what_the_masks_say(cut: SDPModule) -> None:
+    found = cut.inspect("owners").to_dict()
+    owned = [[int(cut.plan.mask(name, rank).sum()) for name in cut.plan.state] for rank in range(2)]
+    assert {rank: one["parameters"] for one in found["classes"] for rank in one["workers"]} == {
+        rank: 4 * sum(elements) for rank, elements in enumerate(owned)
+    }
+    (hidden,) = found["families"]
+    assert hidden["owned"] == [int(cut.plan.mask("0.bias", rank).sum()) for rank in range(2)]
+    assert found["digest"] == cut.plan.digest
+
+
+def test_a_copy_from_a_pickle_shows_the_same(cut: SDPModule) -> None:
+    again = pickle.loads(pickle.dumps(cut))
+    for view in ("structure", "owners", "graph", "diff", "cost"):
+        assert again.inspect(view).to_dict() == cut.inspect(view).to_dict()
+        assert str(again.inspect(view)) == str(cut.inspect(view))
+
+
+def test_the_report_page_and_unknown_views(cut: SDPModule, tmp_path: Path) -> None:
+    cut.report(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(SDPError, match="structure, owners, graph, diff"):
-        module.inspect("nonsense")
-
-
-# Calls
-
-
-def test_arguments_by_position_or_keyword() -> None:
-    model = randomise(Small()).eval()
-    x, more = torch.randn(4, 6), {"z": torch.randn(4, 6)}
-    module = compiled(model, {"x": x, "more": more})
-    expected = model(x, more)["y"]
-    assert torch.equal(module(x, more)["y"], expected)
-    assert torch.equal(module(x, more=more)["y"], expected)
-    assert torch.equal(module(more=more, x=x)["y"], expected)
-    assert torch.equal(module(x, more, 2.0)["y"], expected), "an argument at its default value need not be captured"
-
-
-@pytest.mark.parametrize(
-    ("args", "kwargs", "words"),
-    [
-        ((), {}, ["'x' is missing", "tensor[n0, 6]"]),
-        ((torch.randn(4, 6), {"z": torch.randn(4, 6)}), {}, ["'more' was not part of the capture"]),
-        ((torch.randn(4, 6),), {"scale": 3.0}, ["'scale' was not part of the capture"]),
-        ((torch.randn(4, 6),), {"unknown": 3.0}, ["'unknown'"]),
-        ((torch.randn(4, 6),), {"x": 3.0}, ["'x' was given twice"]),
-        ((torch.randn(4, 6), None, 2.0, 1), {}, ["4 positional"]),
-        ((torch.randn(4, 5),), {}, ["'x' has size 5 in dimension 1", "6"]),
-        ((torch.randn(4, 6, 1),), {}, ["'x' has 3 dimensions where 2"]),
-        ((3.0,), {}, ["'x' is 3.0 where a tensor"]),
-    ],
-)
-def test_calls_that_were_not_captured(small: SDPModule, args: Any, kwargs: Any, words: list[str]) -> None:
-    with pytest.raises(SDPError) as caught:
-        small(*args, **kwargs)
-    for word in ("Small", "Captured: (", *words):
-        assert word in str(caught.value)
-
-
-def test_other_containers_and_values_are_refused() -> None:
-    x = torch.randn(4, 6)
-    module = compiled(Small(), {"x": x, "more": {"z": x}, "scale": 3.0})
-    with pytest.raises(SDPError, match="another structure"):
-        module(x, {"other": x}, 3.0)
-    with pytest.raises(SDPError, match=r"2\.0 where 3\.0 was captured"):
-        module(x, {"z": x}, 2.0)
-
-
-def test_sizes_that_must_agree() -> None:
-    class Sum(nn.Linear):
-        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return super().forward(torch.cat([x, y], 1)) if x.shape[0] > 3 else x * y
-
-    module = compiled(Sum(6, 6), (torch.randn(4, 3), torch.randn(4, 3)))
-    assert module(torch.randn(5, 3), torch.randn(5, 3)).shape == (5, 6)
-    with pytest.raises(SDPError, match=r"size\(\)|must equal"):
-        module(torch.randn(2, 3), torch.randn(2, 3))
+        cut.inspect("nonsense")
 
 
 def test_names_of_the_compiled_module_are_refused() -> None:
@@ -276,60 +180,3 @@ def test_names_of_the_compiled_module_are_refused() -> None:
     model.add_module("plan", nn.Linear(6, 6))
     with pytest.raises(SDPError, match="'plan'"):
         compiled(model, torch.randn(4, 6))
-
-
-# torch.compile
-
-
-@pytest.mark.timeout(120)
-def test_compiles_once_per_mode() -> None:
-    model, _, kwargs = MODELS["gpt2"]()
-    module, other = (compiled(model, kwargs) for _ in range(2))
-    expected = model(**kwargs)
-    torch._dynamo.reset()
-    counter = CompileCounter()
-    wrapped = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
-    for _ in range(6):
-        wrapped.train()
-        output = wrapped(**kwargs)
-        wrapped.eval()
-        assert not module.training
-        wrapped(**kwargs)
-    assert counter.frame_count == 2
-    tokens = kwargs["input_ids"][:, :9].repeat(2, 1)
-    wrapped(input_ids=tokens, labels=tokens)
-    assert counter.frame_count == 2, "another batch size and length"
-    assert type(output) is type(expected)
-    torch.testing.assert_close(output.loss, expected.loss)
-    assert type(module).forward.__code__ != type(other).forward.__code__
-
-
-@pytest.mark.timeout(120)
-def test_compiled_training_equals_eager() -> None:
-    model = randomise(Small())
-    model.first[2].p = 0.0
-    module, x = compiled(model, {"x": torch.randn(4, 6)}), torch.randn(4, 6)
-    torch._dynamo.reset()
-    torch.compile(module, fullgraph=True, backend="aot_eager")(x=x)["y"].square().sum().backward()
-    model(x)["y"].square().sum().backward()
-    for name, parameter in module.named_parameters():
-        torch.testing.assert_close(parameter.grad, dict(model.named_parameters())[name].grad)
-    torch.testing.assert_close(dict(module.named_buffers())["first.1.running_mean"], model.first[1].running_mean)
-
-
-@pytest.mark.parametrize("fails", [True, False])
-def test_a_failed_call_leaves_autocast_as_it_was(fails: bool) -> None:
-    class Region(nn.Linear):
-        def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                return super().forward(x)[index]
-
-    module = compiled(Region(6, 6), (torch.randn(4, 6), torch.tensor([0, 1])))
-    nesting = torch.autocast_increment_nesting()
-    torch.autocast_decrement_nesting()
-    index = torch.tensor([0, 9 if fails else 1])
-    with pytest.raises(IndexError) if fails else contextlib.nullcontext():
-        assert module(torch.randn(4, 6), index).dtype == torch.bfloat16
-    assert not torch.is_autocast_enabled("cpu")
-    assert torch.autocast_increment_nesting() == nesting
-    torch.autocast_decrement_nesting()

@@ -1,4 +1,4 @@
-"""Optimizers: equal owners, full states that the original's optimizer takes, and refusals."""
+"""Full optimizer states: the original's optimizer takes them, and a worker's takes the original's."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.optimizer.full_state import full_optimizer_state_dict, load_full_optimizer_state_dict
-from sdp_compile.runtime.optimizer.guard import needs_broadcast
-from sdp_compile.runtime.optimizer.param_groups import merged_groups
 from sdp_compile.runtime.state.full_state import full_state_dict, load_full_state_dict
 from tests.distributed import run_workers
-from tests.runtime.gradients.test_engine import full_of, loss_of
-from tests.runtime.state.test_full_state import subnet
+from tests.runtime.connected import WORKERS, connected, full_of, loss_of
 from tests.runtime.stub import CYCLIC, SCATTERED, batch, capture_of, network, plan_of
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:.*calibrate")]
-WORKERS = 4
 
 
 def grouped(model: torch.nn.Module) -> Any:
@@ -31,7 +26,7 @@ def grouped(model: torch.nn.Module) -> Any:
 
 
 def trained(rank: int, kind: str) -> Any:
-    module = subnet(rank, SCATTERED)
+    module = connected(rank, SCATTERED)
     optimizer = torch.optim.AdamW(
         grouped(module) if kind == "groups" else module.parameters(), lr=1e-2, amsgrad=kind == "amsgrad"
     )
@@ -92,7 +87,7 @@ def numbered(rank: int) -> Any:
     dense = torch.optim.Adam(net.parameters())
     F.cross_entropy(net(batch(0)[0]), batch(0)[1]).backward()
     dense.step()
-    module = subnet(rank, CYCLIC)
+    module = connected(rank, CYCLIC)
     optimizer = torch.optim.Adam(module.parameters())
     load_full_optimizer_state_dict(module, optimizer, dense.state_dict())
     full = full_optimizer_state_dict(module, optimizer)
@@ -110,106 +105,3 @@ def test_a_dense_optimizers_state_loads_and_comes_back() -> None:
         expected = dense["state"].get(number, {})
         assert set(full["state"].get(name, {})) == set(expected)
         assert all(torch.equal(full["state"][name][key], expected[key]) for key in expected)
-
-
-def steps(rank: int, make: str) -> Any:
-    module = subnet(rank, SCATTERED).to(torch.bfloat16 if make == "sgd_bfloat16" else torch.float32)
-    optimizer = {
-        "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
-        "sgd": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
-        "fused": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
-        "sgd_bfloat16": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
-        "own": Own,
-    }[make](list(module.parameters()))
-    dtype = module.up.weight.dtype
-    for step in range(20):
-        optimizer.zero_grad()
-        x, y = batch(100 * rank + step)
-        F.cross_entropy(module(x.to(dtype)).float(), y).backward()
-        optimizer.step()
-    values = {name: p.detach().clone() for name, p in module.named_parameters()}
-    states = {
-        f"{name}:{key}": value
-        for name, p in module.named_parameters()
-        for key, value in optimizer.state.get(p, {}).items()
-        if isinstance(value, Tensor) and value.shape == p.shape
-    }
-    return values, states
-
-
-class Own(torch.optim.SGD):
-    """An optimizer that nobody measured: its update depends on the rank's slices."""
-
-    def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, lr=1e-2, momentum=0.9)
-
-    def step(self, closure: Any = None) -> None:
-        with torch.no_grad():
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.sub_(parameter.grad * (1e-3 / parameter.numel()))
-
-
-@pytest.mark.parametrize("make", ["adamw", "sgd", "fused", "sgd_bfloat16", "own"])
-def test_owners_stay_bitwise_equal(make: str) -> None:
-    found = run_workers(steps, WORKERS, make)
-    plan = plan_of(capture_of(network()), SCATTERED, WORKERS)
-    start = network().up.weight.float()[plan.mask("up.weight", 0)]
-    assert (found[0][0]["up.weight"].float().reshape(-1) - start).abs().max() > 1e-5
-    for which in (0, 1):
-        for key in found[0][which]:
-            name = key.split(":")[0]
-            for piece in plan.pieces(name):
-                inside = torch.zeros(plan.state[name].shape, dtype=torch.bool)
-                inside[torch.meshgrid(*map(torch.from_numpy, piece.index), indexing="ij")] = True
-                held = [full_of(plan, rank, name, found[rank][which][key])[inside] for rank in piece.owners]
-                assert all(torch.equal(held[0], other) for other in held), (key, piece.owners)
-
-
-def refusals(rank: int) -> None:
-    module = subnet(rank, CYCLIC)
-    loss_of(module, rank).backward()
-    lbfgs = torch.optim.LBFGS([p for p in module.parameters() if p.requires_grad])
-    with pytest.raises(SDPError, match="LBFGS uses scalar products"):
-        lbfgs.step(lambda: loss_of(module, rank))
-    weights = [p for p in module.parameters() if p.dim() == 2]
-    for name in ("Adafactor", "Muon"):
-        with pytest.raises(SDPError, match=name):
-            getattr(torch.optim, name)(weights).step()
-
-    class Lamb(torch.optim.SGD):
-        pass
-
-    with pytest.raises(SDPError, match="norm of whole parameters"):
-        Lamb(weights, lr=0.1).step()
-    other = torch.nn.Linear(2, 2)
-    other(torch.ones(1, 2)).sum().backward()
-    torch.optim.Adafactor(other.parameters()).step()  # not ours
-
-
-def test_optimizers_that_need_whole_parameters_are_refused() -> None:
-    run_workers(refusals, WORKERS)
-
-
-def test_which_optimizers_are_trusted() -> None:
-    full, half = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16()
-    assert not needs_broadcast(torch.optim.AdamW(full.parameters()), False)
-    assert not needs_broadcast(torch.optim.AdamW(half.parameters()), False)
-    assert not needs_broadcast(torch.optim.SGD(full.parameters(), lr=0.1, momentum=0.9), False)
-    assert needs_broadcast(torch.optim.SGD(half.parameters(), lr=0.1, momentum=0.9), False)
-    assert needs_broadcast(torch.optim.AdamW(full.parameters(), fused=True), False)
-    assert needs_broadcast(torch.optim.AdamW(full.parameters()), True)
-    assert needs_broadcast(Own(full.parameters()), False)
-
-
-def test_groups_that_only_some_ranks_have_are_matched_by_name() -> None:
-    def group(rate: float, *names: str) -> dict[str, Any]:
-        return {"options": {"lr": rate, "betas": [0.9, 0.99]}, "names": list(names), "named": False}
-
-    ranks = [[group(1.0, "a"), group(2.0, "b")], [group(2.0, "b"), group(3.0, "c")], [group(1.0, "a")]]
-    merged = merged_groups(ranks, ["a", "b", "c"])
-    assert [(found["lr"], found["params"]) for found in merged] == [(1.0, ["a"]), (2.0, ["b"]), (3.0, ["c"])]
-    assert merged[0]["betas"] == (0.9, 0.99)
-    same = merged_groups([[group(1.0, "a", "b")], [group(1.0, "c", "b")]], ["a", "b", "c"])
-    assert [found["params"] for found in same] == [["a", "b", "c"]]
