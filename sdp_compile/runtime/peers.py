@@ -16,7 +16,7 @@ from sdp_compile.planning.holdings import Holdings
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.refresh import Refresh
 from sdp_compile.runtime.comm.transfer import equalise
-from sdp_compile.runtime.gradients.all_to_all import Exchange, is_crowded
+from sdp_compile.runtime.gradients.all_to_all import AllToAll, is_crowded
 from sdp_compile.runtime.gradients.compiled import launched_by
 from sdp_compile.runtime.gradients.engine import GradientEngine
 from sdp_compile.runtime.tensors import local_tensors
@@ -76,7 +76,7 @@ class Peers:
             module, self.holdings, self.groups, buckets, self.comm_dtype, self.check_finite
         )
         if is_crowded(plan.buckets(bucket_bytes=self.bucket_bytes)):
-            engine.reduction = Exchange(self.groups)
+            engine.reduction = AllToAll(self.groups)
         launched_by(number, engine)
         self.refresher = engine.refresher = (
             Refresh(module, self.holdings, self.groups, self.bucket_bytes) if plan.masking == "backward" else None

@@ -17,7 +17,7 @@ from torch import Tensor
 from sdp_compile.errors import DistributedError
 from sdp_compile.ownership.owners import OwnerSet, is_member
 from sdp_compile.runtime.comm.issuer import issuer_of
-from sdp_compile.runtime.comm.streams import join
+from sdp_compile.runtime.comm.streams import wait_for_all
 from sdp_compile.runtime.comm.traffic import Traffic
 
 _owner_groups: WeakKeyDictionary[dist.ProcessGroup, dict[OwnerSet, dist.ProcessGroup | None]] = WeakKeyDictionary()
@@ -52,7 +52,7 @@ class Groups:
     def group(self) -> dist.ProcessGroup:
         """The common process group, free for a collective: after all that was issued during backward."""
         issuer_of(self.raw_group).settle()
-        join()
+        wait_for_all()
         return self.raw_group
 
     @property
