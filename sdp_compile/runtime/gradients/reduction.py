@@ -24,8 +24,8 @@ class Reduction(ABC):
     The gradient engine packs this worker's gradients of a bucket into a flat buffer. During backward it calls ``start``
     for one bucket after the other, in ascending number on every worker; then ``started_all`` once, and ``finish`` for
     each bucket in the same order, even if backward failed. ``start`` must not wait; it issues collectives through
-    `sdp_compile.runtime.comm.streams.issue`, in the groups' ``raw_group`` and ``raw_group_of``. To use another strategy,
-    set ``GradientEngine.reduction`` between two backward passes, on all workers.
+    `sdp_compile.runtime.comm.streams.issue`, in the groups' ``raw_group`` and ``raw_group_of``. To use another
+    strategy, set ``GradientEngine.reduction`` between two backward passes, on all workers.
     """
 
     def __init__(self, groups: Groups) -> None:

@@ -17,8 +17,8 @@ _aten = torch.ops.aten
 class ShardedGradient(Tensor):
     """A gradient of which this worker holds only its own shards.
 
-    It has the parameter's shape, dtype and device, so that ``.grad is None`` and ``zero_grad()`` keep their meaning, but
-    it has no values: reading or changing them raises `SDPError`.
+    It has the parameter's shape, dtype and device, so that ``.grad is None`` and ``zero_grad()`` keep their meaning,
+    but it has no values: reading or changing them raises `SDPError`.
 
     Attributes:
         parameter_name: The parameter's name, for errors.
