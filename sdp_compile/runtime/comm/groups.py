@@ -83,7 +83,7 @@ class Groups:
             return dist.distributed_c10d.default_pg_timeout
 
     def wire(self, device: torch.device) -> torch.device:
-        """Returns the device on which tensors of ``device`` are communicated: Gloo uses the host even for CUDA tensors."""
+        """Returns the device to communicate tensors of ``device`` on: Gloo uses the host even for CUDA tensors."""
         backend = self._backends.get(device.type)
         return self.device if backend is None or backend == "gloo" else device
 
@@ -182,8 +182,9 @@ def explained(owners: OwnerSet, what: str, rank: int) -> Iterator[None]:
 def _common_name(text: str) -> Iterator[None]:
     """Makes all members derive the same name for a group that is created with local synchronisation.
 
-    PyTorch 2.14 derives the name from the ranks and from the number of groups that this process has created before. That
-    number differs between the members of overlapping groups, and they would wait for each other under different names.
+    PyTorch 2.14 derives the name from the ranks and from the number of groups that this process has created before.
+    That number differs between the members of overlapping groups, and they would wait for each other under different
+    names.
     """
     c10d = dist.distributed_c10d
     if "group_count" not in c10d._hash_ranks_to_str.__code__.co_names:

@@ -126,7 +126,7 @@ class Handshake:
         return verdict
 
     def _decide(self, verdict: str, deadline: float) -> None:
-        """Publishes the verdict. A bad one ends this process and perhaps its store, so it waits until all have read it."""
+        """Publishes the verdict; waits until all have read a bad one, which ends this process and maybe its store."""
         self._store.set("verdict", verdict)
         while verdict and self._store.add("read", 0) < self._workers - 1 and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -35,7 +35,7 @@ class Traffic:
     calls: Counter[str] = field(default_factory=Counter)
 
     def add(self, what: str, kind: CollectiveKind, payload: float, members: int) -> None:
-        """Counts one ring collective; ``what`` is its purpose, such as "gradients", "refresh", "shards" or "control"."""
+        """Counts one ring collective; ``what`` is its purpose: "gradients", "refresh", "shards", "control", ..."""
         self.sent[what] += round(sent_bytes(kind, payload, members))
         self.calls[what] += 1
 

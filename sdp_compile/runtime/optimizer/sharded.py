@@ -177,7 +177,8 @@ class ShardedOptimizer(Optimizer):
         if not isinstance(optimizer, type):
             raise SDPError(
                 "sdp.ShardedOptimizer takes the class of an optimizer and its options, as in "
-                f"sdp.ShardedOptimizer(model, torch.optim.AdamW, lr=1e-3), but got an object of type {type(optimizer).__name__}."
+                "sdp.ShardedOptimizer(model, torch.optim.AdamW, lr=1e-3), got an object of type "
+                f"{type(optimizer).__name__}."
             )
         check_elementwise(optimizer)
         peers = self.module.peers

@@ -110,7 +110,7 @@ def misuse(rank: int) -> None:
     scaler.scale(torch.ones(()))
     with pytest.raises(SDPError, match="GradScaler"):
         scaler.unscale_(optimizer)
-    with pytest.raises(SDPError, match="SGD does not know"):
+    with pytest.raises(SDPError, match="SGD cannot step this model"):
         torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     optimizer.step()
