@@ -25,7 +25,7 @@ def clip_grad_norm_(
     Args:
         model: An `SDPModule`, or the wrapper of one that ``torch.compile`` returns.
         max_norm: Upper bound of the norm.
-        norm_type: The order p of the norm, positive; ``inf`` is the largest absolute value.
+        norm_type: The order p of the norm, positive; ``inf`` gives the largest absolute value.
         error_if_nonfinite: Whether a norm that is infinite or NaN is an error.
 
     Returns:

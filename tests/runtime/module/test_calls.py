@@ -33,7 +33,7 @@ def test_arguments_by_position_or_keyword() -> None:
         ((torch.randn(4, 6), {"z": torch.randn(4, 6)}), {}, ["'more' was not part of the capture"]),
         ((torch.randn(4, 6),), {"scale": 3.0}, ["'scale' was not part of the capture"]),
         ((torch.randn(4, 6),), {"unknown": 3.0}, ["'unknown'"]),
-        ((torch.randn(4, 6),), {"x": 3.0}, ["'x' was given twice"]),
+        ((torch.randn(4, 6),), {"x": 3.0}, ["'x' was passed twice"]),
         ((torch.randn(4, 6), None, 2.0, 1), {}, ["4 positional"]),
         ((torch.randn(4, 5),), {}, ["'x' has size 5 in dimension 1", "6"]),
         ((torch.randn(4, 6, 1),), {}, ["'x' has 3 dimensions where 2"]),
