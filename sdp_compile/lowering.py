@@ -1,4 +1,4 @@
-"""Lowering: from an analysis and a plan to one worker's programs."""
+"""Lowering: turns an analysis and a plan into one worker's programs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from sdp_compile.structure.analysis import Analysis
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The program that one pass left; the first step has no name and holds the program before all passes.
+    """The program after one pass.
 
-    ``is_sliced`` says whether activations have the worker's shapes by now.
+    Attributes:
+        name: The name of the pass; empty for the program before all passes.
+        program: The program.
+        is_sliced: Whether activations have the worker's shapes.
     """
 
     name: str
@@ -35,7 +38,7 @@ class Lowered:
         analysis: The captured model with its axes and blocks.
         plan: Who owns what.
         holdings: Which tensors the worker holds, and where they lie in the full ones.
-        passes: What made the programs, in order.
+        passes: The passes that made the programs, in order.
         programs: One rewritten program per mode.
     """
 
@@ -47,7 +50,7 @@ class Lowered:
 
     @property
     def rank(self) -> int:
-        """The worker."""
+        """The worker's number."""
         return self.holdings.rank
 
     @property
@@ -57,7 +60,7 @@ class Lowered:
 
     @property
     def context(self) -> PassContext:
-        """What the passes were told."""
+        """The context that the passes were run with."""
         return PassContext(self.analysis, self.plan, self.holdings)
 
     @property
@@ -67,13 +70,14 @@ class Lowered:
 
     @property
     def constants(self) -> Mapping[str, Tensor]:
-        """The values of lifted constants and of masks."""
+        """The values of lifted constants and masks."""
         return self.context.constants
 
     def steps(self, mode: Mode) -> list[Step]:
         """Returns the program of a mode before all passes and after each of them.
 
-        Passes are pure, so they run again, except for the last, which left ``programs``: it takes most of the time.
+        Passes are pure, so they run again, except for the last one, which takes most of the time: its result is in
+        ``programs``.
         """
         steps = [Step("", self.analysis.programs[mode])]
         for one in self.passes:
@@ -101,8 +105,8 @@ def lower(
         modes: The modes to lower; by default all that were captured.
 
     Raises:
-        PassError: If ``passes`` do not fit together, or not to the plan's masking.
-        LoweringError: If a pass fails or leaves a graph that is not valid; the error names the pass.
+        PassError: If ``passes`` do not fit together, or do not fit the plan's masking.
+        LoweringError: If a pass fails or leaves an invalid graph; the error names the pass.
     """
     passes = pipeline(masking=plan.masking) if passes is None else tuple(passes)
     reduces = reducing(passes)
@@ -131,7 +135,7 @@ def _lowered(program: Program, context: PassContext, passes: tuple[Pass, ...]) -
 
 
 def _run(one: Pass, program: Program, context: PassContext) -> Program:
-    """The program that a pass makes of another; its failures name the pass."""
+    """Returns the program that a pass makes of another; errors name the pass."""
     try:
         result = one.run(program, context)
     except LoweringError as error:
@@ -141,7 +145,7 @@ def _run(one: Pass, program: Program, context: PassContext) -> Program:
     except Exception as error:
         raise LoweringError(f"Pass {one.name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(result, Program):
-        raise LoweringError(f"Pass {one.name!r} must return a Program, it returned {type(result).__name__}.")
+        raise LoweringError(f"Pass {one.name!r} must return a Program, got {type(result).__name__}.")
     try:
         result.graph.lint()
     except Exception as error:
@@ -150,9 +154,9 @@ def _run(one: Pass, program: Program, context: PassContext) -> Program:
 
 
 def _culprit(program: Program, context: PassContext, passes: tuple[Pass, ...]) -> str | None:
-    """The name of the first pass after which `Verify` fails; None where it fails for all passes together only.
+    """Returns the name of the first pass after which `Verify` fails; None if it fails only after all passes together.
 
-    Before parameters are reduced the graph must run with the full ones.
+    Until parameters are reduced, the graph must run with the full ones.
     """
     unreduced = PassContext(context.analysis, context.plan, MaskedHoldings(context.plan, context.rank))
     told, marks = unreduced, False

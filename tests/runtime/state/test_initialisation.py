@@ -38,7 +38,7 @@ def check(module: Subnet, expected: dict[str, Tensor]) -> None:
     plan = module.plan
     for name, tensor in values_of(module).items():
         mask = plan.mask(name, module.rank)
-        values = tensor[mask] if module.lowering == "masked" else tensor.reshape(-1)
+        values = tensor[mask] if module.holdings.lowering == "masked" else tensor.reshape(-1)
         assert torch.equal(values, expected[name][mask]), name
 
 
