@@ -87,7 +87,7 @@ def test_data_parallelism_is_the_plan_of_full_coverage():
         assert plan.memory(rank) == plan.memory()
         assert plan.communication(rank).total == plan.communication(rank).dense == 1.5 * plan.memory().parameters
     assert plan.spectral_gap() == 1.0
-    assert "each with the whole model" in str(plan.report())
+    assert "every worker trains the whole model" in str(plan.report())
     assert plan_for(convolutions(), NeuronPolicy(), 1).groups == ()
 
 
