@@ -55,7 +55,7 @@ class Peers:
         if groups.workers != plan.workers or groups.rank != rank:
             raise DistributedError(
                 f"The module is worker {rank} of {plan.workers}, but this process is rank {groups.rank} of "
-                f"{groups.workers} in the process group."
+                f"{groups.workers} in the process group. Compile the model again for this process group."
             )
         self.holdings, self.groups = holdings, groups
         self.bucket_bytes, self.comm_dtype, self.check_finite = bucket_bytes, comm_dtype, check_finite

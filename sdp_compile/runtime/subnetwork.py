@@ -76,4 +76,4 @@ def unwrapped(model: nn.Module) -> Subnetwork:
             return inner
         # Not getattr: the wrapper of torch.compile forwards all attributes of what it wraps.
         inner = inner._modules.get("_orig_mod") or inner._modules.get("module")
-    raise SDPError(f"A model from sdp.compile() or a wrapper of one is expected, got {type(model).__name__}.")
+    raise SDPError(f"Expected a model from sdp.compile() or a wrapper of one, got {type(model).__name__}.")

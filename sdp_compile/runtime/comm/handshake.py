@@ -79,7 +79,7 @@ class Handshake:
             pass
 
     def agree(self, statement: str, details: Sequence[str] = (), what: str = "plan digest") -> None:
-        """Returns if all ranks state the same.
+        """Waits until all ranks have stated the same.
 
         Args:
             statement: What is compared.

@@ -77,5 +77,5 @@ def _is_accumulating(node: Node) -> bool:
     """Whether this backward will run the node that accumulates a parameter's gradient."""
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # under torch.autograd.grad() the engine does not answer for parameters that it was asked for
+    except RuntimeError:  # torch.autograd.grad() gives no answer for parameters whose gradients it returns
         return False

@@ -48,6 +48,6 @@ def require_finite(local: str | None, average: str | None, groups: Groups) -> No
             "its owners overflows. Use comm_dtype=torch.bfloat16 or torch.float32, which have the range for it"
         )
     raise SDPError(
-        f"{what}. Nothing was averaged, so the optimizer must not step. Check that worker's batch and the learning "
+        f"{what}. Nothing was averaged, so the optimizer must not step. Check the batches there and the learning "
         "rate. To train in float16, use sdp.GradScaler without check_finite=True."
     )

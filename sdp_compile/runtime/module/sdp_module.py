@@ -213,7 +213,7 @@ class SDPModule(Subnetwork, GraphPerMode):
             This module.
 
         Raises:
-            SDPError: If a tensor has no source, or has another shape there.
+            SDPError: If the weights lack a tensor or have another shape, or no module initialises it.
         """
         initialisation.materialize(self, weights, device, seed)
         self._follow_device()

@@ -59,7 +59,10 @@ def clip_grad_norm_(
         peers.groups.traffic.add("control", "all_reduce", total.nbytes, module.workers)
     norm = total if math.isinf(norm_type) else total ** (1.0 / norm_type)
     if error_if_nonfinite and not torch.isfinite(norm):
-        raise SDPError(f"The norm of the gradient in sdp.clip_grad_norm_() is {norm.item()}, which is not finite.")
+        raise SDPError(
+            f"The norm of the gradient in sdp.clip_grad_norm_() is {norm.item()}, which is not finite. Check the "
+            "batches and the learning rate."
+        )
     coefficient = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     for gradient in gradients:
         gradient.mul_(coefficient.to(gradient.device))

@@ -184,7 +184,7 @@ def _sliced(name: str, state: Mapping[str, Any], holdings: Holdings) -> dict[str
         elif isinstance(value, Tensor) and value.numel() != 1:
             raise SDPError(
                 f"The state {key!r} of {name!r} has shape {list(value.shape)}, but the full parameter has shape "
-                f"{list(shape)}."
+                f"{list(shape)}. Load a state of the same model."
             )
         else:
             result[key] = value.clone() if isinstance(value, Tensor) else value

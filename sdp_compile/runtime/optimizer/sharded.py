@@ -135,7 +135,7 @@ class ShardedOptimizer(Optimizer):
         """
         if state_dict.get("shards") != self._identity():
             raise SDPError(
-                f"The state is not the state of worker {self.module.rank} under this plan, bucket size and grouping of "
+                f"The state does not belong to worker {self.module.rank} with this plan, bucket size and grouping of "
                 "parameters. Save model.full_optimizer_state_dict(optimizer) instead, and load it with "
                 "model.load_full_optimizer_state_dict()."
             )

@@ -76,7 +76,7 @@ def materialize(
         The module.
 
     Raises:
-        SDPError: If a tensor has no source, or has another shape there.
+        SDPError: If the weights lack a tensor or have another shape, or no module initialises it.
     """
     tensors, skeleton, state = local_tensors(module), module.capture.skeleton, module.plan.state
     held = [one for one in module.holdings.held() if one.name in tensors]

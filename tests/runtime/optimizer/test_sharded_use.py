@@ -50,7 +50,7 @@ def checkpoints(rank: int) -> dict[str, Any]:
     sharded.load_state_dict(torch.load(own, weights_only=True))  # back to where it was saved
     compare(full_optimizer_state_dict(model, sharded), state)
     torch.testing.assert_close(continued(sharded), after, **CLOSE)
-    with pytest.raises(SDPError, match="not the state of worker"):
+    with pytest.raises(SDPError, match="does not belong to worker"):
         sharded.load_state_dict(plain.state_dict())
     final = full_optimizer_state_dict(model, sharded)
     del sharded
