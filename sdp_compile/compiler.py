@@ -46,30 +46,30 @@ def sdp_compile(
 ) -> SDPModule:
     """Compiles ``model`` into this worker's subnetwork, a module that trains together with the other workers'.
 
-    Collective where there is a process group: all ranks call it, and either all return or all raise.
+    With a process group it is collective: all ranks call it, and either all return or all raise.
 
     Args:
-        model: Any module that torch.export captures; on the meta device too. It is left as it is.
+        model: Any module that torch.export captures, also on the meta device. It is left as it is.
         policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields.
         example_inputs: A tuple (positional arguments), a mapping (keyword arguments) or one tensor.
         workers: Number of workers; by default that of ``group``.
         rank: This worker's number; by default that in ``group``. Without a process group, ``workers`` and ``rank``
-            give that worker's subnetwork, which communicates with nobody.
+            select a worker's subnetwork, which does not communicate.
         group: The workers' process group; by default the world, if there is one.
         lowering: ``"sliced"`` holds only what the worker owns; ``"masked"``, the reference, masks full-size parameters.
-        passes: What rewrites the graphs: None for the default passes, names of passes to add to them, the path of a
-            TOML file, or a whole pipeline of `Pass` objects; see `sdp_compile.passes.resolve_pipeline`.
-        bucket_bytes: Upper bound of the size of one gradient reduction in bytes. Small ones start earlier in backward,
-            large ones cost less latency.
+        passes: The passes that rewrite the graphs: None for the default ones, names of passes to add to them, the path
+            of a TOML file, or a whole pipeline of `Pass` objects; see `sdp_compile.passes.resolve_pipeline`.
+        bucket_bytes: Upper bound in bytes of one gradient reduction. Small ones start earlier in backward, large ones
+            cost less latency.
         comm_dtype: The dtype in which gradients travel; by default their own.
-        check_finite: Whether each backward ends in an error on all ranks where a worker's gradient is infinite or NaN.
+        check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
 
     Returns:
-        The module of this worker. It keeps the original's names, modes and calling convention.
+        The module of this worker, with the original's names, modes and calling convention.
 
     Raises:
-        SDPError: If the model, the policy, the passes or the process group do not fit; it says what is wrong where,
-            and what to do.
+        SDPError: If the model, the policy, the passes or the process group do not fit. The error says what is wrong
+            where, and what to do.
 
     Source: "Model Parallelism With Subnetwork Data Parallelism", arXiv 2507.09029, sections 3 and 4.
     """
@@ -97,8 +97,8 @@ def sdp_compile(
 def plan(model: nn.Module, policy: PolicyLike = "auto", example_inputs: Any = None, *, workers: int) -> Plan:
     """Returns the plan by which ``workers`` workers would train ``model``, without a process group.
 
-    No weight is read, so the model may be on the meta device. The plan says what each worker would hold, compute and
-    send: ``print(plan.report())``.
+    No weight is read, so the model may be on the meta device. ``print(plan.report())`` shows what each worker would
+    hold, compute and send.
 
     Args:
         model: Any module that torch.export captures. It is left as it is.
@@ -107,7 +107,7 @@ def plan(model: nn.Module, policy: PolicyLike = "auto", example_inputs: Any = No
         workers: Number of workers.
 
     Raises:
-        SDPError: If the model or the policy do not fit; it says what is wrong where, and what to do.
+        SDPError: If the model or the policy do not fit. The error says what is wrong where, and what to do.
     """
     _check_model(model, "plan()")
     workers = checked_workers(workers)
@@ -116,7 +116,7 @@ def plan(model: nn.Module, policy: PolicyLike = "auto", example_inputs: Any = No
 
 
 def assemble(lowered: Lowered, model: nn.Module) -> SDPModule:
-    """Returns the module of one worker, with its slices of the values that ``model`` has."""
+    """Returns the module of one worker, with its slices of the values of ``model``."""
     values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     tensors = slice_tensors(lowered.holdings, lowered.analysis.capture, values)
     lowered.holdings.clear_unowned(tensors)
@@ -124,21 +124,21 @@ def assemble(lowered: Lowered, model: nn.Module) -> SDPModule:
 
 
 def checked_workers(workers: Any) -> int:
-    """Returns the number of workers; raises `PlanError` where it is not a positive integer."""
+    """Returns the number of workers; raises `PlanError` if it is not a positive integer."""
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise PlanError(f"workers must be a positive integer, got {workers!r}.")
     return workers
 
 
 def checked_rank(rank: Any, workers: int) -> int:
-    """Returns the number of a worker; raises `PlanError` where ``workers`` workers have none of that number."""
+    """Returns the number of a worker; raises `PlanError` if it is not an integer below ``workers``."""
     if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < workers:
         raise PlanError(f"rank must be an integer from 0 to {workers - 1}, got {rank!r}.")
     return rank
 
 
 def _base_group(group: Any) -> dist.ProcessGroup | None:
-    """The workers' process group; None where there is none."""
+    """Returns the workers' process group; None without one."""
     world = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
     if group is None or world is None:
         return world
@@ -151,7 +151,7 @@ def _base_group(group: Any) -> dist.ProcessGroup | None:
 
 
 def _seat(base: dist.ProcessGroup | None, workers: int | None, rank: int | None) -> tuple[int, int]:
-    """The number of workers and this one's number, checked."""
+    """Returns the number of workers and this worker's number, both checked."""
     if base is None and workers is None and rank is None:
         raise PlanError(
             "sdp.compile() does not know the number of workers. Start the script under torchrun and call "
@@ -162,7 +162,7 @@ def _seat(base: dist.ProcessGroup | None, workers: int | None, rank: int | None)
         if workers not in (None, size) or rank not in (None, mine):
             raise PlanError(
                 f"This process is rank {mine} of {size} in its process group, but workers={workers} and rank={rank} "
-                "were passed. Leave them out; they are for use without a process group."
+                "were passed. Leave them out: they are for use without a process group."
             )
         return size, mine
     workers = checked_workers(1 if workers is None else workers)
@@ -173,8 +173,8 @@ def _pipeline(passes: Passes, lowering: LoweringKind, policy: Policy, bucket_byt
     pipeline = resolve_pipeline(passes, lowering, policy.masking, bucket_bytes)
     if reducing(pipeline).lowering != lowering:
         raise PlanError(
-            f"passes is a pipeline for lowering={reducing(pipeline).lowering!r}, but lowering={lowering!r} was asked "
-            "for. Pass the lowering of the pipeline."
+            f"passes is a pipeline for lowering={reducing(pipeline).lowering!r}, but lowering is {lowering!r}. Pass "
+            "the lowering of the pipeline."
         )
     return pipeline
 
@@ -183,7 +183,7 @@ def _check_model(model: Any, function: str) -> None:
     if not isinstance(model, nn.Module):
         raise PlanError(f"sdp.{function} takes a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(model, SDPModule):
-        raise PlanError(f"The model is compiled already. Pass the original one to sdp.{function}.")
+        raise PlanError(f"The model is already compiled. Pass the original model to sdp.{function}.")
 
 
 def _check(model: Any, lowering: Any, bucket_bytes: Any, comm_dtype: Any) -> None:

@@ -1,4 +1,4 @@
-"""Lowering: from an analysis and a plan to one worker's programs."""
+"""Lowering: turns an analysis and a plan into one worker's programs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from sdp_compile.structure.analysis import Analysis
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The program that one pass left; the first step has no name and holds the program before all passes.
+    """The program after one pass.
 
-    ``is_sliced`` says whether activations have the worker's shapes by now.
+    Attributes:
+        name: The name of the pass; empty for the program before all passes.
+        program: The program.
+        is_sliced: Whether activations have the worker's shapes.
     """
 
     name: str
@@ -35,7 +38,7 @@ class Lowered:
         analysis: The captured model with its axes and blocks.
         plan: Who owns what.
         holdings: Which tensors the worker holds, and where they lie in the full ones.
-        passes: What made the programs, in order.
+        passes: The passes that made the programs, in order.
         programs: One rewritten program per mode.
     """
 
@@ -47,7 +50,7 @@ class Lowered:
 
     @property
     def rank(self) -> int:
-        """The worker."""
+        """The worker's number."""
         return self.holdings.rank
 
     @property
@@ -57,7 +60,7 @@ class Lowered:
 
     @property
     def context(self) -> PassContext:
-        """What the passes were told."""
+        """The context that the passes were run with."""
         return PassContext(self.analysis, self.plan, self.holdings)
 
     @property
@@ -67,13 +70,14 @@ class Lowered:
 
     @property
     def constants(self) -> Mapping[str, Tensor]:
-        """The values of lifted constants and of masks."""
+        """The values of lifted constants and masks."""
         return self.context.constants
 
     def steps(self, mode: Mode) -> list[Step]:
         """Returns the program of a mode before all passes and after each of them.
 
-        Passes are pure, so they run again, except for the last, which left ``programs``: it takes most of the time.
+        Passes are pure, so they run again, except for the last one, which takes most of the time: its result is in
+        ``programs``.
         """
         steps = [Step("", self.analysis.programs[mode])]
         for one in self.passes:
@@ -101,8 +105,8 @@ def lower(
         modes: The modes to lower; by default all that were captured.
 
     Raises:
-        PassError: If ``passes`` do not fit together, or not to the plan's masking.
-        LoweringError: If a pass fails or leaves a graph that is not valid; the error names the pass.
+        PassError: If ``passes`` do not fit together, or do not fit the plan's masking.
+        LoweringError: If a pass fails or leaves an invalid graph; the error names the pass.
     """
     passes = pipeline(masking=plan.masking) if passes is None else tuple(passes)
     reduces = reducing(passes)

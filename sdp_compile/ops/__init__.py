@@ -1,6 +1,6 @@
-"""Functions that passes insert into graphs, besides ATen operators.
+"""The functions that passes insert into graphs, besides ATen operators.
 
-They are ordinary Python functions on tensors: readable in ``model.code``, inlined by TorchDynamo, without state.
+They are ordinary Python functions on tensors without state: readable in ``model.code`` and inlined by TorchDynamo.
 """
 
 from sdp_compile.ops.marks import all_reduce_mean

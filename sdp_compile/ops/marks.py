@@ -1,4 +1,4 @@
-"""The marks that say where in backward gradients are complete."""
+"""The marks of the places in backward at which gradients are complete."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import torch
 
 
 def all_reduce_mean(*parameters: torch.Tensor, bucket: int, owners: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    """The identity; marks that these parameters' gradients are averaged over ``owners`` as bucket ``bucket``.
+    """Returns its parameters, and marks that their gradients are averaged over ``owners`` as one bucket.
 
-    It stands before the first use of any of them, so backward passes it when all of these gradients are complete. The
-    module's gradient engine issues its buckets in ascending number, the same order on all workers, while backward runs:
-    in eager mode when hooks of the parameters tell that their gradients are there, which costs this node nothing; in a
-    compiled graph when backward passes this node (`sdp_compile.runtime.gradients.compiled`). What is averaged is
-    ``.grad`` and not the gradient that flows through this node, because several backward passes may accumulate before
-    one reduction.
+    The node is placed before the first use of any of the parameters, so backward passes it when all of their gradients
+    are complete. While backward runs, the module's gradient engine issues its buckets in ascending number, the same
+    order on all workers. In eager mode it does so when hooks report the gradients of the parameters, and this node does
+    nothing; in a compiled graph, when backward passes this node (`sdp_compile.runtime.gradients.compiled`). The engine
+    averages ``.grad`` and not the gradient that flows through this node, because several backward passes may accumulate
+    before one reduction.
+
+    Args:
+        parameters: The parameters of the bucket.
+        bucket: The number of the bucket.
+        owners: The workers that average it.
     """
     return parameters

@@ -1,4 +1,4 @@
-"""Reading a parameter of which a worker owns a part."""
+"""How masked graphs read a parameter that a worker owns in part."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import torch
 
 
 def mask_parameter(parameter: torch.Tensor, *masks: torch.Tensor) -> torch.Tensor:
-    """``parameter`` where all ``masks`` (broadcastable, bool) hold, else 0; its gradient likewise.
+    """Returns a parameter with zeros outside its masks; its gradient has the same zeros.
 
-    ``where`` rather than a product: an infinite or NaN element that a worker does not own must not leak (inf * 0).
+    It uses ``where`` and not a product, because an infinite or NaN element that a worker does not own must not become
+    NaN (inf * 0).
+
+    Args:
+        parameter: The full-size parameter.
+        masks: Bool tensors that broadcast to its shape; an element is owned if it is in all of them.
     """
     for mask in masks:
         parameter = torch.where(mask, parameter, 0)
@@ -16,14 +21,19 @@ def mask_parameter(parameter: torch.Tensor, *masks: torch.Tensor) -> torch.Tenso
 
 
 def mask_gradient(parameter: torch.Tensor, *masks: torch.Tensor) -> torch.Tensor:
-    """``parameter``; its gradient is 0 where not all ``masks`` (broadcastable, bool) hold."""
+    """Returns a parameter unchanged; its gradient has zeros outside the masks.
+
+    Args:
+        parameter: The full-size parameter.
+        masks: Bool tensors that broadcast to its shape; an element is owned if it is in all of them.
+    """
     held = parameter.detach()
-    # Of two equal values, only one has a gradient: no hook is needed, so this also compiles.
+    # Both values are equal but only one has a gradient. Without a hook, this also compiles.
     return torch.where(_all(masks), parameter, held)
 
 
 MASKS = (mask_parameter, mask_gradient)
-"""The functions through which a parameter with masks is read."""
+"""The functions that read a parameter with masks."""
 
 
 def _all(masks: tuple[torch.Tensor, ...]) -> torch.Tensor:

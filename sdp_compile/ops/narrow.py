@@ -1,9 +1,9 @@
 """Operators on parameters that are held as [owned | rest], whose weight gradients are computed for the owned part only.
 
 Under backward masking a worker computes with the full model. These functions compute what the ATen operators of their
-names compute with the joined parameter, in two parts instead of joining them where that is cheaper, and save for
-backward only what the gradients of the input and of the owned part need. ``runs`` are the lengths of alternating
-stretches along the cut dimension, owned and rest in turns, see `sdp_compile.planning.unowned.Rest.runs`.
+names compute with the joined parameter. They work on the two parts where that is cheaper than joining
+them, and save for backward only what the gradients of the input and of the owned part need. ``runs`` are the lengths of
+alternating owned and unowned stretches along the cut dimension; see `sdp_compile.planning.unowned.Unowned.runs`.
 
 Source: arXiv 2507.09029, section 3 (backward masking).
 """
@@ -28,17 +28,17 @@ Seen: TypeAlias = tuple[Runs | None, Runs | None, int]
 """What the owned part of a convolution's weight sees: its input and its output channels (None: all), its groups."""
 
 _MOST_RUNS = 32
-"""More stretches than this are put in order by one gather instead of a concatenation of views."""
+"""More stretches than this are ordered by one gather instead of a concatenation of views."""
 
 _MOST_PRODUCTS = 3
-"""A weight in more stretches than this is joined for as long as one product takes: measured to be faster.
+"""A weight in more stretches than this is joined for the duration of one product, which is measured to be faster.
 
-In forward or in backward, never in both: a compiler would join it once and keep it in between.
+It is joined in forward or in backward, never in both: a compiler would join it once and keep it in between.
 """
 
 
 def join(owned: Tensor, rest: Tensor, dim: int, runs: Runs) -> Tensor:
-    """The full tensor: ``owned`` and ``rest`` in alternating stretches along ``dim``."""
+    """Returns the full tensor: ``owned`` and ``rest`` in alternating stretches along ``dim``."""
     if len(runs) <= _MOST_RUNS:
         return torch.cat([part.narrow(dim, start, size) for part, start, size, _ in _stretches(owned, rest, runs)], dim)
     order = torch.cat(
@@ -51,23 +51,23 @@ def join(owned: Tensor, rest: Tensor, dim: int, runs: Runs) -> Tensor:
 
 
 def owned_part(full: Tensor, dim: int, runs: Runs) -> Tensor:
-    """What lies in the owned stretches of a full tensor along ``dim``: a view where that is one stretch."""
+    """Returns the owned stretches of a full tensor along ``dim``: a view if there is one stretch."""
     ends = list(_ends(runs))
     parts = [full.narrow(dim, end - size, size) for end, size in ends[::2] if size]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def linear(x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, dim: int, runs: Runs) -> Tensor:
-    """``torch.nn.functional.linear`` with a weight cut along its rows (``dim`` 0) or columns (``dim`` 1)."""
+    """Returns ``torch.nn.functional.linear`` with a weight that is cut along its rows (``dim`` 0) or columns (1)."""
     function = _LinearByRows if dim == 0 else _LinearByColumns
     x, owned, rest, bias = _as_autocast(x, owned, rest, bias)
-    # Reshaped out here: the result of a Function may be written to in place, a view made inside of one may not.
+    # Reshaped here, because a view made inside a Function may not be written to in place.
     result: Tensor = function.apply(x.reshape(-1, x.shape[-1]), owned, rest, bias, runs)
     return result.view(*x.shape[:-1], result.shape[-1])
 
 
 def product(x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, dim: int, runs: Runs) -> Tensor:
-    """``x @ weight (+ bias)``, the weight as `torch.addmm` takes it: (inputs, outputs)."""
+    """Returns ``x @ weight (+ bias)`` with a weight of shape (inputs, outputs), as `torch.addmm` takes it."""
     return linear(x, owned.t(), rest.t(), bias, 1 - dim, runs)
 
 
@@ -82,7 +82,7 @@ def convolution(
     groups: int,
     seen: Seen,
 ) -> Tensor:
-    """``aten.convolution`` of batched input with a weight that is cut along ``dim``, one of its channel dimensions."""
+    """Returns ``aten.convolution`` of batched input with a weight that is cut along ``dim``, a channel dimension."""
     x, owned, rest, bias = _as_autocast(x, owned, rest, bias)
     result: Tensor = _Convolution.apply(x, owned, rest, bias, dim, runs, geometry, groups, seen)
     return result
@@ -91,15 +91,15 @@ def convolution(
 def layer_norm(
     x: Tensor, normalized_shape: list[int], owned: Tensor, rest: Tensor, bias: Tensor | None, eps: float, runs: Runs
 ) -> Tensor:
-    """``torch.nn.functional.layer_norm`` over the last dimension, with a weight that is owned in part."""
-    if torch.is_autocast_enabled(x.device.type):  # whose rules differ between devices
+    """Returns ``torch.nn.functional.layer_norm`` over the last dimension, with a weight that is owned in part."""
+    if torch.is_autocast_enabled(x.device.type):  # the rules of autocast differ between devices
         return F.layer_norm(x, normalized_shape, join(owned, rest, 0, runs), bias, eps)
     result: Tensor = _LayerNorm.apply(x, owned, rest, bias, eps, runs)
     return result
 
 
 def _as_autocast(x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
-    """The operands as `torch.autocast` would cast them for the operator: it does not see inside of a Function."""
+    """Casts the operands as `torch.autocast` would for the operator, because it does not see inside a Function."""
     if not torch.is_autocast_enabled(x.device.type):
         return x, owned, rest, bias
     dtype = torch.get_autocast_dtype(x.device.type)
@@ -110,7 +110,7 @@ def _as_autocast(x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None) ->
 
 
 def _stretches(owned: Tensor, rest: Tensor, runs: Runs) -> Iterator[tuple[Tensor, int, int, int]]:
-    """(part, start in the part, length, start in the full dimension) of each stretch."""
+    """Yields (part, start in the part, length, start in the full dimension) of each stretch."""
     starts, position = [0, 0], 0
     for number, size in enumerate(runs):
         if size:
@@ -120,7 +120,7 @@ def _stretches(owned: Tensor, rest: Tensor, runs: Runs) -> Iterator[tuple[Tensor
 
 
 def _ends(runs: Runs) -> Iterator[tuple[int, int]]:
-    """(end, length) of each stretch."""
+    """Yields (end, length) of each stretch."""
     end = 0
     for size in runs:
         end += size
@@ -128,7 +128,7 @@ def _ends(runs: Runs) -> Iterator[tuple[int, int]]:
 
 
 def _weights(owned: Tensor, rest: Tensor, dim: int, runs: Runs) -> list[tuple[Tensor, int, int]]:
-    """(part, start, length) in the full weight along ``dim`` of the parts to multiply by."""
+    """Returns (part, start, length) in the full weight along ``dim`` of the parts to multiply by."""
     if _is_scattered(runs):
         return [(join(owned, rest, dim, runs), 0, sum(runs))]
     stretches = _stretches(owned, rest, runs)
@@ -144,8 +144,8 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _by_columns(x: Tensor, parts: list[tuple[Tensor, int]], columns: int, bias: Tensor | None = None) -> Tensor:
-    """``x @ [weight, ...]`` (+ bias), each product straight into its columns of the result."""
-    if torch.compiler.is_compiling():  # which writes products into a concatenation by itself
+    """Returns ``x @ [weight, ...]`` (+ bias), with each product written to its columns of the result."""
+    if torch.compiler.is_compiling():  # a compiler writes products into a concatenation by itself
         full = torch.cat([x @ weight for weight, _ in parts], -1)
         return full if bias is None else full + bias
     out = x.new_empty(x.shape[0], columns)
@@ -159,7 +159,7 @@ def _by_columns(x: Tensor, parts: list[tuple[Tensor, int]], columns: int, bias: 
 
 
 def _by_sum(pairs: list[tuple[Tensor, Tensor]], bias: Tensor | None = None) -> Tensor:
-    """The sum of the products (+ bias)."""
+    """Returns the sum of the products (+ bias)."""
     (x, weight), *others = pairs
     out = x @ weight if bias is None else torch.addmm(bias, x, weight)
     for x, weight in others:
@@ -168,7 +168,7 @@ def _by_sum(pairs: list[tuple[Tensor, Tensor]], bias: Tensor | None = None) -> T
 
 
 class _LinearByRows(torch.autograd.Function):
-    """A weight of which some rows (outputs) are owned: their gradient needs all inputs, and their own outputs'."""
+    """A linear layer of which some rows (outputs) are owned; their gradient needs all inputs and only their outputs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, runs: Runs) -> Tensor:
@@ -195,7 +195,7 @@ class _LinearByRows(torch.autograd.Function):
 
 
 class _LinearByColumns(torch.autograd.Function):
-    """A weight of which some columns (inputs) are owned: only those inputs are saved."""
+    """A linear layer of which some columns (inputs) are owned; only those inputs are saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, runs: Runs) -> Tensor:
@@ -223,7 +223,7 @@ class _LinearByColumns(torch.autograd.Function):
 
 
 class _Convolution(torch.autograd.Function):
-    """The weight is joined for as long as a kernel runs: it is small beside the activations, which stay uncut."""
+    """A convolution; its weight, small beside the activations, is joined for the duration of a kernel."""
 
     @staticmethod
     def forward(
@@ -250,7 +250,7 @@ class _Convolution(torch.autograd.Function):
         mine, owned, rest = ctx.saved_tensors
         of_x = of_owned = of_bias = None
         if ctx.needs_input_grad[0]:
-            like = g.new_empty(1).expand(ctx.shape)  # only its shape matters
+            like = g.new_empty(1).expand(ctx.shape)  # only the shape matters
             of_x = _backward(g, like, join(owned, rest, ctx.dim, ctx.runs), ctx.geometry, ctx.groups, 0)
         if ctx.needs_input_grad[1]:
             of_owned = _backward(_channels(g, ctx.seen[1]), mine, owned, ctx.geometry, ctx.seen[2], 1)
@@ -270,7 +270,7 @@ def _backward(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, groups: 
 
 
 class _LayerNorm(torch.autograd.Function):
-    """The gradient of the weight is a sum of its own over all positions, so it is taken over owned channels only."""
+    """A layer norm; the gradient of each weight is a sum over positions, so only owned channels are summed."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Keeping the expected size of a sum over the units that a worker owns."""
+"""Scaling that keeps the expected size of a sum over the units that a worker owns."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import torch
 
 
 def rescale(activation: torch.Tensor, factor: float | tuple[float, ...], dim: int) -> torch.Tensor:
-    """``activation`` times N / owners, so that its sum over the units kept has the full model's expectation.
+    """Multiplies by N / owners, so that a sum over the kept units has the expectation of the full model.
 
-    One factor, or one per index of ``dim`` where the units have different numbers of owners.
+    Args:
+        activation: The activation.
+        factor: One factor, or one per index of ``dim`` if the units have different numbers of owners.
+        dim: The dimension of the units.
     """
     if isinstance(factor, float):
         return activation * factor

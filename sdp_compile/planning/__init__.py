@@ -1,1 +1,1 @@
-"""From a partition to a plan: what each worker holds, computes and sends."""
+"""Plans: what each worker holds, computes and sends."""

@@ -1,4 +1,4 @@
-"""Who owns which part of every tensor, as data and as questions about units, tensors and elements."""
+"""Who owns which part of every tensor: the data, and questions about units, tensors and elements."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Assignment:
         members: For each tensor of a droppable block the unit of the block family that it belongs to.
         order: The tensors by first use in the forward graph.
         work: Forward FLOPs at the captured input size.
-        policy: The fields of the policy, for people and for the report.
-        masking: ``"forward"``: a worker computes with its subnetwork. ``"backward"``: it computes with the full model
-            and keeps the gradients of what it owns.
+        policy: The fields of the policy, for the report.
+        masking: ``"forward"`` if a worker computes with its subnetwork, ``"backward"`` if it computes with the full
+            model and keeps the gradients of what it owns.
         rescale: Whether training multiplies by N / owners where a cut axis is contracted with a parameter.
         notes: Remarks for the report.
         frozen: The parameter dimensions that can never be cut, and why.
@@ -59,7 +59,7 @@ class Assignment:
     # -- units ---------------------------------------------------------------------------------------------------
 
     def owners(self, family: str | CutFamily) -> Ownership:
-        """Returns the owners of each unit of a family, given as such or by name."""
+        """Returns the owners of each unit of a family, given as object or by name."""
         name = family if isinstance(family, str) else family.name
         if name not in self.ownership:
             raise PlanError(f"The plan does not cut a family {name!r}.{did_you_mean(name, self.ownership)}")
@@ -76,7 +76,7 @@ class Assignment:
 
     @cached_property
     def block_family(self) -> str | None:
-        """The block family that the plan partitions, if any."""
+        """The block family that the plan partitions; None without one."""
         return next((family.name for family in self.families if family.kind == "block"), None)
 
     def dropped_blocks(self, rank: int) -> frozenset[int]:
@@ -96,9 +96,9 @@ class Assignment:
         return name
 
     def kept(self, fqn: str, rank: int) -> tuple[Indices, ...] | None:
-        """Returns per dimension the full coordinates that ``rank`` keeps; their outer product is its mask.
+        """Returns for each dimension the full coordinates that ``rank`` keeps; their outer product is its mask.
 
-        None where it owns nothing of the tensor.
+        None if it owns nothing of the tensor.
         """
         name, rank = self.canonical(fqn), self.checked_rank(rank)
         block = self._block_owners(name)
@@ -109,7 +109,7 @@ class Assignment:
         return None if empty else kept
 
     def local_shape(self, fqn: str, rank: int) -> tuple[int, ...] | None:
-        """Returns the shape of what ``rank`` keeps of a tensor; None where it owns nothing of it."""
+        """Returns the shape of what ``rank`` keeps of a tensor; None if it owns nothing of it."""
         kept = self.kept(fqn, rank)
         return None if kept is None else tuple(len(index) for index in kept)
 
@@ -124,7 +124,7 @@ class Assignment:
             A bool tensor of the full shape.
 
         Raises:
-            PlanError: If the model has no such tensor or the plan no such worker.
+            PlanError: If the model has no tensor, or the plan no worker, of that name or number.
         """
         kept, shape = self.kept(fqn, rank), self.state[self.canonical(fqn)].shape
         result = torch.full(shape, kept is not None, dtype=torch.bool)
@@ -157,16 +157,18 @@ class Assignment:
         return self._pieces[name]
 
     def local_index(self, piece: Piece, rank: int) -> tuple[Indices, ...]:
-        """Returns where a piece that ``rank`` owns lies in its slice of the tensor, per dimension."""
+        """Returns for each dimension where a piece that ``rank`` owns lies in its slice of the tensor."""
         kept = self.kept(piece.name, rank)
         if kept is None or not is_member(rank, piece.owners):
-            raise PlanError(f"Worker {rank} does not own this piece of {piece.name!r}; its owners are {piece.owners}.")
+            raise PlanError(
+                f"Worker {rank} does not own this piece of {piece.name!r}, which belongs to {piece.owners}."
+            )
         return tuple(np.searchsorted(of_dim, index) for of_dim, index in zip(kept, piece.index, strict=True))
 
     def checked_rank(self, rank: int) -> int:
-        """Returns ``rank``; raises `PlanError` where the plan has no such worker."""
+        """Returns ``rank``; raises `PlanError` if the plan has no such worker."""
         if not 0 <= rank < self.workers:
-            raise PlanError(f"The plan has no worker {rank}; its workers are 0 to {self.workers - 1}.")
+            raise PlanError(f"rank must be from 0 to {self.workers - 1} for this plan, got {rank}.")
         return rank
 
     def _block_owners(self, name: str) -> OwnerSet | None:
@@ -185,7 +187,7 @@ class Assignment:
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Index lists and buckets are derived: leave them out of pickles.
+        # Index lists and buckets follow from the fields, so they are left out of pickles.
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Assignment:

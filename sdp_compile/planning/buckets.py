@@ -1,4 +1,4 @@
-"""Gradient buckets: what is reduced together, and the one order in which all ranks reduce."""
+"""Gradient buckets: which gradients are averaged together, and in which order."""
 
 from __future__ import annotations
 
@@ -13,24 +13,32 @@ from sdp_compile.ownership.elements import Piece
 from sdp_compile.ownership.owners import OwnerSet, OwnerSets
 
 DEFAULT_BUCKET_BYTES = 8 * 2**20
-"""Measured with `sdp-compile bench` (GPT, 19.5 M parameters, 4 Gloo workers on 2 cores, coverage 0.5), step time over
-DDP's: 2 MiB 0.53 forward and 0.89 backward masking, 8 MiB 0.53 and 0.88; 1 MiB 0.55 and 0.96. Small buckets start
-earlier, each costs a round of messages. Where communication is slow beside computation, smaller ones hide more of it.
+"""Default upper bound of a bucket's size.
+
+Step time relative to DDP, measured with `sdp-compile bench` (GPT, 19.5 M parameters, 4 Gloo workers on 2 cores,
+coverage 0.5), for forward and backward masking: 1 MiB 0.55 and 0.96, 2 MiB 0.53 and 0.89, 8 MiB 0.53 and 0.88. Small
+buckets start earlier, but each costs a round of messages. With slow communication, smaller buckets hide more of it.
 """
 
 MOST_GROUPS = 16
-"""Owner groups per worker up to which each bucket has a collective of its own.
+"""With at most this many owner groups per worker, each bucket has its own collective.
 
-With more groups the latency of their collectives bounds a step, so the runtime averages all buckets with all-to-alls
-among all workers.
+With more groups, the latency of their collectives would bound a step, so the runtime averages all buckets with
+all-to-alls among all workers.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
-    """Gradient pieces of one dtype that the same ``owners`` reduce in one collective.
+    """Gradient pieces of one dtype that the same owners average together.
 
-    ``number`` counts over the buckets of all ranks, so that any two ranks agree on the order of those they share.
+    Attributes:
+        number: The position among the buckets of all ranks, so that any two ranks agree on the order of those they
+            share.
+        owners: The workers that average it.
+        dtype: The dtype of its parameters.
+        pieces: What it holds, in order.
+        nbytes: Its size in bytes.
     """
 
     number: int
@@ -47,11 +55,15 @@ def groups_per_worker(buckets: Iterable[Bucket]) -> int:
 
 
 def make_buckets(pieces: Iterable[Piece], state: Mapping[str, StateTensor], bucket_bytes: int) -> tuple[Bucket, ...]:
-    """Fills buckets with ``pieces``, which come in the order in which gradients become ready in the full model.
+    """Fills buckets with pieces.
 
-    A bucket is closed before it would exceed ``bucket_bytes`` (a larger piece stands alone). Buckets are sorted by the
-    position of their last piece, that is by when they become ready: a total order that follows from the plan alone,
-    so two ranks can never issue two common collectives in different orders.
+    Buckets are sorted by the position of their last piece, that is by when they become ready. This total order follows
+    from the plan alone, so two ranks can never issue two common collectives in different orders.
+
+    Args:
+        pieces: The pieces of all ranks, in the order in which gradients become ready in the full model.
+        state: The full tensors by name.
+        bucket_bytes: A bucket is closed before it would exceed this size; a larger piece has a bucket of its own.
     """
     known = OwnerSets()
     opened: dict[tuple[int, torch.dtype], list[Piece]] = {}
@@ -73,6 +85,6 @@ def make_buckets(pieces: Iterable[Piece], state: Mapping[str, StateTensor], buck
         last[key] = position
     for key in list(opened):
         close(key)
-    # No two buckets have their last piece in common: the owners need not decide.
+    # No two buckets have the same last piece, so the owners need not break ties.
     closed.sort(key=lambda entry: entry[0])
     return tuple(replace(bucket, number=number) for number, (_, bucket) in enumerate(closed))

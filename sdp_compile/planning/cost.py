@@ -1,4 +1,4 @@
-"""What a worker pays in memory and communication, in exact bytes."""
+"""The memory and communication of a worker, in exact bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdp_compile.ownership.elements import Piece
 from sdp_compile.ownership.owners import OwnerSets
 
 ADAMW_STEP_BYTES = 4
-"""AdamW keeps one float32 step counter for each parameter beside its two moments."""
+"""Bytes of the float32 step counter that AdamW keeps for each parameter, besides its two moments."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,12 @@ class Memory:
 class Communication:
     """Bytes that a worker sends per optimizer step, with ring all-reduces.
 
-    ``partitioned`` and ``shared`` are the gradients of cut and of shared parameters, ``refresh`` the updated values of
-    cut parameters under backward masking; ``dense`` is what data parallelism would send. ``groups`` counts the owner
-    groups that the worker is a member of.
+    Attributes:
+        partitioned: Gradients of cut parameters.
+        shared: Gradients of shared parameters.
+        dense: What data parallelism would send.
+        groups: The number of owner groups that the worker is a member of.
+        refresh: Updated values of cut parameters, under backward masking.
     """
 
     partitioned: float
@@ -46,11 +49,12 @@ class Communication:
 
     @property
     def total(self) -> float:
+        """Everything that the worker sends."""
         return self.partitioned + self.shared + self.refresh
 
 
 def memory(state: Mapping[str, StateTensor], shapes: Mapping[str, tuple[int, ...] | None]) -> Memory:
-    """The memory of a worker that holds the tensors with these local shapes; None where it holds nothing of one."""
+    """Returns the memory of a worker that holds tensors of these shapes; a shape is None if it holds nothing of one."""
     parameters = gradients = optimizer_state = buffers = 0
     for name, tensor in state.items():
         shape = shapes[name]
@@ -68,7 +72,7 @@ def memory(state: Mapping[str, StateTensor], shapes: Mapping[str, tuple[int, ...
 
 
 def communication(workers: int, pieces: Iterable[Piece], state: Mapping[str, StateTensor]) -> Communication:
-    """2 (P-1)/P of the payload for each of a worker's trainable pieces with P owners."""
+    """Returns what a worker sends to average its trainable ``pieces``, 2 (P-1)/P of the bytes with P owners."""
     partitioned = shared = 0.0
     groups = OwnerSets()
     for piece in pieces:
@@ -86,5 +90,5 @@ def communication(workers: int, pieces: Iterable[Piece], state: Mapping[str, Sta
 
 
 def ring_all_reduce_bytes(payload: float, workers: int) -> float:
-    """Bytes that each of ``workers`` sends to all-reduce ``payload`` bytes: twice (P-1)/P of them."""
+    """Returns the bytes that each of P workers sends to all-reduce ``payload`` bytes: 2 (P-1)/P of them."""
     return 2 * (workers - 1) / workers * payload

@@ -1,4 +1,4 @@
-"""What a user should know of a plan before training with it."""
+"""Findings: what a user should know about a plan before training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ Severity = Literal["warning", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know before training: what is so, and what to do about it."""
+    """One thing to know about a plan before training.
+
+    Attributes:
+        severity: Whether something should be done about it.
+        text: The fact, and what to do about it.
+    """
 
     severity: Severity
     text: str

@@ -1,7 +1,7 @@
 """What one worker holds: which tensors, and where they lie in the full ones.
 
-There are two lowerings. *Sliced* holds what the worker owns, physically smaller; it is the default. *Masked*, the
-reference, holds full-size parameters together with masks.
+There are two lowerings. *Sliced*, the default, holds smaller tensors with what the worker owns. *Masked*, the
+reference, holds full-size parameters and masks.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Holdings(ABC):
 
     @abstractmethod
     def region_of(self, name: str) -> Region | None:
-        """Returns where the worker's tensor lies in the full one; None where it holds nothing of it."""
+        """Returns where the worker's tensor lies in the full one; None if it holds nothing of it."""
 
     @abstractmethod
     def region(self, piece: Piece) -> Region:
@@ -63,7 +63,7 @@ class Holdings(ABC):
     @property
     @abstractmethod
     def kept_units(self) -> Mapping[str, int]:
-        """The number of units that the worker's graph computes with, for each axis where those are not all."""
+        """The number of units that the worker's graph computes with, for each axis of which it lacks some."""
 
     @property
     @abstractmethod
@@ -82,14 +82,19 @@ class Holdings(ABC):
 
     @abstractmethod
     def along(self, layout: Layout, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns those of one value per index of a full dimension that belong to an index the worker holds."""
+        """Selects the values of the indices that the worker holds along one dimension.
+
+        Args:
+            layout: The layout of the full dimension.
+            values: One value per index of the full dimension.
+        """
 
     @abstractmethod
     def clear_unowned(self, tensors: Mapping[str, Tensor]) -> None:
-        """Makes the worker's ``tensors`` 0 where it holds elements that it neither owns nor computes with."""
+        """Sets those elements of the worker's ``tensors`` to 0 that it neither owns nor computes with."""
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Returns the shape of a tensor as the worker holds it; None where it holds nothing of it."""
+        """Returns the shape of a tensor as the worker holds it; None if it holds nothing of it."""
         if name in self.buffers:
             return self.buffers[name].shape
         region = self.region_of(name)
@@ -100,7 +105,7 @@ class Holdings(ABC):
         return self.shape(name) is not None
 
     def held(self) -> Iterator[Held]:
-        """Yields everything that the worker holds of the full tensors: owned parts and, where there are, unowned."""
+        """Yields everything that the worker holds of the full tensors: owned parts, then unowned parts if any."""
         for name in self.plan.state:
             region = self.region_of(name)
             if region is not None:
@@ -109,7 +114,7 @@ class Holdings(ABC):
 
 
 class SlicedHoldings(Holdings):
-    """What the worker owns, and under backward masking the rest of each parameter in buffers of its own."""
+    """Holds what the worker owns, and under backward masking the rest of each parameter in buffers."""
 
     lowering = "sliced"
 
@@ -122,7 +127,7 @@ class SlicedHoldings(Holdings):
 
     def place_of_unowned(self, piece: Piece) -> tuple[str, Region]:
         parts = self.unowned[piece.name]
-        # It is joined last along the last dimension in which the worker owns none of its indices.
+        # A piece lies in the part of the last dimension in which the worker owns none of its indices.
         part = next(part for part in reversed(parts) if part.dim is None or _lies_in(piece, part, part.dim))
         index = [np.searchsorted(held, wanted) for held, wanted in zip(part.index, piece.index, strict=True)]
         return part.name, Region(index)
@@ -152,7 +157,7 @@ class SlicedHoldings(Holdings):
 
 
 class MaskedHoldings(Holdings):
-    """Full-size tensors, and the masks of the parameters that the worker does not own whole."""
+    """Holds full-size tensors, and the masks of the parameters that the worker does not own completely."""
 
     lowering = "masked"
 
@@ -201,5 +206,5 @@ def holdings(lowering: LoweringKind, plan: Plan, rank: int) -> Holdings:
 
 
 def _lies_in(piece: Piece, part: Unowned, dim: int) -> bool:
-    """Whether the part holds the piece's indices along ``dim``; it holds all of them or none."""
+    """Whether the part holds the piece's indices along ``dim``; it holds all or none of them."""
     return bool(np.isin(piece.index[dim][0], part.index[dim]))

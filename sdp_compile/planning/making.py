@@ -1,4 +1,4 @@
-"""From an analysis and a policy to a plan."""
+"""Makes a plan from an analysis and a policy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sdp_compile.structure.analysis import Analysis
 
 
 def make_plan(analysis: Analysis, policy: Policy, workers: int) -> Plan:
-    """Asks the policy for a partition of the structure, validates the answer and completes it to a plan.
+    """Asks the policy for a partition of the structure, validates it and completes it to a plan.
 
     Args:
         analysis: What `sdp_compile.structure.analysis.analyse` found in the model.
-        policy: Decides the owners of each unit.
+        policy: The policy that decides the owners of each unit.
         workers: Number of workers N, at least 1.
 
     Raises:
@@ -61,7 +61,7 @@ def refitted(plan: Plan, analysis: Analysis, rank: int) -> Plan:
         rank: The worker whose part must stay as it is.
 
     Raises:
-        LoweringError: If the model, captured so, needs all of something that the plan cuts.
+        LoweringError: If this capture of the model needs all of something that the plan cuts.
     """
     state, structure = analysis.capture.state, analysis.structure
     cut = frozenset(family.name for family in plan.families)
@@ -80,6 +80,6 @@ def refitted(plan: Plan, analysis: Analysis, rank: int) -> Plan:
 
 def _does_not_fit(what: str) -> LoweringError:
     return LoweringError(
-        f"In these dtypes the model needs {what}. Compile it as it will be trained: convert the model first, pass "
-        "example inputs of the dtypes of training, or call sdp.compile() under torch.autocast."
+        f"With these dtypes the model needs {what}. Compile it as it will be trained: convert the model first, pass "
+        "example inputs with the dtypes of training, or call sdp.compile() under torch.autocast."
     )

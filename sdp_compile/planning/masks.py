@@ -1,4 +1,4 @@
-"""The masks of the reference lowering, which holds full-size parameters: one bool vector per dimension that is cut."""
+"""The masks of the reference lowering, one bool vector for each cut dimension of a full-size parameter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mask_tensors(plan: Plan, rank: int) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def clear_unowned(tensors: Mapping[str, torch.Tensor], plan: Plan, rank: int) -> None:
-    """Sets the elements of full-size parameters that ``rank`` does not own to 0, so that weight decay keeps them."""
+    """Sets the elements of full-size parameters that ``rank`` does not own to 0, where weight decay leaves them."""
     for name, tensor in plan.state.items():
         if tensor.kind == "parameter" and name in tensors and not tensors[name].is_meta:
             for dim, mask in _masked_dims(plan, name, rank).items():
@@ -37,7 +37,7 @@ def clear_unowned(tensors: Mapping[str, torch.Tensor], plan: Plan, rank: int) ->
 
 
 def _masked_dims(plan: Plan, parameter: str, rank: int) -> dict[int, torch.Tensor]:
-    """The dimensions of a parameter that ``rank`` does not own whole, with the 1-d bool mask of each."""
+    """Returns a 1-d bool mask for each dimension of a parameter that ``rank`` does not own completely."""
     kept = plan.kept(parameter, rank)
     masks: dict[int, torch.Tensor] = {}
     for dim, size in enumerate(plan.state[parameter].shape):

@@ -1,4 +1,4 @@
-"""The plan: the complete result of partitioning, the same on every rank, and everything that can be asked of it."""
+"""The plan: the complete result of partitioning, the same on every rank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sdp_compile.planning.finding import Finding
 
 
 class Printable(Protocol):
-    """Something for people: rich prints it in colour, ``str()`` gives plain text, a notebook shows HTML."""
+    """Something to show: rich prints it in colour, ``str()`` gives plain text, a notebook shows HTML."""
 
     def __rich__(self) -> RenderableType: ...
 
@@ -46,8 +46,8 @@ class PlanReport(Printable, Protocol):
 class Plan(Assignment):
     """Who owns what, what each worker pays for it, and in which order workers communicate.
 
-    `sdp_compile.plan` makes one from a model and a policy, without a process group. Two plans with one ``digest``
-    partition one model in one way. The attributes are those of `Assignment`.
+    ``sdp.plan(model, policy, workers=N)`` makes one without a process group. Two plans with the same ``digest``
+    partition the same model in the same way. The attributes are those of `Assignment`.
     """
 
     # -- communication -------------------------------------------------------------------------------------------
@@ -63,13 +63,13 @@ class Plan(Assignment):
         return tuple(sorted(owners for owners in known.sets if len(owners) > 1))
 
     def buckets(self, rank: int | None = None, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> tuple[Bucket, ...]:
-        """Returns the gradient buckets that ``rank`` reduces (None: all), in the global order, with global numbers.
+        """Returns the gradient buckets that ``rank`` averages, in the global order and with global numbers.
 
-        Parameters that the graph never uses have no gradient and are in no bucket.
+        Parameters that the graph never uses have no gradient, so no bucket holds them.
 
         Args:
-            rank: A worker, or None for the buckets of all workers.
-            bucket_bytes: Upper bound of a bucket's size in bytes; a larger piece is a bucket of its own.
+            rank: A worker; None for the buckets of all workers.
+            bucket_bytes: Upper bound of a bucket's size in bytes; a larger piece has a bucket of its own.
         """
         if bucket_bytes not in self._buckets:
             ready = (
@@ -105,11 +105,11 @@ class Plan(Assignment):
         return mixing.coverage(self._elements_by_owners(cut_only=False), self._elements_by_owners(cut_only=True))
 
     def spectral_gap(self) -> float:
-        """Returns how fast averaging over owners mixes the cut parameters of all workers: 1 at once, 0 never."""
+        """Returns how fast averaging over owners mixes the cut parameters of all workers: 1 is at once, 0 is never."""
         return mixing.spectral_gap(self._elements_by_owners(cut_only=True), self.workers)
 
     def memory(self, rank: int | None = None) -> cost.Memory:
-        """Returns the exact bytes that ``rank`` holds with AdamW; those of the dense model for None."""
+        """Returns the exact bytes that ``rank`` holds with AdamW; None means the dense model."""
         if rank is None:
             return cost.memory(self.state, {name: tensor.shape for name, tensor in self.state.items()})
         own = cost.memory(self.state, {name: self.local_shape(name, rank) for name in self.state})
@@ -117,13 +117,13 @@ class Plan(Assignment):
         return own if self.masking == "forward" else replace(own, parameters=self.memory().parameters)
 
     def flops(self, rank: int | None = None) -> float:
-        """Returns the forward FLOPs of ``rank`` at the captured input size; those of the dense model for None."""
+        """Returns the forward FLOPs of ``rank`` at the captured input size; None means the dense model."""
         if rank is None or self.masking == "backward":
             return sum(term.flops for term in self.work)
         return float(self._flops[self.checked_rank(rank)])
 
     def communication(self, rank: int) -> cost.Communication:
-        """Returns the bytes that ``rank`` sends per step, against data parallelism's."""
+        """Returns the bytes that ``rank`` sends per step, and what data parallelism would send."""
         self.checked_rank(rank)
         pieces = (
             piece
@@ -136,21 +136,21 @@ class Plan(Assignment):
         return result if self.masking == "forward" else replace(result, refresh=self._refresh_bytes(rank))
 
     def rescales(self, rank: int) -> tuple[Rescale, ...]:
-        """Returns the factors that ``rescale`` applies in training on ``rank``; none where it is off."""
+        """Returns the factors that ``rescale`` applies in training on ``rank``; none if it is off."""
         if not self.rescale or self.masking == "backward":
             return ()
         return tuple(self._rescale(family, rank) for family in self.families)
 
-    # -- for people ----------------------------------------------------------------------------------------------
+    # -- reports -------------------------------------------------------------------------------------------------
 
     def report(self) -> PlanReport:
-        """Returns what is cut, what is not and why, and what each worker pays: print it with rich or ``print()``."""
+        """Returns what is cut, what is not and why, and the costs of each worker; print it with rich or ``print()``."""
         from sdp_compile.inspector.plan_report import Report
 
         return Report(self)
 
     def diagnose(self) -> list[Finding]:
-        """Returns what a user should know of this plan before training with it, worst first."""
+        """Returns what a user should know about this plan before training, worst first."""
         return list(self.report().findings)
 
     def __rich__(self) -> RenderableType:
@@ -173,7 +173,8 @@ class Plan(Assignment):
     def digest(self) -> str:
         """The SHA-256 of everything that decides what the workers compute and exchange.
 
-        Figures, remarks and source positions are left out: they can differ between machines that train together.
+        Figures, remarks and source positions are left out, because they can differ between machines that train
+        together.
         """
         return serialisation.digest(self)
 
@@ -211,7 +212,7 @@ class Plan(Assignment):
         return float(sent)
 
     def _elements_by_owners(self, cut_only: bool) -> dict[OwnerSet, int]:
-        """The number of parameter elements of each owner set."""
+        """Returns the number of parameter elements of each owner set."""
         known, elements = OwnerSets(), list[int]()
         for piece in self._parameter_pieces(cut_only):
             number = known.number(piece.owners)
@@ -222,7 +223,7 @@ class Plan(Assignment):
     def _parameter_pieces(self, cut_only: bool) -> Iterator[Piece]:
         for name, tensor in self.state.items():
             if tensor.kind == "parameter" and not (cut_only and not self.is_cut(name)):
-                # A parameter that a family cuts in part (a fused projection) also has a part that is shared.
+                # A parameter of which a family cuts a part (a fused projection) also has a shared part.
                 yield from (piece for piece in self.pieces(name) if not cut_only or len(piece.owners) < self.workers)
 
     def _rescale(self, family: CutFamily, rank: int) -> Rescale:

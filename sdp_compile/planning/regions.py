@@ -12,7 +12,15 @@ from sdp_compile.structure.layout import Indices
 
 
 class Region:
-    """The outer product of one index list per dimension; evenly spaced lists are slices, which cost nothing."""
+    """The outer product of one index list per dimension; evenly spaced lists become slices, which cost nothing.
+
+    Args:
+        index: One ascending list of indices for each dimension.
+
+    Attributes:
+        index: The same lists.
+        shape: The number of indices of each dimension.
+    """
 
     def __init__(self, index: Iterable[Indices]) -> None:
         lists = list(index)
@@ -27,17 +35,18 @@ class Region:
 
     @property
     def numel(self) -> int:
+        """The number of elements."""
         return self.shape.numel()
 
     def read(self, tensor: Tensor) -> Tensor:
-        """The region of ``tensor``: a view where all lists are slices, else a copy."""
+        """Returns the region of ``tensor``: a view if all lists are slices, else a copy."""
         view = self._view(tensor)
         for dim, positions in self._lists.items():
             view = view.index_select(dim, positions.to(view.device))
         return view
 
     def copy(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
-        """A copy of the region of ``tensor``, into ``out`` if given; with one uneven list, without a second copy."""
+        """Returns a copy of the region of ``tensor``, in ``out`` if given. With one uneven list it copies once."""
         view, last = self._view(tensor), max(self._lists, default=None)
         if last is None:
             return view.clone() if out is None else out.copy_(view)
@@ -64,7 +73,7 @@ class Region:
 
 
 def _as_slice(positions: Indices) -> slice | None:
-    """The slice that selects ``positions``, or None where they are not evenly spaced."""
+    """Returns the slice that selects ``positions``; None if they are not evenly spaced."""
     if len(positions) == 0:
         return slice(0, 0)
     first, last = int(positions[0]), int(positions[-1])
@@ -75,5 +84,5 @@ def _as_slice(positions: Indices) -> slice | None:
 
 
 def full(shape: Iterable[int]) -> Region:
-    """The whole of a tensor."""
+    """Returns the region of a whole tensor."""
     return Region(np.arange(size, dtype=np.int64) for size in shape)

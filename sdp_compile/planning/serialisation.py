@@ -1,7 +1,7 @@
 """Plans as JSON: compact, canonical, and readable without the model.
 
-Owner sets are stored once, as ranges of workers; sequences of figures as runs. So the file of a plan over thousands of
-workers stays small, and equal plans give equal text.
+Owner sets are stored once as ranges of workers, and sequences of figures as runs. So the file of a plan over thousands
+of workers stays small, and equal plans give equal text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT = "sdp-compile plan 2"
 
 
 def dumps(plan: Assignment) -> str:
-    """The plan as one JSON object."""
+    """Returns the plan as the text of one JSON object."""
     figures = {family.name: [_runs(family.unit_bytes), _runs(family.unit_flops)] for family in plan.families}
     document = {
         **_essence(plan),
@@ -43,24 +43,32 @@ def dumps(plan: Assignment) -> str:
 
 
 def digest(plan: Assignment) -> str:
-    """SHA-256 over what decides the workers' programs and collectives."""
+    """Returns the SHA-256 of what decides the workers' programs and collectives."""
     text = json.dumps(_essence(plan), sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()
 
 
 def loads(text: str, cls: type[Loaded]) -> Loaded:
-    """The plan of a JSON text; PlanError where it is broken or of another format."""
+    """Reads a plan.
+
+    Args:
+        text: What `dumps` returned.
+        cls: The class of the plan.
+
+    Raises:
+        PlanError: If the text is damaged or has another format.
+    """
     try:
         document = json.loads(text)
     except (TypeError, ValueError) as error:
-        raise PlanError(f"This is no plan: the text is no JSON ({error}).") from error
+        raise PlanError(f"Not a plan: the text is not valid JSON ({error}).") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
-        raise PlanError(f"This is no plan of this version: expected format {FORMAT!r}, found {found!r}. Make it again.")
+        raise PlanError(f"Not a plan of this version: format must be {FORMAT!r}, got {found!r}. Make the plan again.")
     try:
         return _plan(document, cls)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise PlanError(f"The plan is damaged ({type(error).__name__}: {error}). Make it again.") from error
+        raise PlanError(f"The plan is damaged ({type(error).__name__}: {error}). Make the plan again.") from error
 
 
 def _essence(plan: Assignment) -> dict[str, Any]:
@@ -89,7 +97,7 @@ def _essence(plan: Assignment) -> dict[str, Any]:
             }
             for family in plan.families
         ],
-        # Lists of pairs: the order of the state is that of the original model, and sorting keys would lose it.
+        # Lists of pairs keep the order of the original model, which sorted keys would lose.
         "state": [
             [
                 name,
@@ -131,7 +139,7 @@ def _plan(document: Mapping[str, Any], cls: type[Loaded]) -> Loaded:
         )
         ownership[entry["name"]] = Ownership.from_runs((units, sets[number]) for units, number in entry["owners"])
         if len(ownership[entry["name"]]) != entry["units"]:
-            raise ValueError(f"{entry['name']!r} has {entry['units']} units and owners of another number")
+            raise ValueError(f"{entry['name']!r} has {entry['units']} units but owners for another number of units")
     state, layouts = {}, {}
     for name, shape, dtype, kind, requires_grad, persistent, layout in document["state"]:
         state[name] = StateTensor(tuple(shape), _dtype(dtype), kind, requires_grad, persistent)
@@ -157,12 +165,12 @@ def _plan(document: Mapping[str, Any], cls: type[Loaded]) -> Loaded:
 def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"no dtype {name!r}")
+        raise ValueError(f"unknown dtype {name!r}")
     return dtype
 
 
 def _layout(layout: Layout) -> Any:
-    """A range as its size, an axis as [size, family], products and sums as objects."""
+    """Returns a range as its size, an axis as [size, family], and products and sums as objects."""
     if isinstance(layout, Leaf):
         return layout.size if layout.family is None else [layout.size, layout.family]
     if isinstance(layout, Product):
@@ -181,7 +189,7 @@ def _read_layout(item: Any) -> Layout:
 
 
 def _ranges(members: OwnerSet) -> list[list[int]]:
-    """Ascending numbers as [start, stop) ranges."""
+    """Returns ascending numbers as [start, stop) ranges."""
     result: list[list[int]] = []
     for worker in members:
         if result and result[-1][1] == worker:

@@ -1,8 +1,8 @@
-"""What a worker holds of a parameter besides what it owns, under backward masking.
+"""The parts of parameters that a worker holds without owning them, under backward masking.
 
 The worker computes with the full model and trains its own part of it. A parameter that it owns in part is stored once,
-in parts: the owned part, which is the trained parameter, and for each dimension that is cut a buffer with the rest.
-Joined dimension by dimension, they are the full parameter.
+in parts: the owned part, which is the trained parameter, and for each cut dimension a buffer with the rest. Joined
+dimension by dimension, they are the full parameter.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sdp_compile.structure.layout import Indices
 
 @dataclass(frozen=True, eq=False)
 class Unowned:
-    """The part of ``parameter`` that stands in the buffer ``name``.
+    """A part of a parameter that a worker holds in a buffer.
 
     Attributes:
         name: The buffer's name.
         parameter: The canonical name of the parameter.
-        dim: The dimension along which the part is joined to the others; None where the worker owns nothing of the
-            parameter and the buffer is all of it.
+        dim: The dimension along which the part is joined to the others; None if the worker owns nothing of the
+            parameter and the buffer holds all of it.
         index: The full coordinates that the part holds, one list per dimension; the part is their outer product.
         size: Size of the full parameter along ``dim``.
     """
@@ -37,11 +37,12 @@ class Unowned:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the buffer."""
         return tuple(len(index) for index in self.index)
 
     @cached_property
     def runs(self) -> tuple[int, ...]:
-        """The full dimension as lengths of alternating runs, owned and unowned in turn; the first can be 0."""
+        """The full dimension as lengths of alternating owned and unowned runs; the first is owned and may be 0."""
         assert self.dim is not None
         is_unowned = np.zeros(self.size, dtype=np.bool_)
         is_unowned[self.index[self.dim]] = True
@@ -51,7 +52,7 @@ class Unowned:
 
 
 def unowned_parts(plan: Plan, rank: int) -> dict[str, tuple[Unowned, ...]]:
-    """Returns the unowned parts of each parameter that ``rank`` does not own whole, in the order of joining."""
+    """Returns the unowned parts of each parameter that ``rank`` does not own completely, in the order of joining."""
     if plan.masking == "forward":
         return {}
     found = ((name, _parts(plan, name, rank)) for name, tensor in plan.state.items() if tensor.kind == "parameter")

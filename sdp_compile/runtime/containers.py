@@ -1,4 +1,4 @@
-"""Plain modules that hold a worker's tensors under the original model's names."""
+"""Containers: plain modules that hold a worker's tensors under the original model's names."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from sdp_compile.ir.program import Capture
 
 
 def register_tensors(root: nn.Module, capture: Capture, tensors: Mapping[str, Tensor]) -> None:
-    """Registers ``tensors`` (by canonical name) in ``root`` where the original model holds them.
+    """Registers tensors in ``root`` where the original model holds them.
 
-    The order is the original's, tied tensors stand in every place, a module that is used twice is one container, and
-    modules without tensors are left out. What the original does not have, such as constants, masks and rests, becomes a
-    buffer outside of ``state_dict()``, in the container that its name says.
+    The order is the original's, tied tensors are registered in every place, a module that is used twice is one
+    container, and modules without tensors are left out. What the original does not have, such as constants, masks and
+    unowned parts, becomes a buffer outside ``state_dict()`` in the container that its name says.
+
+    Args:
+        root: The module to fill.
+        capture: The original model.
+        tensors: The worker's tensors by canonical name.
+
+    Raises:
+        SDPError: If the model has a part with the name of an attribute of ``root``.
     """
     canonical = canonical_names(capture.skeleton)
     _mirror(capture.skeleton, "", root, canonical, tensors, {})
@@ -28,7 +36,7 @@ def register_tensors(root: nn.Module, capture: Capture, tensors: Mapping[str, Te
 
 
 def _container(root: nn.Module, path: str) -> nn.Module:
-    """The container at a path, made where no tensor of the original's is held in it."""
+    """Returns the container at a path; creates it if no tensor of the original is held there."""
     for key in filter(None, path.split(".")):
         if key not in root._modules:
             _check_name(root, key)
@@ -73,13 +81,13 @@ def _mirror(
 def _check_name(target: nn.Module, key: str) -> None:
     if hasattr(target, key):
         raise SDPError(
-            f"The model calls one of its parts {key!r}, which is an attribute of the compiled module itself. "
-            "Rename it, or wrap the model in another module."
+            f"The model has a part named {key!r}, which is an attribute of the compiled module. Rename the part, or "
+            "wrap the model in another module."
         )
 
 
 def retie(places: Mapping[int, list[tuple[nn.Module, str]]]) -> bool:
-    """Makes the tensors in each list of places one again, the first; whether any had been replaced."""
+    """Puts the first tensor of each list of places in all of its places. Returns whether any had been replaced."""
     changed = False
     for identity, (first, *others) in places.items():
         tensor = _get(*first)
@@ -91,7 +99,7 @@ def retie(places: Mapping[int, list[tuple[nn.Module, str]]]) -> bool:
 
 
 def tensor_places(root: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Where each parameter and buffer is registered, by identity of the tensor."""
+    """Returns the places, (module, key), in which each tensor is registered, by the identity of the tensor."""
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in root.modules():
         for key in (*module._parameters, *module._buffers):

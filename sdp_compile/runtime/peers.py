@@ -1,4 +1,4 @@
-"""A module's connection to the other workers: process groups, the gradient engine, and the refresh of values."""
+"""A module's connection to the other workers: process groups, gradient engine, and the refresh of values."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from sdp_compile.planning.holdings import Holdings
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.refresh import Refresh
 from sdp_compile.runtime.comm.transfer import equalise
-from sdp_compile.runtime.gradients.all_to_all import Exchange, is_crowded
+from sdp_compile.runtime.gradients.all_to_all import AllToAll, is_crowded
 from sdp_compile.runtime.gradients.compiled import launched_by
 from sdp_compile.runtime.gradients.engine import GradientEngine
 from sdp_compile.runtime.tensors import local_tensors
 
 
 class Peers:
-    """Connects a module with its peers: creates the owner groups, makes owned values equal, hooks the gradients.
+    """Connects a module with its peers: creates the owner groups, makes owned values equal and hooks the gradients.
 
-    Collective: every rank must construct it after the handshake, with modules of one plan. A module on the meta device
-    is made equal when it is materialised.
+    Collective: all ranks construct it after the handshake, for modules of one plan. The values of a module on the meta
+    device are made equal when it is materialised.
 
     Args:
         module: This worker's module, which holds the tensors of ``holdings``.
         holdings: Which tensors those are.
         groups: The workers' process groups.
-        number: The number of the module, by which its compiled graphs find the gradient engine.
+        number: The number of the module, which compiled graphs use to find the gradient engine.
         bucket_bytes: Upper bound of the size of one gradient reduction in bytes.
         comm_dtype: The dtype in which gradients travel; by default their own.
-        check_finite: Whether a gradient that is not finite on any worker is an error on all.
+        check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
 
     Raises:
-        DistributedError: If the process group is not the one that the plan is for.
+        DistributedError: If the process group has another size or rank than the module's plan.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Peers:
         if groups.workers != plan.workers or groups.rank != rank:
             raise DistributedError(
                 f"The module is worker {rank} of {plan.workers}, but this process is rank {groups.rank} of "
-                f"{groups.workers} in the process group."
+                f"{groups.workers} in the process group. Compile the model again for this process group."
             )
         self.holdings, self.groups = holdings, groups
         self.bucket_bytes, self.comm_dtype, self.check_finite = bucket_bytes, comm_dtype, check_finite
@@ -64,7 +64,7 @@ class Peers:
         self.equalise(module)
 
     def attach(self, module: nn.Module, number: int) -> Peers:
-        """Returns the connection of a copy of the module: the same groups, hooks of its own. Not collective."""
+        """Returns the connection of a copy of the module, with the same groups and its own hooks. Not collective."""
         result = copy.copy(self)
         result._connect(module, number)
         return result
@@ -76,14 +76,14 @@ class Peers:
             module, self.holdings, self.groups, buckets, self.comm_dtype, self.check_finite
         )
         if is_crowded(plan.buckets(bucket_bytes=self.bucket_bytes)):
-            engine.reduction = Exchange(self.groups)
+            engine.reduction = AllToAll(self.groups)
         launched_by(number, engine)
         self.refresher = engine.refresher = (
             Refresh(module, self.holdings, self.groups, self.bucket_bytes) if plan.masking == "backward" else None
         )
-        followers = [weakref.WeakMethod(engine.rehook)]  # load_state_dict(assign=True) puts other parameters in place
+        followers = [weakref.WeakMethod(engine.rehook)]  # load_state_dict(assign=True) replaces parameters
         if self.refresher is not None:
-            followers.append(weakref.WeakMethod(self.refresher.refresh))  # a rank's own state has nothing of the others
+            followers.append(weakref.WeakMethod(self.refresher.refresh))  # a rank's state_dict() lacks what others own
 
         def follow(*_: object) -> None:
             for follower in followers:
@@ -99,11 +99,11 @@ class Peers:
         return self.groups.group
 
     def rehook(self) -> None:
-        """Follows the module after other Parameter objects took the places of its own."""
+        """Hooks the module's parameters again, after other Parameter objects have replaced them."""
         self.engine.rehook()
 
     def equalise(self, module: nn.Module) -> None:
-        """Makes every owned value what it is on its first owner, buffers that all share what they are on worker 0."""
+        """Gives all owners the first owner's values, and all workers the shared buffers of worker 0. Collective."""
         tensors = local_tensors(module)
         named = [
             (name, tensors[name])
@@ -121,9 +121,9 @@ class Peers:
             self.refresher.refresh()
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Within, backward only accumulates."""
+        """Within this context, backward only accumulates."""
         return self.engine.no_sync()
 
     def sync_gradients(self) -> None:
-        """Reduces what is pending. Collective; nothing where nothing is pending."""
+        """Averages pending gradients, and does nothing if none are pending. Collective."""
         self.engine.sync()

@@ -1,4 +1,4 @@
-"""What every part of the runtime may ask of a compiled module."""
+"""The attributes that every part of the runtime may use of a compiled module."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sdp_compile.runtime.peers import Peers
 
 
 class Subnetwork(nn.Module):
-    """One worker's module.
+    """One worker's module, as the runtime sees it.
 
     Attributes:
         holdings: Which tensors it holds, and where they lie in the full ones.
-        capture: The original model as captured, with the constants of all graphs that were made since.
-        number: Identifies the module in this process; its compiled graphs find the gradient engine by it.
+        capture: The original model as captured, with the constants of all graphs that were added since.
+        number: Identifies the module in this process; compiled graphs use it to find the gradient engine.
         peers: Its connection to the other workers; None without a process group.
     """
 
@@ -43,7 +43,7 @@ class Subnetwork(nn.Module):
 
 
 def require_peers(module: Subnetwork, what: str) -> Peers | None:
-    """Returns the connection that a collective of ``module`` needs; None where one worker owns everything.
+    """Returns the connection that a collective of ``module`` needs; None if one worker owns everything.
 
     Args:
         module: A compiled module.
@@ -54,23 +54,26 @@ def require_peers(module: Subnetwork, what: str) -> Peers | None:
     """
     if module.peers is None and module.workers > 1:
         raise DistributedError(
-            f"{what} needs the other workers: this is worker {module.rank} of {module.workers} without a process "
-            "group. Start the script with torchrun and call torch.distributed.init_process_group() before "
-            "sdp.compile(); a module that was unpickled must be compiled again to join its peers."
+            f"{what} needs the other workers, but this is worker {module.rank} of {module.workers} without a process "
+            "group. Start the script with torchrun, and call torch.distributed.init_process_group() before "
+            "sdp.compile(). An unpickled module has no peers: compile the model again."
         )
     return module.peers
 
 
 def unwrapped(model: nn.Module) -> Subnetwork:
-    """Returns the compiled module in wrappers such as ``torch.compile``'s.
+    """Returns the compiled module inside wrappers.
+
+    Args:
+        model: A compiled module, or a wrapper of one such as ``torch.compile`` returns.
 
     Raises:
-        SDPError: If there is none.
+        SDPError: If ``model`` does not hold a compiled module.
     """
     inner: nn.Module | None = model
     while inner is not None:
         if isinstance(inner, Subnetwork):
             return inner
-        # Not getattr: torch.compile's wrapper passes on all attributes of what it wraps.
+        # Not getattr: the wrapper of torch.compile forwards all attributes of what it wraps.
         inner = inner._modules.get("_orig_mod") or inner._modules.get("module")
-    raise SDPError(f"{type(model).__name__} is not a module that sdp.compile() returned, nor a wrapper of one.")
+    raise SDPError(f"Expected a model from sdp.compile() or a wrapper of one, got {type(model).__name__}.")

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 def local_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of a module under all of their names."""
+    """Returns the parameters and buffers of a module under all of their names."""
     result: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     result.update(module.named_buffers(remove_duplicate=False))
     return result
 
 
 def replace_tensors(module: nn.Module, new: Mapping[str, Tensor]) -> None:
-    """Puts other tensors in the place of those with the given names, wherever the module holds the same tensor."""
+    """Replaces the tensors with the given names, everywhere that the module holds the same tensor."""
     tensors = local_tensors(module)
     by_identity = {id(tensors[name]): value for name, value in new.items()}
     for child in module.modules():

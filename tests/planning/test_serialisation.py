@@ -48,7 +48,7 @@ def test_digest_covers_what_matters_and_nothing_else():
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "sdp-compile plan 0"}', "{"])
 def test_other_texts_are_no_plans(text):
-    with pytest.raises(PlanError, match="This is no plan"):
+    with pytest.raises(PlanError, match="Not a plan"):
         Plan.from_json(text)
 
 

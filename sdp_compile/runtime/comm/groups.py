@@ -1,4 +1,4 @@
-"""Process groups: the workers' common one, and one for each owner set that this rank is a member of."""
+"""The process groups of a plan: the common group of all workers, and one for each owner set of this rank."""
 
 from __future__ import annotations
 
@@ -17,30 +17,43 @@ from torch import Tensor
 from sdp_compile.errors import DistributedError
 from sdp_compile.ownership.owners import OwnerSet, is_member
 from sdp_compile.runtime.comm.issuer import issuer_of
-from sdp_compile.runtime.comm.streams import join
+from sdp_compile.runtime.comm.streams import wait_for_all
 from sdp_compile.runtime.comm.traffic import Traffic
 
 _owner_groups: WeakKeyDictionary[dist.ProcessGroup, dict[OwnerSet, dist.ProcessGroup | None]] = WeakKeyDictionary()
-"""Owner groups by common group: a second compilation in one process, or a copy of a module, uses the same ones."""
+"""Owner groups by common group, shared by all compilations and copies of modules in this process."""
 
 
 class Groups:
     """The common group of all workers and its owner groups.
 
-    Workers are numbered by their rank within ``group`` (default: the world). The owner groups are made by ``create``,
-    in the plan's global order.
+    Workers are numbered by their rank within the common group. `create` makes the owner groups.
+
+    Args:
+        group: The common group; by default the world.
+
+    Attributes:
+        raw_group: The common group, for collectives that are issued during backward.
+        rank: This worker.
+        workers: The number of workers.
+        traffic: Counts the bytes that this worker sends.
+
+    Raises:
+        DistributedError: If there is no process group, or this process is not a member of ``group``.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if not dist.is_available() or not dist.is_initialized():
             raise DistributedError(
-                "There is no process group. Start the script with torchrun (or `sdp-compile train`) and call "
+                "There is no process group. Start the script with torchrun and call "
                 "torch.distributed.init_process_group(), or pass workers= and rank= for a subnetwork without training."
             )
         base = group if group is not None else dist.group.WORLD
-        # new_group() gives a number to those that are not members.
+        # For processes that are not members, new_group() returns a number.
         if not isinstance(base, dist.ProcessGroup) or dist.get_rank(base) < 0:
-            raise DistributedError("This process is not a member of the process group that it was given.")
+            raise DistributedError(
+                "This process is not a member of the given process group. Use the group on its members only."
+            )
         self.raw_group: dist.ProcessGroup = base
         self.rank: int = dist.get_rank(base)
         self.workers: int = dist.get_world_size(base)
@@ -50,19 +63,19 @@ class Groups:
 
     @property
     def group(self) -> dist.ProcessGroup:
-        """The common process group, free for a collective: after all that was issued during backward."""
+        """The common process group, ready for a collective: everything issued during backward comes before it."""
         issuer_of(self.raw_group).settle()
-        join()
+        wait_for_all()
         return self.raw_group
 
     @property
     def device(self) -> torch.device:
-        """Where tensors that live on no particular device are put for a collective."""
+        """The device for collectives of tensors that have no device of their own."""
         return torch.device("cpu") if "cpu" in self._backends else torch.device("cuda", torch.cuda.current_device())
 
     @property
     def timeout(self) -> timedelta:
-        """How long a collective of the common group waits."""
+        """The timeout of collectives in the common group."""
         try:
             options = self.group._get_backend(self.device).options
             return timedelta(seconds=options._timeout.total_seconds())
@@ -70,27 +83,31 @@ class Groups:
             return dist.distributed_c10d.default_pg_timeout
 
     def wire(self, device: torch.device) -> torch.device:
-        """Where tensors of ``device`` are communicated: Gloo takes CUDA tensors through the host anyway."""
+        """Returns the device to communicate tensors of ``device`` on: Gloo uses the host even for CUDA tensors."""
         backend = self._backends.get(device.type)
         return self.device if backend is None or backend == "gloo" else device
 
     def global_rank(self, worker: int) -> int:
-        """The rank in the world of a worker."""
+        """Returns the rank of a worker in the world."""
         return self._global_ranks[worker]
 
     def create(self, owner_sets: Sequence[OwnerSet]) -> None:
-        """Makes the groups of those owner sets that this rank is in; all ranks must call it with the same sequence."""
+        """Creates the groups of those owner sets that this rank is in.
+
+        Args:
+            owner_sets: The owner sets of the plan, in the same order on all ranks, which must all call this.
+        """
         made = _owner_groups.setdefault(self.group, {})
         for owners in owner_sets:
             if len(owners) < self.workers and owners not in made:
-                # Sets of others are recorded too: what is made already must be the same on all ranks.
+                # Sets of others are recorded too: all ranks must agree on which groups exist.
                 made[owners] = self._create(owners, len(made))
 
     def _create(self, owners: OwnerSet, number: int) -> dist.ProcessGroup | None:
         ranks = [self.global_rank(worker) for worker in owners]
         description = f"sdp owners {owners}" if len(owners) <= 8 else f"sdp {len(owners)} owners"
         if self.workers == dist.get_world_size():
-            # Everybody takes part, so PyTorch can number the groups; those that are not members return at once.
+            # Every rank takes part, so PyTorch can number the groups; ranks that are not members return at once.
             group = dist.new_group(ranks, timeout=self.timeout, group_desc=description)
         elif is_member(self.rank, owners):
             with _common_name(f"{self.group.group_name}/{number}"):
@@ -102,30 +119,30 @@ class Groups:
         return group if isinstance(group, dist.ProcessGroup) else None
 
     def process_group(self, owners: OwnerSet) -> dist.ProcessGroup:
-        """The process group of an owner set that this rank is in, free for a collective like `group`."""
+        """Returns the process group of an owner set that this rank is in, ready for a collective like `group`."""
         common = self.group
         return common if len(owners) == self.workers else self.raw_group_of(owners)
 
     def raw_group_of(self, owners: OwnerSet) -> dist.ProcessGroup:
-        """The process group of an owner set that this rank is in, for collectives that are issued during backward."""
+        """Returns the process group of an owner set that this rank is in, for collectives issued during backward."""
         if len(owners) == self.workers:
             return self.raw_group
         group = _owner_groups.get(self.raw_group, {}).get(owners)
         if group is None:
             raise DistributedError(
-                f"There is no process group for the workers {owners} on rank {self.rank}: it is not one of them, or "
-                "the groups of this plan were never created."
+                f"Rank {self.rank} has no process group for the workers {owners}: it is not one of them, or the groups "
+                "of this plan were not created."
             )
         return group
 
     def broadcast(self, flat: Tensor, source: int, owners: OwnerSet | None = None) -> None:
-        """Makes the contiguous ``flat`` on all owners (default: all workers) what it is on worker ``source``."""
+        """Copies the contiguous ``flat`` of worker ``source`` to all owners; by default to all workers."""
         group = self.group if owners is None else self.process_group(owners)
-        # As bytes: every dtype travels alike, complex, bool and float8 included.
+        # As bytes, so that every dtype travels the same way, also complex, bool and float8.
         dist.broadcast(flat.view(torch.uint8), src=self.global_rank(source), group=group)
 
     def gather_json(self, value: Any) -> list[Any]:
-        """Everyone's ``value``, by rank. JSON and not pickle: what arrives is data only."""
+        """Returns the ``value`` of every worker by rank. JSON and not pickle, so that nothing received is executed."""
         mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.workers)]
         dist.all_gather(sizes, torch.tensor([len(mine)], device=self.device), group=self.group)
@@ -139,7 +156,16 @@ class Groups:
 
 @contextmanager
 def explained(owners: OwnerSet, what: str, rank: int) -> Iterator[None]:
-    """Turns the communication library's error into one that says which workers and what to look for."""
+    """Turns an error of the communication library into one that names the workers and the likely cause.
+
+    Args:
+        owners: The workers that take part in the collective.
+        what: What the collective is called in the error.
+        rank: This worker.
+
+    Raises:
+        DistributedError: If the collective fails.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -147,24 +173,24 @@ def explained(owners: OwnerSet, what: str, rank: int) -> Iterator[None]:
         shown = ", ".join(map(str, owners[:16])) + (", ..." if len(owners) > 16 else "")
         raise DistributedError(
             f"The collective of {what} among workers {shown} failed on worker {rank}: {first}\nEither one of them has "
-            "ended (look at its output), or the ranks run different numbers of steps: every rank must run the same "
-            "number of backward passes. For uneven numbers of batches, the case for which DDP has `Join`, drop the "
-            "last batches (drop_last=True, or stop at the smallest number of batches of all ranks) or repeat some."
+            "ended (look at its output), or the ranks run different numbers of backward passes. If they have uneven "
+            "numbers of batches, the case for which DDP has `Join`, stop at the smallest number or repeat some batches."
         ) from error
 
 
 @contextmanager
 def _common_name(text: str) -> Iterator[None]:
-    """Lets all members of a group that is made with local synchronisation derive the same name for it.
+    """Makes all members derive the same name for a group that is created with local synchronisation.
 
-    PyTorch derives the name from the ranks and from how many groups this process has made before (2.14), which differs
-    between the members of overlapping groups: they would wait for each other under different names.
+    PyTorch 2.14 derives the name from the ranks and from the number of groups that this process has created before.
+    That number differs between the members of overlapping groups, and they would wait for each other under different
+    names.
     """
     c10d = dist.distributed_c10d
     if "group_count" not in c10d._hash_ranks_to_str.__code__.co_names:
         raise DistributedError(
-            "This version of torch cannot make overlapping groups within group=. Leave group= out and use all ranks of "
-            "the world as workers, or update torch to 2.14."
+            "This version of torch cannot create overlapping groups within group=. Leave out group= and use all ranks "
+            "of the world as workers, or update torch to 2.14."
         )
     before = c10d._world.group_count
     c10d._world.group_count = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
@@ -175,7 +201,7 @@ def _common_name(text: str) -> Iterator[None]:
 
 
 def _backends(group: dist.ProcessGroup) -> dict[str, str]:
-    """The backend of each device type, from "cpu:gloo,cuda:nccl"."""
+    """Returns the backend of each device type, from text like "cpu:gloo,cuda:nccl"."""
     config = str(dist.get_backend_config(group))
     if ":" not in config:
         return {"cuda": "nccl"} if config == "nccl" else {"cpu": config, "cuda": config}

@@ -1,8 +1,8 @@
-"""Agreement of all workers before anything collective happens: they go on together or fail together.
+"""Agreement of all workers before a collective: they continue together or fail together.
 
 A rank that fails alone, or that runs another model or policy, would leave the others waiting in a collective until its
-timeout. So every rank first states what it is about to do, through the process group's key-value store; worker 0 reads
-all statements and publishes one verdict. The traffic grows linearly with the number of workers.
+timeout. So every rank first states in the process group's key-value store what it is about to do. Worker 0 reads all
+statements and publishes one verdict. The traffic grows linearly with the number of workers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sdp_compile.errors import DistributedError
 from sdp_compile.ir.program import Capture
 
 LIMIT_SECONDS = 55.0
-"""How long a rank waits for the others at start: all of them have raised a minute after the first one arrived."""
+"""How long a rank waits for the others at the start: all have raised within a minute of the first arrival."""
 
 
 def fingerprint(capture: Capture) -> tuple[str, ...]:
-    """One line per parameter, buffer and tie of a model: what must be the same on all ranks."""
+    """Returns one line per parameter, buffer and tie of a model, which must be the same on all ranks."""
     lines = [
         f"{name}: {tensor.kind} {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
         + (" requires_grad" if tensor.requires_grad else "")
@@ -38,18 +38,23 @@ def fingerprint(capture: Capture) -> tuple[str, ...]:
 class Handshake:
     """A context in which a rank prepares something, ended by ``agree``.
 
-    An exception that leaves the context before ``agree`` is published: it is raised here as it is, and the others raise
-    a DistributedError that quotes it. Without a process group (``group=None``) nothing happens.
+    An exception that leaves the context before ``agree`` is raised here unchanged, and the other ranks raise a
+    `DistributedError` that quotes it.
+
+    Args:
+        group: The workers' process group; without one nothing happens.
+        topic: The call that the ranks must all make, for errors.
+        limit: How long a rank waits for the others, in seconds.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None, topic: str = "sdp_compile()", limit: float = LIMIT_SECONDS
+        self, group: dist.ProcessGroup | None, topic: str = "sdp.compile()", limit: float = LIMIT_SECONDS
     ) -> None:
         self._topic, self._limit, self._done = topic, limit, group is None
         if group is not None and not self._done:
             self._rank, self._workers = dist.get_rank(group), dist.get_world_size(group)
             store = dist.distributed_c10d._get_process_group_store(group)
-            # The number of the call lives in the store: it survives every object of this process.
+            # The number of the call is kept in the store, where it outlives every object of this process.
             call = PrefixStore("sdp_compile", store).add(f"calls/{self._rank}", 1)
             self._store = PrefixStore(f"sdp_compile/{call}", store)
 
@@ -66,7 +71,7 @@ class Handshake:
         try:
             self._publish({"error": text})
             if self._rank != 0:
-                self._store.add("read", 1)  # knows already
+                self._store.add("read", 1)  # this rank knows already
             else:
                 self._decide(f"Worker 0 failed in {self._topic}: {text}", deadline=time.monotonic() + self._limit)
         except (RuntimeError, OSError):
@@ -74,10 +79,15 @@ class Handshake:
             pass
 
     def agree(self, statement: str, details: Sequence[str] = (), what: str = "plan digest") -> None:
-        """Returns where all ranks state the same, else raises a DistributedError on every rank.
+        """Waits until all ranks have stated the same.
 
-        ``statement`` is what is compared by name (``what``), ``details`` are lines of which the first difference is
-        quoted.
+        Args:
+            statement: What is compared.
+            details: More lines that are compared; the first difference is quoted.
+            what: What the statement is called in the error.
+
+        Raises:
+            DistributedError: On every rank, if the ranks differ, one of them failed, or one does not arrive in time.
         """
         if self._done:
             return
@@ -95,8 +105,8 @@ class Handshake:
                 verdict = self._await_verdict(deadline)
         except (RuntimeError, OSError) as error:
             raise DistributedError(
-                f"Worker {self._rank} lost the process group's store in {self._topic}: the process that serves it has "
-                f"ended ({_first_line(error)}). Look at the other ranks' output for the cause."
+                f"Worker {self._rank} lost the process group's store in {self._topic}, because the process that serves "
+                f"it has ended ({_first_line(error)}). Look at the other ranks' output for the cause."
             ) from error
         if verdict:
             raise DistributedError(verdict)
@@ -107,8 +117,8 @@ class Handshake:
     def _await_verdict(self, deadline: float) -> str:
         if not self._wait(["verdict"], deadline + 2):  # worker 0 itself may need all of its time
             missing = self._missing()
-            # Whoever still comes must not go on without this rank.
-            self._publish({"error": f"waited for {self._limit:.0f} s, then gave up"})
+            # A rank that still comes must not continue without this one.
+            self._publish({"error": f"gave up after waiting for {self._limit:.0f} s"})
             self._store.add("read", 1)
             return missing
         verdict = self._store.get("verdict").decode()
@@ -116,13 +126,13 @@ class Handshake:
         return verdict
 
     def _decide(self, verdict: str, deadline: float) -> None:
-        """Publishes the verdict. A bad one ends this process, maybe with the store in it: lets the others read it."""
+        """Publishes the verdict; waits until all have read a bad one, which ends this process and maybe its store."""
         self._store.set("verdict", verdict)
         while verdict and self._store.add("read", 0) < self._workers - 1 and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def _collect(self, what: str, deadline: float) -> str:
-        """Worker 0's verdict over all messages: the empty text is agreement."""
+        """Returns worker 0's verdict over all messages; the empty text means agreement."""
         if not self._wait([f"rank/{rank}" for rank in range(self._workers)], deadline):
             return self._missing()
         texts = self._store.multi_get([f"rank/{rank}" for rank in range(self._workers)])
@@ -131,12 +141,12 @@ class Handshake:
         if failed:
             return f"{_workers_text(failed)} failed in {self._topic}: " + _quoted(failed)
         if len({message["topic"] for message in messages}) > 1:
-            return "The workers called different things: " + _quoted(_split(messages, "topic"))
+            return "The workers made different calls: " + _quoted(_split(messages, "topic"))
         if len({message["details"] for message in messages}) > 1:
             return self._difference([message["details"] for message in messages])
         if len({message["statement"] for message in messages}) > 1:
             return (
-                f"The workers disagree in {self._topic}, they have different {what}s: "
+                f"The workers have different {what}s in {self._topic}: "
                 f"{_quoted(_split(messages, 'statement'))}. Give every rank the same model, inputs and policy."
             )
         return ""
@@ -164,12 +174,12 @@ class Handshake:
             return f"Worker 0 received every rank's statement in {self._topic} but did not answer in time."
         return (
             f"{_workers_text(absent)} did not reach {self._topic} within {self._limit:.0f} s of the others. Every rank "
-            "must call it; look at the missing ranks' output. In a training loop this is what an uneven number of "
-            "batches per rank looks like (the case for which DDP has `Join`): give every rank the same number of steps."
+            "must call it: look at the output of the missing ranks. In a training loop, check that all ranks have the "
+            "same number of batches (the case for which DDP has `Join`)."
         )
 
     def _wait(self, keys: list[str], deadline: float) -> bool:
-        """Waits for all keys; False when the time is over. Polls, because a timed-out wait shouts on the terminal."""
+        """Waits for all keys; False after the deadline. Polls, because a timed-out wait prints to the terminal."""
         pause, waiting = 0.002, keys
         while True:
             waiting = [] if self._store.check(waiting) else waiting
@@ -192,7 +202,7 @@ def _workers_text(ranks: Iterable[int]) -> str:
 
 
 def _quoted(texts: dict[int, str]) -> str:
-    """The distinct texts, each with the ranks that it comes from."""
+    """Returns the distinct texts, each after the ranks that it comes from."""
     ranks: dict[str, list[int]] = {}
     for rank, text in texts.items():
         ranks.setdefault(text, []).append(rank)

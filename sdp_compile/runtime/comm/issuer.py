@@ -1,4 +1,4 @@
-"""The one issuer of a process: whose reductions are issued when, so that all ranks issue them in one order."""
+"""Decides when each engine of a process issues its reductions, so that all ranks issue them in one order."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Issuing(Protocol):
         """Waits for everything and writes the averages."""
 
     def abandon(self) -> None:
-        """Issues what peers wait for, waits for it and forgets it."""
+        """Ends a failed backward: issues what peers wait for, waits for it and discards the result."""
 
 
 class Issuer:
     """Orders the engines of a process that share a common process group.
 
-    Buckets have a total order, (engine, bucket number): engines by when they first reduced something, which is at the
-    same backward on all ranks. Only the first of them may issue during backward, since nothing can come before it;
-    the others, and those that reduce for the first time, do so at its end, one after the other.
+    Buckets have a total order, (engine, bucket number). Engines are ordered by their first reduction, which happens at
+    the same backward on all ranks. Only the first engine may issue during backward, since nothing can come before it.
+    The others, and those that reduce for the first time, issue at its end, one after the other.
     """
 
     def __init__(self) -> None:
@@ -40,12 +40,12 @@ class Issuer:
         self._taking_part: list[Issuing] = []
 
     def add(self, engine: Issuing) -> None:
-        """Takes note of an engine; all ranks create theirs in the same order."""
+        """Registers an engine; all ranks create theirs in the same order."""
         self._created[engine] = self._count
         self._count += 1
 
     def join(self, engine: Issuing) -> bool:
-        """Called in backward, by an engine that will reduce in it; whether it may issue before backward's end."""
+        """Adds an engine to the current backward. Returns whether it may issue before the end of backward."""
         # The number of the backward, and not a flag: a backward that fails never runs its callbacks.
         backward = torch._C._current_graph_task_id()
         if backward != self._backward:
@@ -57,12 +57,12 @@ class Issuer:
         return first is engine
 
     def settle(self) -> None:
-        """Before any other collective: brings what a failed backward has left to an end."""
+        """Ends what a failed backward has left; called before every other collective."""
         if self._taking_part and torch._C._current_graph_task_id() == -1:
             self._abandon()
 
     def reduce(self, engine: Issuing) -> None:
-        """Reduces outside of backward."""
+        """Reduces outside a backward."""
         self.settle()
         self._run([engine])
 
@@ -91,25 +91,25 @@ _issuers: WeakKeyDictionary[dist.ProcessGroup, Issuer] = WeakKeyDictionary()
 
 
 def issuer_of(group: dist.ProcessGroup) -> Issuer:
-    """The issuer of this process for all engines whose workers are ``group``."""
+    """Returns the issuer of this process for all engines whose workers are ``group``."""
     return _issuers.setdefault(group, Issuer())
 
 
-class Ascending:
-    """Issues numbered things in ascending order, however they become ready: a ready one waits for its predecessors."""
+class InOrder:
+    """Calls issue(0), issue(1), ... in order, whatever order they become ready in."""
 
     def __init__(self, count: int, issue: Callable[[int], None]) -> None:
         self._issue, self._next, self._ready = issue, 0, [False] * count
 
     def ready(self, position: int) -> None:
-        """Marks one as ready, and issues all that nothing stands before any more."""
+        """Marks a position as ready, and issues all positions that no longer wait for an earlier one."""
         self._ready[position] = True
         while self._next < len(self._ready) and self._ready[self._next]:
             self._next += 1
             self._issue(self._next - 1)
 
     def rest(self) -> None:
-        """Issues all that is left, ready or not."""
+        """Issues all remaining positions, ready or not."""
         while self._next < len(self._ready):
             self._next += 1
             self._issue(self._next - 1)

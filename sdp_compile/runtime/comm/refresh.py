@@ -1,4 +1,4 @@
-"""Backward masking: after each optimizer step the workers pass on the values that they updated."""
+"""Under backward masking, sends updated values to the workers that compute with them without owning them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sdp_compile.runtime.comm.transfer import batches
 from sdp_compile.runtime.tensors import local_tensors
 
 Place = tuple[str, Region]
-"""A tensor that this worker holds, and where in it."""
+"""The name of a tensor that this worker holds, and a region of it."""
 
 
 @dataclass(frozen=True)
-class _Exchange:
-    """One exchange among all workers: what this one sends to each of them, and what each of them sends to this one."""
+class _Transfer:
+    """One all-to-all: what this worker sends to each worker, and what it receives from each, in the order of ranks."""
 
     dtype: torch.dtype
     sends: tuple[list[Place], ...]
@@ -39,11 +39,17 @@ class _Exchange:
 
 
 class Refresh:
-    """Brings the values of updated parameters to the workers that compute with them without owning them.
+    """Sends the values of updated parameters to the workers that compute with them without owning them.
 
-    The owners of a piece hold the same bits, so the others take turns among them. One all-to-all per bucket and step
-    carries nothing that its receiver has already; measured with Gloo, 4 workers and 2 owners per piece, it takes a
-    quarter of the time of an all-gather. All workers make the same schedule from the plan.
+    The owners of a piece hold the same bits, so the receivers are spread over them. One all-to-all per bucket and step
+    sends nothing that its receiver has already. Measured with Gloo, 4 workers and 2 owners per piece: a quarter of the
+    time of an all-gather. All workers derive the same transfers from the plan.
+
+    Args:
+        module: This worker's module.
+        holdings: Which tensors it holds.
+        groups: The workers' process groups.
+        bucket_bytes: Upper bound in bytes of the values of one transfer; a larger piece travels alone.
     """
 
     def __init__(
@@ -51,34 +57,34 @@ class Refresh:
     ) -> None:
         self._module = weakref.ref(module)
         self._groups = groups
-        self._exchanges = [
-            _exchange(dtype, pieces, holdings) for dtype, pieces in _buckets(holdings.plan, bucket_bytes)
+        self._transfers = [
+            _transfer(dtype, pieces, holdings) for dtype, pieces in _buckets(holdings.plan, bucket_bytes)
         ]
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Makes every value that this worker computes with what it is on its owners. Collective."""
+        """Fetches the values that this worker computes with and others own. Collective."""
         module = self._module()
         if module is None:
             return
         tensors, everyone = local_tensors(module), tuple(range(self._groups.workers))
-        for exchange in self._exchanges:
+        for transfer in self._transfers:
             with explained(everyone, "the refresh of parameters", self._groups.rank):
-                self._run(exchange, tensors)
+                self._run(transfer, tensors)
 
-    def _run(self, exchange: _Exchange, tensors: dict[str, Tensor]) -> None:
-        groups, some = self._groups, next(exchange.places, None)
+    def _run(self, transfer: _Transfer, tensors: dict[str, Tensor]) -> None:
+        groups, some = self._groups, next(transfer.places, None)
         # The module may have been converted or moved since it was planned.
-        like = tensors[some[0]] if some is not None else torch.empty(0, dtype=exchange.dtype, device=groups.device)
-        counts = [[_length(places) for places in side] for side in (exchange.sends, exchange.receives)]
+        like = tensors[some[0]] if some is not None else torch.empty(0, dtype=transfer.dtype, device=groups.device)
+        counts = [[_length(places) for places in side] for side in (transfer.sends, transfer.receives)]
         sent, received = (
             torch.empty(sum(lengths), dtype=like.dtype, device=groups.wire(like.device)) for lengths in counts
         )
-        for (name, region), values in _cut(sent, exchange.sends):
+        for (name, region), values in _cut(sent, transfer.sends):
             values.view(region.shape).copy_(region.read(tensors[name]))
         dist.all_to_all_single(received, sent, counts[1], counts[0], group=groups.group)
         groups.traffic.add_sent("refresh", sent.nbytes)
-        for (name, region), values in _cut(received, exchange.receives):
+        for (name, region), values in _cut(received, transfer.receives):
             region.write(tensors[name].detach(), values)
 
 
@@ -87,7 +93,7 @@ def _length(places: Iterable[Place]) -> int:
 
 
 def _cut(flat: Tensor, sides: Iterable[Iterable[Place]]) -> Iterator[tuple[Place, Tensor]]:
-    """Each place with its part of the flat tensor."""
+    """Yields each place with its part of the flat tensor."""
     offset = 0
     for places in sides:
         for place in places:
@@ -95,7 +101,7 @@ def _cut(flat: Tensor, sides: Iterable[Iterable[Place]]) -> Iterator[tuple[Place
             offset += place[1].numel
 
 
-def _exchange(dtype: torch.dtype, pieces: Sequence[tuple[int, Piece]], holdings: Holdings) -> _Exchange:
+def _transfer(dtype: torch.dtype, pieces: Sequence[tuple[int, Piece]], holdings: Holdings) -> _Transfer:
     workers = holdings.plan.workers
     sends: tuple[list[Place], ...] = tuple([] for _ in range(workers))
     receives: tuple[list[Place], ...] = tuple([] for _ in range(workers))
@@ -107,11 +113,11 @@ def _exchange(dtype: torch.dtype, pieces: Sequence[tuple[int, Piece]], holdings:
         for to in range(workers):
             if not is_member(to, piece.owners) and refresh_source(number, piece.owners, to) == holdings.rank:
                 sends[to].append(mine)
-    return _Exchange(dtype, sends, receives)
+    return _Transfer(dtype, sends, receives)
 
 
 def _buckets(plan: Plan, bucket_bytes: int) -> Iterator[tuple[torch.dtype, list[tuple[int, Piece]]]]:
-    """The pieces with their numbers, in lots of one dtype and at most ``bucket_bytes``, or one larger piece."""
+    """Yields numbered pieces of one dtype, at most ``bucket_bytes`` together, or one larger piece."""
     numbered = list(enumerate(plan.refreshed))
     dtypes = [plan.state[piece.name].dtype for _, piece in numbered]
     sizes = [(piece.numel * dtype.itemsize, dtype) for (_, piece), dtype in zip(numbered, dtypes, strict=True)]

@@ -1,4 +1,4 @@
-"""Collectives beside the computation: asynchronous on the CPU, in one stream of their own on an accelerator."""
+"""Collectives that run beside the computation: asynchronous on the CPU, in a stream of their own on an accelerator."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ _streams: dict[torch.device, torch.Stream] = {}
 
 
 def issue(collective: Callable[[], dist.Work | None], *tensors: Tensor) -> Callable[[], object]:
-    """Calls ``collective``, which is asynchronous and uses ``tensors``; returns what waits for it.
+    """Starts an asynchronous collective.
 
-    On an accelerator the collectives of all process groups run one after the other: overlapping groups that run at the
-    same time can block each other (the documentation of ``torch.distributed.new_group``). Waiting is the stream's then,
-    not the host's.
+    On an accelerator the collectives of all process groups run one after the other, because overlapping groups that run
+    at the same time can block each other (documentation of ``torch.distributed.new_group``). There the current stream
+    waits and not the host.
+
+    Args:
+        collective: Starts the collective and returns its handle.
+        tensors: The tensors that it reads and writes, at least one.
+
+    Returns:
+        A function that waits for the collective.
     """
     device = tensors[0].device
     if device.type == "cpu":
@@ -35,7 +42,7 @@ def issue(collective: Callable[[], dist.Work | None], *tensors: Tensor) -> Calla
     return lambda: torch.accelerator.current_stream(device).wait_event(event)
 
 
-def join() -> None:
-    """Lets the current streams wait for all collectives that were issued, before one is called there."""
+def wait_for_all() -> None:
+    """Makes the current streams wait for all issued collectives; called before a collective in the current stream."""
     for device, stream in _streams.items():
         torch.accelerator.current_stream(device).wait_stream(stream)

@@ -1,4 +1,4 @@
-"""How many bytes a worker sends: counted where it hands them to a collective, not estimated from the plan."""
+"""Counts the bytes that a worker sends, where it hands them to a collective; nothing is estimated from the plan."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "broadcas
 
 
 def sent_bytes(kind: CollectiveKind, payload: float, members: int) -> float:
-    """The bytes that each of ``members`` sends in a collective whose tensor has ``payload`` bytes, with a ring.
+    """Returns the bytes that each member sends in a ring collective.
 
-    The tensor is the one that holds everybody's part: the reduced one, the gathered result, the input of a
-    reduce-scatter. An all-to-all sends all of its input but this worker's own part.
+    Args:
+        kind: The collective.
+        payload: Bytes of the tensor that holds the parts of all members: the reduced tensor, the gathered result, or
+            the input of a reduce-scatter or an all-to-all.
+        members: The number of members.
     """
     share = (members - 1) / members
     return payload * (2 * share if kind == "all_reduce" else share)
@@ -21,26 +24,32 @@ def sent_bytes(kind: CollectiveKind, payload: float, members: int) -> float:
 
 @dataclass
 class Traffic:
-    """The bytes that this worker has sent since the last `reset`, by what they were for."""
+    """What this worker has sent since the last `reset`, by purpose.
+
+    Attributes:
+        sent: Bytes.
+        calls: Collectives.
+    """
 
     sent: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
 
     def add(self, what: str, kind: CollectiveKind, payload: float, members: int) -> None:
-        """Counts one collective; ``what`` is "gradients", "refresh", "shards", "control", ..."""
+        """Counts one ring collective; ``what`` is its purpose: "gradients", "refresh", "shards", "control", ..."""
         self.sent[what] += round(sent_bytes(kind, payload, members))
         self.calls[what] += 1
 
     def add_sent(self, what: str, nbytes: int) -> None:
-        """Counts a collective that sends just these bytes."""
+        """Counts a collective in which this worker sends ``nbytes`` bytes."""
         self.sent[what] += nbytes
         self.calls[what] += 1
 
     @property
     def total(self) -> int:
+        """All bytes sent."""
         return sum(self.sent.values())
 
     def reset(self) -> None:
-        """Starts counting anew."""
+        """Sets all counts to zero."""
         self.sent.clear()
         self.calls.clear()

@@ -1,4 +1,4 @@
-"""Moving pieces of full tensors between workers: to all owners alike, or together to full tensors."""
+"""Moves pieces of full tensors between workers: makes owners equal, and assembles full tensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups, explained
 
 CHUNK_BYTES = 64 * 2**20
-"""Size of the flat buffers in which state travels: enough to hide latency, little beside a model."""
+"""Size in bytes of the flat buffers in which state travels: enough to hide latency, small beside a model."""
 
 
 @torch.no_grad()
 def equalise(names: Iterable[tuple[str, Tensor]], holdings: Holdings, groups: Groups) -> None:
-    """Makes every piece of the tensors, given by full-model names, what it is on its first owner. Collective.
+    """Gives all owners of a piece the values of its first owner. Collective.
 
-    One name can come with several tensors of the same slice (states of an optimizer). Owner sets are visited in
-    the plan's global order, pieces within one in the order given, which must be the same on all of their owners.
+    Owner sets are visited in the plan's global order.
+
+    Args:
+        names: (full-model name, this worker's tensor); a name may come with several tensors of the same slice, such as
+            optimizer state. The order must be the same on all owners of a piece.
+        holdings: Which tensors this worker holds.
+        groups: The workers' process groups.
     """
     by_owners: dict[tuple[int, ...], list[tuple[Piece, Tensor]]] = {}
     for name, tensor in names:
@@ -45,7 +50,13 @@ def equalise(names: Iterable[tuple[str, Tensor]], holdings: Holdings, groups: Gr
 
 @dataclass(frozen=True)
 class Request:
-    """A full tensor to assemble under ``key`` from the slices of ``name`` (a parameter, or a state of its shape)."""
+    """A full tensor to assemble.
+
+    Attributes:
+        key: What the tensor is called in the workers' slices and in the result.
+        name: The tensor of the plan whose shape and owners it has.
+        dtype: Its dtype.
+    """
 
     key: str
     name: str
@@ -62,10 +73,19 @@ def assemble(
     wanted: Sequence[int] | None,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Full tensors on ``device`` from the workers' ``tensors`` by key, each piece from its first owner. Collective.
+    """Assembles full tensors from the workers' slices, each piece from its first owner. Collective.
 
-    ``wanted`` are the workers that get the result: None for all, else one; the others get an empty dictionary. All
-    workers pass the same requests. Without ``groups`` this worker owns everything.
+    Args:
+        requests: What to assemble; the same on all workers.
+        tensors: This worker's slices by the requests' keys.
+        holdings: Where they lie in the full tensors.
+        groups: The workers' process groups; None if this worker owns everything.
+        wanted: The worker that gets the result, as a sequence of one; None for all workers.
+        device: The device of the result.
+
+    Returns:
+        The full tensors by key; an empty dictionary on workers that do not get the result. Elements without owners are
+        zero.
     """
     rank = groups.rank if groups is not None else holdings.rank
     receives = wanted is None or rank in wanted
@@ -79,7 +99,7 @@ def assemble(
         for piece in holdings.plan.pieces(request.name)
         if piece.owners and piece.numel
     ]
-    # By source, so that batches are long; sorting is stable and the same everywhere.
+    # By source, so that batches are long. Sorting is stable, so all workers get the same order.
     pieces.sort(key=lambda entry: entry[1].owners[0])
     sizes = [(piece.numel * request.dtype.itemsize, (piece.owners[0], request.dtype)) for request, piece in pieces]
     for batch in batches(sizes):
@@ -105,7 +125,7 @@ def assemble(
 
 
 def _send(flat: Tensor, source: int, target: int, groups: Groups) -> None:
-    """From one worker to another, called by both."""
+    """Sends ``flat`` from one worker to another; both call it."""
     if groups.rank == source:
         dist.send(flat.view(torch.uint8), dst=groups.global_rank(target), group=groups.group)
     else:
@@ -125,7 +145,7 @@ def _unpack(flat: Tensor, regions: Iterable[tuple[Region, Tensor]]) -> None:
 
 
 def batches(sizes: Iterable[tuple[int, object]], limit: int = CHUNK_BYTES) -> Iterator[slice]:
-    """Cuts a sequence of (bytes, key) into runs of one key that hold at most ``limit`` bytes, or one member."""
+    """Yields runs of a sequence of (bytes, key): each of one key, with at most ``limit`` bytes or one larger member."""
     start, position, held, current = 0, -1, 0, None
     for position, (nbytes, key) in enumerate(sizes):
         if position > start and (held + nbytes > limit or key != current):

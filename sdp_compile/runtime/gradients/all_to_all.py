@@ -1,4 +1,4 @@
-"""Averaging by two exchanges among all workers, where a worker is in too many owner groups for one call each."""
+"""Averaging with two all-to-alls among all workers, for workers in too many owner groups for one call each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.gradients.reduction import EVERYTHING, Reduction
 
 _ALIGNMENT = 16
-"""Elements: chunks of all dtypes then start where any dtype may start."""
+"""Chunk lengths are multiples of this many elements, so that chunks of all dtypes are aligned for any dtype."""
 
 
 def is_crowded(buckets: Sequence[Bucket]) -> bool:
@@ -21,12 +21,12 @@ def is_crowded(buckets: Sequence[Bucket]) -> bool:
     return groups_per_worker(buckets) > MOST_GROUPS
 
 
-class Exchange(Reduction):
-    """Each owner averages one chunk of every bucket; one all-to-all brings it everyone's, one everyone the averages.
+class AllToAll(Reduction):
+    """Each owner averages one chunk of every bucket: one all-to-all collects the chunks, one returns the averages.
 
     Every element is summed by one worker, in the order of its owners, so all of them get the same bits. The volume is
-    that of ring all-reduces; there are two calls per step instead of one per bucket. Buckets travel as bytes, so those
-    of all dtypes go together, and a worker without any takes part too.
+    that of ring all-reduces, with two calls per step instead of one per bucket. Buckets travel as bytes, so those of
+    all dtypes go together, and a worker without buckets takes part too.
     """
 
     def __init__(self, groups: Groups) -> None:
@@ -62,7 +62,7 @@ class Exchange(Reduction):
         return self._rows.pop(bucket.number).view(-1), EVERYTHING
 
     def _own(self, number: int) -> Tensor:
-        """The chunk of a bucket that this worker averages."""
+        """Returns the chunk of a bucket that this worker averages."""
         return self._rows[number][self._owners[number][self.groups.rank]]
 
     def _average(self, parts: Mapping[tuple[int, int], Tensor]) -> None:
@@ -75,14 +75,14 @@ class Exchange(Reduction):
             own.copy_(total if own.dtype == torch.float16 else total / len(owners))
 
     def _exchange(self, chunk: Callable[[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-        """Sends every peer one chunk of each bucket in common; what arrives, by bucket number and peer."""
+        """Sends every peer one chunk of each common bucket. Returns what arrives, by bucket number and peer."""
         rows = [chunk(number, peer).view(torch.uint8) for peer, common in enumerate(self._common) for number in common]
         sent = torch.cat(rows) if rows else torch.empty(0, dtype=torch.uint8, device=self.groups.device)
         sizes = [sum(self._own(number).nbytes for number in common) for common in self._common]
         received = torch.empty_like(sent)
         with explained(self._everyone, "the gradient exchange", self.groups.rank):
             dist.all_to_all_single(received, sent, sizes, sizes, group=self.groups.group)
-        self.groups.traffic.add_sent("gradients", sent.nbytes)  # nothing is sent to oneself
+        self.groups.traffic.add_sent("gradients", sent.nbytes)  # a worker sends nothing to itself
         found, start = {}, 0
         for peer, common in enumerate(self._common):
             for number in common:

@@ -1,8 +1,8 @@
-"""Reductions launched from inside a compiled backward, where autograd's hooks come too late.
+"""Launches reductions from inside a compiled backward, where autograd's hooks come too late.
 
 TorchDynamo sees the marks of a graph as an autograd function, the identity in forward. Its backward calls an operator
 of which compilers know only that its calls must happen. It hands the gradients to the module's gradient engine, which
-issues what it may in the same order as in eager mode: no compiler option can change the order of collectives.
+issues what is ready in the same order as in eager mode: no compiler option can change the order of collectives.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Launching(Protocol):
 
 
 _engines: WeakValueDictionary[int, Launching] = WeakValueDictionary()
-"""By the number of their module, which stands in compiled code."""
+"""The engines by the number of their module, which compiled code contains."""
 
 
 def launched_by(module: int, engine: Launching) -> None:
@@ -35,7 +35,7 @@ def launched_by(module: int, engine: Launching) -> None:
     _engines[module] = engine
 
 
-# Any layout will do: a copy would be another tensor than the one that autograd gets.
+# Any layout will do: a copy would not be the tensor that autograd gets.
 @custom_op("sdp_compile::launch", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def _launch(gradients: list[Tensor], module: int, bucket: int) -> None:
     engine = _engines.get(module)
@@ -64,7 +64,7 @@ class _Mark(torch.autograd.Function):
 
 
 def with_launches(names: Mapping[str, Any], module: int) -> dict[str, Any]:
-    """The global names of a graph's code, where the marks launch reductions of ``module`` when they are compiled."""
+    """Returns the global names of a graph's code, with marks that launch reductions of ``module`` when compiled."""
     mark = _mark(module)
     return {name: mark if value is ops.all_reduce_mean else value for name, value in names.items()}
 

@@ -1,4 +1,4 @@
-"""The check for gradients that are infinite or NaN, on any worker."""
+"""The check for gradients that are infinite or NaN on any worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdp_compile.runtime.comm.groups import Groups
 
 
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor that holds an infinite or NaN element; None where all are finite."""
+    """Returns the name of the first tensor with an infinite or NaN element; None if all are finite."""
     named = [(name, tensor) for name, tensor in tensors if tensor.numel()]
     if not named:
         return None
@@ -24,10 +24,15 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def require_finite(local: str | None, average: str | None, groups: Groups) -> None:
-    """Raises the same SDPError on all workers where any of them reports a tensor. Collective.
+    """Raises the same error on all workers if any of them reports a tensor. Collective.
 
-    ``local``: the name of a parameter whose gradient is not finite on this worker; ``average``: of one whose gradient
-    is not finite once averaged.
+    Args:
+        local: The name of a parameter whose gradient is not finite on this worker.
+        average: The name of a parameter whose averaged gradient is not finite.
+        groups: The workers' process groups.
+
+    Raises:
+        SDPError: If any worker reports a tensor.
     """
     (found,) = maxima([float(local is not None or average is not None)], "the check for finite gradients", groups)
     if not found:
@@ -40,9 +45,9 @@ def require_finite(local: str | None, average: str | None, groups: Groups) -> No
         rank, name = next((rank, name) for rank, (_, name) in enumerate(reports) if name is not None)
         what = (
             f"All workers' gradients are finite, but the average of {name!r} is not (on worker {rank}): the sum over "
-            "its owners overflows; comm_dtype=torch.bfloat16 or torch.float32 has the range for it"
+            "its owners overflows. Use comm_dtype=torch.bfloat16 or torch.float32, which have the range for it"
         )
     raise SDPError(
-        f"{what}. Nothing was averaged and the optimizer must not step. Look at this worker's batch and learning rate; "
-        "to train in float16 use sdp_compile.GradScaler without check_finite=True."
+        f"{what}. Nothing was averaged, so the optimizer must not step. Check the batches there and the learning "
+        "rate. To train in float16, use sdp.GradScaler without check_finite=True."
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 class Listener(Protocol):
@@ -31,3 +32,20 @@ class Hook:
         engine = self._engine()
         if engine is not None:
             engine.on_gradient(self._slots)
+
+
+class Hooks:
+    """All hooks of one gradient engine."""
+
+    def __init__(self) -> None:
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def attach(self, engine: Listener, slots: Mapping[nn.Parameter, Sequence[int]]) -> None:
+        """Hooks these parameters, each with the positions of its buckets, in place of those hooked before."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(Hook(engine, positions))
+            for parameter, positions in slots.items()
+            if parameter.is_leaf and parameter.requires_grad
+        ]

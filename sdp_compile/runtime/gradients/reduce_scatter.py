@@ -1,4 +1,4 @@
-"""The gradient engine's reduction while a `ShardedOptimizer` lives: each owner gets the mean of its own chunk."""
+"""Averaging while a `ShardedOptimizer` lives: each owner gets the mean of its own chunk."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from sdp_compile.planning.buckets import Bucket
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.gradients.reduction import EVERYTHING, Reduction
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout
-from sdp_compile.runtime.sharding.collectives import InFlight, scatter
+from sdp_compile.runtime.sharding.chunks import PendingChunks, scatter
 from sdp_compile.runtime.sharding.gradient import ShardedGradient, local_gradient
 from sdp_compile.runtime.sharding.shards import Shard
 
 
 class ReduceScatter(Reduction):
-    """Reduces every bucket to the chunk that this worker steps.
+    """Averages of each bucket only the chunk that this worker steps.
 
-    ``.grad`` of the parameters becomes a `ShardedGradient`, which frees this worker's own gradient. ``optimizer`` is
-    the one that may step the module's parameters.
+    ``.grad`` of the parameters becomes a `ShardedGradient`, which frees this worker's own gradient.
+
+    Args:
+        groups: The workers' process groups.
+        module: This worker's module.
+        layout: Which elements of its parameters this worker steps.
+        optimizer: The only optimizer that may step the module's parameters.
     """
 
     def __init__(self, groups: Groups, module: nn.Module, layout: ShardLayout, optimizer: Optimizer) -> None:
@@ -30,10 +35,10 @@ class ReduceScatter(Reduction):
         self.layout = layout
         self._module = weakref.ref(module)
         self._optimizer = weakref.ref(optimizer)
-        self._in_flight: dict[int, InFlight] = {}
+        self._in_flight: dict[int, PendingChunks] = {}
 
     def serves(self, optimizer: Optimizer) -> bool:
-        """Whether it reduces for this optimizer."""
+        """Whether it averages gradients for this optimizer."""
         return self._optimizer() is optimizer
 
     def length(self, bucket: Bucket, numel: int) -> int:
@@ -50,19 +55,20 @@ class ReduceScatter(Reduction):
         own = self.layout.buckets[bucket.number]
         for name in dict.fromkeys(name for name, _ in own.pieces):
             if self.layout.first[name] == bucket.number:
-                self._let_go(name, parameters[name])
+                self._start_over(name, parameters[name])
         for offset, shard in own.shards:
             _add(shard, averages[offset : offset + shard.parameter.numel()], parameters[shard.name])
         return True
 
     def end(self) -> None:
-        """Drops the sharded gradients: nobody can use them any more."""
+        """Drops the sharded gradients, which nobody can use any more."""
         module = self._module()
         for parameter in [] if module is None else module.parameters():
             if isinstance(parameter.grad, ShardedGradient):
                 parameter.grad = None
 
-    def _let_go(self, name: str, parameter: nn.Parameter) -> None:
+    def _start_over(self, name: str, parameter: nn.Parameter) -> None:
+        """Prepares ``.grad`` for the averages of a parameter, and frees this worker's own gradient."""
         fresh = local_gradient(parameter)
         if parameter.grad is None and not parameter.requires_grad:  # frozen by the user since, on all ranks
             return

@@ -1,4 +1,4 @@
-"""How the owners of a bucket average it: the strategies between which the gradient engine chooses."""
+"""How the owners of a bucket average it: the strategies of the gradient engine."""
 
 from __future__ import annotations
 
@@ -21,39 +21,43 @@ EVERYTHING = slice(None)
 class Reduction(ABC):
     """One way to average buckets over their owners.
 
-    The gradient engine packs this worker's gradients of a bucket into a flat buffer and calls ``start`` for one bucket
-    after the other, in ascending number on every worker, during backward; then ``started_all`` once, and ``finish`` for
-    each bucket in the same order, also where backward failed. ``start`` must not wait; it issues
-    collectives through `sdp_compile.runtime.comm.streams.issue`, in the groups' ``raw_group`` and ``raw_group_of``.
-    ``GradientEngine`` takes another strategy through its attribute ``reduction``, on all
-    workers alike and between two backward passes.
+    The gradient engine packs this worker's gradients of a bucket into a flat buffer. During backward it calls ``start``
+    for one bucket after the other, in ascending number on every worker; then ``started_all`` once, and ``finish`` for
+    each bucket in the same order, even if backward failed. ``start`` must not wait; it issues collectives through
+    `sdp_compile.runtime.comm.streams.issue`, in the groups' ``raw_group`` and ``raw_group_of``. To use another
+    strategy, set ``GradientEngine.reduction`` between two backward passes, on all workers.
     """
 
     def __init__(self, groups: Groups) -> None:
         self.groups = groups
 
     def length(self, bucket: Bucket, numel: int) -> int:
-        """The elements of the flat buffer for a bucket of ``numel`` elements; what it has in excess is zero."""
+        """Returns the length of the flat buffer for a bucket of ``numel`` elements; the excess is zero."""
         return numel
 
     @abstractmethod
     def start(self, bucket: Bucket, flat: Tensor) -> None:
-        """Issues the reduction of ``flat``, which is the strategy's from now on; does not wait."""
+        """Issues the reduction of ``flat``, which belongs to the strategy from now on. Does not wait."""
 
     def started_all(self) -> None:  # noqa: B027
         """Called after the last ``start`` of a backward."""
 
     @abstractmethod
     def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
-        """Waits; returns the flat buffer and the part of it that holds averages now, which goes into ``.grad``.
+        """Waits for a bucket.
 
-        What lies outside that part leaves ``.grad`` as it is: this worker's own gradient.
+        Returns:
+            The flat buffer, and the part of it that holds averages and goes into ``.grad``. Outside that part ``.grad``
+            keeps this worker's own gradient.
         """
 
     def keep(self, bucket: Bucket, averages: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
-        """Whether the strategy has put what ``finish`` returned in another place than ``.grad``.
+        """Stores the averages that ``finish`` returned, if the strategy keeps them elsewhere than in ``.grad``.
 
         Called for each bucket in the same order, once it is certain that this reduction holds.
+
+        Returns:
+            Whether it has stored them.
         """
         return False
 

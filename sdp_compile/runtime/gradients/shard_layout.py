@@ -1,4 +1,4 @@
-"""All shards of one worker: the same on every run with one plan, rank and bucket size."""
+"""All shards of one worker: the same in every run with the same plan, rank and bucket size."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ from sdp_compile.runtime.sharding.shards import Shard, ShardedBucket, split, who
 class ShardLayout:
     """Which shards of which parameters a worker holds.
 
-    ``buckets`` are the gradient buckets by number, split among their owners, in the global order; ``alone`` holds,
-    for parameters of which some pieces lie in buckets, the pieces that this worker alone owns. ``shards`` are all of a
-    parameter's, by its name: those in these two, or the parameter as it is where no piece lies in a bucket.
+    Attributes:
+        buckets: The gradient buckets by number, split among their owners, in the global order.
+        alone: For each parameter that has pieces in buckets, the pieces that this worker alone owns.
+        first: For each parameter that has pieces in buckets, the number of the first such bucket.
+        shards: All shards of each parameter: those in the above, or the whole parameter if it has no piece in a bucket.
     """
 
     def __init__(self, module: nn.Module, holdings: Holdings, slots: Sequence[Slot]) -> None:
-        """Lays out the shards of ``module``'s parameters; ``slots`` are its gradient buckets, none without peers."""
+        """Lays out the shards of a module's parameters.
+
+        Args:
+            module: This worker's module.
+            holdings: Which tensors it holds.
+            slots: Its gradient buckets; none without peers.
+        """
         plan, rank = holdings.plan, holdings.rank
         parameters = parameters_of(module, plan)
         self.buckets: dict[int, ShardedBucket] = {}
         self.alone: dict[str, ShardedBucket] = {}
         self.first: dict[str, int] = {}
-        """The first bucket with a piece of the parameter; what has none is reduced with nobody."""
         for slot in slots:
             bucket, pieces = slot.bucket, [(entry.name, entry.region) for entry in slot.entries]
             self.buckets[bucket.number] = split(bucket.number, bucket.owners, rank, pieces, parameters)
@@ -47,7 +54,7 @@ class ShardLayout:
                 self.shards[name].append(whole(name, parameter))
 
     def __iter__(self) -> Iterator[ShardedBucket]:
-        """All buckets: those with other owners in the global order, then those without."""
+        """Yields all buckets: those with other owners in the global order, then those without."""
         yield from self.buckets.values()
         yield from self.alone.values()
 

@@ -1,4 +1,4 @@
-"""Gradients of a bucket in one flat buffer, and back."""
+"""Packs the gradients of a bucket into one flat buffer, and unpacks it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,19 @@ class Entry:
 
 
 class Slot:
-    """What this worker holds of one bucket."""
+    """What this worker holds of one bucket.
+
+    Args:
+        bucket: The bucket.
+        holdings: Which tensors the worker holds.
+        comm_dtype: The dtype in which gradients travel; by default their own.
+
+    Attributes:
+        bucket: The bucket.
+        entries: Its pieces in order.
+        numel: The number of their elements.
+        names: The parameters that the pieces belong to.
+    """
 
     def __init__(self, bucket: Bucket, holdings: Holdings, comm_dtype: torch.dtype | None) -> None:
         self.bucket, self._comm_dtype = bucket, comm_dtype
@@ -38,7 +50,16 @@ class Slot:
         self.names = tuple(dict.fromkeys(entry.name for entry in entries))
 
     def pack(self, parameters: Mapping[str, nn.Parameter], length: int, given: Mapping[str, Tensor]) -> Tensor:
-        """A new flat buffer of ``length`` elements with ``.grad`` plus the ``given`` gradients; zeros where none is."""
+        """Returns a new flat buffer with the gradients of the bucket, zeros where there are none.
+
+        Args:
+            parameters: The module's parameters by name, whose ``.grad`` is packed.
+            length: Elements of the buffer.
+            given: Gradients by name to add to ``.grad``.
+
+        Raises:
+            SDPError: If a gradient is sparse.
+        """
         first = parameters[self.names[0]]
         dtype = reduce(torch.promote_types, (parameters[name].dtype for name in self.names))
         if self._comm_dtype is not None and not dtype.is_complex:
@@ -51,11 +72,11 @@ class Slot:
             for gradient in (new, old):
                 if gradient is not None and gradient.layout != torch.strided:
                     raise SDPError(
-                        f"The gradient of {entry.name!r} is sparse; sparse gradients cannot be averaged over slices. "
-                        "Build its embedding with sparse=False."
+                        f"The gradient of {entry.name!r} is sparse and cannot be averaged over slices. Build the "
+                        "embedding with sparse=False."
                     )
             if new is not None and old is not None:
-                # Added in the gradient's dtype, as autograd will.
+                # Added in the gradient's dtype, as autograd does.
                 out.copy_(entry.region.read(old) + entry.region.read(new))
             elif new is not None or old is not None:
                 gradient = new if old is None else old
@@ -69,7 +90,7 @@ class Slot:
         return flat
 
     def unpack(self, flat: Tensor, part: slice, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Writes what lies in ``part`` of the flat buffer into ``.grad``, which it makes where there is none."""
+        """Writes the elements in ``part`` of the flat buffer into ``.grad``, which it creates if needed."""
         first, last, _ = part.indices(self.numel)
         for entry in self.entries:
             parameter = parameters[entry.name]

@@ -1,4 +1,4 @@
-"""From a call of the compiled module to the flat inputs of its graph, with errors that say what was captured."""
+"""Binds a call of the compiled module to the flat inputs of its graph, with errors that say what was captured."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from sdp_compile.ir.program import Program
 
 
 class Caller:
-    """Binds calls to the captured arguments, which may be passed by position or by keyword, and checks them.
+    """Binds calls to the captured arguments, which may be passed by position or keyword, and checks them.
 
-    Everything here also runs under TorchDynamo, hence the plain Python.
+    Everything here also runs under TorchDynamo, so it is plain Python.
+
+    Args:
+        model: The original model, for the names and defaults of its arguments.
+        program: The program to call.
     """
 
     def __init__(self, model: nn.Module, program: Program) -> None:
@@ -35,7 +39,7 @@ class Caller:
         self.in_spec = program.in_spec
         self.out_spec = program.out_spec
         self.is_single = program.out_spec.is_leaf()
-        # Without containers among the arguments, the flat inputs are the arguments themselves.
+        # Without containers among the arguments the flat inputs are the arguments themselves.
         self.is_flat = all(child.is_leaf() for child in (*args.children(), *kwargs.children()))
         self.constants = list(program.constants.items())
         self.inputs = [
@@ -47,7 +51,7 @@ class Caller:
         self.violated = compiled_guards(program.guards)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """The flat inputs of the graph. Raises `SDPError` where the call is not one that was captured."""
+        """Returns the flat inputs of the graph for a call; raises `SDPError` if such a call was not captured."""
         if len(args) != self.positional or list(kwargs) != self.keywords:
             args, kwargs = self._rearranged(args, kwargs)
         flat = [*args, *kwargs.values()] if self.is_flat else self._flatten(args, kwargs)
@@ -57,22 +61,22 @@ class Caller:
         return flat
 
     def dtypes(self, flat: list[Any]) -> tuple[torch.dtype, ...]:
-        """The dtypes of the inputs that are tensors."""
+        """Returns the dtypes of the inputs that are tensors."""
         return tuple([flat[index].dtype for index, _, _, _ in self.inputs])
 
     def result(self, outputs: list[Any]) -> Any:
-        """What the model returns, from the flat outputs of the graph."""
+        """Returns the model's result from the flat outputs of the graph."""
         return outputs[0] if self.is_single else pytree.tree_unflatten(outputs, self.out_spec)
 
     def _rearranged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same arguments in the captured positions and order; those at their default value need not be there."""
+        """Returns the arguments in the captured positions and order; those at their default value may be left out."""
         if len(args) > max(self.positional, len(self.names)):
-            raise self._error(f"{len(args)} positional arguments were given")
+            raise self._error(f"it got {len(args)} positional arguments")
         given = dict(zip(self.names, args, strict=False)) if len(args) <= len(self.names) else {}
         rest = () if given or not args else args
         for key, value in kwargs.items():
             if key in given:
-                raise self._error(f"{key!r} was given twice")
+                raise self._error(f"argument {key!r} was passed twice")
             given[key] = value
         wanted = [*self.names[: self.positional], *self.keywords]
         for key in list(given):
@@ -92,15 +96,15 @@ class Caller:
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         flat, spec = pytree.tree_flatten((args, kwargs))
         if spec != self.in_spec:
-            raise self._error("the containers among the arguments have another structure")
+            raise self._error("the containers among its arguments have another structure")
         return flat
 
     def _check(self, flat: list[Any]) -> None:
         for index, constant in self.constants:
             if not is_same(flat[index], constant):
                 raise self._error(
-                    f"an argument is {describe(flat[index])} where {describe(constant)} was captured, and values "
-                    "that are no tensors are fixed"
+                    f"an argument is {describe(flat[index])} where {describe(constant)} was captured, and arguments "
+                    "other than tensors are fixed"
                 )
         sizes: dict[str, int] = {}
         for index, name, ndim, dims in self.inputs:
@@ -120,8 +124,8 @@ class Caller:
                         sizes[size] = value.shape[dim]
                     elif sizes[size] != value.shape[dim]:
                         raise self._error(
-                            f"input {name!r} has size {value.shape[dim]} in dimension {dim}, which must equal "
-                            f"{sizes[size]} of an input before it"
+                            f"input {name!r} has size {value.shape[dim]} in dimension {dim}, which must equal the "
+                            f"size {sizes[size]} of an earlier input"
                         )
 
     def _check_guards(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -129,15 +133,13 @@ class Caller:
         number = self.violated(named)
         if number >= 0:
             raise self._error(
-                f"the model takes another path at these sizes than at the captured ones, where "
-                f"{self.guards[number]} holds"
+                f"the model takes another path at these sizes; the captured path needs {self.guards[number]}"
             )
 
     def _error(self, what: str) -> SDPError:
         return SDPError(
-            f"The compiled {self.name} was called in another way than it was captured: {what}. "
-            f"Captured: {self.captured}. Call it like the example inputs, or pass sdp_compile() example inputs like "
-            "this call."
+            f"The compiled {self.name} was called differently than captured: {what}. Captured: {self.captured}. Call "
+            "it like the example inputs, or pass example inputs like this call to sdp.compile()."
         )
 
     def _describe(self, program: Program) -> str:
@@ -153,12 +155,12 @@ class Caller:
 
 
 def describe_input(dims: tuple[int | str | None, ...]) -> str:
-    """The shape of an input, free sizes by letter."""
+    """Returns the shape of an input as text, with names for free sizes."""
     return "tensor[" + ", ".join(str(dim) if isinstance(dim, int) else (dim or "?") for dim in dims) + "]"
 
 
 def is_same(value: Any, captured: Any) -> bool:
-    """Whether a non-tensor argument is the captured one."""
+    """Whether an argument that is not a tensor equals the captured one."""
     if value is captured:
         return True
     if isinstance(value, torch.Tensor) or isinstance(captured, torch.Tensor):
@@ -167,7 +169,7 @@ def is_same(value: Any, captured: Any) -> bool:
 
 
 def compiled_guards(guards: tuple[str, ...]) -> Callable[[Mapping[str, Any]], int]:
-    """A function of the arguments by name that returns the number of the first condition that fails, or -1."""
+    """Returns a function of the arguments by name that returns the number of the first failing condition, or -1."""
     lines = ["def violated(L):"]
     for number, guard in enumerate(guards):
         lines.append(f"    if not ({guard}): return {number}")

@@ -1,4 +1,4 @@
-"""Connecting a module with the modules of the other workers."""
+"""Connects a module with the modules of the other workers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def connect(
     comm_dtype: torch.dtype | None = None,
     check_finite: bool = False,
 ) -> None:
-    """Makes ``module`` train together with its peers, and watches the optimizers that step it. Collective.
+    """Connects a module with its peers, so that they train together, and hooks all optimizer steps. Collective.
 
     Args:
         module: This worker's module.
         groups: The workers' process groups.
         bucket_bytes: Upper bound of the size of one gradient reduction in bytes.
         comm_dtype: The dtype in which gradients travel; by default their own.
-        check_finite: Whether a gradient that is not finite on any worker is an error on all.
+        check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
 
     Raises:
-        DistributedError: If the process group is not the one that the plan is for.
+        DistributedError: If the process group has another size or rank than the module's plan.
     """
     install_optimizer_guard()
     module.peers = Peers(module, module.holdings, groups, module.number, bucket_bytes, comm_dtype, check_finite)

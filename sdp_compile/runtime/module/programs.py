@@ -1,7 +1,8 @@
-"""The graphs of one module: one per mode, and more where tensors, inputs or autocast have other dtypes than captured.
+"""The graphs of one module: one per mode, and more for dtypes of tensors, inputs or autocast that were not captured.
 
-What a model computes depends on dtypes that its code reads, so a graph holds for those that it was captured with. A
-call in others captures the model's skeleton again, once, on this worker alone: the plan stays as it is.
+What a model computes depends on dtypes that its code reads, so a graph is valid only for the dtypes that it was
+captured with. A call with others captures the model's skeleton again, once and on this worker alone. The plan stays as
+it is.
 """
 
 from __future__ import annotations
@@ -36,14 +37,13 @@ _of_modules: weakref.WeakValueDictionary[int, Programs] = weakref.WeakValueDicti
 
 
 class Programs:
-    """Programs by name: a mode's own is called like the mode, later ones ``train_1`` and so on.
+    """Programs by name: the first of a mode has the name of the mode, later ones are ``train_1`` and so on.
 
-    Each runs as the module's ``_run_NAME``, on what its ``_caller_NAME`` binds. ``current`` is what each mode runs, or
-    ran last.
+    Each runs as the module's ``_run_NAME``, on the inputs that its ``_caller_NAME`` binds.
     """
 
     def __init__(self, module: Subnetwork, lowered: Lowered, programs: Mapping[str, Program]) -> None:
-        """Takes copies of ``programs``, since moving the module rewrites their device constants."""
+        """Copies ``programs``, because moving the module rewrites their device constants."""
         self._module = weakref.ref(module)
         self._lowered = lowered
         self.programs = {name: copy_program(program) for name, program in programs.items()}
@@ -70,27 +70,27 @@ class Programs:
         return {mode: self.programs[name] for mode, name in self._names.items()}
 
     def replace_graph(self, mode: Mode, graph: fx.Graph) -> None:
-        """Puts another graph in the place of a mode's current one."""
+        """Replaces the current graph of a mode."""
         name = self._names[mode]
         self.programs[name] = replace(self.programs[name], graph=graph)
 
     def name(self, mode: Mode) -> str:
-        """The name of a mode's current program."""
+        """Returns the name of a mode's current program."""
         return self._names[mode]
 
     def source(self, mode: Mode) -> str:
-        """The code of a mode's current graph."""
+        """Returns the code of a mode's current graph."""
         return self._sources[self._names[mode]]
 
     def generate(self, names: tuple[str, ...] = ()) -> dict[str, fx.graph.PythonCode]:
-        """Makes the module's methods of the graphs ``names``; of all by default."""
+        """Generates the module's methods from the graphs with these names; by default from all."""
         module, codes = self.module, {}
         for name in names or self.programs:
             program = self.programs[name]
             program.graph.owning_module = module  # type: ignore[assignment]  # SDPModule is a GraphModule
             graph, recomputed = executable(program.graph)
             codes[name] = code = graph.python_code(root_module="self")
-            # Every generated function has a file name, and so a code object, of its own.
+            # Every generated function has its own file name, and so its own code object.
             bound = with_launches(code.globals, self.number)
             setattr(type(module), f"_run_{name}", _forward_from_src(code.src, bound, {}))
             self._sources[name] = recomputed + code.src
@@ -98,7 +98,16 @@ class Programs:
         return codes
 
     def choose(self, mode: Mode, inputs: tuple[torch.dtype, ...], autocast: torch.dtype | None) -> str:
-        """The name of the program for a call; captured and lowered now where there is none yet."""
+        """Returns the name of the program for a call; captures and lowers it if it does not exist yet.
+
+        Args:
+            mode: The mode of the module.
+            inputs: The dtypes of the inputs that are tensors.
+            autocast: The dtype of autocast; None if it is off.
+
+        Raises:
+            SDPError: If the model does not run with these dtypes, or does not fit the plan then.
+        """
         precision = Precision(inputs, autocast, self._casts)
         name = self._names[mode]
         if self.programs[name].precision != precision:
@@ -109,8 +118,8 @@ class Programs:
         return name
 
     def follow_device(self, device: torch.device) -> bool:
-        """Makes the graphs' device constants those of the module's tensors; whether that changed a graph."""
-        if device.type == "meta" or device == self.device:  # the meta device has nothing to run
+        """Sets the device constants of the graphs to ``device``. Returns whether they were on another device."""
+        if device.type == "meta" or device == self.device:  # nothing runs on the meta device
             return False
         for program in self:
             retarget_devices(program.graph, self.device, device)
@@ -118,7 +127,7 @@ class Programs:
         return True
 
     def follow_dtypes(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes note of the dtypes that the module's tensors, given by name, have now."""
+        """Notes the current dtypes of the module's tensors, given by name."""
         captured = self.module.capture.state
         now = {
             name: tensor.dtype
@@ -139,7 +148,7 @@ class Programs:
             program, tensors = _captured_again(module, self._lowered, mode, precision, self.device)
         except SDPError as error:
             error.args = (
-                f"{type(module.capture.skeleton).__name__} was compiled for other dtypes and cannot follow to "
+                f"{type(module.capture.skeleton).__name__} was compiled for other dtypes and cannot be captured with "
                 f"{precision}. {error}",
             )
             raise
@@ -154,7 +163,7 @@ class Programs:
 def _captured_again(
     module: Subnetwork, lowered: Lowered, mode: Mode, precision: Precision, device: torch.device
 ) -> tuple[Program, dict[str, torch.Tensor]]:
-    """The worker's program in other dtypes, and the constants that only it has."""
+    """Returns the worker's program for other dtypes, and the constants that only this program has."""
     base = module.capture
     captured = recapture(base, mode, precision, device)
     analysis = analyse(captured)
@@ -172,9 +181,9 @@ def _captured_again(
 def chosen_while_compiling(
     number: int, mode: Mode, inputs: tuple[torch.dtype, ...], autocast: torch.dtype | None
 ) -> str:
-    """`Programs.choose` when TorchDynamo traces a call; what it depends on is guarded by the caller.
+    """Calls `Programs.choose` while TorchDynamo traces a call; the caller guards everything it depends on.
 
-    In a thread of its own, because a capture must not see the state of the one that TorchDynamo is in the middle of.
+    It runs in a thread of its own, because a capture must not see the state of the trace that is in progress.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_of_modules[number].choose, mode, inputs, autocast).result()

@@ -1,4 +1,4 @@
-"""Checkpoint regions as functions that run again in backward: what runs of a graph whose nodes are marked."""
+"""Makes the checkpoint regions of a graph functions that run again in backward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from sdp_compile.capture.clean import is_impure
 
 @dataclass(frozen=True)
 class _Region:
-    """Nodes that become one call, in order, and the nodes among them that run after it."""
+    """Nodes that become one call.
+
+    Attributes:
+        name: The name of the function.
+        inside: The nodes of the call, in order.
+        late: The nodes between them that run after the call.
+    """
 
     name: str
     inside: list[fx.Node]
@@ -25,22 +31,29 @@ class _Region:
 
     @property
     def operands(self) -> list[fx.Node]:
-        """What the region reads: activations first, then parameters and buffers."""
+        """The nodes that the region reads: activations first, then parameters and buffers."""
         members = set(self.inside)
         found = dict.fromkeys(o for node in self.inside for o in node.all_input_nodes if o not in members)
         return sorted(found, key=_is_state)
 
     @property
     def results(self) -> list[fx.Node]:
+        """The nodes of the region that others read."""
         members = set(self.inside)
         return [node for node in self.inside if not members.issuperset(node.users)]
 
 
 def executable(graph: fx.Graph) -> tuple[fx.Graph, str]:
-    """The graph with every checkpoint region as one call, and the source of the functions that are called.
+    """Turns every checkpoint region of a graph into one call.
 
-    ``graph`` itself, with an empty source, where there are no regions; it is never changed. A region saves its inputs
-    for backward and nothing else, as ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)`` does.
+    A region saves only its inputs for backward, like ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``.
+
+    Args:
+        graph: A graph whose nodes are marked with their regions; it stays as it is.
+
+    Returns:
+        The new graph and the source of the functions that it calls; ``graph`` itself and an empty text if there are no
+        regions.
     """
     regions = _regions(graph)
     if not regions:
@@ -74,7 +87,7 @@ def executable(graph: fx.Graph) -> tuple[fx.Graph, str]:
 
 
 def _regions(graph: fx.Graph) -> list[_Region]:
-    """The checkpoint regions, with what passes inserted in between and they cannot run without."""
+    """Returns the checkpoint regions, each with the inserted nodes between its own on which they depend."""
     marked: dict[int, list[fx.Node]] = {}
     for node in graph.nodes:
         number = region_of(node)
@@ -90,7 +103,7 @@ def _region(name: str, marked: list[fx.Node]) -> _Region:
     before = _reached(stretch[::-1], members, lambda node: node.users)
     members |= after & before
     strangers = [node for node in stretch if node not in members]
-    assert not any(is_impure(node) for node in strangers), f"{name} holds writes of another region"
+    assert not any(is_impure(node) for node in strangers), f"{name} contains writes of another region"
     inside = [node for node in stretch if node in members]
     return _Region(name, inside, [node for node in strangers if node in after])
 
@@ -109,7 +122,7 @@ def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
 def _reached(
     nodes: Iterable[fx.Node], start: set[fx.Node], edges: Callable[[fx.Node], Iterable[fx.Node]]
 ) -> set[fx.Node]:
-    """Those of ``nodes``, given in order, from which an edge leads to ``start`` or to one found before."""
+    """Returns those of ``nodes``, in order, from which an edge leads to ``start`` or to a node found before."""
     found: set[fx.Node] = set()
     for node in nodes:
         if any(other in start or other in found for other in edges(node)):
@@ -118,7 +131,7 @@ def _reached(
 
 
 def _function(region: _Region) -> tuple[Callable[..., Any], str]:
-    """The region as a function of its operands that runs again in backward, and its source."""
+    """Returns the region as a function of its operands that runs again in backward, and its source."""
     body = fx.Graph()
     env = {operand: body.placeholder(operand.name) for operand in region.operands}
     for node in region.inside:
@@ -132,7 +145,7 @@ def _function(region: _Region) -> tuple[Callable[..., Any], str]:
         activations, state = values[:count], values[count:]
 
         def again(*saved: Any) -> Any:
-            # State is not saved as an input, just as in the original: a normalisation writes to its own.
+            # As in the original, state is not saved as an input: a normalisation writes to its state.
             return run(None, *saved, *state)
 
         return checkpoint(again, *activations, use_reentrant=False)

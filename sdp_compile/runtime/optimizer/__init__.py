@@ -1,1 +1,1 @@
-"""What happens between backward and the next forward: clipping, scaling, steps, and the optimizer's state."""
+"""Clipping, loss scaling, optimizer steps and optimizer state."""

@@ -18,14 +18,14 @@ from sdp_compile.runtime.subnetwork import Subnetwork, require_peers, unwrapped
 def clip_grad_norm_(
     model: nn.Module, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
 ) -> Tensor:
-    """Scales the gradients so that the full model's gradient has at most norm ``max_norm``.
+    """Scales the gradients so that the full model's gradient has at most norm ``max_norm``. Collective.
 
-    Collective. Every element counts once, however many owners it has.
+    Every element counts once, even if it has several owners.
 
     Args:
-        model: An SDPModule or the wrapper of one that ``torch.compile`` makes.
+        model: An `SDPModule`, or the wrapper of one that ``torch.compile`` returns.
         max_norm: Upper bound of the norm.
-        norm_type: The order p of the norm, positive; ``inf`` is the largest absolute value.
+        norm_type: The order p of the norm, positive; ``inf`` gives the largest absolute value.
         error_if_nonfinite: Whether a norm that is infinite or NaN is an error.
 
     Returns:
@@ -36,16 +36,18 @@ def clip_grad_norm_(
             ``error_if_nonfinite`` is set.
         DistributedError: If gradients were accumulated under ``no_sync()`` and not synchronised, or a worker is
             missing.
+
+    Source: `torch.nn.utils.clip_grad_norm_`, for the full model.
     """
     module = unwrapped(model)
-    peers = require_peers(module, "clip_grad_norm_()")
+    peers = require_peers(module, "sdp.clip_grad_norm_()")
     norm_type, max_norm = float(norm_type), float(max_norm)
     if not norm_type > 0:
-        raise SDPError(f"clip_grad_norm_(): norm_type is {norm_type}; it must be positive (inf included).")
+        raise SDPError(f"norm_type of sdp.clip_grad_norm_() must be positive, got {norm_type}. It may be infinite.")
     if peers is not None and peers.engine.pending:
         raise DistributedError(
-            "clip_grad_norm_(): the gradients were accumulated under no_sync() and are not synchronised, so they "
-            "differ between workers. Run the last backward of a step outside of it, or call sync_gradients() first."
+            "sdp.clip_grad_norm_() got gradients that were accumulated under no_sync() and differ between workers. "
+            "Run the last backward of a step outside no_sync(), or call sync_gradients() first."
         )
     gradients = [gradient for parameter in module.parameters() for gradient in held_gradients(parameter)]
     total = _power_sum(module, norm_type)
@@ -57,7 +59,10 @@ def clip_grad_norm_(
         peers.groups.traffic.add("control", "all_reduce", total.nbytes, module.workers)
     norm = total if math.isinf(norm_type) else total ** (1.0 / norm_type)
     if error_if_nonfinite and not torch.isfinite(norm):
-        raise SDPError(f"clip_grad_norm_(): the norm of the gradient is {norm.item()}.")
+        raise SDPError(
+            f"The norm of the gradient in sdp.clip_grad_norm_() is {norm.item()}, which is not finite. Check the "
+            "batches and the learning rate."
+        )
     coefficient = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     for gradient in gradients:
         gradient.mul_(coefficient.to(gradient.device))
@@ -67,14 +72,14 @@ def clip_grad_norm_(
 
 
 def _power_sum(module: Subnetwork, norm_type: float) -> Tensor:
-    """The sum of |g|^p (the maximum for inf) over the elements of which this worker is the first owner, in float64."""
+    """Returns the sum of |g|^p (the maximum for inf) over the elements whose first owner is this worker, in float64."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     parts: list[Tensor] = []
     for name, tensor in module.plan.state.items():
         gradient = parameters[name].grad if tensor.kind == "parameter" and name in parameters else None
         if gradient is None:
             continue
-        if isinstance(gradient, ShardedGradient):  # what each worker holds of it lies apart
+        if isinstance(gradient, ShardedGradient):  # no two workers hold the same element
             parts += [_powers(part, norm_type) for part in gradient.parts.values()]
             continue
         for piece in module.plan.pieces(name):
@@ -92,7 +97,7 @@ def _powers(values: Tensor, norm_type: float) -> Tensor:
 
 
 def _wide(gradient: Tensor) -> torch.dtype:
-    """Accumulates in more bits than half precision has."""
+    """Returns the dtype in which to accumulate: more precise than half precision."""
     if gradient.dtype in (torch.float16, torch.bfloat16):
         return torch.float32
     return gradient.dtype

@@ -1,4 +1,4 @@
-"""Full optimizer states: assembled from the workers' slices by parameter name, and cut into them again."""
+"""Full optimizer states: assembled from the workers' slices by parameter name, and cut into slices again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sdp_compile.runtime.subnetwork import Subnetwork
 def full_optimizer_state_dict(
     module: Subnetwork, optimizer: Optimizer, rank0_only: bool = False, cpu_offload: bool = False
 ) -> dict[str, Any]:
-    """Returns the optimizer state of the original model. Collective.
+    """Returns the optimizer's state as it would be for the original model. Collective.
 
     Args:
         module: The compiled module.
@@ -34,8 +34,12 @@ def full_optimizer_state_dict(
         The state by parameter name, with full tensors. Each group's ``params`` are names in the order of the original
         model's ``named_parameters()``. PyTorch matches parameters by position, so
         ``torch.optim.AdamW(original.parameters()).load_state_dict()`` takes it as it is.
+
+    Raises:
+        SDPError: If ``optimizer`` holds other parameters, or state that is neither per element nor a scalar.
+        DistributedError: If there is no process group, or the ranks call different things.
     """
-    what = "full_optimizer_state_dict()"
+    what = "sdp.full_optimizer_state_dict()"
     peers, mine = enter(module, what, f"rank0_only={rank0_only}", lambda: _described(module, optimizer))
     groups = None if peers is None else peers.groups
     everyone = [mine] if groups is None else groups.gather_json(mine)
@@ -75,7 +79,7 @@ def full_optimizer_state_dict(
 
 
 def load_full_optimizer_state_dict(module: Subnetwork, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Loads this worker's slices of a full optimizer state. Communicates nothing.
+    """Loads this worker's slices of a full optimizer state. Not collective.
 
     Args:
         module: The compiled module.
@@ -84,7 +88,7 @@ def load_full_optimizer_state_dict(module: Subnetwork, optimizer: Optimizer, sta
             model's parameters in one group; the same on all ranks.
 
     Raises:
-        SDPError: If the state lacks parameters, or its groups do not fit those of ``optimizer``.
+        SDPError: If the state lacks parameters, has other shapes, or its groups do not fit those of ``optimizer``.
     """
     state = _by_name(module, state)
     source = {name: group for group in state["param_groups"] for name in group["params"]}
@@ -95,11 +99,14 @@ def load_full_optimizer_state_dict(module: Subnetwork, optimizer: Optimizer, sta
         members = [_name_of(parameter, names) for parameter in group["params"]]
         absent = [name for name in members if name not in source]
         if absent:
-            raise SDPError(f"The optimizer state lacks {len(absent)} parameters of group {number}: {absent[0]!r}, ...")
+            raise SDPError(
+                f"The optimizer state lacks {len(absent)} parameters of group {number}, among them {absent[0]!r}. Load "
+                "a state that holds all parameters of the optimizer."
+            )
         if len({id(source[name]) for name in members}) > 1:
             raise SDPError(
-                f"The parameters of the optimizer's group {number} lie in several groups of the loaded state. Build "
-                "the optimizer with the groups with which the state was saved."
+                f"The parameters of group {number} of the optimizer are in several groups of the loaded state. Build "
+                "the optimizer with the groups of the saved one."
             )
         options = {key: value for key, value in group.items() if key != "params"}
         if members:
@@ -122,7 +129,7 @@ def load_full_optimizer_state_dict(module: Subnetwork, optimizer: Optimizer, sta
 
 
 def _described(module: Subnetwork, optimizer: Optimizer) -> dict[str, Any]:
-    """What the others need to know of this rank's optimizer: its groups, and the states that this rank answers for."""
+    """Describes this rank's optimizer to the others: its groups, and the states that this rank is responsible for."""
     names = _names(module)
     groups = []
     states: dict[str, dict[str, Any]] = {}
@@ -150,14 +157,14 @@ def _entry(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, Any]
         return {"per_element": True, "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, Tensor) and value.numel() != 1:
         raise SDPError(
-            f"The optimizer's state {key!r} of {name!r} has shape {list(value.shape)}, the parameter's slice "
-            f"{list(parameter.shape)}: it is not per element and cannot be assembled from slices."
+            f"The optimizer's state {key!r} of {name!r} cannot be assembled from slices: it has shape "
+            f"{list(value.shape)}, but the parameter's slice has shape {list(parameter.shape)}."
         )
     return {"per_element": False, "value": encode(value, f"the optimizer's state {key!r} of {name!r}")}
 
 
 def _element_states(module: Subnetwork, optimizer: Optimizer, requests: list[Request]) -> dict[str, Tensor]:
-    """This rank's slices of the requested states; zeros where its optimizer has not made them yet."""
+    """Returns this rank's slices of the requested states, zeros for states that do not exist yet."""
     parameters = {name: parameter for parameter, name in _names(module).items()}
     result = {}
     for request in requests:
@@ -176,7 +183,8 @@ def _sliced(name: str, state: Mapping[str, Any], holdings: Holdings) -> dict[str
             result[key] = region.read(value).clone()
         elif isinstance(value, Tensor) and value.numel() != 1:
             raise SDPError(
-                f"The state {key!r} of {name!r} has shape {list(value.shape)}; the full parameter's is {list(shape)}."
+                f"The state {key!r} of {name!r} has shape {list(value.shape)}, but the full parameter has shape "
+                f"{list(shape)}. Load a state of the same model."
             )
         else:
             result[key] = value.clone() if isinstance(value, Tensor) else value
@@ -184,17 +192,18 @@ def _sliced(name: str, state: Mapping[str, Any], holdings: Holdings) -> dict[str
 
 
 def _by_name(module: Subnetwork, state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state with names for parameters, where it comes with the positions of the original's parameters."""
+    """Returns the state with parameter names in place of the positions of the original's parameters."""
     if not {"state", "param_groups"} <= set(state):
-        raise SDPError("This is no optimizer state: it must have the keys 'state' and 'param_groups'.")
+        raise SDPError("Not an optimizer state: it must have the keys 'state' and 'param_groups'.")
     keys = [key for group in state["param_groups"] for key in group["params"]]
     if all(isinstance(key, str) for key in keys):
         return state
     names = [name for name, tensor in module.plan.state.items() if tensor.kind == "parameter"]
     if len(state["param_groups"]) != 1 or len(keys) != len(names):
         raise SDPError(
-            f"The optimizer state numbers {len(keys)} parameters in {len(state['param_groups'])} groups; numbers can "
-            f"only be matched where one group holds all {len(names)} of the original. Use full_optimizer_state_dict()."
+            f"The optimizer state numbers {len(keys)} parameters in {len(state['param_groups'])} groups. Numbers can "
+            f"only be matched if one group holds all {len(names)} parameters of the original. Load a state from "
+            "sdp.full_optimizer_state_dict() instead."
         )
     by_key = dict(zip(keys, names, strict=True))
     return {
@@ -204,7 +213,7 @@ def _by_name(module: Subnetwork, state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _names(module: Subnetwork) -> dict[Tensor, str]:
-    """The canonical name of each parameter of the module."""
+    """Returns the canonical name of each parameter of the module."""
     return {
         parameter: name
         for name, parameter in module.named_parameters(remove_duplicate=False)
@@ -215,7 +224,7 @@ def _names(module: Subnetwork) -> dict[Tensor, str]:
 def _name_of(parameter: Tensor, names: Mapping[Tensor, str]) -> str:
     if parameter not in names:
         raise SDPError(
-            f"The optimizer holds a parameter of shape {list(parameter.shape)} that is not the module's. Build the "
-            "optimizer after sdp_compile() and materialize(), from the compiled module's parameters."
+            f"The optimizer holds a parameter of shape {list(parameter.shape)} that is not the module's. Build it "
+            "after sdp.compile() and materialize(), from the parameters of the compiled module."
         )
     return names[parameter]

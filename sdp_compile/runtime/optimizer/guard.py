@@ -1,4 +1,4 @@
-"""Keeps all owners of an element equal whatever optimizer steps: checks before, re-broadcasts after where needed."""
+"""Keeps all owners of an element equal for any optimizer: checks before a step, broadcasts after it if needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFUSED = {
     "DistributedShampoo": "preconditions whole matrices",
     "LBFGS": "uses scalar products over all parameters",
 }
-"""Optimizers whose update of an element depends on others, which a worker may not own, by class name."""
+"""Why optimizers are refused, by class name: their update of an element depends on others that a worker may not own."""
 
 POSITION_INDEPENDENT = {
     optim.AdamW,
@@ -34,19 +34,19 @@ POSITION_INDEPENDENT = {
     optim.RAdam,
     optim.Rprop,
 }
-"""Measured: with their default kernels the update of a slice is bitwise the slice of the update, in all dtypes."""
+"""Optimizers whose update of a slice is bitwise the slice of the update: measured, default kernels, all dtypes."""
 
 POSITION_INDEPENDENT_IN_FULL_PRECISION = {optim.SGD, optim.RMSprop, optim.ASGD}
-"""Likewise in float32 and float64; in bfloat16 their kernels round differently in a tensor's last elements."""
+"""The same in float32 and float64 only: in bfloat16 their kernels round a tensor's last elements differently."""
 
 ELEMENTWISE = POSITION_INDEPENDENT | POSITION_INDEPENDENT_IN_FULL_PRECISION
-"""Those whose update of an element depends on no other."""
+"""Optimizers whose update of an element does not depend on other elements."""
 
 _installed = False
 
 
 def install_optimizer_guard() -> None:
-    """Watches the steps of all optimizers of this process, once. Those without parameters of ours are left alone."""
+    """Hooks the steps of all optimizers of this process, once. Optimizers without our parameters are left alone."""
     global _installed
     if not _installed:
         register_optimizer_step_pre_hook(_before_step)
@@ -55,7 +55,12 @@ def install_optimizer_guard() -> None:
 
 
 def needs_broadcast(optimizer: Optimizer, unequal_devices: bool) -> bool:
-    """Whether two owners could compute different bits from equal gradients."""
+    """Whether two owners could compute different bits from equal gradients.
+
+    Args:
+        optimizer: The optimizer that all owners use.
+        unequal_devices: Whether the workers compute on different kinds of devices.
+    """
     kind = type(optimizer)
     if unequal_devices or any(group.get("fused") for group in optimizer.param_groups):
         return True
@@ -66,12 +71,12 @@ def needs_broadcast(optimizer: Optimizer, unequal_devices: bool) -> bool:
 
 
 def check_elementwise(kind: type[Optimizer]) -> None:
-    """Raises `SDPError` unless the class is known to update every element by itself."""
+    """Raises `SDPError` unless optimizers of this class are known to be element-wise."""
     _refuse(kind)
     if kind not in ELEMENTWISE:
         raise SDPError(
-            f"{kind.__name__} is not known to update every element by itself, but the owners of a parameter step "
-            f"different elements of it. Use one of {', '.join(sorted(known.__name__ for known in ELEMENTWISE))}."
+            f"{kind.__name__} is not known to be element-wise, but the owners of a parameter step different elements "
+            f"of it. Use one of {', '.join(sorted(known.__name__ for known in ELEMENTWISE))}."
         )
 
 
@@ -92,19 +97,19 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     reductions = [engine.reduction for engine in engines if isinstance(engine.reduction, ReduceScatter)]
     if not all(reduction.serves(optimizer) for reduction in reductions):
         raise SDPError(
-            f"The model has a ShardedOptimizer, so its gradients are in shards, which {type(optimizer).__name__} does "
-            "not know. Step the ShardedOptimizer, or delete it."
+            f"{type(optimizer).__name__} cannot step this model: it has a ShardedOptimizer, so its gradients are in "
+            "shards. Step the ShardedOptimizer, or delete it."
         )
     if any(engine.pending for engine in engines):
         raise DistributedError(
-            "The optimizer would step on gradients that were never synchronised: the last backward ran under "
-            "no_sync(). Run the last one of a step outside of it, or call sync_gradients() before the step."
+            "The optimizer would step with gradients that were never synchronised: the last backward ran under "
+            "no_sync(). Run the last backward of a step outside no_sync(), or call sync_gradients() before the step."
         )
 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for engine, parameters in engines_of(optimizer).items():
-        is_sharded = isinstance(engine.reduction, ReduceScatter)  # each value has one worker that computed it
+        is_sharded = isinstance(engine.reduction, ReduceScatter)  # each value was computed by one worker
         if not is_sharded and needs_broadcast(optimizer, engine.unequal_devices):
             names = engine.names()
             position = {name: number for number, name in enumerate(engine.holdings.plan.state)}
@@ -121,7 +126,7 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def engines_of(optimizer: Optimizer) -> dict[GradientEngine, list[nn.Parameter]]:
-    """The engines of several workers that this optimizer's parameters belong to."""
+    """Returns the engines with more than one worker that average this optimizer's gradients, and their parameters."""
     result: dict[GradientEngine, list[nn.Parameter]] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""An optimizer's parameter groups as plain data, and the ranks' groups put together."""
+"""Parameter groups of optimizers as plain data, and the merged groups of all ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from sdp_compile.errors import SDPError
 
 
 def encode(value: Any, what: str) -> Any:
-    """A number, flag, text, one-element tensor or list of them, as JSON can hold it."""
+    """Returns a value as plain data for JSON.
+
+    Args:
+        value: A number, flag, text, one-element tensor, or a list or tuple of them.
+        what: What the value is called in the error.
+
+    Raises:
+        SDPError: If it is anything else.
+    """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor) and value.numel() == 1:
@@ -23,21 +31,29 @@ def encode(value: Any, what: str) -> Any:
         }
     if isinstance(value, (tuple, list)):
         return [encode(item, what) for item in value]
-    raise SDPError(f"{what} is a {type(value).__name__}; only numbers, texts and tensors can be exchanged and saved.")
+    raise SDPError(f"{what} is a {type(value).__name__}, but only numbers, texts and scalar tensors can be saved.")
 
 
 def decode(value: Any) -> Any:
-    """What ``encode`` was given; lists come back as tuples."""
+    """Returns the value that ``encode`` was given; lists come back as tuples."""
     if isinstance(value, dict):
         return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"])).reshape(value["shape"])
     return tuple(decode(item) for item in value) if isinstance(value, list) else value
 
 
 def merged_groups(ranks: Sequence[Sequence[dict[str, Any]]], order: Sequence[str]) -> list[dict[str, Any]]:
-    """One list of groups, with names in the given ``order``, from each rank's list of {options, names, named}.
+    """Merges the parameter groups of all ranks.
 
-    A rank knows only the parameters that it holds. Groups are matched by number where all ranks have the same options
-    under the same numbers, else (a rank holds nothing of some group and made none) by the names that they share.
+    A rank knows only the parameters that it holds. Groups are matched by number if all ranks have the same options
+    under the same numbers. Otherwise some rank holds nothing of a group and lacks it, and groups are matched by the
+    names that they share.
+
+    Args:
+        ranks: Each rank's groups: the encoded options, the parameter names, and whether the optimizer was given names.
+        order: The order of all parameter names.
+
+    Returns:
+        The groups of the full model, each with its options and its parameter names in the given order.
     """
     position = {name: number for number, name in enumerate(order)}
     by_number = _by_number(ranks)
@@ -70,7 +86,7 @@ def _by_number(ranks: Sequence[Sequence[dict[str, Any]]]) -> list[list[dict[str,
 
 
 def _by_name(ranks: Sequence[Sequence[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
-    """Groups that share a name, directly or through others, are one."""
+    """Merges groups that share a name, directly or through other groups."""
     matched: list[list[dict[str, Any]]] = []
     for groups in ranks:
         for group in groups:

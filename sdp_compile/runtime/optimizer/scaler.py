@@ -1,4 +1,4 @@
-"""Loss scaling for float16: all workers skip a step together."""
+"""Loss scaling for float16 in which all workers skip a step together."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 
 
 class GradScaler(torch.amp.GradScaler):
-    """`torch.amp.GradScaler` for subnetworks: a gradient that is not finite on one worker skips the step on all.
+    """Scales losses like `torch.amp.GradScaler`; a gradient that is not finite on one worker skips the step on all.
 
-    Workers that do not share the unit where a float16 gradient overflowed would step otherwise, and their owners'
-    values, and the scales of all workers, would go apart. ``device`` defaults to the accelerator of this machine, or to
-    the CPU. Used like the original; `unscale_` and `step` are collective. Source:
-    https://docs.pytorch.org/docs/stable/amp.html#gradient-scaling.
+    Without it, workers that do not share the unit whose float16 gradient overflowed would still step, and the values
+    and scales of the workers would differ from then on. ``unscale_`` and ``step`` are collective.
+
+    Args:
+        device: The device type of the gradients; by default this machine's accelerator, or the CPU.
+        options: The other arguments of `torch.amp.GradScaler`.
+
+    Source: https://docs.pytorch.org/docs/stable/amp.html#gradient-scaling.
     """
 
     def __init__(self, device: str | None = None, **options: Any) -> None:
@@ -32,7 +36,7 @@ class GradScaler(torch.amp.GradScaler):
         if isinstance(optimizer, ShardedOptimizer):
             with optimizer.gradients() as shards:
                 found = super()._unscale_grads_(shards, inv_scale, found_inf, allow_fp16)
-            found = found or {found_inf.device: found_inf}  # no shard has fallen to this worker
+            found = found or {found_inf.device: found_inf}  # this worker holds no shard
         else:
             found = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
         for engine in engines_of(optimizer):
@@ -41,7 +45,7 @@ class GradScaler(torch.amp.GradScaler):
 
 
 def _agree(found: list[Tensor], groups: Groups) -> None:
-    """Makes every flag the largest one on any worker."""
+    """Sets every flag to the maximum over all workers."""
     largest = torch.stack([flag.to(groups.device) for flag in found]).amax()
     with explained(tuple(range(groups.workers)), "the gradient scaler's check", groups.rank):
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=groups.group)

@@ -1,4 +1,4 @@
-"""The states of shards, put together to the worker's slices, as an optimizer that is not sharded holds them."""
+"""Assembles the states of shards to the worker's slices, as an optimizer that is not sharded holds them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from sdp_compile.runtime.subnetwork import Subnetwork, require_peers
 
 @torch.no_grad()
 def slices_of(optimizer: ShardedOptimizer, module: Subnetwork, requests: Sequence[Request]) -> dict[str, Tensor]:
-    """This worker's slices of the requested states by request; zeros where there are none yet. Collective.
+    """Returns this worker's slices of the requested states, by the requests' keys. Collective.
 
-    All workers pass the same requests, whose keys are ``NAME:STATE``.
+    Args:
+        optimizer: The optimizer that holds the states.
+        module: Its module.
+        requests: What to assemble, with keys ``NAME:STATE``; the same on all workers.
+
+    Returns:
+        The slices; zeros for states that do not exist yet.
     """
     parameters = parameters_of(module, module.plan)
-    peers = require_peers(module, "full_optimizer_state_dict()")
+    peers = require_peers(module, "sdp.full_optimizer_state_dict()")
     result = {
         request.key: torch.zeros_like(parameters[request.name], dtype=request.dtype)
         for request in requests
@@ -55,7 +61,7 @@ def slices_of(optimizer: ShardedOptimizer, module: Subnetwork, requests: Sequenc
 
 
 def _states(bucket: ShardedBucket, requests: Sequence[Request]) -> list[tuple[str, torch.dtype]]:
-    """The states that are requested of parameters in a bucket, each with its dtypes, in the requests' order."""
+    """Returns the states requested for parameters in a bucket, each with its dtypes, in the order of the requests."""
     names = {name for name, _ in bucket.pieces}
     return list(
         dict.fromkeys(

@@ -1,4 +1,4 @@
-"""What a step does with shards: lends them gradients and values, and publishes the stepped values to the owners."""
+"""Lends gradients and values to shards for a step, and sends the stepped values to all owners."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ from torch import Tensor, nn
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout
-from sdp_compile.runtime.sharding.collectives import InFlight, gather
+from sdp_compile.runtime.sharding.chunks import PendingChunks, gather
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
 from sdp_compile.runtime.sharding.shards import ShardedBucket
 
 
 @contextmanager
 def bound(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], with_values: bool) -> Iterator[None]:
-    """Within, shards of parameters with a gradient have their part as ``.grad``; their values too if asked for."""
+    """Within this context, the shards of parameters with a gradient have their part of it as ``.grad``.
+
+    Args:
+        layout: The shards of this worker.
+        parameters: The module's parameters by name.
+        with_values: Whether the shards also have their values.
+
+    Raises:
+        SDPError: If a gradient was not reduced to shards.
+        DistributedError: If a gradient was accumulated under ``no_sync()`` and not synchronised.
+    """
     try:
         for name, shards in layout.shards.items():
             parameter = parameters[name]
@@ -36,8 +46,8 @@ def bound(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], with_valu
 
 @torch.no_grad()
 def publish(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], groups: Groups | None) -> None:
-    """Brings the owners' bound values together on all of them. Collective inside each owner group."""
-    waiting: list[tuple[ShardedBucket, InFlight]] = []
+    """Sends every owner the values that the others stepped, while shards are `bound`. Collective in owner groups."""
+    waiting: list[tuple[ShardedBucket, PendingChunks]] = []
     for bucket in layout:
         assert groups is not None
         parts = [
@@ -52,29 +62,29 @@ def publish(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], groups:
         _write(*entry, parameters)
 
 
-def gathered(bucket: ShardedBucket, chunk: Tensor, groups: Groups, counted_as: str) -> InFlight:
-    """The owners' chunks of a bucket, on their way to all of them."""
+def gathered(bucket: ShardedBucket, chunk: Tensor, groups: Groups, counted_as: str) -> PendingChunks:
+    """Starts to send the owners' chunks of a bucket to all of them."""
     chunk = chunk.to(groups.wire(chunk.device))
     return gather(chunk, bucket.owners, groups, f"the shards of gradient bucket {bucket.number}", counted_as)
 
 
-def _write(bucket: ShardedBucket, in_flight: InFlight, parameters: Mapping[str, nn.Parameter]) -> None:
-    bucket.write(in_flight.rows(), parameters)
+def _write(bucket: ShardedBucket, pending: PendingChunks, parameters: Mapping[str, nn.Parameter]) -> None:
+    bucket.write(pending.rows(), parameters)
 
 
 def _reduced(name: str, parameter: nn.Parameter, layout: ShardLayout) -> Tensor | None:
-    """The gradient of a parameter, which must have been reduced."""
+    """Returns the gradient of a parameter, after checking that it was reduced."""
     gradient = parameter.grad
     if name not in layout.first or gradient is None:
         return gradient
     if not isinstance(gradient, ShardedGradient):
         raise SDPError(
-            f"The gradient of {name!r} was not reduced to shards: it was there before the ShardedOptimizer was made, "
-            "or was set by hand. Call zero_grad() and run backward again."
+            f"The gradient of {name!r} was computed before the ShardedOptimizer was built, or set by hand, so it is "
+            "not in shards. Call zero_grad() and run backward again."
         )
     if gradient.fresh is not None:
         raise DistributedError(
             f"The gradient of {name!r} was accumulated under no_sync() and never synchronised. Run the last backward "
-            "of a step outside of it, or call sync_gradients() before the step."
+            "of a step outside no_sync(), or call sync_gradients() before the step."
         )
     return gradient

@@ -1,4 +1,4 @@
-"""An optimizer whose state the owners of a unit split among themselves: ZeRO inside of every owner group."""
+"""An optimizer whose state is split among the owners of each unit: ZeRO within every owner group."""
 
 from __future__ import annotations
 
@@ -26,17 +26,27 @@ _NOT_OPTIONS = ("params", "param_names")
 
 
 class ShardedOptimizer(Optimizer):
-    """Wraps an element-wise optimizer of ``torch.optim`` so that each of P owners keeps 1/P of the state. Collective.
+    """Splits the state of an element-wise optimizer of ``torch.optim`` among the owners of each unit. Collective.
 
-    ``ShardedOptimizer(model, torch.optim.AdamW, lr=1e-3)`` is used like ``torch.optim.AdamW(model.parameters(),
-    lr=1e-3)`` and like PyTorch's ZeroRedundancyOptimizer: ``step``, ``zero_grad``, parameter groups (``params``: a list
-    of dicts) and learning rate schedulers. While it lives, backward reduces each owner's chunk of the gradients only,
-    ``.grad`` of these parameters is a `ShardedGradient` without values, and ``step`` brings the new values
-    together: as many bytes as an all-reduce. Deleting it gives the model its ordinary gradients back.
+    Each of P owners keeps 1/P of the state. ``ShardedOptimizer(model, torch.optim.AdamW, lr=1e-3)`` is used like
+    ``torch.optim.AdamW(model.parameters(), lr=1e-3)``, with parameter groups and learning rate schedulers.
 
-    ``model`` is an SDPModule or ``torch.compile``'s wrapper of one; ``optimizer`` an optimizer's class; ``params``
-    default to all of the model's parameters. Raises `SDPError` for optimizers that are not element-wise. Source:
-    Rajbhandari et al., ZeRO (arXiv 1910.02054), stage 2.
+    While it exists, backward averages only each owner's chunk of the gradients, ``.grad`` of these parameters is a
+    `ShardedGradient` without values, and ``step`` sends the new values to all owners. Together they send as many bytes
+    as an all-reduce. After it is deleted, the model has ordinary gradients again.
+
+    Args:
+        model: An `SDPModule`, or the wrapper of one that ``torch.compile`` returns.
+        optimizer: The class of an element-wise optimizer, such as ``torch.optim.AdamW``.
+        params: Parameters or parameter groups; by default all parameters of the model.
+        defaults: The options of ``optimizer``.
+
+    Raises:
+        SDPError: If ``model`` is not compiled or has a ShardedOptimizer already, ``optimizer`` is not element-wise, or
+            ``params`` holds a parameter of another model.
+        DistributedError: If there is no process group, or the ranks call different things.
+
+    Source: Rajbhandari et al., ZeRO (arXiv 1910.02054), stage 2.
     """
 
     def __init__(
@@ -47,7 +57,7 @@ class ShardedOptimizer(Optimizer):
         **defaults: Any,
     ) -> None:
         self.module = module = unwrapped(model)
-        peers, _ = enter(module, "ShardedOptimizer()", str(optimizer), lambda: self._check(optimizer))
+        peers, _ = enter(module, "sdp.ShardedOptimizer()", str(optimizer), lambda: self._check(optimizer))
         self._layout = ShardLayout(module, module.holdings, () if peers is None else peers.engine.slots)
         self._groups = None if peers is None else peers.groups
         known = optimizer([{"params": []}], **defaults).defaults
@@ -62,6 +72,11 @@ class ShardedOptimizer(Optimizer):
             weakref.finalize(self, _end, reduction, before, weakref.ref(peers.engine)).atexit = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group.
+
+        Args:
+            param_group: The parameters under ``params``, and options that differ from the defaults.
+        """
         super().add_param_group(param_group)
         if hasattr(self, "_inner"):  # the constructor wraps all of its groups at once
             group = self.param_groups[-1]
@@ -69,15 +84,19 @@ class ShardedOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Steps the elements that this worker holds the state of, then brings the new values to all owners.
+        """Steps the elements whose state this worker holds, and sends the new values to all owners.
 
-        Collective inside each owner group.
+        Collective within each owner group.
 
         Args:
             closure: A function that computes the loss and its gradients again, called before the step.
 
         Returns:
             What ``closure`` returned, or None.
+
+        Raises:
+            SDPError: If the model's parameters were replaced, or a gradient was not reduced to shards.
+            DistributedError: If gradients were accumulated under ``no_sync()`` and not synchronised.
         """
         loss = None
         if closure is not None:
@@ -93,31 +112,43 @@ class ShardedOptimizer(Optimizer):
 
     @contextmanager
     def gradients(self) -> Iterator[Optimizer]:
-        """Within, the wrapped optimizer of the own shards, with their reduced gradients, to scale them in place."""
+        """Yields the wrapped optimizer, whose shards have their averaged gradients within this context."""
         with bound(self._layout, parameters_of(self.module, self.module.plan), with_values=False):
             yield self._inner
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of this worker's own shards, for the same worker of the same plan.
+        """Returns the state of this worker's own shards, for the same worker of the same plan.
 
-        ``model.full_optimizer_state_dict(optimizer)`` is the one that fits any number of workers.
+        For a state that fits any number of workers, use ``model.full_optimizer_state_dict(optimizer)``.
         """
         self._follow_options()
         return {**self._inner.state_dict(), "shards": self._identity()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what ``state_dict`` returned on the same worker of the same plan, with the same groups."""
+        """Loads the state of this worker's own shards.
+
+        Args:
+            state_dict: What ``state_dict`` returned on the same worker of the same plan, with the same groups.
+
+        Raises:
+            SDPError: If it comes from another worker, plan, bucket size or grouping of parameters.
+        """
         if state_dict.get("shards") != self._identity():
             raise SDPError(
-                f"This is not the state of worker {self.module.rank}'s shards under this plan, bucket size and "
-                "grouping of parameters. Save model.full_optimizer_state_dict(optimizer), which fits any, and load it "
-                "with load_full_optimizer_state_dict()."
+                f"The state does not belong to worker {self.module.rank} with this plan, bucket size and grouping of "
+                "parameters. Save model.full_optimizer_state_dict(optimizer) instead, and load it with "
+                "model.load_full_optimizer_state_dict()."
             )
         self._inner.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self._adopt()
 
     def load_slices(self, options: list[dict[str, Any]], states: Mapping[str, Mapping[str, Any]]) -> None:
-        """Loads the options of all groups, and from states by parameter, in the worker's slices, the own shards."""
+        """Loads the options of all groups, and this worker's shards of the states.
+
+        Args:
+            options: The options of each group.
+            states: The states by parameter, as slices of this worker.
+        """
         groups: list[dict[str, Any]] = []
         loaded: dict[int, dict[str, Any]] = {}
         for group, new in zip(self.param_groups, options, strict=True):
@@ -133,7 +164,7 @@ class ShardedOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         raise SDPError(
-            "A ShardedOptimizer cannot be pickled or copied: it is tied to its model. Save its state_dict(), or "
+            "A ShardedOptimizer cannot be pickled or copied, because it is tied to its model. Save its state_dict() or "
             "model.full_optimizer_state_dict(optimizer)."
         )
 
@@ -145,15 +176,16 @@ class ShardedOptimizer(Optimizer):
     def _check(self, optimizer: type[Optimizer]) -> None:
         if not isinstance(optimizer, type):
             raise SDPError(
-                "ShardedOptimizer takes the class of an optimizer and its options, as in ShardedOptimizer(model, "
-                f"torch.optim.AdamW, lr=1e-3); it was given a {type(optimizer).__name__}."
+                "sdp.ShardedOptimizer takes the class of an optimizer and its options, as in "
+                "sdp.ShardedOptimizer(model, torch.optim.AdamW, lr=1e-3), got an object of type "
+                f"{type(optimizer).__name__}."
             )
         check_elementwise(optimizer)
         peers = self.module.peers
         if peers is not None and isinstance(peers.engine.reduction, ReduceScatter):
             raise SDPError(
-                "The model has a ShardedOptimizer already, and can have one at a time: delete it first. For other "
-                "options on some parameters give one ShardedOptimizer parameter groups."
+                "The model has a ShardedOptimizer already, and it can have only one at a time. Delete it first. To use "
+                "different options for some parameters, pass parameter groups to one ShardedOptimizer."
             )
 
     def _shard_parameters(self, group: Mapping[str, Any]) -> list[nn.Parameter]:
@@ -165,7 +197,7 @@ class ShardedOptimizer(Optimizer):
             if parameter not in names:
                 raise SDPError(
                     f"The optimizer was given a parameter of shape {list(parameter.shape)} that is not the module's. "
-                    "Build it after sdp_compile() and materialize(), from the compiled module's parameters."
+                    "Build it after sdp.compile() and materialize(), from the parameters of the compiled module."
                 )
         return [shard for parameter in group["params"] for shard in self._layout.shards[names[parameter]]]
 
@@ -173,8 +205,8 @@ class ShardedOptimizer(Optimizer):
         current = set(parameters.values())
         if any(parameter not in current for group in self.param_groups for parameter in group["params"]):
             raise SDPError(
-                "The model's parameters were replaced after the ShardedOptimizer was made (load_state_dict("
-                "assign=True), or a conversion that makes new ones). Delete it and build another one."
+                "The model's parameters were replaced after the ShardedOptimizer was built, for example by "
+                "load_state_dict(assign=True). Delete the optimizer and build another one."
             )
 
     def _follow_options(self) -> None:
@@ -202,7 +234,7 @@ def _part(shard: Shard, value: Any, shape: torch.Size) -> Any:
 
 
 def _end(reduction: ReduceScatter, before: Reduction, engine: weakref.ref[GradientEngine]) -> None:
-    """Gives the model its ordinary gradients back."""
+    """Gives the model its ordinary gradients back, after the optimizer was deleted."""
     reduction.end()
     current = engine()
     if current is not None and current.reduction is reduction:

@@ -1,1 +1,1 @@
-"""Shards: which elements each owner of a unit steps, and how shards travel."""
+"""Shards: which elements each owner of a unit steps, and how owners exchange them."""

@@ -1,4 +1,4 @@
-"""What stands in a parameter's ``.grad`` while its owners hold the gradient in shards."""
+"""The placeholder in a parameter's ``.grad`` while its owners hold the gradient in shards."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ _aten = torch.ops.aten
 
 
 class ShardedGradient(Tensor):
-    """A gradient of which this worker holds only the ``parts`` that belong to its own shards.
+    """A gradient of which this worker holds only its own shards.
 
     It has the parameter's shape, dtype and device, so that ``.grad is None`` and ``zero_grad()`` keep their meaning,
-    but no values: whoever would read or change them gets an `SDPError`. What a later backward accumulates on top,
-    until it is reduced as well, is ``fresh``.
+    but it has no values: reading or changing them raises `SDPError`.
+
+    Attributes:
+        parameter_name: The parameter's name, for errors.
+        parts: The averaged gradient of each of this worker's shards.
+        fresh: What later backward passes have accumulated on top and not averaged yet; None for nothing.
     """
 
     parameter_name: str
@@ -58,9 +62,8 @@ class ShardedGradient(Tensor):
         sharded = next(leaf for leaf in leaves if isinstance(leaf, ShardedGradient))
         raise SDPError(
             f"The gradient of {sharded.parameter_name!r} cannot be read or changed here ({func}): the model has a "
-            "ShardedOptimizer, so each owner holds only its shard of it. Clip with sdp_compile.clip_grad_norm_(), "
-            "scale with sdp_compile.GradScaler; to read gradients, or to step another optimizer, delete the "
-            "ShardedOptimizer."
+            "ShardedOptimizer, so each owner holds only a shard of it. Clip with sdp.clip_grad_norm_() and scale with "
+            "sdp.GradScaler. Delete the ShardedOptimizer to read gradients or to step another optimizer."
         )
 
     def _zero(self) -> ShardedGradient:
@@ -78,13 +81,13 @@ class ShardedGradient(Tensor):
 
 
 def local_gradient(parameter: Tensor) -> Tensor | None:
-    """What this worker has accumulated in ``.grad`` since its last reduction; None where nothing."""
+    """Returns what this worker has accumulated in ``.grad`` since its last reduction; None if nothing."""
     gradient = parameter.grad
     return gradient.fresh if isinstance(gradient, ShardedGradient) else gradient
 
 
 def held_gradients(parameter: Tensor) -> list[Tensor]:
-    """The tensors in which this worker holds the parameter's gradient: ``.grad``, or its shards of it."""
+    """Returns the tensors in which this worker holds the parameter's gradient: ``.grad``, or its shards of it."""
     gradient = parameter.grad
     if isinstance(gradient, ShardedGradient):
         return list(gradient.parts.values())

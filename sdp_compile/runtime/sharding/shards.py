@@ -1,4 +1,4 @@
-"""Which elements of its parameters a worker steps, where the owners of a unit split its optimizer state."""
+"""Which elements of its parameters a worker steps while the owners of a unit split its optimizer state."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from sdp_compile.planning.regions import Region
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """The elements ``start`` to ``stop`` of a piece of the parameter ``name``, in the piece's own flat order.
+    """A run of elements of one piece of a parameter, in the piece's own flat order.
 
-    ``region`` is where the piece lies in the worker's tensor; None where the shard is all of that tensor.
-    ``parameter`` is what the wrapped optimizer steps. It never mixes two of the model's parameters, so whatever
-    depends on the parameter (its group, freezing it, no gradient) stays exact; it has values during a step only.
+    A shard never mixes two of the model's parameters, so everything that depends on the parameter (its group, freezing
+    it, a missing gradient) stays exact.
+
+    Attributes:
+        name: The parameter.
+        region: Where the piece lies in the worker's tensor; None if the shard is all of that tensor.
+        start: Its first element in the piece.
+        stop: The end of its elements in the piece.
+        parameter: What the wrapped optimizer steps; it has values during a step only.
     """
 
     name: str
@@ -28,28 +34,32 @@ class Shard:
     parameter: nn.Parameter
 
     def part(self, tensor: Tensor) -> Tensor:
-        """The shard of a tensor that has the shape of the worker's parameter: a view where that can be."""
+        """Returns the shard of a tensor that has the shape of the worker's parameter: a view if possible."""
         if self.region is None:
             return tensor
         return self.region.read(tensor).reshape(-1)[self.start : self.stop].reshape(self.parameter.shape)
 
     def bind(self, values: Tensor, gradient: Tensor | None) -> None:
-        """Lends the values and the gradient to ``parameter``; `release` takes them back."""
+        """Lends values and a gradient to ``parameter``, until `release`."""
         self.parameter.data = values
         self.parameter.grad = gradient
 
     def release(self) -> None:
-        """Leaves the shape, dtype and device of ``parameter``, in no memory."""
+        """Takes values and gradient from ``parameter``, which keeps its shape, dtype and device without memory."""
         self.parameter.grad = None
         self.parameter.data = _hollow(self.parameter.shape, self.parameter)
 
 
 @dataclass(frozen=True, eq=False)
 class ShardedBucket:
-    """A gradient bucket whose elements its ``owners`` split evenly, in order: ``chunk`` elements each.
+    """A gradient bucket whose elements its owners split evenly, in order.
 
-    The last chunks are padded. ``pieces`` are (parameter, region) in the bucket's order; ``shards`` are this worker's,
-    each with its offset in the worker's chunk.
+    Attributes:
+        number: The bucket's number; -1 for what a worker owns alone.
+        owners: The workers that split it.
+        pieces: The bucket's pieces in order: (parameter, region of the worker's tensor).
+        chunk: Elements per owner; the last chunks are padded.
+        shards: This worker's shards, each with its offset in the worker's chunk.
     """
 
     number: int
@@ -59,21 +69,21 @@ class ShardedBucket:
     shards: tuple[tuple[int, Shard], ...]
 
     def dtype(self, tensors: Mapping[str, Tensor]) -> torch.dtype:
-        """The dtype that holds the values of all pieces, which the user can have converted apart."""
+        """Returns a dtype that holds the values of all pieces, even if the user converted some of the parameters."""
         result = tensors[self.pieces[0][0]].dtype
         for name, _ in self.pieces:
             result = torch.promote_types(result, tensors[name].dtype)
         return result
 
     def packed(self, parts: Iterable[tuple[int, Tensor]], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """This worker's chunk with the parts at their offsets, zeros elsewhere."""
+        """Returns this worker's chunk with the parts at their offsets, zeros elsewhere."""
         chunk = torch.zeros(self.chunk, dtype=dtype, device=device)
         for offset, part in parts:
             chunk[offset : offset + part.numel()] = part.reshape(-1)
         return chunk
 
     def write(self, rows: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> None:
-        """Copies the chunks of all owners, in their order, into the ``tensors`` of those parameters that are given."""
+        """Copies the chunks of all owners, in their order, into those parameters' tensors that are given."""
         position = 0
         for name, region in self.pieces:
             if name in tensors and region.numel:
@@ -81,7 +91,7 @@ class ShardedBucket:
             position += region.numel
 
     def _range(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
-        """The elements of the bucket from ``start`` to ``stop``: a view where one chunk holds them."""
+        """Returns the elements of the bucket from ``start`` to ``stop``: a view if one chunk holds them."""
         first, last = start // self.chunk, (stop - 1) // self.chunk
         parts = [rows[number] for number in range(first, last + 1)]
         parts[-1] = parts[-1][: stop - last * self.chunk]
@@ -92,14 +102,22 @@ class ShardedBucket:
 def split(
     number: int, owners: OwnerSet, rank: int, pieces: Sequence[tuple[str, Region]], parameters: Mapping[str, Tensor]
 ) -> ShardedBucket:
-    """Splits a bucket among its owners, of which ``rank`` is one."""
+    """Splits a bucket among its owners.
+
+    Args:
+        number: The bucket's number.
+        owners: The workers that split it.
+        rank: This worker, one of them.
+        pieces: The bucket's pieces in order: (parameter, region of the worker's tensor).
+        parameters: The worker's tensors by name.
+    """
     chunk = -(-sum(region.numel for _, region in pieces) // len(owners))
     first = owners.index(rank) * chunk
     shards, position = [], 0
     for name, region in pieces:
         start, stop = max(first - position, 0), min(first + chunk - position, region.numel)
         if start < stop:
-            # A state is per element where its shape is the parameter's: one without dimensions stays so.
+            # Full states tell per-element state by its shape, so a parameter without dimensions keeps that shape.
             shape = (stop - start,) if parameters[name].dim() else ()
             parameter = nn.Parameter(_hollow(shape, parameters[name]), requires_grad=False)
             shards.append((position + start - first, Shard(name, region, start, stop, parameter)))
@@ -108,7 +126,7 @@ def split(
 
 
 def whole(name: str, parameter: Tensor) -> Shard:
-    """The shard of a parameter that is reduced with nobody: all of it, in its own shape."""
+    """Returns the shard of a parameter that is averaged with nobody: all of it, in its own shape."""
     empty = nn.Parameter(_hollow(parameter.shape, parameter), requires_grad=False)
     return Shard(name, None, 0, parameter.numel(), empty)
 

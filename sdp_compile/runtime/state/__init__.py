@@ -1,1 +1,1 @@
-"""Full state from the workers' slices, and slices from full state."""
+"""Converts between the workers' slices and full state."""

@@ -1,4 +1,4 @@
-"""Full state dictionaries of a partitioned module: assembled from the workers' slices, and cut into them again."""
+"""Full state dictionaries: assembled from the workers' slices, and cut into slices again."""
 
 from __future__ import annotations
 
@@ -26,11 +26,22 @@ _warned: weakref.WeakSet[Subnetwork] = weakref.WeakSet()
 
 
 def full_state_dict(module: Subnetwork, rank0_only: bool = False, cpu_offload: bool = False) -> dict[str, Any]:
-    """The state dictionary of the original model with the full tensors. Collective.
+    """Returns the original model's ``state_dict()`` with the values of all workers. Collective.
 
-    It has every key of the original model's ``state_dict()`` in its order, tied ones included (they share a tensor),
-    and loads there with ``strict=True``. ``rank0_only`` gives the other ranks an empty dictionary, ``cpu_offload`` puts
-    the result on the CPU. Running statistics are merged over their owners; the module's own stay as they are.
+    Running statistics are merged over their owners; the module's own stay as they are.
+
+    Args:
+        module: The compiled module.
+        rank0_only: Whether the other ranks get an empty dictionary.
+        cpu_offload: Whether the tensors are moved to the CPU.
+
+    Returns:
+        Every key of the original ``state_dict()`` in its order, with full tensors; tied keys share a tensor. It loads
+        into the original model with ``strict=True``.
+
+    Raises:
+        SDPError: If the module is on the meta device.
+        DistributedError: If there is no process group, or the ranks call different things.
     """
     peers, _ = enter(module, "full_state_dict()", f"rank0_only={rank0_only}", lambda: None)
     plan, keys = module.plan, list(module.capture.skeleton.state_dict())
@@ -54,14 +65,26 @@ def full_state_dict(module: Subnetwork, rank0_only: bool = False, cpu_offload: b
 
 @torch.no_grad()
 def load_full_state_dict(module: Subnetwork, state: Mapping[str, Any], strict: bool = True) -> _IncompatibleKeys:
-    """Copies this worker's slices of a full state dictionary into the module, keeping its dtypes and devices.
+    """Copies this worker's slices of a full ``state_dict()`` into the module. Not collective.
 
-    Nothing is communicated: give every rank the same state. One name of a tied parameter is enough. With ``strict``
-    missing and unexpected keys are an SDPError; a wrong shape always is one.
+    The module keeps its dtypes and devices.
+
+    Args:
+        module: The compiled module.
+        state: The full tensors by name, the same on all ranks. One name of a tied parameter is enough.
+        strict: Whether missing and unexpected keys are an error; a wrong shape always is.
+
+    Returns:
+        The missing and the unexpected keys, as ``torch.nn.Module.load_state_dict`` does.
+
+    Raises:
+        SDPError: If the state does not fit, or the module is on the meta device.
     """
     plan, tensors = module.plan, local_tensors(module)
     if any(tensor.device.type == "meta" for tensor in tensors.values()):
-        raise SDPError("The module is on the meta device, with no values to load into: use materialize(weights=state).")
+        raise SDPError(
+            "The module is on the meta device and has no values yet. Call materialize(weights=state) instead."
+        )
     expected = module.capture.skeleton.state_dict().keys()
     found = {plan.aliases[key]: key for key in state if key in plan.aliases}
     missing = [key for key in expected if key in plan.aliases and plan.aliases[key] not in found]
@@ -79,7 +102,7 @@ def load_full_state_dict(module: Subnetwork, state: Mapping[str, Any], strict: b
         raise SDPError(
             "The state does not fit the original model: "
             + "; ".join(problems)
-            + ". It must be a full state dictionary (full_state_dict(), or the original model's state_dict())."
+            + ". Load what full_state_dict() or the original model's state_dict() returned."
         )
     for held in module.holdings.held():
         if held.source in found and held.name in tensors:
@@ -89,7 +112,18 @@ def load_full_state_dict(module: Subnetwork, state: Mapping[str, Any], strict: b
 
 
 def full_model(module: Subnetwork) -> nn.Module:
-    """A new copy of the original model with the full weights, on the module's device and in its mode. Collective."""
+    """Returns a new copy of the original model with the values of all workers. Collective.
+
+    Args:
+        module: The compiled module.
+
+    Returns:
+        The model on the module's device and in its mode.
+
+    Raises:
+        SDPError: If the module is on the meta device.
+        DistributedError: If there is no process group, or the ranks call different things.
+    """
     state = full_state_dict(module)
     capture, device = module.capture, device_of(module)
     model: nn.Module = copy.deepcopy(capture.skeleton)
@@ -99,7 +133,7 @@ def full_model(module: Subnetwork) -> nn.Module:
         if name in state:
             value = state[name]
         elif name in own and own[name].shape == tensor.shape:
-            value = own[name].detach().clone()  # a buffer outside of the state dictionary that nobody cut
+            value = own[name].detach().clone()  # a buffer outside state_dict() that is not cut
         else:
             value = tensor.detach().to(device)
         new[name] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
@@ -110,35 +144,48 @@ def full_model(module: Subnetwork) -> nn.Module:
 def enter(
     module: Subnetwork, what: str, statement: str, prepare: Callable[[], Prepared]
 ) -> tuple[Peers | None, Prepared]:
-    """Starts a collective on the module's state: all ranks must call the same one, and none fail in ``prepare``.
+    """Starts a collective on the module's state, after all ranks have agreed on it.
 
-    The limit is the process group's, not that of the start: in mid-training a rank may come late.
+    The time limit is the process group's and not that of the start: during training a rank may come late.
+
+    Args:
+        module: The compiled module.
+        what: The call that all ranks must make.
+        statement: The arguments that must be the same on all ranks, as text.
+        prepare: What each rank does first; its failure on one rank is an error on all.
+
+    Returns:
+        The connection to the other workers, and what ``prepare`` returned.
+
+    Raises:
+        SDPError: If the module is on the meta device, or ``prepare`` fails on this rank.
+        DistributedError: If the ranks do not agree, or there is no process group.
     """
     peers = require_peers(module, what)
     group = None if peers is None else peers.group
     limit = 0.0 if peers is None else max(peers.groups.timeout.total_seconds(), 1.0)
     with Handshake(group, what, limit) as handshake:
         if any(tensor.device.type == "meta" for tensor in module.parameters()):
-            raise SDPError(f"{what}: the module is on the meta device and has no values yet; call materialize() first.")
+            raise SDPError(f"The module is on the meta device and has no values yet. Call materialize() before {what}.")
         prepared = prepare()
         handshake.agree(statement, what="argument")
     return peers, prepared
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device of the module's first tensor."""
+    """Returns the device of the module's first tensor."""
     return next((tensor.device for tensor in local_tensors(module).values()), torch.device("cpu"))
 
 
 def responsible(module: Subnetwork, name: str) -> int:
-    """The worker that answers for a tensor: the first owner of its first element that has one."""
+    """Returns the worker that is responsible for a tensor: the first owner of its first owned piece."""
     return next((piece.owners[0] for piece in module.plan.pieces(name) if piece.owners and piece.numel), 0)
 
 
 def _dtypes(
     module: Subnetwork, names: list[str], tensors: Mapping[str, Tensor], peers: Peers | None
 ) -> dict[str, torch.dtype]:
-    """The dtype that each tensor has now, also where this worker holds nothing of it."""
+    """Returns the current dtype of each tensor, also of those of which this worker holds nothing."""
     mine = {
         name: str(tensors[name].dtype).removeprefix("torch.")
         for name in names
@@ -158,9 +205,9 @@ def _warn_of_statistics(module: Subnetwork) -> None:
         return
     _warned.add(module)
     warnings.warn(
-        "The model has running statistics (BatchNorm). They were merged over their owners, but each worker saw the "
-        "activations of its own subnetwork: before evaluating the full model, re-estimate them with "
-        "sdp_compile.calibrate(full_model, batches).",
+        "The model has running statistics (BatchNorm). They were merged over their owners, but each worker saw only "
+        "the activations of its own subnetwork. Before evaluating the full model, re-estimate them with "
+        "sdp.calibrate(full_model, batches).",
         stacklevel=4,
     )
 

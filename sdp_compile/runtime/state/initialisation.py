@@ -1,4 +1,4 @@
-"""From full values, or from none, to the slices that a worker holds."""
+"""Fills the slices that a worker holds, from full values or by initialisation."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def slice_tensors(
     values: Mapping[str, Tensor],
     device: torch.device | str | None = None,
 ) -> dict[str, Tensor]:
-    """Returns what a worker holds of each tensor, by canonical name; what it holds nothing of is left out.
+    """Returns what a worker holds of each tensor, by canonical name; other tensors are left out.
 
     Args:
-        holdings: Which tensors those are.
+        holdings: What the worker holds.
         capture: Describes the full tensors; only those in ``capture.state`` are sliced.
         values: The full tensors by canonical name, meta tensors included; lifted constants may be missing.
         device: Where the slices go; by default they stay on their tensor's device.
@@ -58,16 +58,25 @@ def materialize(
     device: torch.device | str | None = None,
     seed: int = 0,
 ) -> Subnetwork:
-    """Fills a module on the meta device with its slices of the full values, one tensor at a time; returns the module.
+    """Fills a module on the meta device with its slices of the full values. Collective if there are peers.
 
-    ``weights`` is a mapping by the original model's names, or the path of a safetensors file, of an index of several,
-    or of a folder with either, of which only the slices are read. Without weights every tensor is initialised by the
-    original's own modules (``reset_parameters``, or transformers' ``_init_weights``) on the CPU, with random numbers
-    that depend on its name and ``seed`` alone: the owners of an element agree. Buffers that weights lack because they
-    are outside of ``state_dict()`` are initialised so too. The full tensors never exist together.
+    One full tensor exists at a time. Create optimizers afterwards, because the parameters are new objects.
 
-    Collective where there are peers: values are made equal at the end. Create optimizers afterwards, the parameters
-    are new ones.
+    Args:
+        module: The compiled module.
+        weights: Full tensors by the original names, or the path of a safetensors file, of an index, or of a folder with
+            either, of which only the slices are read. By default the original's own modules initialise each tensor on
+            the CPU (``reset_parameters``, or transformers' ``_init_weights``). Buffers outside ``state_dict()`` that
+            weights lack are initialised too.
+        device: Where the values go; by default the CPU.
+        seed: Random seed of the initialisation. Random numbers depend only on it and on the tensor's name, so all
+            owners of an element agree.
+
+    Returns:
+        The module.
+
+    Raises:
+        SDPError: If the weights lack a tensor or have another shape, or no module initialises it.
     """
     tensors, skeleton, state = local_tensors(module), module.capture.skeleton, module.plan.state
     held = [one for one in module.holdings.held() if one.name in tensors]
@@ -100,9 +109,12 @@ def _slices(
     tensors: Mapping[str, Tensor],
     device: torch.device | str | None,
 ) -> dict[str, Tensor]:
-    """What is to stand for the tensors that the module holds; SDPError where the source lacks one on the meta device.
+    """Returns new values for the tensors that the module holds.
 
-    What has a value already may stay as it is.
+    A tensor that has a value already may be missing in the source.
+
+    Raises:
+        SDPError: If the source lacks a tensor that is on the meta device.
     """
     aliases = _aliases(module.plan)
     keys = {one.source: next((alias for alias in aliases[one.source] if alias in source), None) for one in held}
@@ -120,7 +132,7 @@ def _slices(
 
 
 def _aliases(plan: Plan) -> dict[str, list[str]]:
-    """All names of each tensor, the canonical one first."""
+    """Returns all names of each tensor, the canonical one first."""
     result = {name: [name] for name in plan.state}
     for alias, name in plan.aliases.items():
         if alias != name:

@@ -1,4 +1,4 @@
-"""A model's own initialisation, run for one tensor at a time."""
+"""Runs a model's own initialisation for one tensor at a time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ _METHODS = ("reset_parameters", "_reset_parameters")
 
 
 class Initialisers:
-    """Initial values by running a model's module initialisers.
+    """Initial values from the initialisers of a model's modules.
 
-    A rehearsal on the meta device records which initialiser writes which tensor. A tensor is then made real alone,
-    while all others stay on the meta device, and its writers run again in the same order. So a parent that overwrites
-    what its child drew (GPT-2's residual projections) works, and never more than one full tensor exists.
+    A rehearsal on the meta device records which initialiser writes which tensor. To read a tensor, it alone is made
+    real while all others stay on the meta device, and its writers run again in the same order. So a parent may
+    overwrite what its child drew (GPT-2's residual projections), and only one full tensor exists at a time.
+
+    Args:
+        skeleton: The original model; it is copied to the meta device.
+        seed: Random seed; random numbers depend only on it and on the tensor's name.
     """
 
     def __init__(self, skeleton: nn.Module, seed: int = 0) -> None:
@@ -56,7 +60,16 @@ class Initialisers:
         return name in self._writers
 
     def read(self, name: str, shape: tuple[int, ...], region: Region) -> Tensor:
-        """The region of the tensor's initial value; the global random state stays as it is."""
+        """Returns a region of a tensor's initial value. The global random state stays as it is.
+
+        Args:
+            name: Any name of the tensor.
+            shape: Its full shape.
+            region: The region to return.
+
+        Raises:
+            SDPError: If the initialiser fails for this tensor alone, or does not write it.
+        """
         meta = self._tensors[name]
         value = self._zeros(shape, meta.dtype)
         real = nn.Parameter(value, meta.requires_grad) if isinstance(meta, nn.Parameter) else value
@@ -69,8 +82,8 @@ class Initialisers:
                     initialise()
         except Exception as error:
             raise SDPError(
-                f"The initialiser of {name!r} failed when it ran for this tensor alone: {type(error).__name__}: "
-                f"{error}. Pass weights= to materialize()."
+                f"The initialiser of {name!r} failed when it ran for this tensor alone ({type(error).__name__}: "
+                f"{error}). Pass weights= to materialize()."
             ) from error
         finally:
             self._put(meta, meta)
@@ -79,9 +92,9 @@ class Initialisers:
         return region.copy(real.detach())
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A full tensor on the CPU whatever the workers' devices are: their generators differ.
+        """Returns a full tensor of zeros, always on the CPU: random generators differ between devices.
 
-        All stand in the same memory, one after the other: freed one by one, each would leave a hole in the heap.
+        All of them use the same memory, one after the other. Freed one by one, each would leave a hole in the heap.
         """
         nbytes = torch.Size(shape).numel() * dtype.itemsize
         if len(self._memory) < nbytes:
@@ -89,25 +102,25 @@ class Initialisers:
         return self._memory[:nbytes].view(dtype).view(shape).zero_()
 
     def _put(self, meta: Tensor, value: Tensor) -> None:
-        """Puts ``value`` wherever the model holds ``meta`` between two readings."""
+        """Puts ``value`` in all places in which the model holds ``meta`` between two readings."""
         for module, key in self._places[id(meta)]:
             registry: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
             registry[key] = value
 
     def explain(self, absent: list[str]) -> str:
-        """The error text for tensors that no initialiser writes."""
+        """Returns the error text for tensors that no initialiser writes."""
         more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
         failed = "".join(f" The initialiser of {path!r} failed: {text}." for path, text in self._failed.items())
         return (
-            f"No module initialises {', '.join(absent[:10])}{more}.{failed} Give the module that holds it a "
-            "reset_parameters() method, or pass materialize() weights that hold them."
+            f"No module initialises {', '.join(absent[:10])}{more}.{failed} Give the module that holds the tensor a "
+            "reset_parameters() method, or pass weights= to materialize()."
         )
 
 
 def _initialisers(model: nn.Module) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(module path, initialiser) in the order of ``nn.Module.apply``: children first.
+    """Yields (module path, initialiser) in the order of ``nn.Module.apply``, children first.
 
-    A transformers model initialises each of its modules by its own ``_init_weights``; any other module by itself.
+    A transformers model initialises its modules with ``_init_weights``; all other modules initialise themselves.
     """
     pretrained: dict[str, Any] = {
         path: module for path, module in model.named_modules() if callable(getattr(module, "_init_weights", None))
@@ -155,9 +168,10 @@ class _Written(TorchDispatchMode):
 
 
 class _Spared(TorchFunctionMode):
-    """Records the storages of tensors of which code asks whether they are on the meta device.
+    """Records the storages of tensors whose ``is_meta`` is read.
 
-    Some of torch.nn.init (``trunc_normal_``, ``orthogonal_``) leave those alone: nothing else of such a call shows.
+    Some functions of torch.nn.init (``trunc_normal_``, ``orthogonal_``) do nothing for meta tensors, so this is the
+    only trace of such a call.
     """
 
     def __init__(self) -> None:

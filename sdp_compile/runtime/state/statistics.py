@@ -1,4 +1,4 @@
-"""Running statistics: merged over the workers that own them, and re-estimated on the full model."""
+"""Running statistics: merged over their owners, and re-estimated on the full model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ from sdp_compile.runtime.tensors import local_tensors
 
 @dataclass(frozen=True)
 class RunningStatistics:
-    """Buffers that training moves: means with the variances around them, and integer counters (canonical names)."""
+    """The running statistics of a model, by canonical name.
+
+    Attributes:
+        means: Running means.
+        variances: Running variances, each with the mean that it belongs to.
+        counters: Integer counters.
+    """
 
     means: tuple[str, ...]
     variances: tuple[tuple[str, str | None], ...]
@@ -37,10 +43,10 @@ class RunningStatistics:
 
 
 def running_statistics(capture: Capture) -> RunningStatistics:
-    """The running statistics of a model, read off its graphs.
+    """Finds the running statistics of a model in its graphs.
 
-    They are what an operator takes as ``running_mean`` and ``running_var``; a counter is an integer buffer that an
-    operator writes to.
+    An operator takes them as ``running_mean`` and ``running_var``. A counter is an integer buffer that an operator
+    writes.
     """
     means: dict[str, None] = {}
     variances: dict[str, str | None] = {}
@@ -61,10 +67,10 @@ def running_statistics(capture: Capture) -> RunningStatistics:
 
 @torch.no_grad()
 def merge_running_statistics(module: Subnetwork) -> dict[str, Tensor]:
-    """This worker's slices of the running statistics, merged over the owners of each channel. Collective.
+    """Returns this worker's slices of the running statistics, merged over the owners of each channel. Collective.
 
-    Means are averaged; a variance is the total variance, the mean of the variances plus that of the squared distances
-    of the means; counters are the maximum. The module's own buffers are left alone.
+    Means are averaged. A variance becomes the total variance: the mean of the variances plus the mean of the squared
+    distances of the means. Counters become the maximum. The module's own buffers stay as they are.
     """
     statistics, tensors = running_statistics(module.capture), local_tensors(module)
     peers = module.peers
@@ -92,7 +98,7 @@ def _reduce(
     groups: Groups,
     maximum: bool = False,
 ) -> None:
-    """Writes the mean (or maximum) over the owners of each element of ``values`` into ``merged``."""
+    """Writes the mean or maximum over the owners of each element of ``values`` into ``merged``."""
     by_owners: dict[tuple[int, ...], list[tuple[str, Region]]] = {}
     for name in names:
         for piece in holdings.plan.pieces(name):
@@ -117,24 +123,24 @@ def _reduce(
 def calibrate(full_model: nn.Module, batches: Iterable[Any], device: torch.device | str | None = None) -> nn.Module:
     """Re-estimates the running statistics of a full model by running batches through it.
 
-    Statistics merged from subnetworks are not those of the full model, which can be far off without this step. A few
-    hundred training samples are enough. Every statistic becomes the plain average over the batches. All other layers
-    run in evaluation mode and no gradient is computed; modes and momenta are restored afterwards.
+    Statistics merged from subnetworks differ from those of the full model, which can be far off without this step. A
+    few hundred training samples are enough. Every statistic becomes the plain average over the batches. All other
+    layers run in evaluation mode and no gradient is computed. Modes and momenta are restored afterwards.
 
     Args:
         full_model: The model that ``SDPModule.full_model()`` returned. It is changed in place.
         batches: Inputs of the model: tensors, mappings of keyword arguments, or lists and tuples as a DataLoader yields
             them, (input, label, ...), of which the first entry is used.
-        device: Where the inputs are moved; by default where the model is.
+        device: The device that inputs are moved to; by default the model's.
 
     Returns:
         ``full_model``.
 
     Raises:
-        SDPError: If ``full_model`` is a worker's subnetwork, or there are no batches.
+        SDPError: If ``full_model`` is a worker's subnetwork, or ``batches`` is empty.
     """
     if isinstance(getattr(full_model, "_orig_mod", full_model), fx.GraphModule) and hasattr(full_model, "plan"):
-        raise SDPError("calibrate() takes the full model and was given a worker's subnetwork: pass model.full_model().")
+        raise SDPError("sdp.calibrate() takes the full model, got a worker's subnetwork. Pass model.full_model().")
     layers: list[Any] = [layer for layer in full_model.modules() if _has_statistics(layer)]
     if not layers:
         return full_model
@@ -144,18 +150,18 @@ def calibrate(full_model: nn.Module, batches: Iterable[Any], device: torch.devic
         for batch in batches:
             args, kwargs = _inputs(batch, target)
             for layer in layers:
-                # None is the cumulative average; instance normalisation has no such mode.
+                # None means the cumulative average, which instance normalisation does not have.
                 layer.momentum = None if isinstance(layer, _BatchNorm) else 1 / (seen + 1)
             full_model(*args, **kwargs)
             seen += 1
         if not seen:
-            raise SDPError("calibrate() was given no batches: pass an iterable of inputs, for example a DataLoader.")
+            raise SDPError("sdp.calibrate() got no batches. Pass an iterable of inputs, for example a DataLoader.")
     return full_model
 
 
 @contextmanager
 def _estimating(model: nn.Module, layers: list[Any]) -> Iterator[None]:
-    """Evaluation mode but for the layers with statistics, which average cumulatively from zero."""
+    """Within this context, layers with statistics average from zero, and all others are in evaluation mode."""
     modes = {module: module.training for module in model.modules()}
     before = [(layer, layer.momentum, _copies(layer)) for layer in layers]
     try:
@@ -181,7 +187,7 @@ def _copies(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def _has_statistics(layer: nn.Module) -> bool:
-    """BatchNorm, InstanceNorm with statistics, and look-alikes that keep their attributes and methods."""
+    """Whether a layer is BatchNorm, InstanceNorm with statistics, or a class with their attributes and methods."""
     if isinstance(layer, _NormBase):
         return layer.running_mean is not None
     names = ("running_mean", "running_var", "num_batches_tracked")
@@ -192,7 +198,7 @@ def _has_statistics(layer: nn.Module) -> bool:
 def _inputs(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, (tuple, list)):
         if not batch:
-            raise SDPError("calibrate() was given an empty batch.")
+            raise SDPError("sdp.calibrate() got an empty batch. Pass batches whose first entry is the input.")
         batch = batch[0]
     if isinstance(batch, Mapping):
         return (), {name: _moved(value, device) for name, value in batch.items()}

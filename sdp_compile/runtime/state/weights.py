@@ -1,4 +1,4 @@
-"""Full weights to read slices of: a mapping, or safetensors files of which only the slices are read."""
+"""Reads slices of full weights, from a mapping or from safetensors files."""
 
 from __future__ import annotations
 
@@ -18,35 +18,43 @@ from sdp_compile.planning.regions import Region
 from sdp_compile.structure.layout import Indices
 
 _MAX_READS = 64
-"""More separate runs of rows than this are read as one range and picked from in memory."""
+"""With more separate runs of rows than this, the whole range is read and the rows are picked in memory."""
 
 
 class Weights(Protocol):
-    """Where full tensors come from."""
+    """A source of full tensors."""
 
     def __contains__(self, name: object) -> bool: ...
 
     def read(self, name: str, shape: tuple[int, ...], region: Region) -> Tensor:
-        """A copy of the region of the tensor, whose full shape must be ``shape``."""
+        """Returns a copy of a region of a tensor; raises `SDPError` if its full shape is not ``shape``."""
         ...
 
     def explain(self, absent: list[str]) -> str:
-        """The error text where some tensors have no source."""
+        """Returns the error text for tensors that the source lacks."""
         ...
 
 
 def open_weights(weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> Weights:
-    """The source that ``weights`` means: a mapping, a .safetensors file, an index of several, or a folder of those."""
+    """Opens a source of full tensors.
+
+    Args:
+        weights: Tensors by name, or the path of a .safetensors file, of an index (.json) of several, or of a folder
+            with exactly one of either.
+
+    Raises:
+        SDPError: If the path does not lead to such a file.
+    """
     if isinstance(weights, Mapping):
         return _Mapped(weights)
     path = Path(weights)
     if path.is_dir():
         found = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.safetensors"))
         if len(found) != 1:
-            raise SDPError(f"{path} holds {len(found)} safetensors files or indices; name the one to load.")
+            raise SDPError(f"{path} holds {len(found)} safetensors files or indices. Pass the path of the one to load.")
         path = found[0]
     if not path.is_file():
-        raise SDPError(f"There is no weights file {path}.")
+        raise SDPError(f"The weights file {path} does not exist. Pass the path of a safetensors file, index or folder.")
     try:
         if path.suffix == ".json":
             index = json.loads(path.read_text())["weight_map"]
@@ -55,10 +63,12 @@ def open_weights(weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> Weig
             with safe_open(path, framework="pt") as file:
                 return _Files(path, dict.fromkeys(file.keys(), path))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SDPError(f"{path} is no index of safetensors files: it has no `weight_map` of names to files.") from error
+        raise SDPError(
+            f"{path} is not an index of safetensors files: it lacks a `weight_map` from names to files."
+        ) from error
     except Exception as error:  # safetensors' own error type is not public in all versions
-        raise SDPError(f"{path} cannot be read as a safetensors file: {error}") from error
-    raise SDPError(f"{path} is neither a .safetensors file nor an index (.json) of such files.")
+        raise SDPError(f"{path} cannot be read as a safetensors file: {error}. Check the file.") from error
+    raise SDPError(f"{path} must be a .safetensors file or an index (.json) of such files.")
 
 
 class _Mapped:
@@ -74,11 +84,11 @@ class _Mapped:
         return region.copy(value)
 
     def explain(self, absent: list[str]) -> str:
-        return _missing(absent, "The weights")
+        return _missing(absent, "the weights")
 
 
 class _Files:
-    """A file is open for one tensor at a time: closing it gives back the memory that it was mapped to."""
+    """Reads from files. Each is open for one tensor at a time, because closing it frees the memory it is mapped to."""
 
     def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
         self._path, self._files = path, files
@@ -91,7 +101,7 @@ class _Files:
         try:
             file: Any = safe_open(path, framework="pt")
         except Exception as error:
-            raise SDPError(f"{path}, named by {self._path}, cannot be read: {error}") from error
+            raise SDPError(f"{path}, which {self._path} refers to, cannot be read: {error}") from error
         with file:
             stored = file.get_slice(name)
             _check(name, tuple(stored.get_shape()), shape, str(self._path))
@@ -102,7 +112,7 @@ class _Files:
 
 
 def _part(stored: Any, region: Region) -> Tensor:
-    """A copy of the region of a tensor in a file."""
+    """Returns a copy of a region of a tensor in a file."""
     outer, *inner = region.index
     within = tuple(slice(int(index[0]), int(index[-1]) + 1) if len(index) else slice(0, 0) for index in inner)
     result: Tensor = stored[(slice(0, 0), *within)].new_empty(region.shape)
@@ -116,7 +126,7 @@ def _part(stored: Any, region: Region) -> Tensor:
 
 
 def _runs(index: Indices) -> Iterator[Indices]:
-    """The runs of consecutive numbers in an ascending list, or all of it where they are too many."""
+    """Yields the runs of consecutive numbers in an ascending list, or the whole list if there are too many."""
     if not len(index):
         return
     breaks = np.flatnonzero(np.diff(index) != 1) + 1
@@ -125,9 +135,12 @@ def _runs(index: Indices) -> Iterator[Indices]:
 
 def _check(name: str, shape: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
     if shape != tuple(expected):
-        raise SDPError(f"{name!r} has shape {list(shape)} in {where}; the model's is {list(expected)}.")
+        raise SDPError(f"{name!r} has shape {list(shape)} in {where}, but {list(expected)} in the model.")
 
 
 def _missing(absent: list[str], where: str) -> str:
     more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
-    return f"{where} lack {', '.join(absent[:10])}{more}. Names must be those of the original model's state_dict()."
+    return (
+        f"{', '.join(absent[:10])}{more} not found in {where}. Names must be those of the original model's "
+        "state_dict()."
+    )

@@ -16,9 +16,9 @@ from sdp_compile.runtime.sharding.gradient import held_gradients
 from sdp_compile.runtime.state.full_state import full_state_dict
 from tests.distributed import run_workers
 from tests.runtime import models
+from tests.runtime.connected import connected
 from tests.runtime.sharded import CLOSE, WORKERS, backward_of, check_owners, compare, optimizer_of, train
 from tests.runtime.stub import CYCLIC, SCATTERED
-from tests.runtime.test_gradients import connected
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:.*calibrate")]
 

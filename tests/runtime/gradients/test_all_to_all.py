@@ -1,4 +1,4 @@
-"""Averaging by exchanges among all workers, against the original model's own gradients."""
+"""Averaging with all-to-alls among all workers, against the original model's own gradients."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from sdp_compile.runtime.gradients.all_to_all import Exchange, is_crowded
+from sdp_compile.runtime.gradients.all_to_all import AllToAll, is_crowded
 from tests.distributed import run_workers
+from tests.runtime.connected import WORKERS, compare, connected, gradients, loss_of
 from tests.runtime.stub import CYCLIC, SCATTERED, batch, capture_of, network, plan_of
-from tests.runtime.test_gradients import WORKERS, compare, connected, gradients, loss_of
 
 pytestmark = pytest.mark.timeout(120)
 
 
 def exchanged(rank: int, owners: list[tuple[int, ...]], dtype: torch.dtype | None) -> Any:
     module = connected(rank, owners, bucket_bytes=64, comm_dtype=dtype)
-    module.peers.engine.reduction = Exchange(module.peers.groups)
+    module.peers.engine.reduction = AllToAll(module.peers.groups)
     with module.peers.no_sync():
         loss_of(module, rank).backward()
     module.peers.groups.traffic.reset()

@@ -1,4 +1,4 @@
-"""Full states: assembled from the workers' slices, cut into them again, merged, and loaded into the original."""
+"""Full states: assembled from the workers' slices, cut into them again, and loaded into the original."""
 
 from __future__ import annotations
 
@@ -7,34 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.comm.groups import Groups
-from sdp_compile.runtime.module.connecting import connect
 from sdp_compile.runtime.state.full_state import full_model, full_state_dict, load_full_state_dict
-from sdp_compile.runtime.state.statistics import running_statistics
 from tests.distributed import run_workers
+from tests.runtime.connected import WORKERS, connected, subnet
 from tests.runtime.stub import CYCLIC, SCATTERED, Net, Subnet, batch, capture_of, network, plan_of
 
 pytestmark = pytest.mark.timeout(120)
-WORKERS = 4
-
-
-def subnet(
-    rank: int, owners: list[tuple[int, ...]], seed: int = 0, lowering: str = "sliced", connected: bool = True
-) -> Subnet:
-    net = network(seed)
-    capture = capture_of(net)
-    module = Subnet(net, plan_of(capture, owners, WORKERS), rank, capture, lowering)
-    if connected:
-        connect(module, Groups())
-    return module
 
 
 def round_trip(rank: int, owners: list[tuple[int, ...]], lowering: str) -> Any:
-    module = subnet(rank, owners, 0, lowering)
+    module = connected(rank, owners, lowering)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         first = full_state_dict(module)
@@ -64,45 +49,8 @@ def test_full_state_is_the_originals(owners: list[tuple[int, ...]], lowering: st
         torch.testing.assert_close(output, other.eval()(batch(0)[0]))
 
 
-def statistics(rank: int) -> Any:
-    module = subnet(rank, SCATTERED)
-    for step in range(3 + rank):
-        F.cross_entropy(module(batch(10 * rank + step)[0]), batch(10 * rank + step)[1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        merged = full_state_dict(module)
-    own = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    return merged, own
-
-
-def test_statistics_are_merged_over_the_owners_of_each_channel() -> None:
-    found = run_workers(statistics, WORKERS)
-    plan = plan_of(capture_of(network()), SCATTERED, WORKERS)
-    for channel in range(16):
-        owners = SCATTERED[channel // 2]
-        positions = [int(plan.mask("norm.running_mean", rank)[:channel].sum()) for rank in owners]
-        pairs = list(zip(owners, positions, strict=True))
-        means = torch.stack([found[rank][1]["norm.running_mean"][at] for rank, at in pairs])
-        variances = torch.stack([found[rank][1]["norm.running_var"][at] for rank, at in pairs])
-        # The law of total variance for equally large samples.
-        total = variances.mean() + means.var(correction=0)
-        for merged, _ in found:
-            torch.testing.assert_close(merged["norm.running_mean"][channel], means.mean(), rtol=1e-12, atol=1e-14)
-            torch.testing.assert_close(merged["norm.running_var"][channel], total, rtol=1e-12, atol=1e-14)
-    for rank, (merged, own) in enumerate(found):
-        assert merged["norm.num_batches_tracked"] == 6
-        assert own["norm.num_batches_tracked"] == 3 + rank
-
-
-def test_statistics_are_found_in_the_graph() -> None:
-    found = running_statistics(capture_of(network()))
-    assert found.means == ("norm.running_mean",)
-    assert found.variances == (("norm.running_var", "norm.running_mean"),)
-    assert found.counters == ("norm.num_batches_tracked",)
-
-
 def disagree(rank: int) -> str:
-    module = subnet(rank, CYCLIC)
+    module = connected(rank, CYCLIC)
     with pytest.raises(DistributedError) as raised:
         full_state_dict(module, rank0_only=rank == 1)
     return str(raised.value)
@@ -114,7 +62,7 @@ def test_ranks_that_call_different_things_are_told() -> None:
 
 
 def test_bad_states_name_keys_and_shapes() -> None:
-    module = subnet(1, CYCLIC, connected=False)
+    module = subnet(1, CYCLIC)
     state = network(1).state_dict()
     with pytest.raises(SDPError, match=r"missing keys: norm\.weight"):
         load_full_state_dict(module, {key: value for key, value in state.items() if key != "norm.weight"})
@@ -130,7 +78,7 @@ def test_bad_states_name_keys_and_shapes() -> None:
 
 
 def test_without_peers_the_collectives_say_what_to_do() -> None:
-    module = subnet(1, CYCLIC, connected=False)
+    module = subnet(1, CYCLIC)
     for call in (full_state_dict, full_model):
         with pytest.raises(DistributedError, match="torchrun"):
             call(module)

@@ -15,7 +15,7 @@ from tests.distributed import run_workers
 pytestmark = pytest.mark.timeout(120)
 
 
-def attempt(statement: str, details: tuple[str, ...] = (), topic: str = "sdp_compile()", limit: float = 20) -> str:
+def attempt(statement: str, details: tuple[str, ...] = (), topic: str = "sdp.compile()", limit: float = 20) -> str:
     try:
         with Handshake(dist.group.WORLD, topic, limit) as handshake:
             if statement == "broken":
@@ -66,7 +66,7 @@ def test_agreement_and_every_disagreement() -> None:
         text = others.pop()
         assert text.startswith("DistributedError") and f"orker {rank}" in text and "PolicyError: coverage is 2" in text
     for rank in (0, 1, 3):
-        assert "worker 2 did not reach sdp_compile()" in missing[rank]
+        assert "worker 2 did not reach sdp.compile()" in missing[rank]
 
 
 def in_a_subgroup(rank: int) -> str:

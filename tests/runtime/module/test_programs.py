@@ -175,7 +175,7 @@ def test_a_model_that_does_not_run_in_a_dtype_says_so() -> None:
     module = compiled(Picky(6, 6), torch.randn(4, 6)).double()
     with pytest.raises(SDPError, match=r"float32 as float64.*float32 only, please") as error:
         module(torch.randn(4, 6).double())
-    assert "test_variants.py" in str(error.value)
+    assert "test_programs.py" in str(error.value)
 
 
 def test_a_graph_that_contradicts_the_plan_is_refused() -> None:

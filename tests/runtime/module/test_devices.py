@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from sdp_compile import NeuronPolicy, sdp_compile
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from tests.models import MODELS, Example
+from tests.runtime.module.small import compiled
 
 
 class Placed(nn.Module):
@@ -87,3 +88,23 @@ def test_a_capture_in_another_dtype_is_made_for_the_new_device(name: str) -> Non
     assert (output.device.type, output.dtype) == ("cuda", torch.bfloat16)
     assert device_types(module.graph) <= {"cuda"}
     assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} == {"cuda"}
+
+
+def test_device_constants_follow_the_module() -> None:
+    class Positions(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + torch.arange(6, device=x.device)
+
+    model = Positions(6, 6)
+    module = compiled(model, torch.randn(4, 6))
+    if torch.cuda.is_available():
+        x = torch.randn(4, 6, device="cuda")
+        torch.testing.assert_close(module.cuda()(x), model.cuda()(x))
+        assert "cuda" in module.code and module.cpu()(x.cpu()).device.type == "cpu"
+    assert "cpu" in module.code
+    with torch.device("meta"):
+        empty = Positions(6, 6)
+    module = compiled(empty, torch.empty(4, 6)).to_empty(device="cpu")
+    module.load_state_dict(model.cpu().state_dict())
+    x = torch.randn(3, 6)
+    assert torch.equal(module(x), model(x))

@@ -1,13 +1,21 @@
-"""Re-estimated running statistics are plain averages over the batches."""
+"""Running statistics: merged over the owners of each channel, and re-estimated as plain averages over batches."""
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.state.statistics import calibrate
+from sdp_compile.runtime.state.full_state import full_state_dict
+from sdp_compile.runtime.state.statistics import calibrate, running_statistics
+from tests.distributed import run_workers
+from tests.runtime.connected import WORKERS, connected
+from tests.runtime.stub import SCATTERED, batch, capture_of, network, plan_of
 
 
 class Model(nn.Module):
@@ -70,3 +78,40 @@ def test_a_failure_leaves_the_statistics(batches: list[Tensor]) -> None:
 def test_a_model_without_statistics_is_left_alone() -> None:
     model = nn.Linear(2, 2)
     assert calibrate(model, iter([])) is model
+
+
+def statistics(rank: int) -> Any:
+    module = connected(rank, SCATTERED)
+    for step in range(3 + rank):
+        F.cross_entropy(module(batch(10 * rank + step)[0]), batch(10 * rank + step)[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = full_state_dict(module)
+    own = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    return merged, own
+
+
+def test_statistics_are_merged_over_the_owners_of_each_channel() -> None:
+    found = run_workers(statistics, WORKERS)
+    plan = plan_of(capture_of(network()), SCATTERED, WORKERS)
+    for channel in range(16):
+        owners = SCATTERED[channel // 2]
+        positions = [int(plan.mask("norm.running_mean", rank)[:channel].sum()) for rank in owners]
+        pairs = list(zip(owners, positions, strict=True))
+        means = torch.stack([found[rank][1]["norm.running_mean"][at] for rank, at in pairs])
+        variances = torch.stack([found[rank][1]["norm.running_var"][at] for rank, at in pairs])
+        # The law of total variance for equally large samples.
+        total = variances.mean() + means.var(correction=0)
+        for merged, _ in found:
+            torch.testing.assert_close(merged["norm.running_mean"][channel], means.mean(), rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(merged["norm.running_var"][channel], total, rtol=1e-12, atol=1e-14)
+    for rank, (merged, own) in enumerate(found):
+        assert merged["norm.num_batches_tracked"] == 6
+        assert own["norm.num_batches_tracked"] == 3 + rank
+
+
+def test_statistics_are_found_in_the_graph() -> None:
+    found = running_statistics(capture_of(network()))
+    assert found.means == ("norm.running_mean",)
+    assert found.variances == (("norm.running_var", "norm.running_mean"),)
+    assert found.counters == ("norm.num_batches_tracked",)

@@ -11,11 +11,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from sdp_compile import sdp_compile
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Policy
+from sdp_compile.runtime.comm.issuer import InOrder
 from sdp_compile.structure.families import Structure
 from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
@@ -23,6 +26,18 @@ from tests.runtime.models import batch, build, loss_of
 pytestmark = pytest.mark.timeout(150)
 WORKERS = 6
 STEPS = 50
+
+
+@given(st.permutations(range(6)), st.integers(0, 6))
+def test_positions_are_issued_in_order_as_soon_as_they_can_be(ready: list[int], count: int) -> None:
+    issued: list[int] = []
+    in_order = InOrder(6, issued.append)
+    for number in range(count):
+        in_order.ready(ready[number])
+        known = set(ready[: number + 1])
+        assert issued == list(range(next(position for position in range(7) if position not in known)))
+    in_order.rest()
+    assert issued == list(range(6))
 
 
 class RandomOwners(Policy):

@@ -1,0 +1,106 @@
+"""How far a reduction is: which buckets are complete, launched and issued."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sdp_compile.errors import SDPError
+from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.comm.issuer import InOrder
+from sdp_compile.runtime.gradients.reduction import Reduction
+from sdp_compile.runtime.gradients.slots import Slot
+
+
+class Progress:
+    """The progress of one reduction after the other; positions count the buckets of this worker.
+
+    Args:
+        slots: What this worker holds of each bucket, in the order in which they are reduced.
+        groups: The workers' process groups.
+        reduction: How a bucket is averaged.
+
+    Attributes:
+        issued: The bucket numbers that were issued since `begin`, in the order in which they were issued.
+    """
+
+    def __init__(self, slots: Sequence[Slot], groups: Groups, reduction: Reduction) -> None:
+        self._slots, self._groups, self._reduction = slots, groups, reduction
+        self._parameters: Mapping[str, nn.Parameter] = {}
+        self._members: list[list[nn.Parameter]] = []
+
+    def follow(self, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Parameter, list[int]]:
+        """Takes the gradients of these parameters, given by name. Returns the positions of each one's buckets."""
+        self._parameters = parameters
+        self._members = [list(dict.fromkeys(parameters[name] for name in slot.names)) for slot in self._slots]
+        positions: dict[nn.Parameter, list[int]] = {parameter: [] for parameter in parameters.values()}
+        for position, members in enumerate(self._members):
+            for parameter in members:
+                positions[parameter].append(position)
+        return positions
+
+    def begin(self, reduction: Reduction) -> None:
+        """Starts from the beginning: nothing is complete, launched or issued."""
+        self._reduction = reduction
+        self.issued: list[int] = []
+        self._in_order = InOrder(len(self._slots), self._issue)
+        self._missing = [sum(parameter.requires_grad for parameter in members) for members in self._members]
+        self._launched: dict[int, Tensor | None] = {}
+        self._packed: list[tuple[str, Tensor, int]] = []
+
+    def complete(self, position: int) -> None:
+        """Notes that one more gradient of a bucket is in ``.grad``, and issues what is complete."""
+        self._missing[position] -= 1
+        if not self._missing[position]:
+            self._in_order.ready(position)
+
+    def is_launched(self, position: int) -> bool:
+        """Whether a bucket was launched since `begin`."""
+        return position in self._launched
+
+    def launch(self, position: int, gradients: Mapping[str, Tensor]) -> None:
+        """Packs a bucket with gradients that will be added to ``.grad``, and issues what is complete."""
+        self._launched[position] = self._pack(position, gradients)
+        self._in_order.ready(position)
+
+    def start_all(self) -> None:
+        """Issues everything that is not issued yet."""
+        self._in_order.rest()
+        self._reduction.started_all()
+
+    def discard(self) -> None:
+        """Waits for everything that was issued and drops the averages."""
+        for slot in self._slots:
+            self._reduction.finish(slot.bucket)
+
+    def check_unchanged(self) -> None:
+        """Raises `SDPError` if a gradient changed after its bucket was issued."""
+        for name, gradient, version in self._packed:
+            if self._parameters[name].grad is not gradient or gradient._version != version:
+                self.discard()
+                raise SDPError(
+                    f"A hook changed the gradient of {name!r} after its averaging had started. Change it in a tensor "
+                    "hook (parameter.register_hook) or after backward."
+                )
+        self._packed.clear()
+
+    @torch.no_grad()
+    def _pack(self, position: int, given: Mapping[str, Tensor]) -> Tensor:
+        slot = self._slots[position]
+        flat = slot.pack(self._parameters, self._reduction.length(slot.bucket, slot.numel), given)
+        return flat.to(self._groups.wire(flat.device))
+
+    def _issue(self, position: int) -> None:
+        slot, flat = self._slots[position], self._launched.get(position)
+        if flat is not None:
+            self._launched[position] = None
+        else:
+            flat = self._pack(position, {})
+            for name in slot.names:
+                gradient = self._parameters[name].grad
+                if gradient is not None:
+                    self._packed.append((name, gradient, gradient._version))
+        self._reduction.start(slot.bucket, flat)
+        self.issued.append(slot.bucket.number)

@@ -1,0 +1,108 @@
+"""A graph module with one graph per mode, and more graphs for other dtypes."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from sdp_compile.capture.precision import autocast_dtype
+from sdp_compile.capture.regions import restored_autocast
+from sdp_compile.ir.program import Mode, Program
+from sdp_compile.runtime.module.programs import Programs, chosen_while_compiling
+
+_instances = itertools.count()
+
+
+class GraphPerMode(fx.GraphModule):
+    """An `fx.GraphModule` whose ``graph`` and ``code`` are those of the current mode.
+
+    A subclass sets ``_programs`` and then calls `recompile`.
+
+    Attributes:
+        number: Identifies the module in this process.
+    """
+
+    _programs: Programs
+    _device: torch.device
+    number: int
+
+    @property
+    def mode(self) -> Mode:
+        """The current mode, which decides what ``graph``, ``code`` and a call are."""
+        return "train" if self.training else "eval"
+
+    @property
+    def programs(self) -> Mapping[Mode, Program]:
+        """The lowered graph of each mode, as it is or was last run."""
+        return self._programs.current
+
+    # GraphModule keeps one graph and its code in these two attributes; here they are the current mode's.
+
+    @property
+    def _graph(self) -> fx.Graph:
+        variants = self.__dict__.get("_programs")
+        graph: fx.Graph = self.__dict__["_empty_graph"] if variants is None else variants.current[self.mode].graph
+        return graph
+
+    @_graph.setter
+    def _graph(self, graph: fx.Graph) -> None:
+        if "_programs" not in self.__dict__:
+            self.__dict__["_empty_graph"] = graph
+        else:
+            self._programs.replace_graph(self.mode, graph)
+
+    @property
+    def _code(self) -> str:
+        return self._programs.source(self.mode)
+
+    @_code.setter
+    def _code(self, code: str) -> None:
+        """Does nothing: `recompile` has written the code of each graph."""
+
+    def recompile(self) -> fx.graph.PythonCode:
+        """Generates the code of all graphs again. Call it after editing a graph in place."""
+        if "_programs" not in self.__dict__:
+            return self._graph.python_code(root_module="self")  # GraphModule's constructor: nothing to run yet
+        codes = self._programs.generate()
+        cls: Any = type(self)
+        cls.forward = _own_code(_forward)
+        return codes[self._programs.name(self.mode)]
+
+    def _follow_device(self) -> None:
+        """Sets the device constants of the graphs to the device of the module's tensors."""
+        device = next((t.device for t in itertools.chain(self.parameters(), self.buffers())), self._programs.device)
+        if self._programs.follow_device(device):
+            self._device = device
+            self.recompile()
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Runs the graph of the current mode and dtypes, called like the original model."""
+    name = mode = "train" if self.training else "eval"
+    caller = getattr(self, "_caller_" + mode)
+    inputs = caller.bind(args, kwargs)
+    dtypes, autocast = caller.dtypes(inputs), autocast_dtype(self._device.type)
+    if torch.compiler.is_compiling():
+        name = chosen_while_compiling(self.number, mode, dtypes, autocast)
+    else:
+        name = self._programs.choose(mode, dtypes, autocast)
+    if name != mode:
+        caller = getattr(self, "_caller_" + name)
+        inputs = caller.bind(args, kwargs)
+    run = getattr(self, "_run_" + name)
+    if not caller.autocast_devices or torch.compiler.is_compiling():
+        return caller.result(run(*inputs))
+    with restored_autocast(caller.autocast_devices):
+        return caller.result(run(*inputs))
+
+
+def _own_code(function: Any) -> Any:
+    """Returns the function with a code object of its own: the cache of TorchDynamo and its limit belong to the code."""
+    code = function.__code__
+    code = code.replace(co_name="forward", co_consts=(*code.co_consts, f"instance {next(_instances)}"))
+    return types.FunctionType(code, function.__globals__, "forward", function.__defaults__, function.__closure__)

@@ -1,0 +1,80 @@
+"""Process groups of owners: numbered within the given group, with errors that say who failed and why."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from sdp_compile.errors import DistributedError
+from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.module.connecting import connect
+from tests.distributed import WorkerFailed, run_workers
+from tests.runtime.connected import WORKERS, compare, connected, gradients, loss_of
+from tests.runtime.stub import CYCLIC, SCATTERED, Subnet, batch, capture_of, network, plan_of
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def uneven(rank: int) -> Any:
+    module = connected(rank, CYCLIC)
+    for step in range(2 if rank == 3 else 3):
+        module.zero_grad()
+        loss_of(module, rank + step).backward()
+    return "ended"
+
+
+def test_uneven_numbers_of_batches_are_an_error_that_says_so() -> None:
+    with pytest.raises(WorkerFailed) as raised:
+        run_workers(uneven, WORKERS, timeout=8)
+    assert 3 not in raised.value.failures
+    assert any("DistributedError" in text and "Join" in text for text in raised.value.failures.values())
+    assert any(re.search(r"gradient bucket \d+ among workers", text) for text in raised.value.failures.values())
+
+
+def on_a_subgroup(rank: int) -> Any:
+    members = [0, 1, 2, 4]
+    group = dist.new_group(members)
+    if rank not in members:
+        with pytest.raises(DistributedError, match="not a member"):
+            Groups(group)
+        return None
+    position = dist.get_rank(group)
+    net = network()
+    capture = capture_of(net)
+    found = []
+    for owners in (SCATTERED, CYCLIC):  # a second plan needs other groups, and some of the same
+        module = Subnet(net, plan_of(capture, owners, WORKERS), position, capture)
+        connect(module, Groups(group))
+        loss_of(module, position).backward()
+        found.append(gradients(module))
+    return found
+
+
+def test_workers_are_numbered_within_the_group() -> None:
+    found = [own for own in run_workers(on_a_subgroup, 5) if own is not None]
+    for number, owners in enumerate((SCATTERED, CYCLIC)):
+        compare(owners, [own[number] for own in found], {rank: [batch(rank)] for rank in range(WORKERS)})
+
+
+def leaves(rank: int) -> None:
+    module = connected(rank, CYCLIC, bucket_bytes=64)
+    loss_of(module, rank).backward()
+    module.zero_grad()
+    if rank == 3:
+        module.up.weight.register_hook(lambda gradient: (_ for _ in ()).throw(SystemExit(1)))
+    loss_of(module, rank).backward()
+
+
+def test_a_worker_that_leaves_in_mid_step() -> None:
+    start = time.monotonic()
+    with pytest.raises(WorkerFailed) as raised:
+        run_workers(leaves, WORKERS, timeout=8)
+    assert time.monotonic() - start < 60
+    texts = raised.value.failures
+    assert any("DistributedError" in texts[rank] for rank in range(3))
+    named = [re.search(r"among workers ([\d, ]+) failed on worker (\d)", text) for text in texts.values()]
+    assert all("3" in match[1] and match[2] != "3" for match in named if match) and any(named)
