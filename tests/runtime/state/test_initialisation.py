@@ -55,7 +55,9 @@ def test_slices_are_copies_of_what_the_mask_selects(owners: list[tuple[int, ...]
         storages = {tensor.untyped_storage().data_ptr() for tensor in values_of(net).values()}
         assert not storages & {tensor.untyped_storage().data_ptr() for tensor in values_of(module).values()}
         assert not module.frozen.requires_grad and module.idle.requires_grad
-        meta = slice_tensors(holdings("sliced", plan, rank), capture, {name: t.to("meta") for name, t in values_of(net).items()})
+        meta = slice_tensors(
+            holdings("sliced", plan, rank), capture, {name: t.to("meta") for name, t in values_of(net).items()}
+        )
         assert all(tensor.is_meta for tensor in meta.values())
         assert {name: t.shape for name, t in meta.items() if name in plan.state} == {
             name: torch.Size(plan.local_shape(name, rank) or ()) for name in meta
