@@ -18,7 +18,7 @@ from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Policy
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.structure.analysis import Analysis, analyse
-from tests.models import MODELS, doubled
+from tests.library_models import MODELS, doubled
 from tests.oracle import randomise, without_randomness
 
 

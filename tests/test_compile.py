@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sdp_compile import BlockPolicy, NeuronPolicy, sdp_compile
 from sdp_compile.policies import Policy
-from tests.models import MODELS
+from tests.library_models import MODELS
 from tests.oracle import randomise, relative_error, scalar, tensors_of
 
 pytestmark = pytest.mark.timeout(600)

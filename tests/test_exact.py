@@ -9,7 +9,7 @@ import torch
 
 from sdp_compile import AutoPolicy, BlockPolicy, NeuronPolicy, NothingToPartition, sdp_compile
 from tests.exactness import Example, assert_every_element_owned, example
-from tests.models import MODELS, WITH_BLOCKS, doubled
+from tests.library_models import MODELS, WITH_BLOCKS, doubled
 from tests.oracle import assert_exact, randomise, relative_error, run_compiled
 
 NEURON = NeuronPolicy(coverage=0.5)

@@ -55,7 +55,7 @@ def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
         ("diff", ["--rank", "3"], ["slice_parameters", "worker 3 of 4", "~ self.weight", "2 to 4: x 3, alike 1"]),
         ("diff", ["--pass", "sync_gradients", "--side-by-side"], ["before", " │ ", "all_reduce_mean("]),
         ("diff", ["--module", "1.f"], ["1.f.0  Linear"]),
-        ("cost", [], ["dense", "each of 4", "all workers", "Sent per step"]),
+        ("cost", [], ["dense", "each of 4", "all workers", "Sent per worker"]),
     ],
 )
 def test_each_view(spec: str, view: str, options: list[str], words: list[str]) -> None:

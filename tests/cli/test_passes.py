@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from sdp_compile.cli.main import app
 from sdp_compile.ir.program import Program
 from sdp_compile.passes import Pass, PassContext, register_pass
-from sdp_compile.passes.pipeline import PASSES
+from sdp_compile.passes.pipelines import PASSES
 from tests.cli.test_main import command
 
 pytestmark = pytest.mark.timeout(240)

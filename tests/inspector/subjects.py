@@ -14,7 +14,7 @@ from sdp_compile.planning.making import make_plan
 from sdp_compile.policies import resolve_policy
 from sdp_compile.structure.analysis import Analysis, analyse
 from tests.inspector.models import Hostile, Tiny
-from tests.models import MODELS
+from tests.library_models import MODELS
 
 
 def analysed(model: nn.Module, example: Any) -> Analysis:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from sdp_compile import NeuronPolicy, sdp_compile
 from sdp_compile.runtime.module.sdp_module import SDPModule
-from tests.models import MODELS, Example
+from tests.library_models import MODELS, Example
 from tests.runtime.module.small import compiled
 
 

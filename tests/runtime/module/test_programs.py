@@ -14,7 +14,7 @@ from torch import nn
 from sdp_compile import BlockPolicy, NeuronPolicy, sdp_compile
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.module.sdp_module import SDPModule
-from tests.models import MODELS
+from tests.library_models import MODELS
 from tests.oracle import randomise
 
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from sdp_compile import sdp_compile
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.module.sdp_module import SDPModule
-from tests.models import MODELS, doubled
+from tests.library_models import MODELS, doubled
 from tests.oracle import randomise, without_randomness
 from tests.runtime.module.small import Small, assert_same, compiled
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from tests.models import MODELS
+from tests.library_models import MODELS
 from tests.oracle import randomise
 from tests.runtime.module.small import Small, compiled
 
