@@ -10,11 +10,11 @@ from sdp_compile.errors import CaptureError
 from sdp_compile.ir.source import module_path, source_line
 
 _WRAPPERS = {
-    "DistributedDataParallel": "it would reduce gradients over all workers; sdp_compile() replaces it",
-    "FullyShardedDataParallel": "its parameters are already split; sdp_compile() replaces it",
-    "FSDPModule": "its parameters are already split; sdp_compile() replaces it",
-    "DataParallel": "it runs replicas in one process; sdp_compile() replaces it",
-    "OptimizedModule": "compile the result of sdp_compile() instead: torch.compile(sdp_compile(model, ...))",
+    "DistributedDataParallel": "it would reduce gradients over all workers; sdp.compile() replaces it",
+    "FullyShardedDataParallel": "its parameters are already split; sdp.compile() replaces it",
+    "FSDPModule": "its parameters are already split; sdp.compile() replaces it",
+    "DataParallel": "it runs replicas in one process; sdp.compile() replaces it",
+    "OptimizedModule": "compile the result of sdp.compile() instead: torch.compile(sdp.compile(model, ...))",
     "SDPModule": "it is already a subnetwork",
 }
 
