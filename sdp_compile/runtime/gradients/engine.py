@@ -13,10 +13,10 @@ from sdp_compile.errors import SDPError
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.runtime.comm.agreement import Flags, agree, device_code
+from sdp_compile.runtime.comm.finite import first_not_finite, require_finite
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.issuer import issuer_of
 from sdp_compile.runtime.comm.refresh import Refresh
-from sdp_compile.runtime.gradients.finite import first_not_finite, require_finite
 from sdp_compile.runtime.gradients.hooks import Hook, Hooks
 from sdp_compile.runtime.gradients.launch_state import LaunchState
 from sdp_compile.runtime.gradients.progress import Progress
