@@ -69,8 +69,15 @@ def test_a_copy_has_a_graph_of_its_own(copied: Callable[[Program], Program]) -> 
     before = text_of(program.graph)
     twin = copied(program)
     assert [node.name for node in twin.graph.nodes] == [node.name for node in program.graph.nodes]
-    assert [node.meta.keys() for node in twin.graph.nodes] == [node.meta.keys() for node in program.graph.nodes]
     next(iter(twin.graph.nodes)).meta["val"] = None
     for node in reversed(twin.graph.nodes):
         twin.graph.erase_node(node)
     assert text_of(program.graph) == before
+
+
+def test_a_copied_program_keeps_the_metadata_in_dictionaries_of_its_own() -> None:
+    program = captured()[1].programs["train"]
+    twin = copy_program(program)
+    assert [node.meta for node in twin.graph.nodes] == [node.meta for node in program.graph.nodes]
+    next(iter(twin.graph.nodes)).meta["mark"] = True
+    assert not any("mark" in node.meta for node in program.graph.nodes)

@@ -1,4 +1,4 @@
-"""``passes=``: a pass of one's own by name, from a file or in a whole pipeline, and what is refused."""
+"""``passes=``: a pass of one's own by name, from a file, or in a whole pipeline."""
 
 from __future__ import annotations
 
@@ -10,22 +10,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import nn
 
-import sdp_compile as sdp
-from sdp_compile import NeuronPolicy, PassError, PlanError
-from sdp_compile.ir.program import Program, copy_program
+from sdp_compile import PassError
+from sdp_compile.capture import capture
 from sdp_compile.passes import (
     BypassBlocks,
     DeadCode,
-    MaskParameters,
-    Pass,
-    PassContext,
     Rescale,
     SliceParameters,
     SyncGradients,
     Verify,
-    inherited,
     pipeline,
     register_pass,
     resolve_pipeline,
@@ -33,43 +27,8 @@ from sdp_compile.passes import (
 )
 from sdp_compile.passes.pipelines import PASSES
 from tests.graph_text import text_of
+from tests.passes.own_pass import MODEL, Scale, X, compiled
 from tests.passes.programs import lines
-
-aten = torch.ops.aten
-
-X = torch.ones(3, 4)
-
-
-class MLP(nn.Module):
-    """Two linear layers without biases."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(4, 8, bias=False), nn.Linear(8, 4, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.relu(self.up(x)))  # type: ignore[no-any-return]
-
-
-MODEL = MLP()
-
-
-@dataclass(frozen=True)
-class Scale(Pass):
-    """Multiplies the output by a number."""
-
-    name: ClassVar[str] = "scale"
-    factor: float = 2.0
-
-    def run(self, program: Program, context: PassContext) -> Program:
-        program = copy_program(program)
-        output = program.graph.output_node()
-        (value,) = output.args[0]  # type: ignore[misc, union-attr]
-        with program.graph.inserting_before(output):
-            scaled = program.graph.call_function(aten.mul.Tensor, (value, self.factor))
-        scaled.meta = inherited(value)  # type: ignore[arg-type]
-        output.replace_input_with(value, scaled)  # type: ignore[arg-type]
-        return program
 
 
 @pytest.fixture(autouse=True)
@@ -80,11 +39,6 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def compiled(passes: Any = None, policy: NeuronPolicy | None = None, **options: Any) -> Any:
-    policy = policy or NeuronPolicy(replicas=1)
-    return sdp.compile(MODEL, policy, (X,), workers=2, rank=0, passes=passes, **options)
-
-
 def names(passes: Any) -> list[str]:
     return [one.name for one in resolve_pipeline(passes)]
 
@@ -93,6 +47,14 @@ def names(passes: Any) -> list[str]:
 
 
 def test_the_default_pipeline_makes_a_worker_s_program() -> None:
+    assert text_of(capture(MODEL, (X,)).programs["train"].graph) == lines("""
+        x: f32[n0, 4] = placeholder
+        up_weight: f32[8, 4] = get_attr[up.weight]
+        down_weight: f32[4, 8] = get_attr[down.weight]
+        linear: f32[n0, 8] = aten.linear(x, up_weight)
+        relu: f32[n0, 8] = aten.relu(linear)
+        linear_1: f32[n0, 4] = aten.linear(relu, down_weight)
+        return linear_1""")
     assert text_of(compiled().graph) == lines("""
         x: f32[3, 4] = placeholder
         up_weight: f32[4, 4] = get_attr[up.weight]
@@ -146,7 +108,7 @@ def test_a_pass_says_where_it_goes() -> None:
 def test_an_installed_package_offers_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     points = EntryPoints(
         [
-            EntryPoint("theirs", f"{__name__}:Scale", "sdp_compile.passes"),
+            EntryPoint("theirs", "tests.passes.own_pass:Scale", "sdp_compile.passes"),
             EntryPoint("broken", "no_such_module:Pass", "sdp_compile.passes"),
         ]
     )
@@ -191,114 +153,3 @@ def test_a_sequence_of_passes_is_the_whole_pipeline() -> None:
 def test_the_pipeline_of_the_other_lowering() -> None:
     masked = with_pass(pipeline("masked"), Scale())
     torch.testing.assert_close(compiled(masked, lowering="masked")(X), compiled("scale")(X))
-
-
-# -- what is refused -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Nameless(Pass):
-    """A pass that was never given a name."""
-
-    def run(self, program: Program, context: PassContext) -> Program:
-        return program
-
-
-@pytest.mark.parametrize(
-    ("passes", "message"),
-    [
-        (
-            "scael",
-            r"Unknown pass 'scael'\. Did you mean 'scale'.* Known names: bypass_blocks, .*\.toml",
-        ),
-        ("scale, scale", r"has the pass 'scale' twice"),
-        ("verify", r"has the pass 'verify' twice"),
-        ((DeadCode(), Verify()), r"exactly one pass that reduces parameters \(mask_gradients.*this one has none"),
-        ((), r"this one has none"),
-        ((SliceParameters(), MaskParameters()), r"this one has slice_parameters and mask_parameters"),
-        (["scale"], r"passes must be a sequence of Pass objects, names, or a TOML file, got \['scale'\]"),
-        (3, r"passes must be a sequence of Pass objects, names, or a TOML file, got 3"),
-        ((Nameless(), SliceParameters()), r"The pass Nameless.* has no name"),
-    ],
-)
-def test_pipelines_that_cannot_be(passes: Any, message: str) -> None:
-    with pytest.raises(PassError, match=message):
-        compiled(passes)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('add = ["scael"]', r"Unknown pass 'scael'\. Did you mean 'scale'"),
-        ('add = ["scale", "scale"]', r"has the pass 'scale' twice"),
-        ('add = [{pass = "scale", before = "verfy"}]', r"'scale' goes before 'verfy'.*Did you mean 'verify'"),
-        ('add = [{pass = "scale", before = 3}]', r"`before` of the pass 'scale' must be the name of a pass, got 3"),
-        ('add = [{pass = "scale", facter = 3.0}]', r"The pass 'scale' cannot be made from .*facter"),
-        ("add = [3]", r"An entry must be the name of a pass.*got 3"),
-        ("add = [{factor = 3.0}]", r"An entry must be the name of a pass.*factor"),
-        ('add = "scale"', r"must have one key: `add`, a list"),
-        ('add = []\npasses = ["verify"]', r"must have one key.*It has add, passes"),
-        ("", r"must have one key.*It has none"),
-        ('passes = ["verify"]', r"this one has none"),
-        (
-            'passes = ["slice_parameters", {pass = "scale", before = "verify"}]',
-            r"'scale' has `before`",
-        ),
-        ("add = = 3", r"is not valid TOML.*line 1"),
-    ],
-)
-def test_files_that_cannot_be(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "passes.toml"
-    path.write_text(text)
-    with pytest.raises(PassError, match=rf"pass file '.*passes\.toml'.*{message}"):
-        compiled(path)
-
-
-def test_a_file_that_does_not_exist() -> None:
-    with pytest.raises(PassError, match=r"The pass file 'missing\.toml' does not exist"):
-        compiled("missing.toml")
-
-
-def test_a_pass_whose_place_does_not_exist() -> None:
-    with pytest.raises(PassError, match=r"'scale' goes before 'sync_gradients', which the pipeline does not have"):
-        with_pass((SliceParameters(), Verify()), Scale())
-
-
-def test_a_pass_that_refuses_its_fields(tmp_path: Path) -> None:
-    @register_pass("positive")
-    @dataclass(frozen=True)
-    class Positive(Scale):
-        def __post_init__(self) -> None:
-            if self.factor <= 0:
-                raise ValueError(f"factor must be positive, got {self.factor}")
-
-    path = tmp_path / "passes.toml"
-    path.write_text('add = [{pass = "positive", factor = -1.0}]')
-    with pytest.raises(PassError, match=r"The pass 'positive' cannot be made .*factor must be positive, got -1"):
-        compiled(path)
-
-
-def test_a_class_without_run_cannot_be_made() -> None:
-    @register_pass("abstract")
-    class Abstract(Pass):
-        pass
-
-    with pytest.raises(PassError, match=r"The pass 'abstract' cannot be made.*run"):
-        compiled("abstract")
-
-
-def test_only_passes_can_be_registered() -> None:
-    with pytest.raises(PassError, match="The pass 'number' must be a subclass of Pass, got <class 'int'>"):
-        register_pass("number")(int)  # type: ignore[type-var]
-    with pytest.raises(PassError, match=r"already a pass 'verify': sdp_compile\.passes\.verify\.Verify"):
-        register_pass("verify")(Scale)
-
-
-def test_a_pipeline_for_the_other_masking() -> None:
-    with pytest.raises(PassError, match=r"'slice_parameters' is for masking='forward'.*policy has masking='backward'"):
-        compiled(pipeline(), NeuronPolicy(masking="backward"))
-
-
-def test_a_pipeline_for_the_other_lowering() -> None:
-    with pytest.raises(PlanError, match=r"pipeline for lowering='masked', but lowering='sliced'"):
-        compiled(pipeline("masked"))
