@@ -35,6 +35,6 @@ def test_reports_and_findings():
     assert apart.spectral_gap() == 0 and any("share no cut parameter" in finding.text for finding in apart.diagnose())
     uneven = plan_for(attention(), Given(owners={"heads": [(0, 1), (0, 1), (0, 1), (0, 2, 3)]}), 4)
     texts = [finding.text for finding in uneven.diagnose()]
-    assert any("of the mean memory" in text for text in texts) and any(
+    assert any("times the mean memory" in text for text in texts) and any(
         "all of the dense model's" in text for text in texts
     )
