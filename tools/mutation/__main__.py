@@ -24,7 +24,7 @@ PARTS = [
     "sdp_compile/runtime/gradients=tests/runtime/gradients",
 ]
 COVERAGE_LIMIT = 3600.0
-"""Seconds for one traced run of the tests of a part."""
+"""Seconds for the run of the tests of a part that records lines."""
 
 
 @dataclass(frozen=True)

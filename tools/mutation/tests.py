@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import json
 import multiprocessing
@@ -12,14 +13,15 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from multiprocessing import forkserver, util
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
+from tools.mutation.coverage import EXECUTED, with_record
+
 Result = dict[str, Any]
 EVERY_LINE = "*"
-"""Stands for all lines in the record of a test that fails while it is traced."""
+"""Stands for all lines in the record of a test that fails while lines are recorded."""
 
 
 def in_fork(root: Path, log: Path, limit: float, job: Callable[[], Result]) -> Result | None:
@@ -64,10 +66,16 @@ def in_fork(root: Path, log: Path, limit: float, job: Callable[[], Result]) -> R
 
 def record(root: Path, sources: Collection[str], tests: Sequence[str], journal: Path) -> Result:
     """Runs all tests; returns their durations, the lines of ``sources`` that each executes, and imported modules."""
-    recorder = _Recorder({str(root / source): source for source in sources}, journal)
-    sys.settrace(recorder.trace)
-    _pytest(root, tests, recorder)
-    sys.settrace(None)
+    recorder = _Recorder(journal)
+    setattr(builtins, EXECUTED, recorder.executed)
+    originals = {root / source: (root / source).read_bytes() for source in sources}
+    try:
+        for file, text in originals.items():
+            file.write_text(with_record(str(file.relative_to(root)), text))
+        _pytest(root, tests, recorder)
+    finally:
+        for file, text in originals.items():
+            file.write_bytes(text)
     foreign = [
         name
         for name, module in sys.modules.items()
@@ -122,23 +130,18 @@ def _start_fork_server() -> None:
 
 
 class _Recorder:
-    """A pytest plugin and trace function; worker processes inherit both, and report through one journal."""
+    """A pytest plugin that notes the executed lines; worker processes inherit it, and report through one journal."""
 
-    def __init__(self, files: Mapping[str, str], journal: Path) -> None:
-        self.files, self.journal = files, os.open(journal, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        self.seen: set[tuple[str, int]] = set()
+    def __init__(self, journal: Path) -> None:
+        self.journal = os.open(journal, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self.seen: set[str] = set()
         self.durations: dict[str, float] = {}
         self.lines: dict[str, list[str]] = {}
 
-    def trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        return self._line if frame.f_code.co_filename in self.files else None
-
-    def _line(self, frame: FrameType, event: str, argument: object) -> Any:
-        place = frame.f_code.co_filename, frame.f_lineno
-        if event == "line" and place not in self.seen:
+    def executed(self, place: str) -> None:
+        if place not in self.seen:
             self.seen.add(place)
-            os.write(self.journal, f"{self.files[place[0]]}:{place[1]}\n".encode())
-        return self._line
+            os.write(self.journal, f"{place}\n".encode())
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
