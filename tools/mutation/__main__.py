@@ -11,20 +11,22 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.mutation.in_place import Changes, changed_functions, install
 from tools.mutation.mutants import Mutant, find_mutants
-from tools.mutation.tests import EVERY_LINE, Result, first_failure, in_fork, python_files, record
+from tools.mutation.tests import EVERY_LINE, Result, first_failures, in_fork, python_files, record
 
 PARTS = [
     "sdp_compile/structure=tests/structure",
     "sdp_compile/passes=tests/passes",
     "sdp_compile/runtime/gradients=tests/runtime/gradients",
 ]
-COVERAGE_LIMIT = 3600.0
-"""Seconds for the run of the tests of a part that records lines."""
+RUN_LIMIT = 36000.0
+"""Seconds for all tests of a part, or all mutants."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,7 @@ def coverage(part: Part, root: Path, copy: Path, out: Path) -> Result:
     kept = out.with_suffix(f".{digest}.coverage.json")
     if not kept.exists():
         journal = kept.with_suffix(".journal")
-        found = in_fork(
-            copy, out.with_suffix(".log"), COVERAGE_LIMIT, lambda: record(copy, sources, part.tests, journal)
-        )
+        found = in_fork(copy, out.with_suffix(".log"), RUN_LIMIT, lambda: record(copy, sources, part.tests, journal))
         journal.unlink(missing_ok=True)
         if not found or not found["durations"]:
             raise SystemExit(f"The tests of {part.source} did not run; see {out.with_suffix('.log')}.")
@@ -80,24 +80,67 @@ def tests_of(mutant: Mutant, covered: Result) -> dict[str, float]:
     return {name: covered["durations"][name] for name in (names if reaching else covered["durations"])}
 
 
-def try_mutant(mutant: Mutant, covered: Result, copy: Path, log: Path, budget: float) -> Result:
-    """Returns which test fails with the mutant in place, and in how many seconds."""
-    durations = tests_of(mutant, covered)
-    file = copy / mutant.file
-    original = file.read_bytes()
-    # A kept bytecode file would be taken for that of another source of the same size and second.
-    for stale in file.parent.glob(f"__pycache__/{file.stem}.*"):
-        stale.unlink()
-    start = time.monotonic()
-    try:
-        file.write_bytes(mutant.apply(original))
-        limit = budget + 10 * max(durations.values()) + 90
-        found = in_fork(copy, log, limit, lambda: first_failure(copy, durations, budget))
-    finally:
-        file.write_bytes(original)
-    found = found or {"killed_by": "no result: the process was ended"}
-    place = {"file": mutant.file, "line": mutant.line, "column": mutant.column}
-    return {**place, "before": mutant.before, "after": mutant.after, **found, "seconds": time.monotonic() - start}
+@dataclass
+class MutantTrial:
+    """One mutant in a copy of the project.
+
+    Attributes:
+        mutant: The change.
+        durations: Seconds of each test that executes it.
+        copy: Folder of the copy.
+        out: File to which the result is added.
+        changes: The functions that differ; None where code that runs at import does.
+    """
+
+    mutant: Mutant
+    durations: Mapping[str, float]
+    copy: Path
+    out: Path
+    changes: Changes | None
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Breaks the file for processes that import it."""
+        self.start = time.monotonic()
+        file = self.copy / self.mutant.file
+        original = file.read_bytes()
+        # A kept bytecode file would be taken for that of another source of the same size and second.
+        for stale in file.parent.glob(f"__pycache__/{file.stem}.*"):
+            stale.unlink()
+        file.write_bytes(self.mutant.apply(original))
+        try:
+            yield
+        finally:
+            file.write_bytes(original)
+
+    def install(self) -> None:
+        """Breaks the functions that are imported already."""
+        install(self.changes or {})
+
+    def report(self, found: Result) -> None:
+        """Adds the result to the file."""
+        mutant = self.mutant
+        place = {"file": mutant.file, "line": mutant.line, "column": mutant.column}
+        result = {**place, "before": mutant.before, "after": mutant.after, **found}
+        with self.out.open("a") as file:
+            file.write(json.dumps({**result, "seconds": round(time.monotonic() - self.start, 1)}) + "\n")
+        print(f"{mutant.file}:{mutant.line}: {found['killed_by'] or 'SURVIVED'}", flush=True)
+
+
+def try_all(part: Part, mutants: list[Mutant], covered: Result, copy: Path, out: Path, budget: float) -> None:
+    """Tries mutants of functions in forks of one process that has imported all, the others in one process each."""
+    trials = []
+    for mutant in mutants:
+        source = (copy / mutant.file).read_bytes()
+        changes = changed_functions(source, mutant.apply(source))
+        trials.append(MutantTrial(mutant, tests_of(mutant, covered), copy, out, changes))
+    log, inner = out.with_suffix(".log"), out.with_suffix(".mutant.log")
+    together = [trial for trial in trials if trial.changes is not None]
+    in_fork(copy, log, RUN_LIMIT, lambda: first_failures(copy, part.tests, together, inner, budget))
+    for trial in trials:
+        if trial.changes is None:
+            with trial.in_place():
+                in_fork(copy, log, RUN_LIMIT, lambda: first_failures(copy, part.tests, [trial], inner, budget))  # noqa: B023
 
 
 def identity(result: Result) -> tuple[object, ...]:
@@ -144,12 +187,8 @@ def main() -> None:
                         importlib.import_module(name)
                     except Exception as problem:
                         print(f"{name} is imported by each mutant: {problem}")
-            for mutant in left:
-                result = try_mutant(mutant, covered, copy, out.with_suffix(".log"), options.budget)
-                done.append(result)
-                with out.open("a") as file:
-                    file.write(json.dumps(result) + "\n")
-                print(f"{mutant.file}:{mutant.line}: {result['killed_by'] or 'SURVIVED'}", flush=True)
+            try_all(part, left, covered, copy, out, options.budget)
+    done = [json.loads(line) for line in out.read_text().splitlines()]
     alive = [result for result in done if not result["killed_by"]]
     print(f"Seed {options.seed}: {len(done)} mutants, {len(done) - len(alive)} killed, {len(alive)} survived.")
     for result in alive:

@@ -11,9 +11,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing import forkserver, util
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -22,6 +23,22 @@ from tools.mutation.coverage import EXECUTED, with_record
 Result = dict[str, Any]
 EVERY_LINE = "*"
 """Stands for all lines in the record of a test that fails while lines are recorded."""
+
+
+class Trial(Protocol):
+    """One mutant, as it is tried."""
+
+    durations: Mapping[str, float]
+    """Seconds of each test to run; one that takes ten times as long, and ten seconds, has failed."""
+
+    def in_place(self) -> AbstractContextManager[None]:
+        """Breaks the file, for as long as the context lasts."""
+
+    def install(self) -> None:
+        """Breaks the functions of this process."""
+
+    def report(self, found: Result) -> None:
+        """Keeps the test that failed."""
 
 
 def in_fork(root: Path, log: Path, limit: float, job: Callable[[], Result]) -> Result | None:
@@ -72,6 +89,7 @@ def record(root: Path, sources: Collection[str], tests: Sequence[str], journal: 
     try:
         for file, text in originals.items():
             file.write_text(with_record(str(file.relative_to(root)), text))
+        _start_fork_server(root, tests)
         _pytest(root, tests, recorder)
     finally:
         for file, text in originals.items():
@@ -84,23 +102,26 @@ def record(root: Path, sources: Collection[str], tests: Sequence[str], journal: 
     return {"durations": recorder.durations, "lines": recorder.lines, "modules": foreign}
 
 
-def first_failure(root: Path, durations: Mapping[str, float], budget: float) -> Result:
-    """Runs the tests of ``durations``, the fastest first, until one fails.
+def first_failures(root: Path, tests: Sequence[str], trials: Sequence[Trial], log: Path, budget: float) -> Result:
+    """Collects tests once; for each trial, a fork runs them until one fails.
 
     Args:
         root: Copy of the project.
-        durations: Seconds that each test takes; one that takes ten times as long, and half a minute, has failed.
-        budget: Seconds after which no further test is begun.
+        tests: Files and folders of the tests.
+        trials: What to break, and which tests to run then.
+        log: File for all that the forks print.
+        budget: Seconds after which a fork begins no further test.
     """
-    selection = _Selection(durations, budget)
-    _pytest(root, sorted({name.partition("::")[0] for name in durations}), selection)
-    return {"killed_by": selection.failed, "tests_run": selection.count, "tests": len(durations)}
+    trying = _Trying(root, trials, log, budget)
+    _pytest(root, tests, trying)
+    if trying.failed and not trying.done:  # nothing was collected
+        for trial in trials:
+            trial.report({"killed_by": f"{trying.failed} (import)"})
+    return {}
 
 
 def _pytest(root: Path, tests: Sequence[str], plugin: object) -> None:
-    if any(b"run_workers" in file.read_bytes() for test in tests for file in python_files(root, test)):
-        _start_fork_server()
-    pytest.main(["-q", "-x" if isinstance(plugin, _Selection) else "-q", "-p", "no:cacheprovider", *tests], [plugin])
+    pytest.main(["-q", "-s", "-p", "no:cacheprovider", *tests], [plugin])
 
 
 def python_files(root: Path, place: str) -> list[Path]:
@@ -109,8 +130,10 @@ def python_files(root: Path, place: str) -> list[Path]:
     return [path] if path.is_file() else sorted(path.rglob("*.py"))
 
 
-def _start_fork_server() -> None:
+def _start_fork_server(root: Path, tests: Sequence[str]) -> None:
     """Makes the fork server of multiprocessing a fork of this process, which has imported torch already."""
+    if not any(b"run_workers" in file.read_bytes() for test in tests for file in python_files(root, test)):
+        return
     spawn = util.spawnv_passfds
 
     def fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
@@ -160,33 +183,41 @@ class _Recorder:
             self.lines[report.nodeid] = [EVERY_LINE]
 
 
-class _Selection:
-    """A pytest plugin that runs the given tests in the order of their durations."""
+class _Trying:
+    """A pytest plugin that runs, for each trial in a fork of its own, tests in the order of their durations."""
 
-    def __init__(self, durations: Mapping[str, float], budget: float) -> None:
-        self.durations, self.deadline = durations, time.monotonic() + budget
+    def __init__(self, root: Path, trials: Sequence[Trial], log: Path, budget: float) -> None:
+        self.root, self.trials, self.log, self.budget = root, trials, log, budget
         self.failed: str | None = None
-        self.count = 0
+        self.done = False
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self.failed = self.failed or f"{report.nodeid} (import)"
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted(
-            (item for item in items if item.nodeid in self.durations), key=lambda item: self.durations[item.nodeid]
-        )
-        for item in items:
-            item.add_marker(pytest.mark.timeout(10 * self.durations[item.nodeid] + 30), append=False)
+            self.failed = self.failed or report.nodeid
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self.failed = self.failed or report.nodeid
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        result = yield
-        self.count += 1
-        if time.monotonic() > self.deadline:
-            item.session.shouldstop = "no time is left for this mutant"
-        return result
+    def pytest_runtestloop(self, session: pytest.Session) -> object:
+        for trial in () if self.failed else self.trials:
+            items = [item for item in session.items if item.nodeid in trial.durations]
+            items.sort(key=lambda item: trial.durations[item.nodeid])
+            limit = self.budget + 10 * max(trial.durations.values()) + 60
+            with trial.in_place():
+                found = in_fork(self.root, self.log, limit, lambda: self._run(session, trial, items))  # noqa: B023
+            trial.report(found or {"killed_by": "no result: the process was ended"})
+        self.done = not self.failed
+        return True
+
+    def _run(self, session: pytest.Session, trial: Trial, items: list[pytest.Item]) -> Result:
+        deadline, count = time.monotonic() + self.budget, 0
+        trial.install()
+        _start_fork_server(self.root, sorted({item.nodeid.partition("::")[0] for item in items}))
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.add_marker(pytest.mark.timeout(10 * trial.durations[item.nodeid] + 10), append=False)
+            session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            count += 1
+            if self.failed or time.monotonic() > deadline:
+                break
+        return {"killed_by": self.failed, "tests_run": count, "tests": len(items)}
