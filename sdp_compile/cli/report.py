@@ -23,7 +23,8 @@ def run(words: SubjectWords, output: Path, rank: int) -> None:
 
     with stages(1) as begin:
         begin("writing the page")
-        nbytes = write_report(planned.subject, output, rank, command(words, rank), planned.pipeline(words))
+        text, passes = command(words, rank), planned.pipeline(words)
+        nbytes = write_report(planned.subject, output, rank, text, passes, planned.description)
     told = Console(stderr=True)
     told.print(model_line(planned.description), highlight=False, soft_wrap=True)
     told.print(f"{output}: {size(nbytes)}", markup=False, highlight=False, soft_wrap=True)

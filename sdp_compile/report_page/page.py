@@ -26,7 +26,9 @@ MOST_GROUP_ROWS = 16
 """Owner groups with a row of their own."""
 
 
-def report_html(subject: Subject, rank: int = 0, command: str = "", passes: tuple[Pass, ...] = ()) -> str:
+def report_html(
+    subject: Subject, rank: int = 0, command: str = "", passes: tuple[Pass, ...] = (), description: str = ""
+) -> str:
     """Returns the report page of a plan; the same arguments give the same page, byte for byte.
 
     Args:
@@ -34,6 +36,7 @@ def report_html(subject: Subject, rank: int = 0, command: str = "", passes: tupl
         rank: The worker whose rewritten graph is listed.
         command: The command line that made the page; shown if not empty.
         passes: The passes to run; default: the pipeline of the plan.
+        description: Says which model this is, such as its configuration; shown if not empty.
 
     Raises:
         PlanError: If the rank does not exist.
@@ -65,6 +68,7 @@ def report_html(subject: Subject, rank: int = 0, command: str = "", passes: tupl
             findings=plan.diagnose(),
             policy=to_toml(plan.policy),
             command=command,
+            description=description,
             version=__version__,
         )
     )

@@ -11,7 +11,12 @@ from sdp_compile.report_page.page import report_html
 
 
 def write_report(
-    subject: Subject, path: str | Path, rank: int = 0, command: str = "", passes: tuple[Pass, ...] = ()
+    subject: Subject,
+    path: str | Path,
+    rank: int = 0,
+    command: str = "",
+    passes: tuple[Pass, ...] = (),
+    description: str = "",
 ) -> int:
     """Writes the report page of a plan.
 
@@ -21,6 +26,7 @@ def write_report(
         rank: The worker whose graph is shown.
         command: The command line that made the page; shown if not empty.
         passes: The passes to run; default: the pipeline of the plan.
+        description: Says which model this is, such as its configuration; shown if not empty.
 
     Returns:
         The size of the page in bytes.
@@ -28,7 +34,7 @@ def write_report(
     Raises:
         SDPError: If the file cannot be written.
     """
-    data = report_html(subject, rank, command, passes).encode("utf-8")
+    data = report_html(subject, rank, command, passes, description).encode("utf-8")
     try:
         Path(path).write_bytes(data)
     except OSError as error:

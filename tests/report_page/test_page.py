@@ -170,3 +170,9 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         result = CliRunner().invoke(app, ["report", *wrong])
         assert result.exit_code == 2
         assert words in result.stderr
+
+
+def test_it_says_which_model_it_is_about(layered: Subject) -> None:
+    told = "transformers:<gpt2>, published configuration, 124,439,808 parameters"
+    assert told in "".join(Page(report_html(layered, description=told)).text)
+    assert "configuration" not in "".join(Page(report_html(layered)).text)
