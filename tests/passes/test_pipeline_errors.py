@@ -138,5 +138,5 @@ def test_a_pipeline_for_the_other_masking() -> None:
 
 
 def test_a_pipeline_for_the_other_lowering() -> None:
-    with pytest.raises(PlanError, match=r"pipeline for lowering='masked', but lowering='sliced'"):
+    with pytest.raises(PlanError, match=r"pipeline for lowering='masked', but lowering is 'sliced'"):
         compiled(pipeline("masked"))
