@@ -120,8 +120,9 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, torch._ops.OpOverload):
         return _operator(value)
-    if dataclasses.is_dataclass(value) and getattr(value, "operator", None) is not None:
-        return dataclasses.replace(value, operator=_plain(value.operator))  # type: ignore[type-var]
+    operator = getattr(value, "operator", None)  # what the node becomes when it is cut
+    if isinstance(operator, torch._ops.OpOverload):
+        return dataclasses.replace(value, operator=_operator(operator))
     if isinstance(value, torch.Tensor):
         return _Fake(tuple(_hint(size) for size in value.shape), value.dtype, value.device)
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
@@ -136,8 +137,9 @@ def _plain(value: Any) -> Any:
 def _unplain(value: Any) -> Any:
     if isinstance(value, _Operator):
         return value.resolve()
-    if dataclasses.is_dataclass(value) and isinstance(getattr(value, "operator", None), _Operator):
-        return dataclasses.replace(value, operator=value.operator.resolve())  # type: ignore[type-var]
+    operator = getattr(value, "operator", None)
+    if isinstance(operator, _Operator):
+        return dataclasses.replace(value, operator=operator.resolve())
     if isinstance(value, _Fake):
         return value.tensor()
     if isinstance(value, (tuple, list)):
