@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sdp_compile.ir.effects import Effects, live_nodes
+from sdp_compile.ir.effects import remove_dead_code
 from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.passes.base import Pass, PassContext
 
@@ -22,9 +22,6 @@ class DeadCode(Pass):
 
     def run(self, program: Program, context: PassContext) -> Program:
         program = copy_program(program)
-        live = live_nodes(Effects(program.graph), context.holdings.keeps)
-        for node in reversed(list(program.graph.nodes)):
-            if node not in live:
-                program.graph.erase_node(node)
+        remove_dead_code(program.graph, context.holdings.keeps)
         program.graph.lint()
         return program

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sdp_compile.capture.regions import enter_autocast, exit_autocast
+from sdp_compile.ir.effects import remove_dead_code
 from sdp_compile.ir.schema import written_statistics
 
 aten = torch.ops.aten
@@ -23,7 +23,6 @@ _ASSERTS = frozenset(
         aten.sym_constrain_range_for_size.default,
     }
 )
-_MODES = frozenset({enter_autocast, exit_autocast})
 
 
 def clean(graph: fx.Graph) -> None:
@@ -95,23 +94,9 @@ def is_mutation(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def is_impure(node: fx.Node) -> bool:
-    """Whether the node does more than return a value: it writes in place or sets a mode."""
-    if node.op in ("placeholder", "output"):
-        return True
-    return node.target in _MODES or is_mutation(node) or bool(written_statistics(node))
-
-
-def remove_dead_code(graph: fx.Graph) -> None:
-    """Removes nodes without uses or side effects, in place. Placeholders and writes in place stay."""
-    for node in reversed(list(graph.nodes)):
-        if not node.users and not is_impure(node):
-            graph.erase_node(node)
-
-
 def _requires_grad(node: fx.Node) -> bool:
     value: Any = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.requires_grad
 
 
-__all__ = ["clean", "is_impure", "is_mutation", "remove_dead_code"]
+__all__ = ["clean", "is_mutation"]

@@ -29,7 +29,7 @@ def refuse(model: nn.Module) -> None:
         if isinstance(module, nn.SyncBatchNorm):
             raise CaptureError(
                 f"{where} is a SyncBatchNorm, which averages statistics over workers, but these compute different "
-                "channels. Use BatchNorm; sdp_compile.calibrate() re-estimates the statistics of the full model."
+                "channels. Use BatchNorm; sdp.calibrate() re-estimates the statistics of the full model."
             )
         if module._backward_hooks or module._backward_pre_hooks:
             raise CaptureError(

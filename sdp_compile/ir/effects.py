@@ -142,6 +142,19 @@ def live_nodes(effects: Effects, keeps: Callable[[str], bool]) -> set[fx.Node]:
     return live
 
 
+def remove_dead_code(graph: fx.Graph, keeps: Callable[[str], bool] = lambda name: True) -> None:
+    """Removes the nodes on which nothing that is kept depends, in place; placeholders always stay.
+
+    Args:
+        graph: The graph.
+        keeps: Whether a state tensor, given by name, is kept, so that writes to it count; by default all are.
+    """
+    live = live_nodes(Effects(graph), keeps)
+    for node in reversed(list(graph.nodes)):
+        if node not in live:
+            graph.erase_node(node)
+
+
 def _acts_outside(node: fx.Node) -> bool:
     """Returns whether the node does more than compute and write tensors, as an assertion does."""
     if node.op != "call_function":

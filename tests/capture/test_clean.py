@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from sdp_compile.capture.clean import clean, is_impure, is_mutation
+from sdp_compile.capture.clean import clean, is_mutation
 from tests.graph_text import parse, text_of
 
 
@@ -182,4 +182,3 @@ def test_writes_are_told_from_reads() -> None:
         return""")
     mutations = {node.name: is_mutation(node) for node in graph.nodes}
     assert [name for name, writes in mutations.items() if writes] == ["z", "out"]
-    assert [node.name for node in graph.nodes if is_impure(node)] == ["x", "z", "out", "output"]

@@ -12,7 +12,7 @@ from torch.fx.graph_module import _forward_from_src
 from torch.utils.checkpoint import checkpoint
 
 from sdp_compile.capture.checkpoints import region_of
-from sdp_compile.capture.clean import is_impure
+from sdp_compile.ir.effects import written_inputs
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ def _region(name: str, marked: list[fx.Node]) -> _Region:
     before = _reached(stretch[::-1], members, lambda node: node.users)
     members |= after & before
     strangers = [node for node in stretch if node not in members]
-    assert not any(is_impure(node) for node in strangers), f"{name} contains writes of another region"
+    assert not any(node.is_impure() or written_inputs(node) for node in strangers), (
+        f"{name} contains writes of another region"
+    )
     inside = [node for node in stretch if node in members]
     return _Region(name, inside, [node for node in strangers if node in after])
 
