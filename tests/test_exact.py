@@ -1,4 +1,4 @@
-"""A worker's subnetwork equals the original eager model with the parameters ``mask * theta`` (DESIGN 2.1)."""
+"""A worker's subnetwork equals the original eager model with the parameters ``mask * theta``."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def test_numbers_of_workers_and_replicas(subject: Example, replicas: int, worker
         return
     plan = subject.plan(policy, workers)
     for family in plan.families:
-        # An axis with too few units for so many slots is owned by more (CONTRACT section 2).
+        # An axis with too few units for so many slots is owned by more.
         assert {len(owners) for _, owners in plan.owners(family).runs} == {family.replicas}
         assert family.replicas >= replicas
         if family.units >= workers:

@@ -118,7 +118,7 @@ class Residual(nn.Module):
 
 @pytest.mark.parametrize("policy", [NeuronPolicy(replicas=1, rescale=True), BlockPolicy(replicas=1, rescale=True)])
 def test_rescale_equals_hooks_on_the_eager_model(policy: Policy) -> None:
-    """N / owners = 2 on what enters a contraction with a cut parameter, or on a kept block's output (DESIGN 2.6)."""
+    """N / owners = 2 on what enters a contraction with a cut parameter, or on a kept block's output."""
     model = Residual().double()
     randomise(model)
     x = torch.randn(2, 4, dtype=torch.double)
