@@ -38,7 +38,6 @@ class BypassBlocks(Pass):
             return program
         program = copy_program(program)
         _bypass(program.graph, branches)
-        program.graph.lint()
         return program
 
 

@@ -23,5 +23,4 @@ class DeadCode(Pass):
     def run(self, program: Program, context: PassContext) -> Program:
         program = copy_program(program)
         remove_dead_code(program.graph, context.holdings.keeps)
-        program.graph.lint()
         return program

@@ -40,7 +40,6 @@ class Rescale(Pass):
                 if families(layout):
                     _insert(graph, node, activation, dim, _axis_factor(layout, context))
         _rescale_blocks(graph, program.mode, context)
-        graph.lint()
         return program
 
 

@@ -42,7 +42,6 @@ class SliceParameters(Pass):
             rewrites = node.meta.get("rewrites")
             if rewrites is not None:
                 _rewrite(node, rewrites, kept)
-        program.graph.lint()
         return program
 
 

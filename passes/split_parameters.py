@@ -38,7 +38,6 @@ class SplitParameters(Pass):
         for node in list(program.graph.nodes):
             if node.op == "get_attr" and str(node.target) in parts:
                 _split(node, parts[str(node.target)])
-        program.graph.lint()
         return program
 
 

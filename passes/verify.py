@@ -47,7 +47,6 @@ class Verify(Pass):
 
     def run(self, program: Program, context: PassContext) -> Program:
         program = copy_program(program)
-        program.graph.lint()
         _check_border(program, context)
         # Some sizes depend on values, such as the number of elements that a boolean mask selects.
         with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) as mode:
