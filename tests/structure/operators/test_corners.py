@@ -39,6 +39,7 @@ VECTORS: dict[str, tuple[Function, bool]] = {
         lambda h: h * h.index_put((index(1, 2),), h[:2].cos()).sum(1, True),
         True,
     ),
+    "diagonals": (lambda h: h * torch.diagonal(stack(h), dim1=1, dim2=2).sum(1, True), True),
     "transposed matrices": (lambda h: stack(h).mT.flatten(1), False),
     "cross product of sigmoids": (
         lambda h: h + torch.linalg.cross(stack(h).sigmoid(), stack(h).sigmoid().square(), dim=1).sum(2).repeat(1, 4),
