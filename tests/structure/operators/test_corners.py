@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from sdp_compile import NeuronPolicy
 from sdp_compile.capture import capture
 from sdp_compile.structure.analysis import analyse
-from tests.structure.operators.test_module_rules import Then, sequence
+from tests.structure.operators.test_module_rules import StandardisedConvolution, Then, sequence
 from tests.structure.operators.test_operator_rules import Branches, Function, Image, Vector, check, index
 
 Tensor = torch.Tensor
@@ -40,6 +40,16 @@ VECTORS: dict[str, tuple[Function, bool]] = {
         True,
     ),
     "diagonals": (lambda h: h * torch.diagonal(stack(h), dim1=1, dim2=2).sum(1, True), True),
+    "complex numbers": (lambda h: h * (torch.complex(h, h.sin()) * 1j).sum(1, True).imag, False),
+    "largest of rows": (lambda h: h.amax(0, keepdim=True).expand(4, -1), False),
+    "largest unit": (lambda h: h * h.amax(1, keepdim=True), True),
+    "one hot": (lambda h: (F.one_hot((h.detach() > 0).long(), 2).to(h) * h.unsqueeze(-1)).flatten(1), False),
+    "written at a place for each unit": (
+        lambda h: h + torch.zeros(3, 5).to(h).index_add(0, h.argmax(0) % 3, torch.ones(12, 5).to(h)).sum(),
+        True,
+    ),
+    "upside down": (lambda h: torch.flipud(h), False),
+    "mirrored": (lambda h: torch.fliplr(h), True),
     "transposed matrices": (lambda h: stack(h).mT.flatten(1), False),
     "cross product of sigmoids": (
         lambda h: h + torch.linalg.cross(stack(h).sigmoid(), stack(h).sigmoid().square(), dim=1).sum(2).repeat(1, 4),
@@ -122,6 +132,14 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         set(),
     ),
     "cell after a layer": (Looped, {"up.weight", "up.bias", *CELL, "out.weight"}),
+    "rnn along hidden units": (
+        lambda: Then(lambda x: x[:, 0], nn.Linear(8, 12), lambda h: h.unsqueeze(-1), nn.RNN(1, 6), nn.Linear(6, 2)),
+        {f"layers.3.{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")} | {"layers.4.weight"},
+    ),
+    "standardised convolution of sigmoids": (
+        lambda: Then(sequence, nn.Conv1d(8, 12, 1), nn.Sigmoid(), StandardisedConvolution(12, 3, 3, bias=False)),
+        set(),
+    ),
     "weight norm of hidden units": (
         lambda: Then(sequence, parametrizations.weight_norm(nn.Conv1d(8, 12, 1)), nn.ReLU(), nn.Conv1d(12, 3, 1)),
         set(),
