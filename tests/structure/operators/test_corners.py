@@ -50,6 +50,12 @@ VECTORS: dict[str, tuple[Function, bool]] = {
     ),
     "upside down": (lambda h: torch.flipud(h), False),
     "mirrored": (lambda h: torch.fliplr(h), True),
+    "mean beside a frozen factor": (
+        lambda h: stack(h).sort(1).values.sum((1, 2)).unsqueeze(1) * h - h.mean(1, keepdim=True),
+        False,
+    ),
+    "with an empty slice": (lambda h: torch.cat([h, h[:, 3:3]], 1), False),
+    "repeat interleave of all": (lambda h: h.repeat_interleave(2).view(4, 24), True),
     "transposed matrices": (lambda h: stack(h).mT.flatten(1), False),
     "cross product of sigmoids": (
         lambda h: h + torch.linalg.cross(stack(h).sigmoid(), stack(h).sigmoid().square(), dim=1).sum(2).repeat(1, 4),
@@ -122,6 +128,12 @@ class Looped(nn.Module):
         return self.out(state)
 
 
+def over_samples(bias: bool) -> nn.Module:
+    """A convolution whose samples are the hidden units, which are summed."""
+    hidden = Then(lambda x: x[:, 0], nn.Linear(8, 12), lambda h: h.t().unsqueeze(1))
+    return Then(hidden, nn.Conv1d(1, 4, 1, bias=bias), lambda h: h.sum(0).t(), nn.Linear(4, 2))
+
+
 CELL = {"cell.weight_ih", "cell.weight_hh", "cell.bias_ih", "cell.bias_hh"}
 
 # Layers on (4, 6, 8), and the parameters that are cut along all axes.
@@ -140,6 +152,15 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         lambda: Then(sequence, nn.Conv1d(8, 12, 1), nn.Sigmoid(), StandardisedConvolution(12, 3, 3, bias=False)),
         set(),
     ),
+    "layer norm beside hidden units": (
+        lambda: Then(sequence, nn.Conv1d(8, 12, 1), nn.LayerNorm(6), lambda h: h.sum(1), nn.Linear(6, 2)),
+        set(),
+    ),
+    "samples without a bias": (
+        lambda: over_samples(False),
+        {"layers.0.layers.1.weight", "layers.0.layers.1.bias", "layers.1.weight", "layers.3.weight"},
+    ),
+    "samples with a bias": (lambda: over_samples(True), {"layers.1.weight", "layers.1.bias", "layers.3.weight"}),
     "weight norm of hidden units": (
         lambda: Then(sequence, parametrizations.weight_norm(nn.Conv1d(8, 12, 1)), nn.ReLU(), nn.Conv1d(12, 3, 1)),
         set(),
