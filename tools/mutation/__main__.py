@@ -72,10 +72,12 @@ def coverage(part: Part, root: Path, copy: Path, out: Path) -> Result:
     return result
 
 
-def tests_of(mutant: Mutant, covered: Result, at_import: bool) -> dict[str, float]:
-    """Returns the durations of the tests that execute the mutated lines; of all tests where imports execute them."""
+def tests_of(mutant: Mutant, covered: Result, in_functions: bool) -> dict[str, float]:
+    """Returns the durations of the tests that execute the mutated lines; of all tests where only imports do."""
     places = {EVERY_LINE, *(f"{mutant.file}:{line}" for line in range(mutant.first, mutant.last + 1))}
-    names = [name for name, lines in covered["lines"].items() if at_import or not places.isdisjoint(lines)]
+    names = [name for name, lines in covered["lines"].items() if not places.isdisjoint(lines)]
+    if not in_functions and (runs_at_import(mutant, covered) or not names):
+        names = list(covered["lines"])
     return {name: covered["durations"][name] for name in names}
 
 
@@ -137,7 +139,7 @@ def try_all(part: Part, mutants: list[Mutant], covered: Result, copy: Path, out:
     for mutant in mutants:
         source = (copy / mutant.file).read_bytes()
         changes = None if runs_at_import(mutant, covered) else changed_functions(source, mutant.apply(source))
-        trials.append(MutantTrial(mutant, tests_of(mutant, covered, changes is None), copy, out, changes))
+        trials.append(MutantTrial(mutant, tests_of(mutant, covered, changes is not None), copy, out, changes))
     log, inner = out.with_suffix(".log"), out.with_suffix(".mutant.log")
     together = [trial for trial in trials if trial.changes is not None]
     in_fork(copy, log, RUN_LIMIT, lambda: first_failures(copy, part.tests, together, inner, budget))

@@ -345,13 +345,3 @@ def test_the_number_of_visited_nodes_is_linear_in_the_depth(monkeypatch: pytest.
         assert len(find_blocks(captured).blocks) == depth
         counts.append(visits)
     assert 0 < counts[2] - counts[1] == 2 * (counts[1] - counts[0])
-
-
-def test_an_add_is_residual_although_its_branch_is_used_elsewhere_too() -> None:
-    def forward(self: Net, x: torch.Tensor) -> Any:
-        branch = self.a(x.relu())
-        return x + branch, branch
-
-    found = blocks_of(net(forward), (torch.randn(4, 6),))
-    assert not found.blocks
-    assert [len(adds) for adds in found.residual_adds.values()] == [1, 1]
