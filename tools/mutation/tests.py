@@ -82,7 +82,7 @@ def in_fork(root: Path, log: Path, limit: float, job: Callable[[], Result]) -> R
 
 
 def record(root: Path, sources: Collection[str], tests: Sequence[str], journal: Path) -> Result:
-    """Runs all tests; returns their durations, the lines of ``sources`` that each and that imports execute, and all modules."""
+    """Runs all tests; returns how long each takes, which lines of ``sources`` it executes, and what is imported."""
     recorder = _Recorder(journal)
     setattr(builtins, EXECUTED, recorder.executed)
     originals = {root / source: (root / source).read_bytes() for source in sources}
