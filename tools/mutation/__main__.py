@@ -72,12 +72,18 @@ def coverage(part: Part, root: Path, copy: Path, out: Path) -> Result:
     return result
 
 
-def tests_of(mutant: Mutant, covered: Result) -> dict[str, float]:
-    """Returns the durations of the tests that execute the mutated lines; of all tests where none does."""
+def tests_of(mutant: Mutant, covered: Result, in_functions: bool) -> dict[str, float]:
+    """Returns the durations of the tests that execute the mutated lines; of all tests where only imports do."""
     places = {EVERY_LINE, *(f"{mutant.file}:{line}" for line in range(mutant.first, mutant.last + 1))}
     names = [name for name, lines in covered["lines"].items() if not places.isdisjoint(lines)]
-    reaching = [name for name in names if covered["lines"][name] != [EVERY_LINE]]
-    return {name: covered["durations"][name] for name in (names if reaching else covered["durations"])}
+    if not in_functions and (runs_at_import(mutant, covered) or not names):
+        names = list(covered["lines"])
+    return {name: covered["durations"][name] for name in names}
+
+
+def runs_at_import(mutant: Mutant, covered: Result) -> bool:
+    """Returns whether importing the package executes the mutated lines."""
+    return any(f"{mutant.file}:{line}" in covered["imported"] for line in range(mutant.first, mutant.last + 1))
 
 
 @dataclass
@@ -132,8 +138,8 @@ def try_all(part: Part, mutants: list[Mutant], covered: Result, copy: Path, out:
     trials = []
     for mutant in mutants:
         source = (copy / mutant.file).read_bytes()
-        changes = changed_functions(source, mutant.apply(source))
-        trials.append(MutantTrial(mutant, tests_of(mutant, covered), copy, out, changes))
+        changes = None if runs_at_import(mutant, covered) else changed_functions(source, mutant.apply(source))
+        trials.append(MutantTrial(mutant, tests_of(mutant, covered, changes is not None), copy, out, changes))
     log, inner = out.with_suffix(".log"), out.with_suffix(".mutant.log")
     together = [trial for trial in trials if trial.changes is not None]
     in_fork(copy, log, RUN_LIMIT, lambda: first_failures(copy, part.tests, together, inner, budget))

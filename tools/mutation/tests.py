@@ -82,7 +82,7 @@ def in_fork(root: Path, log: Path, limit: float, job: Callable[[], Result]) -> R
 
 
 def record(root: Path, sources: Collection[str], tests: Sequence[str], journal: Path) -> Result:
-    """Runs all tests; returns their durations, the lines of ``sources`` that each executes, and imported modules."""
+    """Runs all tests; returns how long each takes, which lines of ``sources`` it executes, and what is imported."""
     recorder = _Recorder(journal)
     setattr(builtins, EXECUTED, recorder.executed)
     originals = {root / source: (root / source).read_bytes() for source in sources}
@@ -99,7 +99,8 @@ def record(root: Path, sources: Collection[str], tests: Sequence[str], journal: 
         for name, module in sys.modules.items()
         if not str(getattr(module, "__file__", None) or root).startswith(str(root))
     ]
-    return {"durations": recorder.durations, "lines": recorder.lines, "modules": foreign}
+    found = {"durations": recorder.durations, "lines": recorder.lines}
+    return {**found, "imported": recorder.imported, "modules": foreign}
 
 
 def first_failures(root: Path, tests: Sequence[str], trials: Sequence[Trial], log: Path, budget: float) -> Result:
@@ -160,6 +161,10 @@ class _Recorder:
         self.seen: set[str] = set()
         self.durations: dict[str, float] = {}
         self.lines: dict[str, list[str]] = {}
+        self.imported: list[str] = []
+
+    def pytest_collection_finish(self) -> None:
+        self.imported = self._read()
 
     def executed(self, place: str) -> None:
         if place not in self.seen:
@@ -173,10 +178,12 @@ class _Recorder:
         start = time.monotonic()
         result = yield
         self.durations[item.nodeid] = time.monotonic() - start
-        text = os.pread(self.journal, os.fstat(self.journal).st_size, 0).decode()
         failed = self.lines.get(item.nodeid, [])
-        self.lines[item.nodeid] = failed or sorted(set(text.splitlines()))
+        self.lines[item.nodeid] = failed or self._read()
         return result
+
+    def _read(self) -> list[str]:
+        return sorted(set(os.pread(self.journal, os.fstat(self.journal).st_size, 0).decode().splitlines()))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -203,7 +210,7 @@ class _Trying:
         for trial in () if self.failed else self.trials:
             items = [item for item in session.items if item.nodeid in trial.durations]
             items.sort(key=lambda item: trial.durations[item.nodeid])
-            limit = self.budget + 10 * max(trial.durations.values()) + 60
+            limit = self.budget + 10 * max(trial.durations.values(), default=0) + 60
             with trial.in_place():
                 found = in_fork(self.root, self.log, limit, lambda: self._run(session, trial, items))  # noqa: B023
             trial.report(found or {"killed_by": "no result: the process was ended"})

@@ -47,6 +47,11 @@ CASES: dict[str, tuple[Build, Outcome]] = {
     "list of zeros": (lambda call, zero, other: call(aten.cat.default, [zero, zero]), ZERO),
     "linear layer": (lambda call, zero, other: call(aten.linear.default, other, zero, zero), ZERO),
     "linear layer with a bias": (lambda call, zero, other: call(aten.linear.default, other, zero, other), FINITE),
+    "bilinear layer": (lambda call, zero, other: call(aten.bilinear.default, zero, other, other, zero), ZERO),
+    "bilinear layer with a bias": (
+        lambda call, zero, other: call(aten.bilinear.default, zero, other, other, other),
+        FINITE,
+    ),
     "parts": (lambda call, zero, other: call(operator.getitem, call(aten.split.Tensor, zero, 2), 1), ZERO),
     "maximum": (lambda call, zero, other: call(operator.getitem, call(aten.max.dim, zero, 0), 0), ZERO),
     "position of it": (lambda call, zero, other: call(operator.getitem, call(aten.max.dim, zero, 0), 1), FINITE),
