@@ -153,7 +153,7 @@ def test_repeated_layers_of_a_deep_model_are_left_out_and_named(
     write_report(subject, tmp_path / "page.html")
     open_page(driver, tmp_path / "page.html")
     assert "alike" in text(driver, "#found")
-    assert search(driver, "4 linear").startswith("0 of")  # of omitted layers only the names are known
+    assert search(driver, "4.down linear").startswith("0 of")  # of omitted layers only the names are known
     search(driver, "")
     click(driver, "#listing .fold > summary")
     WebDriverWait(driver, PATIENCE).until(lambda _: "inspect graph" in one(driver, "#listing .fold").text)
