@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import gc
 import json
 import os
 import pstats
@@ -47,6 +48,7 @@ def peak_of(run: Callable[[], object]) -> int:
 @contextmanager
 def at_most(nbytes: int) -> Iterator[None]:
     """Within, allocating more than ``nbytes`` fails, used or not."""
+    gc.collect()  # what earlier tests left must not make room within
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (memory("VmData") + nbytes, limits[1]))
     try:
