@@ -52,7 +52,7 @@ def test_parts_that_a_subnetwork_cannot_have(change: Callable[[nn.Sequential], o
 
 
 def test_wrapped_models_are_told_from_bare_ones() -> None:
-    with pytest.raises(CaptureError, match=r"The model is a OptimizedModule.*torch\.compile\(sdp_compile\(model"):
+    with pytest.raises(CaptureError, match=r"The model is a OptimizedModule.*torch\.compile\(sdp\.compile\(model"):
         refuse(torch.compile(nn.Linear(6, 6)))  # type: ignore[arg-type]
     small = sdp_compile(
         nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), NeuronPolicy(), torch.ones(2, 4), workers=2, rank=0
