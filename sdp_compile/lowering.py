@@ -79,10 +79,10 @@ class Lowered:
         Passes are pure, so they run again, except for the last one, which takes most of the time: its result is in
         ``programs``.
         """
-        steps = [Step("", self.analysis.programs[mode])]
+        steps, context = [Step("", self.analysis.programs[mode])], self.context
         for one in self.passes:
             before = steps[-1]
-            program = self.programs[mode] if one is self.passes[-1] else _run(one, before.program, self.context)
+            program = self.programs[mode] if one is self.passes[-1] else _run(one, before.program, context)
             is_sliced = before.is_sliced or (one.lowering == "sliced" and one.masking == "forward")
             steps.append(Step(one.name, program, is_sliced))
         return steps

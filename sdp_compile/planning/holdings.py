@@ -53,6 +53,10 @@ class Holdings(ABC):
         """Returns where the worker's tensor lies in the full one; None if it holds nothing of it."""
 
     @abstractmethod
+    def _own_shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of `region_of`, without making a region: passes ask for it at every node that reads a tensor."""
+
+    @abstractmethod
     def region(self, piece: Piece) -> Region:
         """Returns where a piece that the worker owns lies in the worker's tensor."""
 
@@ -97,8 +101,7 @@ class Holdings(ABC):
         """Returns the shape of a tensor as the worker holds it; None if it holds nothing of it."""
         if name in self.buffers:
             return self.buffers[name].shape
-        region = self.region_of(name)
-        return None if region is None else tuple(region.shape)
+        return self._own_shape(name)
 
     def keeps(self, name: str) -> bool:
         """Whether the worker holds any part of this parameter, buffer or constant."""
@@ -121,6 +124,9 @@ class SlicedHoldings(Holdings):
     def region_of(self, name: str) -> Region | None:
         kept = self.plan.kept(name, self.rank)
         return None if kept is None else Region(kept)
+
+    def _own_shape(self, name: str) -> tuple[int, ...] | None:
+        return self.plan.local_shape(name, self.rank)
 
     def region(self, piece: Piece) -> Region:
         return Region(self.plan.local_index(piece, self.rank))
@@ -163,6 +169,9 @@ class MaskedHoldings(Holdings):
 
     def region_of(self, name: str) -> Region | None:
         return full(self.plan.state[self.plan.canonical(name)].shape)
+
+    def _own_shape(self, name: str) -> tuple[int, ...] | None:
+        return self.plan.state[self.plan.canonical(name)].shape
 
     def region(self, piece: Piece) -> Region:
         return Region(piece.index)
