@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from sdp_compile.errors import LoweringError, PassError, SDPError
-from sdp_compile.ir.program import Mode, Program, StateTensor
+from sdp_compile.ir.program import Mode, Program
 from sdp_compile.passes import DeadCode, Pass, PassContext, Verify, pipeline, reducing
 from sdp_compile.planning.holdings import Holdings, LoweringKind, MaskedHoldings, holdings
 from sdp_compile.planning.plan import Plan
@@ -62,16 +60,6 @@ class Lowered:
     def context(self) -> PassContext:
         """The context that the passes were run with."""
         return PassContext(self.analysis, self.plan, self.holdings)
-
-    @property
-    def state(self) -> Mapping[str, StateTensor]:
-        """The tensors that the programs may read by name: the full ones, and the buffers that only this worker has."""
-        return self.context.state
-
-    @property
-    def constants(self) -> Mapping[str, Tensor]:
-        """The values of lifted constants and masks."""
-        return self.context.constants
 
     def steps(self, mode: Mode) -> list[Step]:
         """Returns the program of a mode before all passes and after each of them.
