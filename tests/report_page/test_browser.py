@@ -119,8 +119,11 @@ def test_the_search_narrows_the_graph_and_can_be_cleared(driver: Chrome, page: P
     click(driver, "#changes")
     for run in all_of(driver, "#listing .run > summary"):  # many rows of one kind, here the all-reduces
         click(driver, run)
-    kinds = {one.text for one in all_of(driver, "#listing .row .kind")}
-    assert kinds == {"sync", "sliced", "rewritten"}
+    def kinds(driver: Chrome) -> set[str]:
+        return {one.text for one in all_of(driver, "#listing .row .kind")}
+
+    # A run is filled by its toggle event, which the browser queues after the click.
+    WebDriverWait(driver, PATIENCE).until(lambda _: kinds(driver) == {"sync", "sliced", "rewritten"})
 
 
 def test_repeated_layers_are_folded_until_asked_for(driver: Chrome, page: Path) -> None:
