@@ -10,7 +10,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from sdp_compile.capture import capture
+from sdp_compile.capture import capture, plain_tensors
 from sdp_compile.errors import DistributedError, PlanError
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.passes import Pass, Passes, bucket_bytes_of, reducing, resolve_pipeline
@@ -117,7 +117,7 @@ def plan(model: nn.Module, policy: PolicyLike = "auto", example_inputs: Any = No
 
 def assemble(lowered: Lowered, model: nn.Module) -> SDPModule:
     """Returns the module of one worker, with its slices of the values of ``model``."""
-    values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    values = {**plain_tensors(model), **dict(model.named_parameters()), **dict(model.named_buffers())}
     tensors = slice_tensors(lowered.holdings, lowered.analysis.capture, values)
     lowered.holdings.clear_unowned(tensors)
     return SDPModule(lowered, {**tensors, **lowered.holdings.constants})

@@ -16,9 +16,6 @@ _ASSERTS = frozenset(
     {
         aten._assert_tensor_metadata.default,
         aten._assert_scalar.default,
-        aten._assert_async.default,
-        aten._assert_async.msg,
-        aten._functional_assert_async.msg,
         aten.sym_constrain_range.default,
         aten.sym_constrain_range_for_size.default,
     }
@@ -26,7 +23,7 @@ _ASSERTS = frozenset(
 
 
 def clean(graph: fx.Graph) -> None:
-    """Removes assertions, copies that export inserted, identities and dead code from ``graph``, in place."""
+    """Removes assertions on sizes and dtypes, copies that export inserted, identities and dead code from ``graph``, in place."""
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue

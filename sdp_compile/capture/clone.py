@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -23,17 +24,22 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in named_state(model)}
 
 
-def clone(model: nn.Module, tensor: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> nn.Module:
+def clone(
+    model: nn.Module,
+    tensor: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    kept: Mapping[int, torch.Tensor] = MappingProxyType({}),
+) -> nn.Module:
     """Returns a deep copy of ``model`` with other parameters and buffers. Tied tensors stay tied.
 
     Args:
         model: The model to copy.
         tensor: Returns the copy's tensor for each parameter or buffer. By default both share the same tensors.
+        kept: More tensors that both share, by identity.
 
     Raises:
         CaptureError: A part of the model cannot be copied; the error names it.
     """
-    memo: dict[int, object] = {}
+    memo: dict[int, object] = dict(kept)
     for _, original in named_state(model):
         if id(original) not in memo:
             memo[id(original)] = tensor(original)

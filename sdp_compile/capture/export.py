@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import inspect
-import io
-import logging
-import random
-import sys
-from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,69 +15,97 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from sdp_compile.capture.attributes import Attributes, Place
+from sdp_compile.capture.audit import audit, check_attributes
 from sdp_compile.capture.clone import clone
 from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
+from sdp_compile.capture.eager import as_in_eager
 from sdp_compile.capture.inputs import Call
 from sdp_compile.capture.observe import Observer
+from sdp_compile.capture.quiet import quiet
 from sdp_compile.errors import CaptureError
+from sdp_compile.ir.plain import frozen
 from sdp_compile.ir.program import Mode
+from sdp_compile.ir.reads import Read
 
 Sizes = Literal["all", "leading", "none"]
-Attempts: TypeAlias = tuple[tuple[Sizes, bool], ...]
-"""Pairs to try in turn: which sizes are free, and whether export is strict."""
-
-# Non-strict export runs the model's own Python code. Strict export reads its bytecode, and can capture some branches on
-# tensor values that stop the other.
-ATTEMPTS: Attempts = (("all", False), ("leading", False), ("none", False), ("leading", True))
-NON_STRICT: Attempts = tuple((sizes, strict) for sizes, strict in ATTEMPTS if not strict)
+_ATTEMPTS: tuple[Sizes, ...] = ("all", "leading", "none")
 _SIZES = {"all": "all input sizes free", "leading": "leading input size free", "none": "all input sizes fixed"}
 
 
-def export_mode(
-    model: nn.Module, call: Call, mode: Mode, device: torch.device, attempts: Attempts = ATTEMPTS
-) -> tuple[ExportedProgram, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Exported:
+    """One mode of a model as torch.export captured it.
+
+    Attributes:
+        program: The exported program.
+        reads: What forward read besides tensors.
+        outputs: The attributes that forward assigns tensors to; their values come after the model's results.
+        asks_grad: Whether forward asks if gradients are wanted.
+        notes: What had to be given up.
+    """
+
+    program: ExportedProgram
+    reads: tuple[Read, ...]
+    outputs: tuple[Place, ...]
+    asks_grad: bool
+    notes: tuple[str, ...]
+
+
+def export_mode(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> Exported:
     """Exports ``model`` in one mode, from a copy that shares its weights. No weight is read or changed.
+
+    Export is never strict: the model's own Python code runs, and an `Observer` sees what the graph would lose. Strict
+    export reads bytecode instead, and drops custom gradients and writes without a word.
 
     Args:
         model: The model.
         call: The arguments of one call.
         mode: Whether to export the model in training or evaluation mode.
         device: The device that the graph's constants are to name.
-        attempts: What to try, in turn.
-
-    Returns:
-        The exported program, and notes for the report on what had to be given up to get it.
 
     Raises:
-        CaptureError: Every attempt failed, or the graph would lose gradients that the model defines itself.
+        CaptureError: Every attempt failed, or the graph would lose something that forward does.
     """
-    failures: dict[tuple[Sizes, bool], Exception] = {}
-    for sizes, strict in attempts:
-        if sizes != "all" and not strict and any(map(is_data_dependent, failures.values())):
-            continue
+    findings = audit(model, call, mode, lambda copied, inputs: prepared(copied, inputs, mode, device))
+    failures: dict[Sizes, Exception] = {}
+    for sizes in _ATTEMPTS:
+        if any(map(is_data_dependent, failures.values())):
+            break
         subject, inputs = prepared(model, call, mode, device)
-        observer = Observer(model)
-        with contextlib.nullcontext() if strict else observer:
-            try:
-                with quiet():
-                    program = torch.export.export(
-                        subject,
-                        inputs.args,
-                        inputs.kwargs,
-                        dynamic_shapes=_dynamic_shapes(subject, inputs, sizes),
-                        strict=strict,
-                    )
-            except Exception as error:
-                failures[sizes, strict] = error
-                continue
+        attributes, observer = Attributes(subject), Observer(model, subject)
+        if findings.outputs:
+            _return_attributes(subject, findings.outputs)
+        try:
+            with as_in_eager(findings.compiling is not None), attributes, observer, quiet():
+                program = torch.export.export(
+                    subject,
+                    inputs.args,
+                    inputs.kwargs,
+                    dynamic_shapes=_dynamic_shapes(subject, inputs, sizes),
+                    strict=False,
+                )
+        except CaptureError:
+            raise
+        except Exception as error:
+            failures[sizes] = error
+            continue
         observer.check()
+        check_attributes(type(model), attributes)
         notes = []
         if failures:
-            how = f"{'strict' if strict else 'non-strict'} export with {_SIZES[sizes]}"
-            notes.append(f"{mode} graph captured by {how}, because: {first_line(next(iter(failures.values())))}")
-        return program, tuple(notes)
+            because = first_line(next(iter(failures.values())))
+            notes.append(f"{mode} graph captured by export with {_SIZES[sizes]}, because: {because}")
+        values = [Read("buffer", "", name, frozen(value)) for name, value in observer.watch.values.items()]
+        return Exported(
+            program,
+            (*attributes.read(), *findings.reads, *values),
+            findings.outputs,
+            (findings.grad or observer.watch.asked_requires_grad) is not None,
+            tuple(notes),
+        )
     # Free sizes can fail where the model is fine. The error with fixed sizes is about the user's model alone.
-    last = failures.get(("none", False)) or next(iter(failures.values()))
+    last = failures.get("none") or next(iter(failures.values()))
     told = next((error for error in failures.values() if is_data_dependent(error)), last)
     raise CaptureError(explain(model, told)) from told
 
@@ -110,11 +134,23 @@ def prepared(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> 
 
     def on_model_device(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device == device:
-            return tensor.detach()
+            return tensor.detach().requires_grad_(tensor.requires_grad)
         with fake_mode:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, requires_grad=tensor.requires_grad)
 
     return subject.train(mode == "train"), call.map_tensors(on_model_device)
+
+
+def _return_attributes(subject: nn.Module, places: Sequence[Place]) -> None:
+    """Makes forward return the values of attributes after its result."""
+    forward = subject.forward
+
+    @functools.wraps(forward)
+    def returning(*args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        result = forward(*args, **kwargs)
+        return result, [getattr(subject.get_submodule(path), name) for path, name in places]
+
+    subject.forward = returning
 
 
 def captured_device(model: nn.Module, call: Call) -> torch.device:
@@ -122,36 +158,6 @@ def captured_device(model: nn.Module, call: Call) -> torch.device:
     tensors = [*model.parameters(), *model.buffers(), *call.tensors]
     device = tensors[0].device if tensors else torch.device("cpu")
     return torch.device("cpu") if device.type == "meta" else device
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drops what torch logs and prints about a failed attempt, such as whole graphs: our error explains it.
-
-    What a successful attempt prints, such as the user's own ``print`` in a forward, appears afterwards.
-    """
-    out, err = io.StringIO(), io.StringIO()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            yield
-    finally:
-        logging.disable(disabled)
-    print(out.getvalue(), end="")
-    print(err.getvalue(), end="", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Restores the random states of torch (CPU), numpy and Python. Fake CUDA tensors draw no random numbers."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
 
 
 def _dynamic_shapes(model: nn.Module, call: Call, sizes: Sizes) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +13,14 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from sdp_compile.capture.clean import clean
 from sdp_compile.capture.clone import named_state
+from sdp_compile.capture.export import Exported
+from sdp_compile.capture.guards import size_guards
+from sdp_compile.capture.diagnosis import located
 from sdp_compile.capture.refuse import refuse_collectives
 from sdp_compile.capture.regions import inline_regions
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.program import InputSpec, Mode, Program
+from sdp_compile.ir.source import module_path, source_line
 
 
 class Constants:
@@ -36,6 +39,11 @@ class Constants:
         memory = _memory(value)
         if memory in self._state:
             return self._state[memory]
+        if value.requires_grad:
+            raise CaptureError(
+                f"The model computes with a tensor {list(value.shape)} that requires gradients and is not one of its "
+                "parameters, so nothing would train it. Make it an nn.Parameter, or put it in an nn.ParameterList."
+            )
         for name, known in self.values.items():
             if known is value or _equal(known, value):
                 return name
@@ -44,11 +52,14 @@ class Constants:
         return name
 
 
-def program_of(exported: ExportedProgram, mode: Mode, canonical: Mapping[str, str], constants: Constants) -> Program:
+def program_of(
+    model: nn.Module, found: Exported, mode: Mode, canonical: Mapping[str, str], constants: Constants
+) -> Program:
     """Returns the program of one mode.
 
     Args:
-        exported: What torch.export made of the model in this mode.
+        model: The model, for the names of the arguments of ``forward``.
+        found: What torch.export made of the model in this mode.
         mode: The mode.
         canonical: The first name of the same tensor for each name of a parameter or buffer. Tied tensors become one
             node.
@@ -57,6 +68,7 @@ def program_of(exported: ExportedProgram, mode: Mode, canonical: Mapping[str, st
     Raises:
         CaptureError: The program holds something that a graph of tensors cannot express.
     """
+    exported = found.program
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
     inputs: list[Any] = []
@@ -104,8 +116,22 @@ def program_of(exported: ExportedProgram, mode: Mode, canonical: Mapping[str, st
         for index, node in enumerate(inputs)
         if isinstance(node.meta.get("val"), torch.Tensor)
     }
-    guards = tuple(dict.fromkeys(guard for guard in exported._guards_code or () if _matters(guard)))
-    return Program(mode, graph, spec.in_spec, spec.out_spec, values, tensors, guards)
+    shapes = {index: (node.name, node.meta["val"].shape) for index, node in enumerate(inputs) if index in tensors}
+    guards = size_guards(model, exported, shapes)
+    out_spec, assigned_spec = spec.out_spec.children() if found.outputs else (spec.out_spec, None)
+    return Program(
+        mode,
+        graph,
+        spec.in_spec,
+        out_spec,
+        values,
+        tensors,
+        guards,
+        reads=found.reads,
+        asks_grad=found.asks_grad,
+        assigned=found.outputs,
+        assigned_spec=assigned_spec,
+    )
 
 
 def _input_spec(name: str, value: torch.Tensor, letters: dict[str, str]) -> InputSpec:
@@ -122,15 +148,6 @@ def _input_spec(name: str, value: torch.Tensor, letters: dict[str, str]) -> Inpu
             dims.append(letters.setdefault(str(size), f"n{len(letters)}") if size.node.expr.is_symbol else None)
         example.append(size if isinstance(size, int) else int(size.node.hint))
     return InputSpec(name, tuple(dims), tuple(example))
-
-
-def _matters(guard: str) -> bool:
-    """Whether a condition of export decides between paths of the model.
-
-    Conditions that fix a size do not: inputs are checked for them anyway. Nor do those that exclude the sizes 0 and 1:
-    the graph's operators handle these sizes as the model does.
-    """
-    return re.fullmatch(r"L(\[[^\]]+\])+\.size\(\)\[\d+\] == \d+", guard) is None and "!=" not in guard
 
 
 def _copy_body(exported: ExportedProgram, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
@@ -166,6 +183,13 @@ def _output(exported: ExportedProgram, graph: fx.Graph, env: dict[fx.Node, Any],
             graph.call_function(torch.ops.aten.copy_.default, (env[placeholders[targets[spec.target]]], result))
         elif spec.kind is OutputKind.USER_INPUT_MUTATION:
             graph.call_function(torch.ops.aten.copy_.default, (env[placeholders[str(spec.target)]], result))
+        elif spec.kind is OutputKind.PARAMETER_MUTATION:
+            line = located(source_line(value), module_path(value))
+            raise CaptureError(
+                f"The model writes to parameter {spec.target!r} in forward{f' at {line}' if line else ''}. Compute the "
+                "value where it is used, for example self.scale.clamp(0.01, 0.1), or change the parameter after the "
+                "optimizer's step."
+            )
         else:
             raise CaptureError(f"The model has an output of an unsupported kind, {spec.kind.name}.")
     graph.output(outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,12 @@ def with_batch(call: Call) -> Call | None:
     return call.map_tensors(
         lambda tensor: tensor.repeat(2, *([1] * (tensor.ndim - 1))) if tensor.ndim and tensor.shape[0] == 1 else tensor
     )
+
+
+def requiring(call: Call, grad: Sequence[bool]) -> Call:
+    """Returns ``call`` with tensors that require gradients as the answers after the first in ``grad`` say."""
+    wanted = iter(grad[1:])
+    return call.map_tensors(lambda tensor: tensor.detach().requires_grad_(next(wanted)))
 
 
 def describe(value: Any) -> str:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import Mod, PythonMod
 
-from sdp_compile.capture.diagnosis import calling_line
+from sdp_compile.capture.assertions import expected_truth
+from sdp_compile.capture.diagnosis import calling_line, is_user_file
 from sdp_compile.errors import CaptureError
 
 # Operators in one symbolic size; convolutions and attention stay below 10. Padding to multiples of a window (Swin)
@@ -41,8 +44,10 @@ class Observer:
     hooks are recorded, and the nodes of a checkpoint region are marked with its number.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, subject: nn.Module) -> None:
+        """Watches a run of ``subject``, a copy of ``model`` that may hold other tensors."""
         self._kind = type(model)
+        self.watch = Watch(model, subject)
         self._lost: dict[str, str] = {}
         self._undo: list[Callable[[], None]] = []
         self._modes = contextlib.ExitStack()
@@ -52,7 +57,7 @@ class Observer:
         self._watch_hooks()
         self._watch_checkpoints()
         self._modes.enter_context(preserve_node_meta())
-        self._modes.enter_context(_SizeLimit(self._kind))
+        self._modes.enter_context(self.watch)
         return self
 
     def __exit__(
@@ -142,21 +147,93 @@ class Observer:
         self._undo.append(lambda: setattr(owner, name, original))
 
 
-class _SizeLimit(TorchFunctionMode):
-    """Stops capture when a symbolic size becomes too complex, at the same operator on every machine."""
+class Watch(TorchFunctionMode):
+    """Keeps assertions on tensor values, notes questions about gradients, and stops where a size becomes too complex.
 
-    def __init__(self, kind: type[nn.Module]) -> None:
+    The operator at which it stops is the same one on every machine.
+
+    Attributes:
+        asked_requires_grad: Where the user's code asked a tensor for ``requires_grad``; None if it did not.
+        values: The values of buffers with one element that Python code asked for, by name.
+    """
+
+    def __init__(self, model: nn.Module, subject: nn.Module | None = None) -> None:
+        """Watches a run of ``subject``, a copy of ``model`` that may hold other tensors."""
         super().__init__()
-        self._kind = kind
+        self.asked_requires_grad: str | None = None
+        self.values: dict[str, Any] = {}
+        self._kind, self._subject = type(model), subject
+        self._known = {name: value for name, value in _small_values(model)} if subject is not None else {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _CONVERSIONS:
+            value = self._buffer_value(args[0])
+            if value is not None:
+                return _CONVERSIONS[func](value)
+        if func is torch.Tensor.__bool__:
+            expected = expected_truth(_asking_frame())
+            if expected is not None:
+                condition = args[0] if expected else torch.logical_not(args[0])
+                torch._assert_async(condition, f"The model's assertion failed: {self._line()}")
+                return expected
+        if func == _DATA:
+            return args[0].detach()
+        if func == _SET_DATA and self._is_state(args[0]):
+            raise CaptureError(
+                f"{self._kind.__name__} cannot be captured: its forward assigns to .data of a parameter or buffer at "
+                f"{self._line()}. Compute the value where it is used, or assign outside of forward."
+            )
+        if func == _REQUIRES_GRAD and self.asked_requires_grad is None:
+            if is_user_file(_asking_frame().f_code.co_filename):
+                self.asked_requires_grad = self._line()
         result = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and not all(map(_is_simple, leaf.shape)):
-                raise SizesTooComplex(
-                    f"sizes in the model become too long formulas of the input sizes at {calling_line(self._kind)}"
-                )
+                raise SizesTooComplex(f"sizes in the model become too long formulas of the input sizes at {self._line()}")
         return result
+
+    def _line(self) -> str:
+        return calling_line(self._kind)
+
+    def _is_state(self, tensor: torch.Tensor) -> bool:
+        subject = self._subject
+        return subject is not None and any(tensor is one for one in (*subject.parameters(), *subject.buffers()))
+
+    def _buffer_value(self, tensor: torch.Tensor) -> Any:
+        """Returns the value of a buffer with one element if it is known at capture; the graph then needs that value."""
+        if self._subject is None or tensor.numel() != 1:
+            return None
+        name = next((name for name, buffer in self._subject.named_buffers() if buffer is tensor), None)
+        if name is None or name not in self._known:
+            return None
+        self.values[name] = self._known[name]
+        return self._known[name]
+
+
+def _small_values(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yields the name and the value of each buffer with one element, as far as it has a value."""
+    for name, buffer in model.named_buffers():
+        if buffer.numel() == 1 and buffer.device.type != "meta" and not isinstance(buffer, FakeTensor):
+            yield name, buffer.detach().item()
+
+
+_REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+_CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
+    torch.Tensor.__int__: int,
+    torch.Tensor.__float__: float,
+    torch.Tensor.__index__: int,
+    torch.Tensor.__bool__: bool,
+}
+
+
+def _asking_frame() -> FrameType:
+    """Returns the frame that called an operator, which other function modes may have passed on."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
 
 
 def _is_simple(size: Any) -> bool:

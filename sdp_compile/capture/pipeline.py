@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from sdp_compile.capture.checkpoints import mark_regions
 from sdp_compile.capture.clone import canonical_names, is_persistent, named_state, skeleton, to_meta
-from sdp_compile.capture.export import (
-    ATTEMPTS,
-    NON_STRICT,
-    Attempts,
-    captured_device,
-    export_mode,
-    preserved_rng,
-)
+from sdp_compile.capture.export import Exported, captured_device, export_mode
 from sdp_compile.capture.graph import Constants, program_of
-from sdp_compile.capture.inputs import Call, example_call, with_batch
+from sdp_compile.capture.inputs import Call, example_call, requiring, with_batch
 from sdp_compile.capture.precision import autocast_dtype, autocast_of, call_in, skeleton_in
+from sdp_compile.capture.quiet import preserved_rng
 from sdp_compile.capture.refuse import refuse
+from sdp_compile.capture.registered import registered
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.program import Capture, Mode, Precision, Program, StateTensor
 
@@ -48,6 +43,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
         CaptureError: The model cannot be captured without changing what it computes, or the inputs do not fit it.
     """
     refuse(model)
+    model = registered(model)
     call = example_call(model, example_inputs)
     device = captured_device(model, call)
     precision = Precision(call.dtypes, autocast_dtype(device.type))
@@ -55,7 +51,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     programs: dict[Mode, Program] = {}
     notes = _mixed_modes(model)
     for mode in _MODES:
-        programs[mode], remarks = _program(model, call, mode, device, precision, constants)
+        programs[mode], remarks = _program(model, call, with_batch(call), mode, device, precision, constants)
         notes += remarks
     meta = call.map_tensors(to_meta)
     return Capture(
@@ -71,28 +67,38 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     )
 
 
-def recapture(captured: Capture, mode: Mode, precision: Precision, device: torch.device) -> Capture:
-    """Captures one mode again, for other dtypes or autocast, from the skeleton that ``captured`` holds.
-
-    Export is never strict here: strict export needs TorchDynamo, which may be tracing the call that gets here.
+def recapture(
+    captured: Capture,
+    mode: Mode,
+    precision: Precision,
+    device: torch.device,
+    shapes: Sequence[Sequence[int]] | None = None,
+    grad: tuple[bool, ...] = (),
+    values: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> Capture:
+    """Captures one mode again, for another call, from the skeleton that ``captured`` holds.
 
     Args:
         captured: The earlier capture. It is not changed.
         mode: The mode to capture.
         precision: The dtypes of the inputs, parameters and buffers, and the autocast state.
         device: The device that the graph's constants name.
+        shapes: The shapes of the inputs, taken as they are; by default those of the first capture.
+        grad: Whether gradients are enabled, and required for each tensor input; by default enabled and not required.
+        values: The values of buffers with one element, which forward may read.
 
     Returns:
         ``captured`` with the new program in place of the mode's old one.
 
     Raises:
-        CaptureError: The model cannot be captured in these dtypes.
+        CaptureError: The model cannot be captured in these dtypes or for these sizes.
     """
-    model = skeleton_in(precision, captured, device)
+    model = skeleton_in(precision, captured, device, values)
     constants = Constants(model, captured.constants)
     with autocast_of(precision, device):
-        call = call_in(precision, captured)
-        program, _notes = _program(model, call, mode, device, precision, constants, NON_STRICT)
+        call = call_in(precision, captured, shapes)
+        batched = with_batch(call) if shapes is None else None
+        program, _notes = _program(model, call, batched, mode, device, precision, constants, grad)
     state = {
         name: replace(tensor, dtype=precision.cast(name, tensor.dtype)) if tensor.kind != "constant" else tensor
         for name, tensor in captured.state.items()
@@ -108,33 +114,32 @@ def recapture(captured: Capture, mode: Mode, precision: Precision, device: torch
 def _program(
     model: nn.Module,
     call: Call,
+    batched: Call | None,
     mode: Mode,
     device: torch.device,
     precision: Precision,
     constants: Constants,
-    attempts: Attempts = ATTEMPTS,
+    grad: tuple[bool, ...] = (),
 ) -> tuple[Program, tuple[str, ...]]:
-    with preserved_rng(), torch.inference_mode(False), torch.enable_grad():
-        exported, notes = _export(model, call, mode, device, attempts)
-    program = program_of(exported, mode, canonical_names(model), constants)
+    grad = grad or (True, *[False] * len(precision.inputs))
+    with preserved_rng(), torch.inference_mode(False), torch.set_grad_enabled(grad[0]):
+        exported = _export(model, requiring(call, grad), batched and requiring(batched, grad), mode, device)
+    program = program_of(model, exported, mode, canonical_names(model), constants)
     mark_regions(program.graph)
-    return replace(program, precision=precision), notes
+    return replace(program, precision=precision, grad=grad), exported.notes
 
 
-def _export(
-    model: nn.Module, call: Call, mode: Mode, device: torch.device, attempts: Attempts
-) -> tuple[ExportedProgram, tuple[str, ...]]:
-    batched = with_batch(call)
+def _export(model: nn.Module, call: Call, batched: Call | None, mode: Mode, device: torch.device) -> Exported:
     if batched is None:
-        return export_mode(model, call, mode, device, attempts)
+        return export_mode(model, call, mode, device)
     try:
-        return export_mode(model, batched, mode, device, attempts)
+        return export_mode(model, batched, mode, device)
     except CaptureError:
-        exported, notes = export_mode(model, call, mode, device, attempts)
+        exported = export_mode(model, call, mode, device)
         remark = (
             f"{mode} graph captured for batches of size 1 only, because capture failed with the inputs repeated to 2"
         )
-        return exported, (*notes, remark)
+        return replace(exported, notes=(*exported.notes, remark))
 
 
 def _mixed_modes(model: nn.Module) -> list[str]:

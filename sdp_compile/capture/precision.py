@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -28,16 +29,31 @@ def autocast_of(precision: Precision, device: torch.device) -> Iterator[None]:
             yield
 
 
-def call_in(precision: Precision, capture: Capture) -> Call:
-    """Returns the captured call, on the meta device, with inputs of the dtypes of ``precision``."""
+def call_in(precision: Precision, capture: Capture, shapes: Sequence[Sequence[int]] | None = None) -> Call:
+    """Returns the captured call, on the meta device, with inputs of the dtypes of ``precision``.
+
+    Args:
+        precision: The dtypes.
+        capture: The capture whose call it is.
+        shapes: The shapes of the inputs; by default those of the capture.
+    """
     dtypes = iter(precision.inputs)
-    return Call(*capture.example).map_tensors(lambda tensor: tensor.to(next(dtypes)))
+    call = Call(*capture.example)
+    if shapes is None:
+        return call.map_tensors(lambda tensor: tensor.to(next(dtypes)))
+    sizes = iter(shapes)
+    return call.map_tensors(lambda _: torch.empty(tuple(next(sizes)), dtype=next(dtypes), device="meta"))
 
 
-def skeleton_in(precision: Precision, capture: Capture, device: torch.device) -> nn.Module:
+def skeleton_in(
+    precision: Precision,
+    capture: Capture,
+    device: torch.device,
+    values: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> nn.Module:
     """Returns the captured model's skeleton with parameters and buffers of the dtypes of ``precision``.
 
-    Buffers on ``device`` keep their values. All other tensors are on the meta device.
+    Buffers on ``device`` keep their values, and those in ``values`` get them. All other tensors are on the meta device.
     """
     canonical = canonical_names(capture.skeleton)
     names = {id(tensor): canonical[name] for name, tensor in named_state(capture.skeleton)}
@@ -46,6 +62,8 @@ def skeleton_in(precision: Precision, capture: Capture, device: torch.device) ->
         dtype = precision.cast(names[id(tensor)], tensor.dtype)
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(to_meta(tensor).detach().to(dtype), tensor.requires_grad)
+        if names[id(tensor)] in values:
+            return values[names[id(tensor)]].detach().clone().view(tensor.shape)
         return (tensor if tensor.device == device else to_meta(tensor)).to(dtype)
 
     return clone(capture.skeleton, cast)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sdp_compile.ir.reads import Read
 from sdp_compile.ir.record import graph_from_record, graph_record
 
 Mode = Literal["train", "eval"]
@@ -107,9 +108,15 @@ class Program:
         out_spec: How the flat list of outputs becomes the model's result.
         constants: For each flat input that is not a tensor, by index, the value that the graph is specialised to.
         inputs: The description of each flat input that is a tensor, by index.
-        guards: Python conditions on the sizes of ``L[name]``, the argument called ``name``. The graph computes what the
-            model computes only where they hold.
+        guards: Python conditions on the shapes of the tensor inputs, called by their names, such as
+            ``x.shape[1] != 7``. The graph computes what the model computes only where they hold.
         precision: The dtypes that the graph is for.
+        reads: What forward read besides tensors; the graph holds these values.
+        asks_grad: Whether forward asks if gradients are enabled or if its inputs require gradients.
+        grad: The answers that it got: whether gradients are enabled, and whether each tensor input requires them.
+        assigned: The attributes, as module path and name, that forward assigns tensors to. Their values are the last
+            outputs of the graph.
+        assigned_spec: How these outputs become the list of the attributes' values.
     """
 
     mode: Mode
@@ -120,6 +127,11 @@ class Program:
     inputs: Mapping[int, InputSpec] = field(default_factory=dict)
     guards: tuple[str, ...] = ()
     precision: Precision = field(default_factory=Precision)
+    reads: tuple[Read, ...] = ()
+    asks_grad: bool = False
+    grad: tuple[bool, ...] = ()
+    assigned: tuple[tuple[str, str], ...] = ()
+    assigned_spec: pytree.TreeSpec | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**{item.name: getattr(self, item.name) for item in fields(self)}, "graph": graph_record(self.graph)}

@@ -80,6 +80,6 @@ def refitted(plan: Plan, analysis: Analysis, rank: int) -> Plan:
 
 def _does_not_fit(what: str) -> LoweringError:
     return LoweringError(
-        f"With these dtypes the model needs {what}. Compile it as it will be trained: convert the model first, pass "
+        f"For this call the model needs {what}. Compile it as it will be trained: convert the model first, pass "
         "example inputs with the dtypes of training, or call sdp.compile() under torch.autocast."
     )

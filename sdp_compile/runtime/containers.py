@@ -9,25 +9,30 @@ from torch import Tensor, nn
 from sdp_compile.capture.clone import canonical_names, is_persistent
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.program import Capture
+from sdp_compile.runtime.python_state import Part, PythonState
 
 
-def register_tensors(root: nn.Module, capture: Capture, tensors: Mapping[str, Tensor]) -> None:
+def register_tensors(
+    root: nn.Module, capture: Capture, tensors: Mapping[str, Tensor], state: PythonState | None = None
+) -> None:
     """Registers tensors in ``root`` where the original model holds them.
 
-    The order is the original's, tied tensors are registered in every place, a module that is used twice is one
-    container, and modules without tensors are left out. What the original does not have, such as constants, masks and
+    The order is the original's, tied tensors are registered in every place, and a module that is used twice is one
+    container. What the original does not have, such as constants, masks and
     unowned parts, becomes a buffer outside ``state_dict()`` in the container that its name says.
 
     Args:
         root: The module to fill.
         capture: The original model.
         tensors: The worker's tensors by canonical name.
+        state: The original's plain attributes.
 
     Raises:
         SDPError: If the model has a part with the name of an attribute of ``root``.
     """
     canonical = canonical_names(capture.skeleton)
-    _mirror(capture.skeleton, "", root, canonical, tensors, {})
+    state = PythonState(capture.skeleton) if state is None else state
+    _mirror(capture.skeleton, "", root, canonical, tensors, state, {})
     for name in sorted(tensors.keys() - set(canonical.values())):
         path, _, key = name.rpartition(".")
         container = _container(root, path)
@@ -40,7 +45,7 @@ def _container(root: nn.Module, path: str) -> nn.Module:
     for key in filter(None, path.split(".")):
         if key not in root._modules:
             _check_name(root, key)
-            root.add_module(key, nn.Module())
+            root.add_module(key, Part())
         child = root._modules[key]
         assert child is not None
         root = child
@@ -53,6 +58,7 @@ def _mirror(
     target: nn.Module,
     canonical: Mapping[str, str],
     tensors: Mapping[str, Tensor],
+    state: PythonState,
     made: dict[int, nn.Module],
 ) -> None:
     made[id(source)] = target
@@ -71,11 +77,11 @@ def _mirror(
             continue
         container = made.get(id(child))
         if container is None:
-            container = nn.Module()
-            _mirror(child, f"{prefix}{key}.", container, canonical, tensors, made)
-        if container._parameters or container._buffers or container._modules:
-            _check_name(target, key)
-            target.add_module(key, container)
+            container = Part()
+            _mirror(child, f"{prefix}{key}.", container, canonical, tensors, state, made)
+        _check_name(target, key)
+        target.add_module(key, container)
+    state.mirror(target, prefix[:-1])
 
 
 def _check_name(target: nn.Module, key: str) -> None:

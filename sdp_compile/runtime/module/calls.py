@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,27 +47,63 @@ class Caller:
             (index, spec.name, len(spec.dims), list(enumerate(spec.dims))) for index, spec in program.inputs.items()
         ]
         self.captured = self._describe(program)
+        self.asks_grad = program.asks_grad
+        self.assigned = program.assigned
+        self.assigned_spec = program.assigned_spec
+        self.results = program.out_spec.num_leaves
         self.guards = program.guards
         self.autocast_devices = autocast_devices(program.graph)
-        self.violated = compiled_guards(program.guards)
+        self.violated = compiled_guards(program.guards, [spec.name for spec in program.inputs.values()])
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """Returns the flat inputs of the graph for a call; raises `SDPError` if such a call was not captured."""
+        """Returns the flat inputs of the graph for a call; raises `SDPError` if such a call was not captured.
+
+        Other sizes than those of the capture are no error here; see `mismatch`.
+        """
         if len(args) != self.positional or list(kwargs) != self.keywords:
             args, kwargs = self._rearranged(args, kwargs)
         flat = [*args, *kwargs.values()] if self.is_flat else self._flatten(args, kwargs)
         self._check(flat)
-        if self.guards and not torch.compiler.is_compiling():
-            self._check_guards(args, kwargs)
         return flat
 
-    def dtypes(self, flat: list[Any]) -> tuple[torch.dtype, ...]:
-        """Returns the dtypes of the inputs that are tensors."""
-        return tuple([flat[index].dtype for index, _, _, _ in self.inputs])
+    def tensors(self, flat: list[Any]) -> list[torch.Tensor]:
+        """Returns the inputs that are tensors."""
+        return [flat[index] for index, _, _, _ in self.inputs]
+
+    def mismatch(self, shapes: Sequence[Sequence[int]]) -> str:
+        """Returns in what the sizes of a call's tensors differ from those that the graph is right for, or ``""``."""
+        sizes: dict[str, int] = {}
+        for (_, name, _, dims), shape in zip(self.inputs, shapes, strict=True):
+            for dim, size in dims:
+                if isinstance(size, int):
+                    if shape[dim] != size:
+                        return f"input {name!r} has size {shape[dim]} in dimension {dim}, which is fixed to {size}"
+                elif size is not None:
+                    if size not in sizes:
+                        sizes[size] = shape[dim]
+                    elif sizes[size] != shape[dim]:
+                        return (
+                            f"input {name!r} has size {shape[dim]} in dimension {dim}, which must equal the size "
+                            f"{sizes[size]} of an earlier input"
+                        )
+        number = self.violated(shapes) if self.guards else -1
+        return "" if number < 0 else f"the captured path needs {self.guards[number]}"
 
     def result(self, outputs: list[Any]) -> Any:
         """Returns the model's result from the flat outputs of the graph."""
+        if self.assigned:
+            outputs = outputs[: self.results]
         return outputs[0] if self.is_single else pytree.tree_unflatten(outputs, self.out_spec)
+
+    def assign(self, root: nn.Module, outputs: list[Any]) -> None:
+        """Gives attributes the values that the original's forward assigns to them."""
+        assert self.assigned_spec is not None
+        values = pytree.tree_unflatten(outputs[self.results :], self.assigned_spec)
+        for (path, name), value in zip(self.assigned, values, strict=True):
+            owner = root
+            for key in filter(None, path.split(".")):
+                owner = owner._modules[key]  # type: ignore[assignment]
+            object.__setattr__(owner, name, value)
 
     def _rearranged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns the arguments in the captured positions and order; those at their default value may be left out."""
@@ -106,41 +143,22 @@ class Caller:
                     f"an argument is {describe(flat[index])} where {describe(constant)} was captured, and arguments "
                     "other than tensors are fixed"
                 )
-        sizes: dict[str, int] = {}
-        for index, name, ndim, dims in self.inputs:
+        for index, name, ndim, _dims in self.inputs:
             value = flat[index]
             if not isinstance(value, torch.Tensor):
                 raise self._error(f"input {name!r} is {describe(value)} where a tensor was captured")
             if value.ndim != ndim:
                 raise self._error(f"input {name!r} has {value.ndim} dimensions where {ndim} were captured")
-            for dim, size in dims:
-                if isinstance(size, int):
-                    if value.shape[dim] != size:
-                        raise self._error(
-                            f"input {name!r} has size {value.shape[dim]} in dimension {dim}, which is fixed to {size}"
-                        )
-                elif size is not None:
-                    if size not in sizes:
-                        sizes[size] = value.shape[dim]
-                    elif sizes[size] != value.shape[dim]:
-                        raise self._error(
-                            f"input {name!r} has size {value.shape[dim]} in dimension {dim}, which must equal the "
-                            f"size {sizes[size]} of an earlier input"
-                        )
 
-    def _check_guards(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = {**dict(zip(self.names, args, strict=False)), **kwargs, "args": args}
-        number = self.violated(named)
-        if number >= 0:
-            raise self._error(
-                f"the model takes another path at these sizes; the captured path needs {self.guards[number]}"
-            )
-
-    def _error(self, what: str) -> SDPError:
-        return SDPError(
+    def different(self, what: str) -> str:
+        """Returns the message for a call that does not fit the capture."""
+        return (
             f"The compiled {self.name} was called differently than captured: {what}. Captured: {self.captured}. Call "
             "it like the example inputs, or pass example inputs like this call to sdp.compile()."
         )
+
+    def _error(self, what: str) -> SDPError:
+        return SDPError(self.different(what))
 
     def _describe(self, program: Program) -> str:
         leaves = [
@@ -168,15 +186,22 @@ def is_same(value: Any, captured: Any) -> bool:
     return type(value) is type(captured) and bool(value == captured)
 
 
-def compiled_guards(guards: tuple[str, ...]) -> Callable[[Mapping[str, Any]], int]:
-    """Returns a function of the arguments by name that returns the number of the first failing condition, or -1."""
-    lines = ["def violated(L):"]
+def compiled_guards(guards: Sequence[str], names: Sequence[str]) -> Callable[[Sequence[Sequence[int]]], int]:
+    """Returns a function of the shapes of the tensor inputs: the number of the first condition that fails, or -1.
+
+    Args:
+        guards: Conditions on ``NAME.shape[DIM]``.
+        names: The names of the tensor inputs, in the order of the shapes.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    lines = ["def violated(shapes):"]
     for number, guard in enumerate(guards):
-        lines.append(f"    if not ({guard}): return {number}")
+        condition = re.sub(r"(\w+)\.shape\[", lambda found: f"shapes[{numbers[found[1]]}][", guard)
+        lines.append(f"    if not ({condition}): return {number}")
     lines.append("    return -1")
     scope: dict[str, Any] = {"torch": torch, "math": math}
     exec("\n".join(lines), scope)
-    function: Callable[[Mapping[str, Any]], int] = scope["violated"]
+    function: Callable[[Sequence[Sequence[int]]], int] = scope["violated"]
     return function
 
 

@@ -82,23 +82,33 @@ class GraphPerMode(fx.GraphModule):
 
 
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Runs the graph of the current mode and dtypes, called like the original model."""
-    name = mode = "train" if self.training else "eval"
+    """Runs the graph of the current mode for the call's dtypes and sizes, called like the original model."""
+    mode: Mode = "train" if self.training else "eval"
     caller = getattr(self, "_caller_" + mode)
     inputs = caller.bind(args, kwargs)
-    dtypes, autocast = caller.dtypes(inputs), autocast_dtype(self._device.type)
+    tensors = caller.tensors(inputs)
+    dtypes, shapes = tuple([one.dtype for one in tensors]), [one.shape for one in tensors]
+    grad = (torch.is_grad_enabled(), *[one.requires_grad for one in tensors]) if caller.asks_grad else ()
+    autocast, version = autocast_dtype(self._device.type), self._programs.state.version
     if torch.compiler.is_compiling():
-        name = chosen_while_compiling(self.number, mode, dtypes, autocast)
+        name = chosen_while_compiling(self.number, mode, dtypes, autocast, grad, None, version)
+        if getattr(self, "_caller_" + name).mismatch(shapes):
+            fixed = tuple([tuple([int(size) for size in shape]) for shape in shapes])
+            name = chosen_while_compiling(self.number, mode, dtypes, autocast, grad, fixed, version)
     else:
-        name = self._programs.choose(mode, dtypes, autocast)
+        name = self._programs.choose(mode, dtypes, autocast, grad, tuple([tuple(shape) for shape in shapes]))
     if name != mode:
         caller = getattr(self, "_caller_" + name)
         inputs = caller.bind(args, kwargs)
     run = getattr(self, "_run_" + name)
     if not caller.autocast_devices or torch.compiler.is_compiling():
-        return caller.result(run(*inputs))
-    with restored_autocast(caller.autocast_devices):
-        return caller.result(run(*inputs))
+        outputs = run(*inputs)
+    else:
+        with restored_autocast(caller.autocast_devices):
+            outputs = run(*inputs)
+    if caller.assigned:
+        caller.assign(self, outputs)
+    return caller.result(outputs)
 
 
 def _own_code(function: Any) -> Any:

@@ -1,18 +1,20 @@
-"""The graphs of one module: one per mode, and more for dtypes of tensors, inputs or autocast that were not captured.
+"""The graphs of one module: one per mode, and more for dtypes, sizes and settings that were not captured.
 
-What a model computes depends on dtypes that its code reads, so a graph is valid only for the dtypes that it was
-captured with. A call with others captures the model's skeleton again, once and on this worker alone. The plan stays as
-it is.
+What a model computes depends on dtypes, sizes and Python values that its code reads, so a graph is valid only for the
+dtypes and values that it was captured with, and for sizes that meet its guards. A call with others captures the model's
+skeleton again, once and on this worker alone. The plan stays as it is.
 """
 
 from __future__ import annotations
 
 import itertools
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -23,14 +25,20 @@ from sdp_compile.capture.devices import retarget_devices
 from sdp_compile.capture.precision import autocast_of
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.program import Mode, Precision, Program, copy_program
+from sdp_compile.ir.reads import Read
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.planning.making import refitted
 from sdp_compile.runtime.gradients.compiled import with_launches
 from sdp_compile.runtime.module.calls import Caller
 from sdp_compile.runtime.module.recompute import executable
+from sdp_compile.runtime.python_state import PythonState
 from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.analysis import analyse
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+_REMEMBERED = 1000  # calls whose program is looked up at once
+_MANY = 8  # captures of one mode after which the user is told, as often as torch.compile compiles anew
 
 _numbers = itertools.count()
 _of_modules: weakref.WeakValueDictionary[int, Programs] = weakref.WeakValueDictionary()
@@ -42,8 +50,11 @@ class Programs:
     Each runs as the module's ``_run_NAME``, on the inputs that its ``_caller_NAME`` binds.
     """
 
-    def __init__(self, module: Subnetwork, lowered: Lowered, programs: Mapping[str, Program]) -> None:
+    def __init__(
+        self, module: Subnetwork, lowered: Lowered, state: PythonState, programs: Mapping[str, Program]
+    ) -> None:
         """Copies ``programs``, because moving the module rewrites their device constants."""
+        self.state = state
         self._module = weakref.ref(module)
         self._lowered = lowered
         self.programs = {name: copy_program(program) for name, program in programs.items()}
@@ -51,6 +62,9 @@ class Programs:
         self._sources: dict[str, str] = {}
         self._names: dict[Mode, str] = {"train": "train", "eval": "eval"}
         self._casts: tuple[tuple[torch.dtype | str, torch.dtype], ...] = ()
+        self._chosen: dict[tuple[object, ...], str] = {}
+        self._reads: dict[str, tuple[list[Read], list[Read]]] = {}
+        self._seen: dict[str, int] = {}
         self.number = next(_numbers)
         _of_modules[self.number] = self
 
@@ -95,26 +109,39 @@ class Programs:
             setattr(type(module), f"_run_{name}", _forward_from_src(code.src, bound, {}))
             self._sources[name] = recomputed + code.src
             setattr(module, f"_caller_{name}", Caller(module.capture.skeleton, program))
+            attributes = [read for read in program.reads if read.kind == "attribute"]
+            self._reads[name] = attributes, [read for read in program.reads if read.kind != "attribute"]
         return codes
 
-    def choose(self, mode: Mode, inputs: tuple[torch.dtype, ...], autocast: torch.dtype | None) -> str:
+    def choose(
+        self,
+        mode: Mode,
+        dtypes: tuple[torch.dtype, ...],
+        autocast: torch.dtype | None,
+        grad: tuple[bool, ...],
+        shapes: Shapes | None,
+    ) -> str:
         """Returns the name of the program for a call; captures and lowers it if it does not exist yet.
 
         Args:
             mode: The mode of the module.
-            inputs: The dtypes of the inputs that are tensors.
+            dtypes: The dtypes of the inputs that are tensors.
             autocast: The dtype of autocast; None if it is off.
+            grad: For a model that asks: whether gradients are enabled, and required for each tensor input.
+            shapes: The shapes of the inputs that are tensors; None for any that were captured.
 
         Raises:
-            SDPError: If the model does not run with these dtypes, or does not fit the plan then.
+            SDPError: If the model does not run like this, or does not fit the plan then.
         """
-        precision = Precision(inputs, autocast, self._casts)
-        name = self._names[mode]
-        if self.programs[name].precision != precision:
-            found = (
-                key for key, program in self.programs.items() if (program.mode, program.precision) == (mode, precision)
-            )
-            self._names[mode] = name = next(found, "") or self._add(mode, precision)
+        key = (mode, dtypes, autocast, grad, shapes)
+        name = self._chosen.get(key)
+        if name is None or self._changed(name):
+            call = _Call(mode, Precision(dtypes, autocast, self._casts), grad, shapes)
+            name = self._found(call) or self._add(call)
+            if len(self._chosen) >= _REMEMBERED:
+                self._chosen.clear()
+            self._chosen[key] = name
+        self._names[mode] = name
         return name
 
     def follow_device(self, device: torch.device) -> bool:
@@ -141,49 +168,133 @@ class Programs:
         casts: list[tuple[torch.dtype | str, torch.dtype]] = [(old, new) for old, new in usual.items() if old != new]
         casts += [(name, dtype) for name, dtype in now.items() if dtype != usual[captured[name].dtype]]
         self._casts = tuple(casts)
+        self._chosen.clear()
 
-    def _add(self, mode: Mode, precision: Precision) -> str:
-        module = self.module
+    def _found(self, call: _Call) -> str | None:
+        for name, program in self.programs.items():
+            if not self._differs(call, name, program):
+                return name
+        return None
+
+    def _differs(self, call: _Call, name: str, program: Program) -> str:
+        """Returns in what a call differs from those that a program is right for, or ``""``."""
+        if program.mode != call.mode or program.precision != call.precision:
+            return f"it runs with {call.precision}"
+        if program.asks_grad and call.grad and program.grad != call.grad:
+            return "gradients are enabled or required where they were not, or the other way round"
+        caller: Caller = getattr(self.module, f"_caller_{name}")
+        sizes = caller.mismatch(call.shapes) if call.shapes is not None else ""
+        return sizes or self._changed(name)
+
+    def _changed(self, name: str) -> str:
+        """Returns what Python value has changed since a program was captured, or ``""``."""
+        attributes, others = self._reads[name]
+        for read in others:
+            if read.now(self.module) != read.value:
+                return f"{read} has changed"
+        if self._seen.get(name) != self.state.version:
+            for read in attributes:
+                if read.now(self.state.skeleton) != read.value:
+                    return f"{read} has changed"
+            self._seen[name] = self.state.version
+        return ""
+
+    def _add(self, call: _Call) -> str:
+        module, mode = self.module, call.mode
+        known = [program for program in self if program.mode == mode]
         try:
-            program, tensors = _captured_again(module, self._lowered, mode, precision, self.device)
+            program, tensors = self._captured_again(call)
         except SDPError as error:
-            error.args = (
-                f"{type(module.capture.skeleton).__name__} was compiled for other dtypes and cannot be captured with "
-                f"{precision}. {error}",
-            )
-            raise
+            raise self._refusal(call, error) from error
         for name, tensor in tensors.items():
             module.register_buffer(name, tensor, persistent=False)
-        name = f"{mode}_{sum(known.mode == mode for known in self)}"
+        name = f"{mode}_{len(known)}"
         self.programs[name] = program
         self.generate((name,))
+        if len(known) == _MANY:
+            warnings.warn(
+                f"The {mode} graph of {type(module.capture.skeleton).__name__} has been captured {len(known) + 1} times "
+                "for different dtypes, sizes or settings. Each takes time and memory. Pad the inputs to a few sizes, and "
+                "pass numbers that change often as tensors.",
+                stacklevel=4,
+            )
         return name
 
+    def _refusal(self, call: _Call, error: SDPError) -> SDPError:
+        """Returns the error for a call that the model cannot be captured for.
 
-def _captured_again(
-    module: Subnetwork, lowered: Lowered, mode: Mode, precision: Precision, device: torch.device
-) -> tuple[Program, dict[str, torch.Tensor]]:
-    """Returns the worker's program for other dtypes, and the constants that only this program has."""
-    base = module.capture
-    captured = recapture(base, mode, precision, device)
-    analysis = analyse(captured)
-    plan = refitted(lowered.plan, analysis, lowered.rank)
-    with autocast_of(precision, device):
-        again = lower(analysis, plan, lowered.rank, lowered.passes, (mode,))
-    new = {name: tensor for name, tensor in captured.state.items() if name not in base.state}
-    tensors = slice_tensors(again.holdings, replace(captured, state=new), {}, device)
-    constants = {name: captured.constants[name] for name in new}
-    module.capture = replace(base, state={**base.state, **new}, constants={**base.constants, **constants})
-    return again.programs[mode], tensors
+        Where the model's own code raised an error, the result is an instance of that class too, so that callers handle
+        it as they do with the original model.
+        """
+        caller: Caller = getattr(self.module, f"_caller_{call.mode}")
+        difference = self._differs(call, call.mode, self.programs[call.mode])
+        if self.programs[call.mode].precision != call.precision:
+            message = f"{caller.name} was compiled for other dtypes and cannot be captured with {call.precision}. {error}"
+        else:
+            message = f"{caller.different(difference)} The model cannot be captured again for this call: {error}"
+        raised = type(error.__cause__)
+        if raised.__module__ == "builtins" and raised is not Exception:
+            return type(type(error).__name__, (type(error), raised), {})(message)  # type: ignore[no-any-return]
+        return type(error)(message)
+
+    def _captured_again(self, call: _Call) -> tuple[Program, dict[str, torch.Tensor]]:
+        """Returns the worker's program for another call, and the constants that only this program has."""
+        module, lowered = self.module, self._lowered
+        base = replace(module.capture, skeleton=self.state.skeleton)
+        values = {name: buffer for name, buffer in module.named_buffers() if buffer.numel() == 1}
+        captured = recapture(base, call.mode, call.precision, self.device, call.shapes, call.grad, values)
+        analysis = analyse(captured)
+        plan = refitted(lowered.plan, analysis, lowered.rank)
+        with autocast_of(call.precision, self.device):
+            again = lower(analysis, plan, lowered.rank, lowered.passes, (call.mode,))
+        new = {name: tensor for name, tensor in captured.state.items() if name not in base.state}
+        tensors = slice_tensors(again.holdings, replace(captured, state=new), {}, self.device)
+        constants = {name: captured.constants[name] for name in new}
+        module.capture = replace(
+            module.capture, state={**base.state, **new}, constants={**base.constants, **constants}
+        )
+        return again.programs[call.mode], tensors
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a program must be right for.
+
+    Attributes:
+        mode: The mode.
+        precision: The dtypes.
+        grad: Whether gradients are enabled, and required for each tensor input; empty for a model that does not ask.
+        shapes: The shapes of the tensor inputs; None for any that were captured.
+    """
+
+    mode: Mode
+    precision: Precision
+    grad: tuple[bool, ...]
+    shapes: Shapes | None
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def chosen_while_compiling(
-    number: int, mode: Mode, inputs: tuple[torch.dtype, ...], autocast: torch.dtype | None
+    number: int,
+    mode: Mode,
+    dtypes: tuple[torch.dtype, ...],
+    autocast: torch.dtype | None,
+    grad: tuple[bool, ...],
+    shapes: Shapes | None,
+    version: int,
 ) -> str:
     """Calls `Programs.choose` while TorchDynamo traces a call; the caller guards everything it depends on.
 
     It runs in a thread of its own, because a capture must not see the state of the trace that is in progress.
+
+    Args:
+        number: The module's number.
+        mode: See `Programs.choose`, as for the following.
+        dtypes: The dtypes.
+        autocast: The dtype of autocast.
+        grad: Answers about gradients.
+        shapes: The shapes.
+        version: The version of the module's plain attributes, so that TorchDynamo guards it.
     """
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_of_modules[number].choose, mode, inputs, autocast).result()
+        return thread.submit(_of_modules[number].choose, mode, dtypes, autocast, grad, shapes).result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from sdp_compile.runtime.module.per_mode import GraphPerMode
 from sdp_compile.runtime.module.programs import Programs
 from sdp_compile.runtime.optimizer import full_state as optimizer_state
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
+from sdp_compile.runtime.python_state import PythonState, WithAttributes
 from sdp_compile.runtime.state import full_state, initialisation
 from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.analysis import Analysis
 
 
-class SDPModule(Subnetwork, GraphPerMode):
+class SDPModule(WithAttributes, Subnetwork, GraphPerMode):
     """One worker's subnetwork as an `fx.GraphModule`, with the original's names, modes and calling convention.
 
     ``graph`` and ``code`` are those of the current mode; the graphs of both modes read the same parameters and buffers.
@@ -42,19 +44,28 @@ class SDPModule(Subnetwork, GraphPerMode):
 
     lowered: Lowered
 
-    def __init__(self, lowered: Lowered, tensors: Mapping[str, Tensor], programs: Mapping[str, Program] | None = None):
+    def __init__(
+        self,
+        lowered: Lowered,
+        tensors: Mapping[str, Tensor],
+        programs: Mapping[str, Program] | None = None,
+        capture: Capture | None = None,
+    ) -> None:
         """Makes the module of one worker.
 
         Args:
             lowered: The worker's programs, and what they were made from.
             tensors: The worker's values by name, without those of which it holds nothing.
-            programs: Its programs by name, if there are more than those in ``lowered``, for other dtypes.
+            programs: Its programs by name, if there are more than those in ``lowered``, for other dtypes or sizes.
+            capture: The original model as captured, if more is known of it than in ``lowered``.
         """
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), class_name="SDPModule")
-        self.lowered, self.holdings, self.capture = lowered, lowered.holdings, lowered.analysis.capture
+        self.lowered, self.holdings = lowered, lowered.holdings
+        self.capture = capture or lowered.analysis.capture
         self.peers = None
-        register_tensors(self, self.capture, tensors)
-        self._programs = Programs(self, lowered, programs or {str(mode): one for mode, one in lowered.programs.items()})
+        state = PythonState(self.capture.skeleton)
+        register_tensors(self, self.capture, tensors, state)
+        self._programs = Programs(self, lowered, state, programs or {str(mode): one for mode, one in lowered.programs.items()})
         self.number = self._programs.number
         self._device = self._programs.device
         self._follow_dtypes()
@@ -116,7 +127,8 @@ class SDPModule(Subnetwork, GraphPerMode):
         return _rebuild, self._arguments(self._tensors())
 
     def _arguments(self, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
-        return self.lowered, tensors, self._programs.programs, self.capture, self.training
+        capture = replace(self.capture, skeleton=self._programs.state.skeleton)
+        return self.lowered, tensors, self._programs.programs, capture, self.training
 
     # -- what workers do together -----------------------------------------------------------------------------------
 
@@ -291,7 +303,6 @@ def _follow_dtypes(module: SDPModule, _keys: Any) -> None:
 def _rebuild(
     lowered: Lowered, tensors: Mapping[str, Tensor], programs: Mapping[str, Program], capture: Capture, training: bool
 ) -> SDPModule:
-    module = SDPModule(lowered, tensors, programs)
-    module.capture = capture
+    module = SDPModule(lowered, tensors, programs, capture)
     module.train(training)
     return module

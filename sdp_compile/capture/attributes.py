@@ -1,0 +1,175 @@
+"""Watches which attributes of modules forward reads and writes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from sdp_compile.capture.diagnosis import calling_line, is_user_file
+from sdp_compile.ir.plain import MISSING, frozen, is_number
+from sdp_compile.ir.reads import Read
+
+INTERNAL = frozenset({*vars(nn.Module()), *vars(nn.Module), "T_destination"})
+"""The attributes that `torch.nn.Module` itself keeps."""
+
+Place = tuple[str, str]
+"""The path of a module and the name of one of its attributes."""
+
+
+class Alias:
+    """Stands for an attribute that is a parameter or buffer without its gradient, in the same memory.
+
+    Attributes:
+        path: The path of the module that has the tensor.
+        name: The tensor's name in it.
+    """
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path, self.name = path, name
+
+    def tensor(self, model: nn.Module) -> torch.Tensor:
+        """Returns the tensor, without its gradient, in a copy of the model."""
+        found: torch.Tensor = getattr(model.get_submodule(self.path), self.name)
+        return found.detach()
+
+
+class Attributes:
+    """Context manager around a run of ``model`` that notes reads and writes of its modules' own attributes.
+
+    Parameters, buffers and submodules are no such attributes, nor are those that `torch.nn.Module` itself keeps.
+
+    Attributes:
+        reads: The first value that was read of each attribute that holds no tensor, frozen.
+        writes: Where the user's code wrote each attribute, for those that it wrote.
+        carried: The attributes with tensors that were read before they were written.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.reads: dict[Place, Any] = {}
+        self.writes: dict[Place, str] = {}
+        self.carried: dict[Place, str] = {}
+        self._model = model
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._modules = dict(model.named_modules())
+        self._before = {path: _registered(module) for path, module in self._modules.items()}
+        self._values = dict(self._all())
+        self._frozen = _frozen_all(self._values)
+
+    def __enter__(self) -> Attributes:
+        watched: Any = nn.Module
+        self._original_set = watched.__setattr__
+        set_attribute, note_read, note_write = self._original_set, self._read, self._written
+        paths, model = self._paths, self._model
+
+        def get(module: nn.Module, name: str) -> Any:
+            try:
+                value = object.__getattribute__(module, name)
+            except AttributeError:
+                if id(module) in paths and not _holds(module, name):
+                    note_read(module, name, MISSING)
+                raise
+            if name not in INTERNAL and id(module) in paths:
+                if isinstance(value, Alias):
+                    return value.tensor(model)
+                note_read(module, name, value)
+            return value
+
+        def write(module: nn.Module, name: str, value: Any) -> None:
+            if id(module) in paths:
+                note_write(module, name)
+            set_attribute(module, name, value)
+
+        watched.__getattribute__, watched.__setattr__ = get, write
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        watched: Any = nn.Module
+        watched.__setattr__ = self._original_set
+        del watched.__getattribute__
+
+    def read(self) -> list[Read]:
+        """Returns what was read."""
+        return [Read("attribute", path, name, value) for (path, name), value in self.reads.items()]
+
+    def created(self) -> list[Place]:
+        """Returns the parameters, buffers and submodules that the run added."""
+        found = []
+        for path, module in self._modules.items():
+            for kept in (module._parameters, module._buffers, module._modules):
+                found += [(path, name) for name in kept if name not in self._before[path]]
+        return found
+
+    def outputs(self) -> list[Place]:
+        """Returns the attributes that the user's code assigned a tensor, or a container of tensors."""
+        return [
+            place
+            for place, value in self._all()
+            if place in self.writes and value is not self._values.get(place) and has_tensor(value)
+        ]
+
+    def changed(self) -> list[Place]:
+        """Returns the attributes without tensors that the run changed or removed."""
+        now = dict(self._all())
+        outputs = {*self.outputs(), *(place for place in now if place not in self._values and has_tensor(now[place]))}
+        after = _frozen_all(now)
+        return [
+            place
+            for place in dict.fromkeys((*self._values, *now))
+            if place not in outputs and after.get(place, MISSING) != self._frozen.get(place, MISSING)
+        ]
+
+    def _all(self) -> list[tuple[Place, Any]]:
+        return [
+            ((path, name), value)
+            for path, module in self._modules.items()
+            for name, value in vars(module).items()
+            if name not in INTERNAL
+        ]
+
+    def _read(self, module: nn.Module, name: str, value: Any) -> None:
+        place = (self._paths[id(module)], name)
+        if place in self.reads or place in self.writes or isinstance(value, (torch.Tensor, nn.Module)):
+            return
+        own = name in vars(module)
+        if own and has_tensor(value):
+            self.carried.setdefault(place, calling_line(type(self._model)))
+        elif value is MISSING or is_number(value) or (own and not callable(value)):
+            self.reads[place] = frozen(value)
+
+    def _written(self, module: nn.Module, name: str) -> None:
+        place = (self._paths[id(module)], name)
+        if name not in INTERNAL and place not in self.writes and is_user_file(sys._getframe(2).f_code.co_filename):
+            self.writes[place] = calling_line(type(self._model))
+
+
+def has_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or a container with one."""
+    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _registered(module: nn.Module) -> set[str]:
+    return {*module._parameters, *module._buffers, *module._modules}
+
+
+def _frozen_all(values: Mapping[Place, Any]) -> dict[Place, Any]:
+    """Returns the frozen values; what several modules share, such as a configuration, is frozen once."""
+    known: dict[int, Any] = {}
+    found = {}
+    for place, value in values.items():
+        if id(value) not in known:
+            known[id(value)] = frozen(value)
+        found[place] = known[id(value)]
+    return found
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    kept = vars(module)
+    return any(name in kept.get(part, ()) for part in ("_parameters", "_buffers", "_modules"))

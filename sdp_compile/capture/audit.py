@@ -1,0 +1,191 @@
+"""Runs forward once without values, and finds what Python in it a graph would lose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from sdp_compile.capture.attributes import Attributes, Place
+from sdp_compile.capture.clone import clone, to_meta
+from sdp_compile.capture.inputs import Call
+from sdp_compile.capture.locating import line_of_change
+from sdp_compile.capture.observe import Watch
+from sdp_compile.capture.quiet import preserved_rng, quiet
+from sdp_compile.capture.surroundings import Surroundings
+from sdp_compile.errors import CaptureError
+from sdp_compile.ir.plain import frozen
+from sdp_compile.ir.program import Mode
+from sdp_compile.ir.reads import Read
+
+Prepare = Callable[[nn.Module, Call], tuple[nn.Module, Call]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a run of forward showed.
+
+    Attributes:
+        reads: The Python values that it read, apart from attributes.
+        outputs: The attributes that it assigned tensors to.
+        compiling: Where it asks whether it is being compiled; None if it does not.
+        grad: Where it asks whether gradients are wanted; None if it does not.
+    """
+
+    reads: tuple[Read, ...] = ()
+    outputs: tuple[Place, ...] = ()
+    compiling: str | None = None
+    grad: str | None = None
+
+
+def audit(model: nn.Module, call: Call, mode: Mode, prepare: Prepare) -> Findings:
+    """Runs a copy of ``model`` once in one mode, on meta tensors, and returns what the run showed.
+
+    Where the model does not run on the meta device, it runs on fake tensors. If that fails too, the findings are those
+    until then; capture itself will say why.
+
+    Args:
+        model: The model, which is not changed.
+        call: The arguments of one call.
+        mode: The mode.
+        prepare: Returns a copy of the model and the arguments as fake tensors.
+
+    Raises:
+        CaptureError: Forward changes Python state, or depends on more than its arguments and its state. The error names
+            the line.
+    """
+    bones = clone(model, to_meta)
+    inputs = call.map_tensors(lambda tensor: to_meta(tensor).requires_grad_(tensor.requires_grad))
+
+    def on_meta() -> tuple[nn.Module, Call]:
+        return clone(bones, lambda tensor: tensor).train(mode == "train"), inputs
+
+    def on_fake() -> tuple[nn.Module, Call]:
+        return prepare(bones, inputs)
+
+    for subject in (on_meta, on_fake):
+        with preserved_rng():
+            findings, finished = _run(model, mode, *subject(), again=subject)
+        if finished:
+            break
+    return findings
+
+
+def _run(
+    model: nn.Module, mode: Mode, subject: nn.Module, call: Call, again: Callable[[], tuple[nn.Module, Call]]
+) -> tuple[Findings, bool]:
+    kind = type(model)
+    attributes, surroundings, watch = Attributes(subject), Surroundings(model), Watch(model, subject)
+    finished = False
+    with quiet(), ExitStack() as stack:
+        stack.enter_context(_mode_of(call, subject))
+        stack.enter_context(attributes)
+        stack.enter_context(watch)
+        try:
+            with surroundings:
+                subject(*call.args, **call.kwargs)
+            finished = True
+        except Exception:  # export tells what is wrong
+            pass
+    changed = surroundings.changed()
+    surroundings.restore()
+    if changed:
+        raise _lost(kind, changed[0], _line(again, surroundings))
+    for what, line in surroundings.impure.items():
+        raise _lost(kind, what, line)
+    check_attributes(kind, attributes, again)
+    return (
+        Findings(
+            tuple(surroundings.reads.values()),
+            tuple(attributes.outputs()),
+            surroundings.compiling,
+            surroundings.grad or watch.asked_requires_grad,
+        ),
+        finished,
+    )
+
+
+def check_attributes(kind: type[nn.Module], attributes: Attributes, again: Any = None) -> None:
+    """Raises `CaptureError` if the run changed the Python state of a module."""
+    for path, name in attributes.created():
+        line = attributes.writes.get((path, name), "")
+        raise CaptureError(
+            f"{kind.__name__} cannot be captured: its forward creates {name!r} in {_where(path)}{_at(line)}, which does "
+            "not exist yet. Run the model once before compiling it, or create it in __init__."
+        )
+    for place in attributes.changed():
+        path, name = place
+        line = attributes.writes.get(place, "")
+        if not line and again is not None:
+            line = _line_of_attribute(again, place) or ""
+        raise CaptureError(
+            f"{kind.__name__} cannot be captured: its forward changes attribute {name!r} of {_where(path)}{_at(line)}, "
+            "and a graph would do that only once. Keep numbers that change from call to call in a buffer "
+            f"(self.register_buffer({name!r}, torch.zeros(()))), and change what is a setting outside of forward."
+        )
+    for place in attributes.outputs():
+        if place in attributes.carried:
+            path, name = place
+            raise CaptureError(
+                f"{kind.__name__} cannot be captured: its forward carries tensors from call to call in attribute "
+                f"{name!r} of {_where(path)}{_at(attributes.carried[place])}. Make it a buffer of fixed shape, or an "
+                "input and an output of forward."
+            )
+
+
+def _lost(kind: type[nn.Module], what: str, line: str) -> CaptureError:
+    if what.startswith("draws"):
+        remedy = (
+            "A graph would repeat the first draw. Draw with torch and choose with a tensor, for example "
+            "keep = (torch.rand((), device=x.device) > p).to(x.dtype); x = x + keep * layer(x)."
+        )
+    elif what.startswith("calls"):
+        remedy = "A graph would repeat the first result. Move the call out of the model, or pass its result as an input."
+    else:
+        remedy = "A graph would do that only once. Return what is collected from forward, or keep it in a buffer."
+    return CaptureError(f"{kind.__name__} cannot be captured: its forward {what}{_at(line)}. {remedy}")
+
+
+def _line(again: Callable[[], tuple[nn.Module, Call]], surroundings: Surroundings) -> str:
+    probe = surroundings.probe()
+    try:
+        return _line_of(again, probe)
+    finally:
+        surroundings.restore()
+
+
+def _line_of_attribute(again: Callable[[], tuple[nn.Module, Call]], place: Place) -> str:
+    subject, call = again()
+    owner = subject.get_submodule(place[0])
+    return _line_of(lambda: (subject, call), lambda: frozen(vars(owner).get(place[1])))
+
+
+def _line_of(again: Callable[[], tuple[nn.Module, Call]], probe: Callable[[], Any]) -> str:
+    subject, call = again()
+
+    def run() -> None:
+        with quiet(), _mode_of(call, subject), Watch(subject):
+            subject(*call.args, **call.kwargs)
+
+    return line_of_change(run, probe) or ""
+
+
+def _mode_of(call: Call, subject: nn.Module) -> Any:
+    """Returns the mode that the fake tensors of a call belong to, or a context that does nothing."""
+    for tensor in (*call.tensors, *subject.parameters()):
+        if isinstance(tensor, FakeTensor):
+            return tensor.fake_mode
+    return ExitStack()
+
+
+def _where(path: str) -> str:
+    return f"module {path!r}" if path else "the model"
+
+
+def _at(line: str) -> str:
+    return f" at {line}" if line else ""

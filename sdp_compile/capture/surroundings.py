@@ -1,0 +1,217 @@
+"""Watches what forward reads and changes outside its module: global and closure variables, environment, time."""
+
+from __future__ import annotations
+
+import dis
+import os
+import random
+import sys
+import sysconfig
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, MutableSet
+from types import CodeType, FrameType, ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.compiler
+from torch import nn
+
+from sdp_compile.capture.diagnosis import calling_line, is_user_file
+from sdp_compile.ir.plain import frozen, is_number
+from sdp_compile.ir.reads import Read
+
+_STANDARD = (sysconfig.get_path("stdlib") + os.sep, sysconfig.get_path("platstdlib") + os.sep)
+_CLOCKS = ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time")
+_IMPURE = {id(getattr(time, name)): f"time.{name}()" for name in _CLOCKS} | {id(os.urandom): "os.urandom()"}
+_GRAD = {id(torch.is_grad_enabled), id(torch._C.is_grad_enabled)}
+QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
+"""The functions of `torch.compiler` that answer otherwise during capture than in eager execution."""
+
+_COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()" for name in QUESTIONS}
+_ENVIRONMENT = type(os.environ).__getitem__.__code__
+_FEW = 100
+
+
+class Surroundings:
+    """Context manager around a run of forward that profiles the user's functions in it.
+
+    Attributes:
+        reads: The plain global variables and environment variables that they read.
+        impure: Calls that return something else each time, with their lines.
+        compiling: Where they ask whether the model is being compiled; None if they do not.
+        grad: Where they ask whether gradients are enabled; None if they do not.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.reads: dict[tuple[str, str, str], Read] = {}
+        self.impure: dict[str, str] = {}
+        self.compiling: str | None = None
+        self.grad: str | None = None
+        self._kind = type(model)
+        self._imports = 0
+        self._users: dict[CodeType, bool] = {}
+        self._kept: dict[int, tuple[str, Any, Any, Callable[[], None]]] = {}
+        self._variables: dict[tuple[int, str], tuple[str, Mapping[str, Any], str, Any]] = {}
+
+    def __enter__(self) -> Surroundings:
+        self._random = _random_states()
+        self._before = sys.getprofile()
+        sys.setprofile(self._event)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        sys.setprofile(self._before)
+
+    def changed(self) -> list[str]:
+        """Returns what forward changed outside its module."""
+        found = [
+            f"draws from {name}"
+            for name, before, after in zip(("Python's random", "numpy.random"), self._random, _random_states(), strict=True)
+            if before != after
+        ]
+        found += [f"changes {what}" for what, value, before, _undo in self._kept.values() if frozen(value) != before]
+        found += [
+            f"changes {what}"
+            for what, scope, name, before in self._variables.values()
+            if frozen(scope.get(name)) != before
+        ]
+        return found
+
+    def probe(self) -> Callable[[], Any]:
+        """Returns a function that returns what `changed` compares; to be called after `restore`."""
+        kept = [value for _what, value, _before, _undo in self._kept.values()]
+        variables = [(scope, name) for _what, scope, name, _before in self._variables.values()]
+        return lambda: (
+            _random_states(),
+            [frozen(value) for value in kept],
+            [frozen(scope.get(name)) for scope, name in variables],
+        )
+
+    def restore(self) -> None:
+        """Gives containers back what they held before the run, so that no tensor of it stays in them."""
+        for _what, value, before, undo in self._kept.values():
+            if frozen(value) != before:
+                undo()
+        for _what, scope, name, before in self._variables.values():
+            if frozen(scope.get(name)) != before and isinstance(scope, dict):
+                scope[name] = before[1] if isinstance(before, tuple) else before
+
+    def _event(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if code.co_name == "<module>":  # a module that is imported while forward runs
+            self._imports += {"call": 1, "return": -1}.get(event, 0)
+        if self._imports:
+            return
+        if event == "call":
+            known = self._users.get(code)
+            if known is None:
+                self._users[code] = known = is_users(code.co_filename)
+                if known:
+                    self._globals(frame)
+            if known:
+                if code.co_freevars:
+                    self._closure(frame)
+            elif code in _COMPILING:
+                if self.compiling is None and self._asked_by_user(frame.f_back):
+                    self.compiling = f"{_COMPILING[code]} at {calling_line(self._kind)}"
+            elif code is _ENVIRONMENT:
+                self._environment(frame)
+        elif event == "c_call":
+            if id(argument) in _IMPURE and self._asked_by_user(frame):
+                self.impure.setdefault(f"calls {_IMPURE[id(argument)]}", calling_line(self._kind))
+            elif id(argument) in _GRAD and self.grad is None and self._asked_by_user(frame):
+                self.grad = calling_line(self._kind)
+
+    def _asked_by_user(self, frame: FrameType | None) -> bool:
+        return frame is not None and is_users(frame.f_code.co_filename)
+
+    def _globals(self, frame: FrameType) -> None:
+        """Notes the global variables that a function reads, and those in modules of the user's that it reads from."""
+        scope, module = frame.f_globals, frame.f_globals.get("__name__", "")
+        instructions = list(dis.get_instructions(frame.f_code))
+        for one, following in zip(instructions, [*instructions[1:], None], strict=True):
+            if one.opname not in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL") or one.argval not in scope:
+                continue
+            value = scope[one.argval]
+            if isinstance(value, ModuleType):
+                inner = following.argval if following is not None and following.opname.startswith("LOAD_") else None
+                if is_users(getattr(value, "__file__", None) or "<none>") and inner in vars(value):
+                    self._variable(f"global variable {inner!r} of {value.__name__}", vars(value), inner, value.__name__)
+            else:
+                self._variable(f"global variable {one.argval!r} of {module}", scope, one.argval, module)
+
+    def _closure(self, frame: FrameType) -> None:
+        held = frame.f_locals
+        for name in frame.f_code.co_freevars:
+            if name in held:
+                self._keep(f"variable {name!r} of an enclosing function", held[name])
+
+    def _variable(self, what: str, scope: dict[str, Any], name: str, module: str) -> None:
+        value = scope[name]
+        if is_number(value) or _is_small(value):
+            self.reads.setdefault(("global", module, name), Read("global", module, name, frozen(value)))
+        if is_number(value):
+            self._variables.setdefault((id(scope), name), (what, scope, name, frozen(value)))
+        else:
+            self._keep(what, value)
+
+    def _keep(self, what: str, value: Any) -> None:
+        """Notes what a container or an object holds, and how to give it back."""
+        if id(value) in self._kept or isinstance(value, (type, ModuleType, torch.Tensor, nn.Module)):
+            return
+        undo: Callable[[], None]
+        if isinstance(value, (MutableSequence, deque)):
+            items = list(value)
+            undo = lambda: (value.clear(), value.extend(items))  # type: ignore[assignment, func-returns-value]  # noqa: E731
+        elif isinstance(value, MutableMapping):
+            pairs = dict(value)
+            undo = lambda: (value.clear(), value.update(pairs))  # type: ignore[assignment, func-returns-value]  # noqa: E731
+        elif isinstance(value, MutableSet):
+            members = set(value)
+            undo = lambda: (value.clear(), value.update(members))  # type: ignore[assignment, attr-defined]  # noqa: E731
+        elif _is_of_users(type(value)) and not callable(value) and getattr(value, "__dict__", None):
+            attributes = dict(vars(value))
+            undo = lambda: (vars(value).clear(), vars(value).update(attributes))  # type: ignore[assignment, func-returns-value]  # noqa: E731
+        else:
+            return
+        self._kept[id(value)] = (what, value, frozen(value), undo)
+
+    def _environment(self, frame: FrameType) -> None:
+        outer = frame.f_back
+        for _ in range(3):
+            if outer is None:
+                return
+            if is_users(outer.f_code.co_filename):
+                name = frame.f_locals["key"]
+                if isinstance(name, str):
+                    self.reads.setdefault(
+                        ("environment", "", name), Read("environment", "", name, frozen(os.environ.get(name)))
+                    )
+                return
+            outer = outer.f_back
+
+
+def is_users(filename: str) -> bool:
+    """Whether a file is source of the user or of a model library: outside torch, this package and the standard library."""
+    return is_user_file(filename) and ("site-packages" in filename or not filename.startswith(_STANDARD))
+
+
+def _is_of_users(kind: type) -> bool:
+    """Whether a class is the user's: objects of the standard library, such as loggers, keep caches of their own."""
+    return is_users(getattr(sys.modules.get(kind.__module__), "__file__", None) or "<none>")
+
+
+def _random_states() -> tuple[Any, Any]:
+    state = np.random.get_state()
+    return random.getstate(), tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in state)
+
+
+def _is_small(value: Any) -> bool:
+    """Whether a value is a short list, tuple, set or dictionary of numbers and strings."""
+    if isinstance(value, dict):
+        return len(value) <= _FEW and all(is_number(key) and is_number(item) for key, item in value.items())
+    return isinstance(value, (list, tuple, set, frozenset)) and len(value) <= _FEW and all(map(is_number, value))

@@ -1,0 +1,80 @@
+"""Plain Python values, frozen so that a later value can be compared with them."""
+
+from __future__ import annotations
+
+import enum
+import pickle
+from collections import deque
+from collections.abc import Mapping, Set
+from itertools import islice
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+_NUMBERS = (bool, int, float, complex)
+_ATOMS = (str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_OPAQUE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, nn.Module, torch.Generator)
+_MOST = 5000  # parts of one value that are compared
+
+MISSING = ("missing",)
+"""Stands for an attribute that does not exist."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a Python number, a string or None, which a graph takes as it is at capture."""
+    return type(value) in _NUMBERS or type(value) in _ATOMS
+
+
+def frozen(value: Any) -> Any:
+    """Returns something that equals the frozen later value exactly if no plain data in it has changed.
+
+    Containers and objects are compared by what they hold. The values of tensors, and modules, functions and classes, do
+    not count, nor does more than the first thousands of parts.
+    """
+    if is_number(value):
+        return _number(value)
+    return _Freezer().freeze(value)
+
+
+def _number(value: Any) -> Any:
+    kind = type(value)
+    return (kind, value if value == value else "nan") if kind in _NUMBERS else value
+
+
+class _Freezer:
+    def __init__(self) -> None:
+        self._left = _MOST
+        self._open: dict[int, int] = {}
+
+    def freeze(self, value: Any) -> Any:
+        self._left -= 1
+        kind = type(value)
+        if is_number(value):
+            return _number(value)
+        if isinstance(value, torch.Tensor):
+            return ("tensor",)
+        if isinstance(value, _OPAQUE) or self._left < 0:
+            return kind, getattr(value, "__qualname__", "")
+        if isinstance(value, enum.Enum):
+            return kind, value.name
+        if id(value) in self._open:
+            return "again", self._open[id(value)]
+        self._open[id(value)] = len(self._open)
+        return kind, self._parts(value)
+
+    def _parts(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return tuple((self.freeze(key), self.freeze(item)) for key, item in islice(value.items(), max(0, self._left)))
+        if isinstance(value, (list, tuple, deque)):
+            return (len(value), *(self.freeze(item) for item in islice(value, max(0, self._left))))
+        if isinstance(value, Set):
+            return frozenset(self.freeze(item) for item in islice(value, max(0, self._left)))
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict) and attributes:
+            return tuple((name, self.freeze(item)) for name, item in list(attributes.items()))
+        try:
+            return pickle.dumps(value)
+        except Exception:  # what cannot be pickled has no state that can be compared
+            return ""

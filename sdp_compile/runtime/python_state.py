@@ -1,0 +1,79 @@
+"""The plain attributes of the original model: settings that its code reads, changed through the subnetwork."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdp_compile.capture.attributes import INTERNAL, Alias
+from sdp_compile.capture.clone import clone
+from sdp_compile.ir.plain import is_number
+
+
+class PythonState:
+    """The attributes of one compiled module, kept in a copy of the original model without weights.
+
+    The copy is shared with what the module was made from until an attribute is set.
+
+    Attributes:
+        skeleton: The original model without weights.
+        version: Counts the attributes that were set.
+    """
+
+    def __init__(self, skeleton: nn.Module) -> None:
+        self.skeleton = skeleton
+        self.version = 0
+        self._is_own = False
+
+    def has(self, path: str, name: str) -> bool:
+        """Whether the original module at ``path`` has a plain attribute called ``name``."""
+        if name in INTERNAL or name.startswith("__"):
+            return False
+        owner = self.skeleton.get_submodule(path)
+        if name in vars(owner):
+            return not isinstance(vars(owner)[name], (torch.Tensor, Alias))
+        return is_number(getattr(type(owner), name, self))
+
+    def set(self, path: str, name: str, value: Any) -> None:
+        """Sets a plain attribute; the next call captures the model again if its code has read another value."""
+        if not self._is_own:
+            self.skeleton = clone(self.skeleton)
+            self._is_own = True
+        setattr(self.skeleton.get_submodule(path), name, value)
+        self.version += 1
+
+    def mirror(self, module: nn.Module, path: str) -> None:
+        """Gives a module that stands for the original's at ``path`` its numbers and strings, where the names are free."""
+        vars(module)["_sdp_place"] = (self, path)
+        owner = self.skeleton.get_submodule(path)
+        for name, value in vars(owner).items():
+            if name not in INTERNAL and is_number(value) and not _is_taken(module, name):
+                vars(module)[name] = value
+
+
+class WithAttributes(nn.Module):
+    """A module that stands for one of the original's; what the original has as plain attributes is set there too."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        place = vars(self).get("_sdp_place")
+        if place is None or isinstance(value, (torch.Tensor, nn.Module)) or hasattr(type(self), name):
+            super().__setattr__(name, value)
+            return
+        state, path = place
+        known = name not in self._parameters and name not in self._buffers and name not in self._modules
+        if known and state.has(path, name):
+            state.set(path, name, value)
+            vars(self)[name] = value
+        else:
+            super().__setattr__(name, value)
+
+
+class Part(WithAttributes):
+    """A module of the original, as far as a worker holds it: its tensors and its plain attributes."""
+
+
+def _is_taken(module: nn.Module, name: str) -> bool:
+    registered = name in module._parameters or name in module._buffers or name in module._modules
+    return registered or name in vars(module) or hasattr(type(module), name)
