@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dis
-from types import CodeType, FrameType
+from types import FrameType
 
 _SKIPPED = frozenset({"CACHE", "TO_BOOL", "NOT_TAKEN", "NOP", "EXTENDED_ARG", "RESUME", "COPY_FREE_VARS"})
 

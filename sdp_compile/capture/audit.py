@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -115,8 +114,8 @@ def check_attributes(kind: type[nn.Module], attributes: Attributes, again: Any =
     for path, name in attributes.created():
         line = attributes.writes.get((path, name), "")
         raise CaptureError(
-            f"{kind.__name__} cannot be captured: its forward creates {name!r} in {_where(path)}{_at(line)}, which does "
-            "not exist yet. Run the model once before compiling it, or create it in __init__."
+            f"{kind.__name__} cannot be captured: its forward creates {name!r} in {_where(path)}{_at(line)}. Run the "
+            "model once before compiling it, or create it in __init__."
         )
     for place in attributes.changed():
         path, name = place
@@ -129,11 +128,11 @@ def check_attributes(kind: type[nn.Module], attributes: Attributes, again: Any =
             f"(self.register_buffer({name!r}, torch.zeros(()))), and change what is a setting outside of forward."
         )
     for place in attributes.outputs():
-        if place in attributes.carried:
+        if place in attributes.carried or place in attributes.reads:
             path, name = place
             raise CaptureError(
                 f"{kind.__name__} cannot be captured: its forward carries tensors from call to call in attribute "
-                f"{name!r} of {_where(path)}{_at(attributes.carried[place])}. Make it a buffer of fixed shape, or an "
+                f"{name!r} of {_where(path)}{_at(attributes.writes[place])}. Make it a buffer of fixed shape, or an "
                 "input and an output of forward."
             )
 
@@ -145,7 +144,7 @@ def _lost(kind: type[nn.Module], what: str, line: str) -> CaptureError:
             "keep = (torch.rand((), device=x.device) > p).to(x.dtype); x = x + keep * layer(x)."
         )
     elif what.startswith("calls"):
-        remedy = "A graph would repeat the first result. Move the call out of the model, or pass its result as an input."
+        remedy = "A graph would repeat the first result. Move the call out of the model, or pass its result as input."
     else:
         remedy = "A graph would do that only once. Return what is collected from forward, or keep it in a buffer."
     return CaptureError(f"{kind.__name__} cannot be captured: its forward {what}{_at(line)}. {remedy}")

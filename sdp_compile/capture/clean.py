@@ -23,7 +23,10 @@ _ASSERTS = frozenset(
 
 
 def clean(graph: fx.Graph) -> None:
-    """Removes assertions on sizes and dtypes, copies that export inserted, identities and dead code from ``graph``, in place."""
+    """Removes assertions on sizes, copies that export inserted, identities and dead code from ``graph``, in place.
+
+    Assertions on the values of tensors stay.
+    """
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue

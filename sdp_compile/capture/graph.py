@@ -13,9 +13,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from sdp_compile.capture.clean import clean
 from sdp_compile.capture.clone import named_state
+from sdp_compile.capture.diagnosis import located
 from sdp_compile.capture.export import Exported
 from sdp_compile.capture.guards import size_guards
-from sdp_compile.capture.diagnosis import located
 from sdp_compile.capture.refuse import refuse_collectives
 from sdp_compile.capture.regions import inline_regions
 from sdp_compile.errors import CaptureError

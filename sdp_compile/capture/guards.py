@@ -1,8 +1,8 @@
 """The conditions on input sizes under which a graph is what the model does.
 
-Tracing passes through Python code that compares sizes, and follows one of its paths. torch.export returns each condition
-that decided. It says nothing of those that follow from a free size being at least 2, which it assumes, so these limits
-become conditions too.
+Tracing passes through Python code that compares sizes, and follows one of its paths. torch.export returns each
+condition that decided. It says nothing of those that follow from a free size being at least 2, which it assumes, so
+these limits become conditions too.
 """
 
 from __future__ import annotations

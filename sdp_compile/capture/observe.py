@@ -163,7 +163,7 @@ class Watch(TorchFunctionMode):
         self.asked_requires_grad: str | None = None
         self.values: dict[str, Any] = {}
         self._kind, self._subject = type(model), subject
-        self._known = {name: value for name, value in _small_values(model)} if subject is not None else {}
+        self._known = dict(_small_values(model)) if subject is not None else {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _CONVERSIONS:
@@ -183,13 +183,21 @@ class Watch(TorchFunctionMode):
                 f"{self._kind.__name__} cannot be captured: its forward assigns to .data of a parameter or buffer at "
                 f"{self._line()}. Compute the value where it is used, or assign outside of forward."
             )
-        if func == _REQUIRES_GRAD and self.asked_requires_grad is None:
-            if is_user_file(_asking_frame().f_code.co_filename):
-                self.asked_requires_grad = self._line()
-        result = func(*args, **(kwargs or {}))
+        asks = func == _REQUIRES_GRAD and self.asked_requires_grad is None
+        if asks and is_user_file(_asking_frame().f_code.co_filename):
+            self.asked_requires_grad = self._line()
+        # No function of the user's runs inside an operator, and a profiler would slow down those written in Python.
+        profiler = sys.getprofile()
+        sys.setprofile(None)
+        try:
+            result = func(*args, **(kwargs or {}))
+        finally:
+            sys.setprofile(profiler)
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and not all(map(_is_simple, leaf.shape)):
-                raise SizesTooComplex(f"sizes in the model become too long formulas of the input sizes at {self._line()}")
+                raise SizesTooComplex(
+                    f"sizes in the model become too long formulas of the input sizes at {self._line()}"
+                )
         return result
 
     def _line(self) -> str:

@@ -8,9 +8,11 @@ import random
 import sys
 import sysconfig
 import time
+from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, MutableSet
-from types import CodeType, FrameType, ModuleType, TracebackType
+from functools import partial
+from types import BuiltinMethodType, CodeType, FrameType, ModuleType, SimpleNamespace, TracebackType
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
 _COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()" for name in QUESTIONS}
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
 _FEW = 100
+_BELOW_TORCH = tuple(os.sep.join(("", "site-packages", name, "")) for name in ("sympy", "mpmath", "numpy", "networkx"))
 
 
 class Surroundings:
@@ -53,9 +56,18 @@ class Surroundings:
         self._imports = 0
         self._users: dict[CodeType, bool] = {}
         self._kept: dict[int, tuple[str, Any, Any, Callable[[], None]]] = {}
+        kinds = dict.fromkeys(kind for module in model.modules() for kind in type(module).__mro__)
+        self._classes = [kind for kind in kinds if _is_of_users(kind)]
         self._variables: dict[tuple[int, str], tuple[str, Mapping[str, Any], str, Any]] = {}
 
     def __enter__(self) -> Surroundings:
+        for kind in self._classes:
+            for name, value in vars(kind).items():
+                what = f"attribute {name!r} of class {kind.__name__}"
+                if is_number(value) and not name.startswith("__"):
+                    self._variables[id(kind), name] = (what, vars(kind), name, frozen(value))
+                elif not name.startswith("__"):
+                    self._keep(what, value)
         self._random = _random_states()
         self._before = sys.getprofile()
         sys.setprofile(self._event)
@@ -70,7 +82,9 @@ class Surroundings:
         """Returns what forward changed outside its module."""
         found = [
             f"draws from {name}"
-            for name, before, after in zip(("Python's random", "numpy.random"), self._random, _random_states(), strict=True)
+            for name, before, after in zip(
+                ("Python's random", "numpy.random"), self._random, _random_states(), strict=True
+            )
             if before != after
         ]
         found += [f"changes {what}" for what, value, before, _undo in self._kept.values() if frozen(value) != before]
@@ -97,8 +111,14 @@ class Surroundings:
             if frozen(value) != before:
                 undo()
         for _what, scope, name, before in self._variables.values():
-            if frozen(scope.get(name)) != before and isinstance(scope, dict):
-                scope[name] = before[1] if isinstance(before, tuple) else before
+            if frozen(scope.get(name)) != before:
+                value = before[1] if isinstance(before, tuple) else before
+                if isinstance(scope, dict):
+                    scope[name] = value
+                else:
+                    for kind in self._classes:
+                        if vars(kind) == scope:
+                            setattr(kind, name, value)
 
     def _event(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
@@ -161,6 +181,8 @@ class Surroundings:
 
     def _keep(self, what: str, value: Any) -> None:
         """Notes what a container or an object holds, and how to give it back."""
+        if isinstance(value, BuiltinMethodType):
+            value = value.__self__  # such as the method append of a list
         if id(value) in self._kept or isinstance(value, (type, ModuleType, torch.Tensor, nn.Module)):
             return
         undo: Callable[[], None]
@@ -173,6 +195,13 @@ class Surroundings:
         elif isinstance(value, MutableSet):
             members = set(value)
             undo = lambda: (value.clear(), value.update(members))  # type: ignore[assignment, attr-defined]  # noqa: E731
+        elif isinstance(value, random.Random):
+            undo = partial(value.setstate, value.getstate())
+        elif isinstance(value, (np.random.Generator, np.random.RandomState)):
+            generator = value.bit_generator if isinstance(value, np.random.Generator) else value._bit_generator
+            undo = partial(setattr, generator, "state", generator.state)
+        elif type(value).__module__ == "itertools":
+            undo = int  # cannot be set back
         elif _is_of_users(type(value)) and not callable(value) and getattr(value, "__dict__", None):
             attributes = dict(vars(value))
             undo = lambda: (vars(value).clear(), vars(value).update(attributes))  # type: ignore[assignment, func-returns-value]  # noqa: E731
@@ -196,13 +225,19 @@ class Surroundings:
 
 
 def is_users(filename: str) -> bool:
-    """Whether a file is source of the user or of a model library: outside torch, this package and the standard library."""
-    return is_user_file(filename) and ("site-packages" in filename or not filename.startswith(_STANDARD))
+    """Whether a file is source of the user or a model library: not of torch, what it is built on, or this package."""
+    return (
+        is_user_file(filename)
+        and ("site-packages" in filename or not filename.startswith(_STANDARD))
+        and not any(part in filename for part in _BELOW_TORCH)
+    )
 
 
 def _is_of_users(kind: type) -> bool:
     """Whether a class is the user's: objects of the standard library, such as loggers, keep caches of their own."""
-    return is_users(getattr(sys.modules.get(kind.__module__), "__file__", None) or "<none>")
+    return kind in (SimpleNamespace, Namespace) or is_users(
+        getattr(sys.modules.get(kind.__module__), "__file__", None) or "<none>"
+    )
 
 
 def _random_states() -> tuple[Any, Any]:

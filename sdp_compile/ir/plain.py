@@ -66,13 +66,15 @@ class _Freezer:
 
     def _parts(self, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return tuple((self.freeze(key), self.freeze(item)) for key, item in islice(value.items(), max(0, self._left)))
+            return tuple(
+                (self.freeze(key), self.freeze(item)) for key, item in islice(value.items(), max(0, self._left))
+            )
         if isinstance(value, (list, tuple, deque)):
             return (len(value), *(self.freeze(item) for item in islice(value, max(0, self._left))))
         if isinstance(value, Set):
             return frozenset(self.freeze(item) for item in islice(value, max(0, self._left)))
         attributes = getattr(value, "__dict__", None)
-        if isinstance(attributes, dict) and attributes:
+        if isinstance(attributes, dict) and attributes and type(value).__reduce__ is object.__reduce__:
             return tuple((name, self.freeze(item)) for name, item in list(attributes.items()))
         try:
             return pickle.dumps(value)

@@ -45,10 +45,13 @@ class PythonState:
         self.version += 1
 
     def mirror(self, module: nn.Module, path: str) -> None:
-        """Gives a module that stands for the original's at ``path`` its numbers and strings, where the names are free."""
+        """Gives a module that stands for the original's at ``path`` the numbers and strings whose names are free."""
         vars(module)["_sdp_place"] = (self, path)
         owner = self.skeleton.get_submodule(path)
-        for name, value in vars(owner).items():
+        held: dict[str, Any] = {}
+        for kind in reversed(type(owner).__mro__[: type(owner).__mro__.index(nn.Module)]):
+            held.update((name, value) for name, value in vars(kind).items() if not name.startswith("__"))
+        for name, value in {**held, **vars(owner)}.items():
             if name not in INTERNAL and is_number(value) and not _is_taken(module, name):
                 vars(module)[name] = value
 

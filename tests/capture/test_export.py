@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import random
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from sdp_compile.capture import capture
-from sdp_compile.capture.export import (
-    ATTEMPTS,
-    NON_STRICT,
-    Attempts,
-    captured_device,
-    export_mode,
-    prepared,
-    preserved_rng,
-    quiet,
-)
-from sdp_compile.capture.inputs import Call
+from sdp_compile.capture.export import captured_device, export_mode, prepared
+from sdp_compile.capture.inputs import Call, requiring
 from sdp_compile.errors import CaptureError
 from tests.capture.models import Residual, run
 
@@ -51,42 +38,39 @@ def test_fixed_sizes_are_told() -> None:
     model, x = Padding(), torch.randn(3, 6)
     captured = capture(model, x)
     assert captured.programs["eval"].inputs[0].dims == (3, 6)
-    assert any("eval graph captured by non-strict export with all input sizes fixed" in n for n in captured.notes)
+    assert any("eval graph captured by export with all input sizes fixed" in n for n in captured.notes)
     assert torch.equal(run(model, captured, "eval", x), model(x))
 
 
-@pytest.mark.parametrize(("attempts", "tried"), [(ATTEMPTS, [False, False, False, True]), (NON_STRICT, [False] * 3)])
-def test_strict_export_comes_last(monkeypatch: pytest.MonkeyPatch, attempts: Attempts, tried: list[bool]) -> None:
+def test_fewer_sizes_are_free_where_capture_fails_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     export, seen = torch.export.export, []
 
-    def only_strict(*args: Any, strict: bool, **kwargs: Any) -> Any:
-        seen.append(strict)
-        if not strict:
+    def only_fixed(*args: Any, dynamic_shapes: Any, **kwargs: Any) -> Any:
+        seen.append(dynamic_shapes)
+        if dynamic_shapes is not None:
             raise ValueError("not this way")
-        return export(*args, strict=strict, **kwargs)
+        return export(*args, dynamic_shapes=dynamic_shapes, **kwargs)
 
-    monkeypatch.setattr(torch.export, "export", only_strict)
-    call = Call((torch.randn(4, 6),), {})
-    with contextlib.nullcontext() if tried[-1] else pytest.raises(CaptureError, match="ValueError: not this way"):
-        program, notes = export_mode(nn.Linear(6, 6), call, "train", CPU, attempts)
-        assert notes == (
-            "train graph captured by strict export with leading input size free, because: ValueError: not this way",
-        )
-        assert any(node.target is torch.ops.aten.linear.default for node in program.graph.nodes)
-    assert seen == tried
+    monkeypatch.setattr(torch.export, "export", only_fixed)
+    found = export_mode(nn.Linear(6, 6), Call((torch.randn(4, 6),), {}), "train", CPU)
+    assert found.notes == (
+        "train graph captured by export with all input sizes fixed, because: ValueError: not this way",
+    )
+    assert any(node.target is torch.ops.aten.linear.default for node in found.program.graph.nodes)
+    assert [shapes and set(shapes["input"]) for shapes in seen] == [{0, 1}, {0}, None]
 
 
 def test_what_depends_on_values_is_not_tried_with_other_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def refused(*args: Any, dynamic_shapes: Any, strict: bool, **kwargs: Any) -> Any:
+    def refused(*args: Any, strict: bool, **kwargs: Any) -> Any:
         seen.append(strict)
         raise ValueError("a guard on data-dependent expression")
 
     monkeypatch.setattr(torch.export, "export", refused)
     with pytest.raises(CaptureError, match="depends on tensor values"):
         export_mode(nn.Linear(6, 6), Call((torch.randn(4, 6),), {}), "train", CPU)
-    assert seen == [False, True]
+    assert seen == [False]
 
 
 def test_every_size_may_vary_also_in_nested_inputs() -> None:
@@ -104,7 +88,8 @@ def test_every_size_may_vary_also_in_nested_inputs() -> None:
 
 def test_the_copy_to_export_is_in_the_mode_asked_for_and_shares_the_weights() -> None:
     model = Residual().eval()
-    subject, call = prepared(model, Call((torch.randn(4, 6, requires_grad=True),), {}), "train", CPU)
+    call = requiring(Call((torch.randn(4, 6, requires_grad=True),), {}), (True, False))
+    subject, call = prepared(model, call, "train", CPU)
     assert subject.training and subject.inner[1].training and not model.training
     assert subject.outer.weight is model.outer.weight
     assert not call.args[0].requires_grad, "the graph does not train its inputs"
@@ -130,26 +115,3 @@ def test_the_device_is_that_of_the_first_tensor_and_the_cpu_for_meta() -> None:
     assert captured_device(nn.Linear(2, 2), call) == captured_device(nn.Identity(), call) == CPU
     assert captured_device(nn.Linear(2, 2, device="meta"), call) == CPU
     assert captured_device(nn.Identity(), Call((), {})) == CPU
-
-
-def test_random_states_are_restored_also_after_a_failure() -> None:
-    torch.manual_seed(1), np.random.seed(1), random.seed(1)
-    expected = torch.rand(1).item(), np.random.rand(), random.random()
-    torch.manual_seed(1), np.random.seed(1), random.seed(1)
-    with pytest.raises(ZeroDivisionError), preserved_rng():
-        torch.rand(1), np.random.rand(), random.random()
-        raise ZeroDivisionError
-    assert (torch.rand(1).item(), np.random.rand(), random.random()) == expected
-
-
-def test_output_of_an_attempt_appears_only_when_it_succeeds(capsys: Any, caplog: Any) -> None:
-    with quiet():
-        print("from a forward")
-        logging.getLogger("torch.export").error("a whole graph")
-    assert capsys.readouterr().out == "from a forward\n" and not caplog.records
-    with pytest.raises(ZeroDivisionError), quiet():
-        print("from a failed attempt")
-        raise ZeroDivisionError
-    assert capsys.readouterr().out == ""
-    logging.getLogger("torch.export").error("heard again")
-    assert [record.message for record in caplog.records] == ["heard again"]

@@ -56,7 +56,7 @@ def test_the_watch_is_taken_down(fails: bool) -> None:
     checkpoint = torch.utils.checkpoint
     before = torch.Tensor.register_hook, checkpoint.CheckpointFunction, dict(vars(checkpoint))
     try:
-        with Observer(nn.Linear(2, 2)):
+        with Observer(nn.Linear(2, 2), nn.Linear(2, 2)):
             assert torch.Tensor.register_hook is not before[0]
             assert "__getattribute__" in vars(torch.autograd.function.FunctionMeta)
             if fails:
@@ -69,7 +69,7 @@ def test_the_watch_is_taken_down(fails: bool) -> None:
 
 def test_functions_of_torch_itself_are_no_loss() -> None:
     """Checkpointing is an autograd.Function of torch; its regions are marked instead."""
-    observer = Observer(nn.Linear(2, 2))
+    observer = Observer(nn.Linear(2, 2), nn.Linear(2, 2))
     with observer:
         torch.utils.checkpoint.checkpoint(torch.relu, torch.ones(2, requires_grad=True), use_reentrant=True)
     observer.check()
@@ -84,7 +84,7 @@ def test_sizes_that_become_long_formulas_stop_an_attempt() -> None:
             return nn.functional.pad(x, (0, (7 - rows % 7) % 7))
 
     model = Padding()
-    with pytest.raises(SizesTooComplex, match=r"too long formulas.*test_observe\.py"), Observer(model):
+    with pytest.raises(SizesTooComplex, match=r"too long formulas.*test_observe\.py"), Observer(model, model):
         torch.export.export(model, (torch.ones(2, 10),), dynamic_shapes={"x": {1: torch.export.Dim.AUTO}}, strict=False)
     captured = capture(model, torch.ones(2, 10))
     assert captured.programs["train"].inputs[0].dims == ("n0", 10)

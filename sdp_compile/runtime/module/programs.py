@@ -213,8 +213,8 @@ class Programs:
         self.generate((name,))
         if len(known) == _MANY:
             warnings.warn(
-                f"The {mode} graph of {type(module.capture.skeleton).__name__} has been captured {len(known) + 1} times "
-                "for different dtypes, sizes or settings. Each takes time and memory. Pad the inputs to a few sizes, and "
+                f"{type(module.capture.skeleton).__name__} has been captured {len(known) + 1} times in {mode} mode for "
+                "different dtypes, sizes or settings. Each takes time and memory. Pad the inputs to a few sizes, and "
                 "pass numbers that change often as tensors.",
                 stacklevel=4,
             )
@@ -229,7 +229,9 @@ class Programs:
         caller: Caller = getattr(self.module, f"_caller_{call.mode}")
         difference = self._differs(call, call.mode, self.programs[call.mode])
         if self.programs[call.mode].precision != call.precision:
-            message = f"{caller.name} was compiled for other dtypes and cannot be captured with {call.precision}. {error}"
+            message = (
+                f"{caller.name} was compiled for other dtypes and cannot be captured with {call.precision}. {error}"
+            )
         else:
             message = f"{caller.different(difference)} The model cannot be captured again for this call: {error}"
         raised = type(error.__cause__)
@@ -250,9 +252,7 @@ class Programs:
         new = {name: tensor for name, tensor in captured.state.items() if name not in base.state}
         tensors = slice_tensors(again.holdings, replace(captured, state=new), {}, self.device)
         constants = {name: captured.constants[name] for name in new}
-        module.capture = replace(
-            module.capture, state={**base.state, **new}, constants={**base.constants, **constants}
-        )
+        module.capture = replace(module.capture, state={**base.state, **new}, constants={**base.constants, **constants})
         return again.programs[call.mode], tensors
 
 

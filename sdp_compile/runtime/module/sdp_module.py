@@ -65,7 +65,9 @@ class SDPModule(WithAttributes, Subnetwork, GraphPerMode):
         self.peers = None
         state = PythonState(self.capture.skeleton)
         register_tensors(self, self.capture, tensors, state)
-        self._programs = Programs(self, lowered, state, programs or {str(mode): one for mode, one in lowered.programs.items()})
+        self._programs = Programs(
+            self, lowered, state, programs or {str(mode): one for mode, one in lowered.programs.items()}
+        )
         self.number = self._programs.number
         self._device = self._programs.device
         self._follow_dtypes()
