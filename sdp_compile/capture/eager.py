@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from types import FunctionType
 
 import torch.compiler
 
@@ -28,7 +29,7 @@ def as_in_eager(wanted: bool) -> Iterator[None]:
     codes = {name: getattr(torch.compiler, name).__code__ for name in (QUESTIONS if wanted else ())}
     scope = vars(torch.compiler)
     for name, code in codes.items():
-        scope[f"_sdp_original_{name}"] = type(as_in_eager)(code, scope, name)
+        scope[f"_sdp_original_{name}"] = FunctionType(code, scope, name)
         getattr(torch.compiler, name).__code__ = _REPLACEMENTS[name].__code__
     try:
         yield

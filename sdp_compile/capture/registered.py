@@ -93,13 +93,9 @@ def _refuse_trained(model: nn.Module, path: str, name: str, value: Any, state: d
 
 def _refuse_overlaps(model: nn.Module) -> None:
     """Raises `CaptureError` if two different tensors of the model show the same memory."""
-    seen: dict[int, list[tuple[int, int, int, str]]] = {}
+    seen: dict[int, list[tuple[Any, Any, int, str]]] = {}
     for name, tensor in named_state(model):
-        if (
-            tensor.layout is not torch.strided
-            or not tensor.numel()
-            or isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
-        ):
+        if tensor.layout is not torch.strided or not tensor.numel():
             continue
         first = tensor.storage_offset() * tensor.dtype.itemsize
         reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1

@@ -10,7 +10,7 @@ import sysconfig
 import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence
 from functools import partial
 from types import BuiltinMethodType, CodeType, FrameType, ModuleType, SimpleNamespace, TracebackType
 from typing import Any
@@ -55,7 +55,7 @@ class Surroundings:
         self._kind = type(model)
         self._imports = 0
         self._users: dict[CodeType, bool] = {}
-        self._kept: dict[int, tuple[str, Any, Any, Callable[[], None]]] = {}
+        self._kept: dict[int, tuple[str, Any, Any, Callable[[], object]]] = {}
         kinds = dict.fromkeys(kind for module in model.modules() for kind in type(module).__mro__)
         self._classes = [kind for kind in kinds if _is_of_users(kind)]
         self._variables: dict[tuple[int, str], tuple[str, Mapping[str, Any], str, Any]] = {}
@@ -185,27 +185,8 @@ class Surroundings:
             value = value.__self__  # such as the method append of a list
         if id(value) in self._kept or isinstance(value, (type, ModuleType, torch.Tensor, nn.Module)):
             return
-        undo: Callable[[], None]
-        if isinstance(value, (MutableSequence, deque)):
-            items = list(value)
-            undo = lambda: (value.clear(), value.extend(items))  # type: ignore[assignment, func-returns-value]  # noqa: E731
-        elif isinstance(value, MutableMapping):
-            pairs = dict(value)
-            undo = lambda: (value.clear(), value.update(pairs))  # type: ignore[assignment, func-returns-value]  # noqa: E731
-        elif isinstance(value, MutableSet):
-            members = set(value)
-            undo = lambda: (value.clear(), value.update(members))  # type: ignore[assignment, attr-defined]  # noqa: E731
-        elif isinstance(value, random.Random):
-            undo = partial(value.setstate, value.getstate())
-        elif isinstance(value, (np.random.Generator, np.random.RandomState)):
-            generator = value.bit_generator if isinstance(value, np.random.Generator) else value._bit_generator
-            undo = partial(setattr, generator, "state", generator.state)
-        elif type(value).__module__ == "itertools":
-            undo = int  # cannot be set back
-        elif _is_of_users(type(value)) and not callable(value) and getattr(value, "__dict__", None):
-            attributes = dict(vars(value))
-            undo = lambda: (vars(value).clear(), vars(value).update(attributes))  # type: ignore[assignment, func-returns-value]  # noqa: E731
-        else:
+        undo = _undo(value)
+        if undo is None:
             return
         self._kept[id(value)] = (what, value, frozen(value), undo)
 
@@ -222,6 +203,32 @@ class Surroundings:
                     )
                 return
             outer = outer.f_back
+
+
+def _undo(value: Any) -> Callable[[], object] | None:
+    """Returns a function that gives a container or an object back what it holds now; None if it does not count."""
+    if isinstance(value, (MutableSequence, deque)):
+        return partial(_refill, value, value.extend, list(value))
+    if isinstance(value, MutableMapping):
+        return partial(_refill, value, value.update, dict(value))
+    if isinstance(value, set):
+        return partial(_refill, value, value.update, set(value))
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if type(value).__module__ == "itertools":
+        return int  # cannot be set back
+    if _is_of_users(type(value)) and not callable(value) and getattr(value, "__dict__", None):
+        return partial(_refill, vars(value), vars(value).update, dict(vars(value)))
+    return None
+
+
+def _refill(container: Any, fill: Callable[[Any], object], content: Any) -> None:
+    container.clear()
+    fill(content)
 
 
 def is_users(filename: str) -> bool:
@@ -241,8 +248,8 @@ def _is_of_users(kind: type) -> bool:
 
 
 def _random_states() -> tuple[Any, Any]:
-    state = np.random.get_state()
-    return random.getstate(), tuple(part.tobytes() if isinstance(part, np.ndarray) else part for part in state)
+    state: Any = np.random.get_state()
+    return random.getstate(), (state[0], state[1].tobytes(), *state[2:])
 
 
 def _is_small(value: Any) -> bool:

@@ -46,6 +46,7 @@ def check(
 
     Compares each worker's outputs, gradients and running statistics with those of the original model run with the
     parameters ``mask * theta``, in both modes. Both run in float64 on the CPU, with random weights and without dropout.
+    The first worker is also called a second time, and with other sizes where the model runs with them.
 
     Args:
         model: The model, which is not changed.
@@ -123,14 +124,16 @@ def _run(
                 fields["notes"] += ("Without dropout the plan differs; the plan without dropout is the one verified.",)
             plan = quiet_plan
     with stages.stage("original"):
-        verification = Verification(reference(quiet, seed), comparable_call(call), plan, seed)
+        inputs = tuple(analysis.capture.programs["train"].inputs.values())
+        verification = Verification(reference(quiet, seed), comparable_call(call), plan, inputs, seed)
     comparisons: list[Comparison] = []
     for rank in checked:
         with stages.stage("compile"):
             module = assemble(lower(analysis, plan, rank, pipeline), verification.model)
         with stages.stage("compare"):
-            comparisons += verification.compare(as_float64(module), rank)
+            comparisons += verification.compare(as_float64(module), rank, only_example=rank != checked[0])
             fields["comparisons"] = tuple(comparisons)
+            fields["compared"] = facts.of_comparisons(comparisons, seed)
     return _verdict(comparisons)
 
 
@@ -139,8 +142,8 @@ def _verdict(comparisons: Sequence[Comparison]) -> tuple[Verdict, str]:
     if "not exact" in by_status:
         worst = by_status["not exact"]
         return "not exact", (
-            f"worker {worst.rank} in {worst.mode} mode: {worst.worst}. The capture of the model or the rule "
-            "of one of its operators is wrong. Please report it, and do not train with this plan."
+            f"worker {worst.rank} in {worst.mode} mode, {worst.trial}: {worst.worst}. The capture of the model or the "
+            "rule of one of its operators is wrong. Please report it, and do not train with this plan."
         )
     if "not finite" in by_status:
         mode = by_status["not finite"].mode

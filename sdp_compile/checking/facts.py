@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sdp_compile.checking.verdict import CutFamily, FrozenReason
+from sdp_compile.checking.verdict import Comparison, CutFamily, FrozenReason
 from sdp_compile.ir.program import Capture
 from sdp_compile.planning.plan import Plan
 from sdp_compile.structure.families import Frozen, Structure
@@ -43,6 +43,17 @@ def of_plan(plan: Plan, ranks: Iterable[int]) -> dict[str, Any]:
         "kept": tuple(plan.memory(rank).parameters / dense for rank in ranks),
         "families": tuple(sorted(families, key=lambda family: -family.share)),
         "notes": (*plan.notes, *(str(finding) for finding in plan.diagnose())),
+    }
+
+
+def of_comparisons(comparisons: Iterable[Comparison], seed: int) -> dict[str, Any]:
+    """Returns what the comparisons are about."""
+    done = list(comparisons)
+    return {
+        "modes": sorted({one.mode for one in done}, reverse=True),
+        "calls": list(dict.fromkeys(one.trial for one in done)),
+        "dtype": "float64",
+        "seed": seed,
     }
 
 

@@ -100,21 +100,31 @@ def run_original(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     masks: Callable[[str], torch.Tensor],
+    buffers: Mapping[str, torch.Tensor] | None = None,
 ) -> Run:
-    """Runs the original model in its current mode with the parameters ``mask * theta``, without changing it."""
+    """Runs the original model in its current mode with the parameters ``mask * theta``, without changing it.
+
+    Args:
+        model: The original model.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        masks: Returns the mask of a parameter, given by name.
+        buffers: The buffers, such as those that an earlier run left; by default the model's.
+    """
     parameters = {
         name: (p.detach() * masks(name)).requires_grad_(p.requires_grad) for name, p in model.named_parameters()
     }
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in (buffers or dict(model.named_buffers())).items()}
     outputs = tensors_of(functional_call(model, {**parameters, **buffers}, args, dict(kwargs)))
     return Run([o.detach() for o in outputs], _gradients(outputs, parameters), buffers)
 
 
-def run_compiled(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
-    """Runs the compiled module in its current mode and restores its buffers."""
+def run_compiled(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], calls: int = 1) -> Run:
+    """Runs the compiled module in its current mode, restores its buffers, and returns the last of several calls."""
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     parameters = dict(module.named_parameters())
-    outputs = tensors_of(module(*args, **kwargs))
+    for _ in range(calls):
+        outputs = tensors_of(module(*args, **kwargs))
     gradients = _gradients(outputs, parameters)
     after = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.no_grad():

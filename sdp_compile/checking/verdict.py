@@ -43,6 +43,8 @@ class Comparison:
     """One rank in one mode, compared with the original model.
 
     Attributes:
+        trial: What was called: "example inputs", a "second call" with the state that the first one left, or other
+            sizes.
         status: "exact"; "rounding" if the error is above 1e-9, but the original's results change as much when the last
             bits of its weights do; "random" if the model draws random numbers in this mode; "not finite" if the
             original's own results are not; otherwise "not exact".
@@ -57,6 +59,7 @@ class Comparison:
     gradients: float
     statistics: float
     worst: str
+    trial: str = "example inputs"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class CheckResult:
         share_cut: Share of the parameters that not all workers own.
         coverage: Mean number of owners per cut element, divided by the number of workers.
         kept: Share of the parameter bytes that each of ``ranks`` keeps.
+        compared: What was compared: modes, calls, sizes of the inputs, dtype and seed.
     """
 
     model: str
@@ -92,6 +96,7 @@ class CheckResult:
     families: tuple[CutFamily, ...] = ()
     frozen: tuple[FrozenReason, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    compared: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] | None = None
     details: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,9 @@ from sdp_compile.capture.inputs import Call, with_batch
 from sdp_compile.checking.compare import Deviation, deviations, gradient_floor, relative_error
 from sdp_compile.checking.oracle import Run, randomise, run_compiled, run_original
 from sdp_compile.checking.precision import InFloat64, widened
+from sdp_compile.checking.trials import Trial, trials
 from sdp_compile.checking.verdict import Comparison
+from sdp_compile.ir.program import InputSpec
 from sdp_compile.planning.plan import Plan
 from sdp_compile.runtime.module.sdp_module import SDPModule
 
@@ -72,6 +74,7 @@ class Verification:
     Args:
         model: The `reference` model, which the oracle runs and the workers' weights come from.
         call: The `comparable_call`.
+        inputs: The captured tensor inputs.
         plan: The plan to verify.
         seed: Random seed for each run.
     """
@@ -79,6 +82,7 @@ class Verification:
     model: nn.Module
     call: Call
     plan: Plan
+    inputs: Sequence[InputSpec]
     seed: int = 0
 
     @cached_property
@@ -86,22 +90,35 @@ class Verification:
         """The names in the original's ``state_dict()``."""
         return frozenset(self.model.state_dict())
 
-    def compare(self, module: SDPModule, rank: int) -> Iterator[Comparison]:
-        """Yields the comparison of one rank's subnetwork in each mode."""
+    def compare(self, module: SDPModule, rank: int, only_example: bool = False) -> Iterator[Comparison]:
+        """Yields the comparisons of one rank's subnetwork in each mode.
+
+        Args:
+            module: The subnetwork.
+            rank: The rank.
+            only_example: Whether to leave out second calls and other sizes.
+        """
+        held = {name for name, _ in module.named_parameters()}
         for mode in ("train", "eval"):
             self.model.train(mode == "train")
             module.train(mode == "train")
-            expected, actual = self._original(rank), self._run(module)
-            held = {name for name, _ in module.named_parameters()}
-            compared = list(deviations(actual, expected, self.plan, rank, held, self.persistent))
-            yield self._comparison(compared, expected, rank, mode)
+            for trial in trials(self.call, self.inputs)[: 1 if only_example else None]:
+                try:
+                    expected = self._original(rank, trial)
+                except NotComparable:
+                    if trial.is_optional:
+                        continue
+                    raise
+                actual = self._run(module, trial)
+                compared = list(deviations(actual, expected, self.plan, rank, held, self.persistent))
+                yield self._comparison(compared, expected, rank, mode, trial)
 
-    def _run(self, module: nn.Module) -> Run:
+    def _run(self, module: nn.Module, trial: Trial) -> Run:
         torch.manual_seed(self.seed)
         with InFloat64():
-            return run_compiled(module, self.call.args, self.call.kwargs)
+            return run_compiled(module, trial.call.args, trial.call.kwargs, trial.calls)
 
-    def _original(self, rank: int | None, noise: float = 0.0, seed: int | None = None) -> Run:
+    def _original(self, rank: int | None, trial: Trial, noise: float = 0.0, seed: int | None = None) -> Run:
         """Runs the oracle (the full model for None), its weights and inputs changed by the relative ``noise``."""
         generator = torch.Generator().manual_seed(0)
 
@@ -113,7 +130,7 @@ class Verification:
                 kept = self.plan.mask(name, rank)
             return kept if not noise else kept * (1 + noise * _draw(torch.Size(whole), generator))
 
-        call = self.call
+        call = trial.call
         if noise:
             call = call.map_tensors(
                 lambda t: t * (1 + noise * _draw(t.shape, generator)) if t.is_floating_point() else t
@@ -121,28 +138,33 @@ class Verification:
         torch.manual_seed(self.seed if seed is None else seed)
         try:
             with InFloat64():
-                return run_original(self.model, call.args, call.kwargs, mask)
+                run = run_original(self.model, call.args, call.kwargs, mask)
+                for _ in range(trial.calls - 1):
+                    run = run_original(self.model, call.args, call.kwargs, mask, run.buffers)
+                return run
         except Exception as error:
             raise NotComparable(
                 f"the original model does not run in float64 on the CPU: {first_line(error)} (at "
                 f"{user_line(error.__traceback__)}). It was only captured and partitioned."
             ) from error
 
-    def _comparison(self, compared: list[Deviation], expected: Run, rank: int, mode: str) -> Comparison:
+    def _comparison(self, compared: list[Deviation], expected: Run, rank: int, mode: str, trial: Trial) -> Comparison:
         inexact = [one for one in compared if not one.is_exact]
-        status = self._status(inexact, expected, rank) if inexact else "exact"
+        status = self._status(inexact, expected, rank, trial) if inexact else "exact"
         worst = max(compared, key=lambda one: math.inf if math.isnan(one.error) else one.error, default="")
         outputs, gradients, statistics = (_largest(compared, kind) for kind in ("output", "gradient", "statistic"))
-        return Comparison(rank, mode, status, outputs, gradients, statistics, str(worst))
+        return Comparison(rank, mode, status, outputs, gradients, statistics, str(worst), trial.name)
 
-    def _status(self, inexact: list[Deviation], expected: Run, rank: int) -> str:
+    def _status(self, inexact: list[Deviation], expected: Run, rank: int, trial: Trial) -> str:
         """Returns why a correct subnetwork may deviate; "not exact" if nothing explains it."""
-        whole = self._original(None)
+        whole = self._original(None, trial)
         if any(torch.isnan(tensor).any() for tensor in (*whole.outputs, *whole.gradients.values())):
             return "not finite"
-        if any(error > 1e-9 for error in _distances(self._original(rank, seed=self.seed + 1), expected).values()):
+        if any(
+            error > 1e-9 for error in _distances(self._original(rank, trial, seed=self.seed + 1), expected).values()
+        ):
             return "random"
-        sensitivity = _distances(self._original(rank, noise=_ROUNDING), expected)
+        sensitivity = _distances(self._original(rank, trial, noise=_ROUNDING), expected)
         for one in inexact:
             allowed = 30 * sensitivity.get((one.kind, one.name), 0.0)
             if not one.error <= min(allowed, _MOST_ROUNDING):

@@ -51,6 +51,13 @@ def verdict(result: CheckResult) -> Text:
             f"original's to {worst:.0e}, in training and evaluation.",
             style="default not bold",
         )
+        if result.compared:
+            what = result.compared
+            more = "; ".join(name for name in what["calls"] if name != "example inputs")
+            text.append(
+                f" Also compared for worker {result.ranks[0]}: {more}. All in {what['dtype']}, seed {what['seed']}.",
+                style="default not bold",
+            )
     return text
 
 
@@ -94,9 +101,9 @@ def _frozen(result: CheckResult) -> Table:
 
 def _comparisons(result: CheckResult) -> Table:
     table = _table(
-        "Relative deviation from the original model", "worker", "mode", "outputs", "gradients", "statistics", ""
+        "Relative deviation from the original model", "worker", "mode", "call", "outputs", "gradients", "statistics", ""
     )
     for one in result.comparisons[: 2 * MOST_ROWS]:
         errors = (f"{error:.0e}" for error in (one.outputs, one.gradients, one.statistics))
-        table.add_row(str(one.rank), one.mode, *errors, one.status if one.status != "exact" else "")
+        table.add_row(str(one.rank), one.mode, one.trial, *errors, one.status if one.status != "exact" else "")
     return table

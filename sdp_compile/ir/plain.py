@@ -43,6 +43,11 @@ def _number(value: Any) -> Any:
     return (kind, value if value == value else "nan") if kind in _NUMBERS else value
 
 
+def _own(kind: type) -> set[str]:
+    """Returns the names that a class and its bases other than `object` define."""
+    return {name for base in kind.__mro__ if base is not object for name in vars(base)}
+
+
 class _Freezer:
     def __init__(self) -> None:
         self._left = _MOST
@@ -74,7 +79,7 @@ class _Freezer:
         if isinstance(value, Set):
             return frozenset(self.freeze(item) for item in islice(value, max(0, self._left)))
         attributes = getattr(value, "__dict__", None)
-        if isinstance(attributes, dict) and attributes and type(value).__reduce__ is object.__reduce__:
+        if isinstance(attributes, dict) and attributes and "__reduce__" not in _own(type(value)):
             return tuple((name, self.freeze(item)) for name, item in list(attributes.items()))
         try:
             return pickle.dumps(value)
