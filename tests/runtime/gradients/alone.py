@@ -71,7 +71,7 @@ class Noted(Reduction):
 
 
 class Launch(torch.autograd.Function):
-    """The identity, whose backward hands over the gradients as a compiled graph does; "lost" says that they end there."""
+    """The identity, whose backward hands over gradients as a compiled graph does; "lost" says that they end there."""
 
     @staticmethod
     def forward(ctx: Any, launched: Callable[..., object], *parameters: Tensor) -> tuple[Tensor, ...]:

@@ -22,6 +22,10 @@ STARTS: list[Any] = [("start", 2, [1, 2, 0]), ("start", 5, [2, 0]), ("start", 9,
 FINISHES = [("finish", 2), ("finish", 5), ("finish", 9)]
 
 
+AT_THE_END, BY_A_HOOK, BY_A_GRAPH = "NoneType", "AccumulateGrad", "LaunchBackward"
+"""Where in a backward a bucket is issued."""
+
+
 class Three(nn.Module):
     """Parameters whose gradients are 1, 2 and 3, one that is frozen, and one that is not of the model."""
 
@@ -33,21 +37,22 @@ class Three(nn.Module):
 
 
 class Engine(GradientEngine):
-    """An engine of one worker that notes its calls, and in which node of backward it issues buckets."""
+    """An engine of one worker that notes its calls, and where in backward it issues buckets."""
 
     def __init__(self, **options: Any) -> None:
         self.three = Three()
         state = {
-            name: SimpleNamespace(kind="parameter", requires_grad=name != "frozen") for name in ("a", "b", "c", "frozen")
+            name: SimpleNamespace(kind="parameter", requires_grad=name != "frozen")
+            for name in ("a", "b", "c", "frozen")
         }
         holdings: Any = SimpleNamespace(plan=SimpleNamespace(state=state), region=lambda piece: Region(piece.index))
         super().__init__(self.three, holdings, groups(), BUCKETS, **options)
         self.reduction = self.noted = Noted()
-        self.during: list[bool] = []
+        self.during: list[str] = []
         start = self.noted.start
 
         def recorded(bucket: Any, flat: Tensor) -> None:
-            self.during.append(torch._C._current_autograd_node() is not None)
+            self.during.append(type(torch._C._current_autograd_node()).__name__)
             start(bucket, flat)
 
         self.noted.start = recorded  # type: ignore[method-assign]
@@ -56,8 +61,8 @@ class Engine(GradientEngine):
         three = self.three
         (three.a + 2 * three.b + 3 * three.c + more).sum().backward()
 
-    def step(self, more: Any = 0) -> list[bool]:
-        """One backward on fresh gradients; whether each bucket was issued during it."""
+    def step(self, more: Any = 0) -> list[str]:
+        """One backward on fresh gradients; where each bucket was issued."""
         self.three.zero_grad()
         self.during.clear()
         self.backward(more)
@@ -99,8 +104,8 @@ def test_averages_take_the_place_of_gradients(engine: Engine) -> None:
 
 
 def test_buckets_are_issued_during_backward_once_the_workers_have_an_order(engine: Engine) -> None:
-    assert engine.step() == [False] * 3
-    assert engine.step() == [True] * 3
+    assert engine.step() == [AT_THE_END] * 3
+    assert engine.step() == [BY_A_HOOK] * 3
 
 
 def test_workers_agree_at_the_first_second_fourth_and_eighth_reduction(engine: Engine, seen: list[Flags]) -> None:
@@ -155,7 +160,7 @@ def test_without_synchronisation_gradients_are_pending(engine: Engine) -> None:
         engine.backward()
     engine.three.zero_grad()
     assert not engine.pending
-    assert engine.step() == [True] * 3
+    assert engine.step() == [BY_A_HOOK] * 3
 
 
 def test_a_failed_backward_is_brought_to_an_end(engine: Engine) -> None:
@@ -237,9 +242,9 @@ def only(engine: Engine, loss: Tensor) -> None:
 
 def test_a_graph_launches_after_the_workers_have_agreed(engine: Engine, seen: list[Flags]) -> None:
     only(engine, launching(engine, 2, "a", "b"))
-    assert engine.during == [False] * 3 and not seen[0].no_graph_asked
+    assert engine.during == [AT_THE_END] * 3 and not seen[0].no_graph_asked
     only(engine, launching(engine, 2, "a", "b"))
-    assert engine.during == [True, False, False]  # bucket 5 waits for the end: no hook has completed it before
+    assert engine.during == [BY_A_GRAPH, BY_A_HOOK, AT_THE_END]
     assert engine.noted.taken()[0] == ("start", 2, [1, 1, 0])
     assert engine.gradients() == [[10, 1], [10, 10], [0, 0]]
     for _ in range(3):
@@ -262,9 +267,9 @@ def test_launches_that_are_not_of_a_whole_bucket_are_left_to_the_end(engine: Eng
 
 def test_a_frozen_parameter_does_not_keep_a_bucket_from_its_launch(engine: Engine, seen: list[Flags]) -> None:
     engine.three.b.requires_grad_(False)
-    for expected in (False, True):
+    for expected in (AT_THE_END, BY_A_GRAPH):
         only(engine, launching(engine, 2, "a", "b"))
-        assert engine.during[0] is expected and engine.gradients() == [[10, 1], None, [0, 0]]
+        assert engine.during[0] == expected and engine.gradients() == [[10, 1], None, [0, 0]]
 
 
 @pytest.mark.parametrize("other_use", ["a second call", "a penalty"])
@@ -280,4 +285,4 @@ def test_an_incomplete_launch_is_reduced_again(engine: Engine, seen: list[Flags]
     again: list[Any] = [("start", 2, [2, 2, 0]), ("start", 5, [2, 0]), ("start", 9, [0, 0, 0]), "started all"]
     assert calls[-10:] == [*FINISHES, *again, *FINISHES]
     only(engine, launching(engine, 2, "a", "b"))
-    assert engine.during[0] is False and engine.gradients() == [[10, 1], [10, 10], [0, 0]]
+    assert engine.during[0] == BY_A_HOOK and engine.gradients() == [[10, 1], [10, 10], [0, 0]]
