@@ -71,7 +71,7 @@ def test_what_is_forgotten_is_watched_no_more(arrivals: Arrivals, parameter: nn.
     arrivals.forget()
     assert not arrivals.differ()
     parameter.sum().backward()
-    assert not arrivals.differ()
+    assert not arrivals.differ() and arrivals._handles == []
 
 
 def test_the_first_launch_of_a_parameter_counts(arrivals: Arrivals, parameter: nn.Parameter) -> None:

@@ -108,6 +108,17 @@ def test_buckets_are_issued_during_backward_once_the_workers_have_an_order(engin
     assert engine.step() == [BY_A_HOOK] * 3
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_no_backward_is_taken_for_one_that_the_engine_knows(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """PyTorch numbers backward passes from 0; outside of them it says -1."""
+    with monkeypatch.context() as patched:
+        patched.setattr(torch._C, "_current_graph_task_id", lambda: number)
+        engine.step()
+    assert engine.gradients() == AVERAGES
+
+
 def test_workers_agree_at_the_first_second_fourth_and_eighth_reduction(engine: Engine, seen: list[Flags]) -> None:
     counts = []
     for _ in range(9):

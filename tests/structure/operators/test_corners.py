@@ -57,6 +57,12 @@ VECTORS: dict[str, tuple[Function, bool]] = {
     "with an empty slice": (lambda h: torch.cat([h, h[:, 3:3]], 1), False),
     "repeat interleave of all": (lambda h: h.repeat_interleave(2).view(4, 24), True),
     "transposed matrices": (lambda h: stack(h).mT.flatten(1), False),
+    "cumulated over rows": (lambda h: h * h.cumsum(0).sum(1, keepdim=True), False),
+    "cumulated over units": (lambda h: h * h.cumsum(1).sum(1, keepdim=True), True),
+    "zero added": (lambda h: h * (h + 0).sum(1, keepdim=True), False),
+    "one added": (lambda h: h * (h + 1).sum(1, keepdim=True), True),
+    "einsum with rows left out": (lambda h: h * torch.einsum("...u,u->...", h.sin(), h.sum(0)).unsqueeze(1), False),
+    "einsum of all units": (lambda h: h * torch.einsum("...u,...v->...", h, h.cos()).unsqueeze(1), True),
     "cross product of sigmoids": (
         lambda h: h + torch.linalg.cross(stack(h).sigmoid(), stack(h).sigmoid().square(), dim=1).sum(2).repeat(1, 4),
         True,
