@@ -48,7 +48,7 @@ def test_a_tensor_hook_makes_another_gradient(arrivals: Arrivals, parameter: nn.
         gradient.mul_(2)
 
     for hook in (lambda gradient: gradient * 2, in_place):
-        handle = parameter.register_hook(hook)  # type: ignore[arg-type]
+        handle = parameter.register_hook(hook)
         run(arrivals, parameter)
         handle.remove()
         assert arrivals.differ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ def test_each_accumulated_gradient_is_told_of() -> None:
     listener, hooks = Listener(), Hooks()
     first, second = (nn.Parameter(torch.ones(1)) for _ in range(2))
     frozen = nn.Parameter(torch.ones(1), requires_grad=False)
-    computed: nn.Parameter = first * 2  # type: ignore[assignment]
+    computed: Any = first * 2
     hooks.attach(listener, {frozen: [7], computed: [8], first: [0], second: [1, 2]})
     second.sum().backward()
     first.sum().backward()

@@ -17,7 +17,8 @@ class Watched(LaunchState):
 
     def __init__(self) -> None:
         super().__init__()
-        self.certain, self.followed = True, []  # type: ignore[var-annotated]
+        self.certain = True
+        self.followed: list[Any] = []
         arrivals: Any = SimpleNamespace(follow=self.followed.append, are_certain=lambda parameters: self.certain)
         self.arrivals = arrivals
 

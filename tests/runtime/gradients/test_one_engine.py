@@ -55,7 +55,7 @@ class Engine(GradientEngine):
             self.during.append(type(torch._C._current_autograd_node()).__name__)
             start(bucket, flat)
 
-        self.noted.start = recorded  # type: ignore[method-assign]
+        self.noted.start = recorded
 
     def backward(self, more: Any = 0) -> None:
         three = self.three

@@ -10,6 +10,7 @@ from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
 from sdp_compile.runtime.gradients.slots import Slot
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
+from sdp_compile.runtime.sharding.shards import Shard
 from tests.runtime.connected import WORKERS, subnet
 from tests.runtime.gradients.alone import groups
 from tests.runtime.stub import SCATTERED, Subnet
@@ -91,10 +92,10 @@ class Scattered:
             for _, shard in bucket.shards:
                 assert torch.equal(self.part(shard.name, shard), torch.full_like(shard.parameter, alone))
 
-    def part(self, name: str, shard: object) -> Tensor:
+    def part(self, name: str, shard: Shard) -> Tensor:
         gradient = self.parameters[name].grad
         assert isinstance(gradient, ShardedGradient) and gradient.fresh is None
-        return gradient.parts[shard].reshape(-1)  # type: ignore[index]
+        return gradient.parts[shard].reshape(-1)
 
 
 @pytest.fixture
