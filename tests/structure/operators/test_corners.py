@@ -63,6 +63,25 @@ VECTORS: dict[str, tuple[Function, bool]] = {
     "one added": (lambda h: h * (h + 1).sum(1, keepdim=True), True),
     "einsum with rows left out": (lambda h: h * torch.einsum("...u,u->...", h.sin(), h.sum(0)).unsqueeze(1), False),
     "einsum of all units": (lambda h: h * torch.einsum("...u,...v->...", h, h.cos()).unsqueeze(1), True),
+    "products of rows": (lambda h: h * torch.linalg.vecdot(h, h.sin(), dim=0), True),
+    "products of units": (lambda h: h * torch.linalg.vecdot(h, h.sin()).unsqueeze(1), False),
+    "on a diagonal": (lambda h: h * torch.diag_embed(h).sum(1), True),
+    "rows on a diagonal": (lambda h: h * torch.diag_embed(h.t()).sum(2).t(), False),
+    "spectrum of rows": (lambda h: h * torch.fft.fftn(h.t(), s=(4,)).real.t(), False),
+    "spectrum of units": (lambda h: h * torch.fft.fftn(h, s=(12,)).real, True),
+    "attention of grouped heads": (
+        lambda h: (
+            F.scaled_dot_product_attention(
+                h[:, :8].view(1, 4, 4, 2).transpose(1, 2),
+                h[:, 8:].view(1, 4, 2, 2).transpose(1, 2),
+                h[:, 8:].view(1, 4, 2, 2).transpose(1, 2).sin(),
+                enable_gqa=True,
+            )
+            .transpose(1, 2)
+            .reshape(4, 8)
+        ),
+        False,
+    ),
     "cross product of sigmoids": (
         lambda h: h + torch.linalg.cross(stack(h).sigmoid(), stack(h).sigmoid().square(), dim=1).sum(2).repeat(1, 4),
         True,
