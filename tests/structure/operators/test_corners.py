@@ -63,7 +63,7 @@ VECTORS: dict[str, tuple[Function, bool]] = {
     "one added": (lambda h: h * (h + 1).sum(1, keepdim=True), True),
     "einsum with rows left out": (lambda h: h * torch.einsum("...u,u->...", h.sin(), h.sum(0)).unsqueeze(1), False),
     "einsum of all units": (lambda h: h * torch.einsum("...u,...v->...", h, h.cos()).unsqueeze(1), True),
-    "products of rows": (lambda h: h * torch.linalg.vecdot(h, h.sin(), dim=0), True),
+    "products of rows": (lambda h: h[:, 6:] * torch.linalg.vecdot(h[:, :6], h[:, :6].sin(), dim=0), True),
     "products of units": (lambda h: h * torch.linalg.vecdot(h, h.sin()).unsqueeze(1), False),
     "on a diagonal": (lambda h: h * torch.diag_embed(h).sum(1), True),
     "rows on a diagonal": (lambda h: h * torch.diag_embed(h.t()).sum(2).t(), False),
@@ -83,7 +83,9 @@ VECTORS: dict[str, tuple[Function, bool]] = {
         False,
     ),
     "cross product of sigmoids": (
-        lambda h: h + torch.linalg.cross(stack(h).sigmoid(), stack(h).sigmoid().square(), dim=1).sum(2).repeat(1, 4),
+        lambda h: (
+            stack(h) + torch.linalg.cross(stack(h).sigmoid(), stack(h).sigmoid().square(), dim=1).sum(2, keepdim=True)
+        ).flatten(1),
         True,
     ),
 }
