@@ -13,6 +13,8 @@ from torch.nn.utils import parametrizations
 from sdp_compile import NeuronPolicy
 from sdp_compile.capture import capture
 from sdp_compile.structure.analysis import analyse
+from sdp_compile.structure.layout import Leaf
+from tests.passes.programs import context_of
 from tests.structure.operators.test_module_rules import StandardisedConvolution, Then, sequence
 from tests.structure.operators.test_operator_rules import Branches, Function, Image, Vector, check, index
 
@@ -201,3 +203,19 @@ def test_layers() -> None:
     for name, (_, expected) in LAYERS.items():
         prefix = f"branches.{name}."
         assert {p.removeprefix(prefix) for p in cut if p.startswith(prefix)} == expected, name
+
+
+def test_a_cell_sums_over_features_that_are_0_where_its_weight_is_not() -> None:
+    text = """
+        x: f32[3, 4] = placeholder
+        state: f32[3, 5] = placeholder
+        up: f32[6, 4] = get_attr[up.weight]
+        stored: f32[5, 6] = get_attr[stored]
+        hidden: f32[5, 5] = get_attr[cell.weight_hh]
+        features: f32[3, 6] = aten.linear(x, up)
+        weight: f32[5, 6] = aten.sigmoid(stored)
+        cell: f32[3, 5] = aten.rnn_tanh_cell(features, state, weight, hidden)
+        return cell"""
+    layouts = context_of(text, NeuronPolicy()).analysis.structure.layouts
+    assert layouts["up.weight"] == (Leaf(6, "up.weight[0]"), Leaf(4))
+    assert layouts["stored"] == (Leaf(5), Leaf(6, "up.weight[0]"))
