@@ -157,9 +157,21 @@ BY_NAME: dict[str, Any] = {
     "repeats": (2, 1),
     "chunks": 2,
 }
-BY_TYPE: dict[str, Any] = {"bool": True, "float": 0.5, "int": 1, "ScalarType": torch.float64, "Device": "cpu"}
+BY_TYPE: dict[str, Any] = {"bool": True, "float": 0.5, "int": 1, "Device": "cpu"}
 
 COMPLEX = {"_conj", "imag", "view_as_real", "view_as_real_copy"}
+ALWAYS_REAL = {"polar", "complex"}
+
+NUMBERS = (0, 0.5, 1, 2, -0.5)
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "number": NUMBERS,
+    "float": NUMBERS,
+    "rounding_mode": ("floor", "trunc"),
+    "approximate": ("tanh",),
+    "mode": ("reflect", "replicate", "circular"),
+    "reduce": ("prod", "mean", "amax", "amin"),
+}
+"""By type or name, values in place of the default or of the sample."""
 
 
 def overloads(name: str) -> list[Any]:
@@ -188,23 +200,42 @@ def spatial_argument(name: str, argument: str) -> Any:
     return (1,) * 2 * dims if argument == "padding" and dims else None
 
 
-def drawn(shape: Any, draw: random.Random) -> Tensor:
-    """Between 0.1 and 0.9, in half of the draws of either sign."""
+def drawn(shape: Any, draw: random.Random, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Between 0.1 and 0.9, in half of the draws of either sign; both parts of complex numbers."""
+    if dtype.is_complex:
+        return torch.complex(drawn(shape, draw), drawn(shape, draw)).to(dtype)
     values = torch.tensor([draw.uniform(0.1, 0.9) for _ in range(torch.Size(shape).numel())], dtype=torch.float64)
     signs = torch.tensor([draw.choice((-1.0, 1.0)) for _ in values]) if draw.random() < 0.5 else 1.0
-    return (values * signs).reshape(shape)
+    return (values * signs).reshape(shape).to(dtype)
 
 
-def arguments_of(name: str, overload: Any, draw: random.Random) -> dict[str, Any]:
-    """All arguments of one call by name, those left out that take their default."""
+def arguments_of(
+    name: str, overload: Any, draw: random.Random, dtype: torch.dtype = torch.float64, options: bool = False
+) -> dict[str, Any]:
+    """All arguments of one call by name, those left out that take their default.
+
+    Args:
+        name: The operator's name.
+        overload: One of its overloads.
+        draw: The source of randomness.
+        dtype: The dtype of tensors of floats.
+        options: Whether numbers and modes get other values than their default or the sample's.
+    """
     short = name.rpartition("::")[2]
     given = SAMPLES.get(short, {})
+    if short in COMPLEX:
+        dtype = {torch.float32: torch.complex64, torch.float64: torch.complex128}.get(dtype, dtype)
+    elif short in ALWAYS_REAL:
+        dtype = {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
     result: dict[str, Any] = {}
     for argument in overload._schema.arguments:
-        key, kind = argument.name, str(argument.type)
-        if key in given:
+        key, kind = argument.name, str(argument.type).removeprefix("Optional[").removesuffix("]")
+        choices = OPTIONS.get(key, OPTIONS.get(kind, ())) if options else ()
+        if choices and (argument.has_default_value() or key in given):
+            result[key] = draw.choice(choices)
+        elif key in given:
             value = given[key]
-            result[key] = drawn(value, draw) if isinstance(value, list) and isinstance(value[0], int) else value
+            result[key] = drawn(value, draw, dtype) if isinstance(value, list) and isinstance(value[0], int) else value
         elif argument.has_default_value():
             continue
         elif spatial_argument(short, key) is not None:
@@ -212,12 +243,13 @@ def arguments_of(name: str, overload: Any, draw: random.Random) -> dict[str, Any
         elif key in BY_NAME and kind != "List[Tensor]" and not (kind == "Tensor" and key in NUMBERED):
             result[key] = BY_NAME[key]
         elif kind == "Tensor":
-            value = drawn(spatial_shape(short) or [3, 4], draw)
-            result[key] = torch.complex(value, drawn(value.shape, draw)) if short in COMPLEX else value
+            result[key] = drawn(spatial_shape(short) or [3, 4], draw, dtype)
         elif kind == "List[Tensor]":
-            result[key] = [drawn([3, 4], draw), drawn([3, 4], draw)]
+            result[key] = [drawn([3, 4], draw, dtype), drawn([3, 4], draw, dtype)]
         elif kind == "number":
-            result[key] = draw.choice((0, 0.5, 1, 2, -0.5))
+            result[key] = draw.choice(NUMBERS)
+        elif kind == "ScalarType":
+            result[key] = dtype
         elif kind in BY_TYPE:
             result[key] = BY_TYPE[kind]
         else:

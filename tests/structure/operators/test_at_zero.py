@@ -1,4 +1,4 @@
-"""What the table says about operators at 0, held against the operators themselves, values and gradients in float64."""
+"""What the table says about operators at 0, held against the operators themselves: values and gradients."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.structure.operators.samples import arguments_of, overloads
 
 Tensor = torch.Tensor
 DRAWS = 8
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 # Their arguments are not dense tensors of floats, or they belong to a device or library that a test cannot assume.
 NOT_CALLED = {"pin_memory", "_grouped_mm", "transformers::grouped_mm_fallback"}
@@ -29,7 +30,7 @@ def leaves(arguments: Mapping[str, Any]) -> list[tuple[str, int | None]]:
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             found.append((key, None))
         elif isinstance(value, list):
-            found += [(key, n) for n, item in enumerate(value) if item.is_floating_point()]
+            found += [(key, n) for n, item in enumerate(value) if item.is_floating_point() or item.is_complex()]
     return found
 
 
@@ -103,25 +104,24 @@ def said(overload: Any, arguments: Mapping[str, Any], zeros: list[tuple[str, int
     return at_zero(Call({**bound, **arguments}, is_zero))
 
 
-def cases(name: str) -> Iterator[tuple[Any, dict[str, Any], Outcome]]:
-    """Calls of all overloads with every choice of tensors set to 0, and what the table says.
+def cases(overload: Any, name: str, dtype: torch.dtype) -> Iterator[tuple[dict[str, Any], Outcome]]:
+    """Calls with every choice of tensors set to 0, and what the table says.
 
     Nothing is promised for arguments for which the operator is not finite anyway, as the logarithm of negative numbers.
     """
     draw = random.Random(name)
-    for overload in overloads(name):
-        for _ in range(DRAWS):
-            arguments = arguments_of(name, overload, draw)
-            try:
-                _, is_finite = run(overload, arguments)
-            except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError):
-                break
-            places = leaves(arguments)
-            for chosen in product((True, False), repeat=len(places)):
-                zeros = [place for place, zero in zip(places, chosen, strict=True) if zero]
-                outcome = said(overload, arguments, zeros)
-                if (is_finite and (zeros or not places)) or outcome is Outcome.UNDEFINED:
-                    yield overload, with_zeros(arguments, zeros), outcome
+    for number in range(2 * DRAWS):
+        arguments = arguments_of(name, overload, draw, dtype, options=number % 2 == 1)
+        try:
+            _, is_finite = run(overload, arguments)
+        except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError):
+            continue  # it does not take this dtype, or these options
+        places = leaves(arguments)
+        for chosen in product((True, False), repeat=len(places)):
+            zeros = [place for place, zero in zip(places, chosen, strict=True) if zero]
+            outcome = said(overload, arguments, zeros)
+            if (is_finite and (zeros or not places)) or outcome is Outcome.UNDEFINED:
+                yield with_zeros(arguments, zeros), outcome
 
 
 NAMES = [
@@ -135,19 +135,21 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_and_gradients_at_zero_are_as_declared(name: str) -> None:
-    undefined: dict[Any, list[bool]] = {}
-    checked = 0
-    for overload, arguments, outcome in cases(name):
-        is_zero, is_finite = run(overload, arguments)
-        if outcome is Outcome.UNDEFINED:
-            undefined.setdefault(name if "pow" in name else overload, []).append(is_finite)
-        else:
-            assert is_finite, (overload, arguments)
-        assert is_zero or outcome is not Outcome.ZERO, (overload, arguments)
-        checked += 1
-    assert checked, "no overload accepts the arguments that this test draws"
-    for overload, are_finite in undefined.items():  # powers may be infinite: it depends on the exponent
-        assert not all(are_finite) if "pow" in name else not any(are_finite), overload
+    """In all dtypes that an overload takes; every overload takes at least one of them."""
+    for overload in overloads(name):
+        undefined: list[bool] = []
+        checked = 0
+        for dtype in DTYPES:
+            for arguments, outcome in cases(overload, name, dtype):
+                is_zero, is_finite = run(overload, arguments)
+                if outcome is Outcome.UNDEFINED:
+                    undefined.append(is_finite)
+                else:
+                    assert is_finite, (overload, arguments)
+                assert is_zero or outcome is not Outcome.ZERO, (overload, arguments)
+                checked += 1
+        assert checked, f"{overload} accepts none of the arguments that this test draws"
+        assert not undefined or not all(undefined), f"{overload} is finite wherever the table says that it is not"
 
 
 def test_in_place_variants_and_second_names_do_the_same() -> None:
