@@ -28,19 +28,19 @@ class ModReLU(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two branches that end in complex linear layers; the output is complex."""
+    """Two branches, real parts of what complex linear layers give; the output is complex."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Linear(5, 6, dtype=COMPLEX)
+        self.stem, self.head = nn.Linear(5, 6, dtype=COMPLEX), nn.Linear(6, 3, dtype=COMPLEX)
         self.ups = nn.ModuleList(nn.Linear(6, 8, dtype=COMPLEX) for _ in range(2))
         self.downs = nn.ModuleList(nn.Linear(8, 6, dtype=COMPLEX) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+        y = self.stem(x).real
         for up, down in zip(self.ups, self.downs, strict=True):
-            x = x + down(torch.tanh(up(x)))
-        return x
+            y = y + down(torch.tanh(up(y.to(COMPLEX)))).real
+        return self.head(torch.complex(y, y.square()))
 
 
 class Convolutions(nn.Module):
@@ -108,7 +108,7 @@ class Spectral(nn.Module):
         h = self.lift(x).movedim(-1, 1)
         spectrum = torch.fft.rfft(h)[..., :3]
         mixed = torch.fft.irfft(torch.einsum("bix,iox->box", spectrum, self.modes), n=h.shape[-1])
-        return self.project(torch.tanh(mixed + h).movedim(1, -1))
+        return self.project(torch.tanh(mixed).movedim(1, -1))
 
 
 class Table(nn.Module):
