@@ -54,6 +54,23 @@ def test_the_masked_reference_equals_the_original(name: str, policy: str) -> Non
         assert relative_error(gradient, expected.gradients[key] * mask, 1e-9) < 1e-9, key
 
 
+def test_rescale_scales_complex_activations() -> None:
+    """Two workers with one owner for each unit: what enters the second layer counts twice in training."""
+    layers = nn.Linear(5, 8, dtype=torch.complex128), nn.Tanh(), nn.Linear(8, 3, dtype=torch.complex128)
+    model, x = randomise(nn.Sequential(*layers)), MODELS["modReLU"][1]
+    module = sdp_compile(model, NeuronPolicy(replicas=1, rescale=True), (x,), workers=2, rank=0)
+    hook = layers[2].register_forward_pre_hook(lambda _, args: (args[0] * 2,))
+    for training in (True, False):
+        if not training:
+            hook.remove()
+        expected = run_original(model.train(training), (x,), {}, lambda name: module.plan.mask(name, 0))
+        found = run_compiled(module.train(training), (x,), {})
+        assert relative_error(found.outputs[0], expected.outputs[0]) < 1e-12
+        for key, gradient in found.gradients.items():
+            wanted = expected.gradients[key][module.plan.mask(key, 0)]
+            assert relative_error(gradient.reshape(-1), wanted) < 1e-12, key
+
+
 def test_the_imaginary_part_takes_part() -> None:
     """Guards the oracle: weights and gradients with no imaginary part would hide a missing conjugation."""
     model, x = build("modReLU")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -89,6 +90,10 @@ SAMPLES: dict[str, dict[str, Any]] = {
     },
     "slice_scatter": {"self": [3, 4], "src": [2, 4], "dim": 0, "start": 1},
     "select_scatter": {"self": [3, 4], "src": [4], "dim": 0, "index": 1},
+    **{name: {"self": [3, 3]} for name in ("cholesky_inverse", "inverse", "logdet", "slogdet", "svd")},
+    "cholesky_solve": {"self": [3, 2], "input2": [3, 3]},
+    "triangular_solve": {"self": [3, 2], "A": [3, 3]},
+    "multinomial": {"num_samples": 1},
     "clamp.Tensor": {"min": [3, 4], "max": [3, 4]},
     "count_nonzero.dim_IntList": {"dim": (0,)},
     "einsum.default": {"tensors": [[3, 4], [3, 4]]},
@@ -206,7 +211,7 @@ def overloads(name: str) -> list[Any]:
         one
         for one in found
         if not any(p.is_out or p.is_written for p in parameters(one))
-        and not any("Dict" in str(argument.type) for argument in one._schema.arguments)
+        and not any("Dict" in str(value.type) for value in (*one._schema.arguments, *one._schema.returns))
         and all("Tensor" in str(result.type) for result in one._schema.returns)  # others are those of TorchScript
     ]
 
@@ -243,7 +248,12 @@ def _given(value: Any, draw: random.Random, dtype: torch.dtype) -> Any:
 
 
 def arguments_of(
-    name: str, overload: Any, draw: random.Random, dtype: torch.dtype = torch.float64, option: int | None = None
+    name: str,
+    overload: Any,
+    draw: random.Random,
+    dtype: torch.dtype = torch.float64,
+    option: int | None = None,
+    shape: Sequence[int] = (3, 4),
 ) -> dict[str, Any]:
     """All arguments of one call by name, those left out that take their default.
 
@@ -252,6 +262,7 @@ def arguments_of(
         overload: One of its overloads.
         draw: The source of randomness.
         dtype: The dtype of tensors of floats.
+        shape: The shape of tensors that have no sample.
         option: A number that chooses other values than the default or the sample's for numbers and modes.
     """
     short = name.rpartition("::")[2]
@@ -278,9 +289,9 @@ def arguments_of(
         elif key in BY_NAME and kind != "List[Tensor]" and not (kind == "Tensor" and key in NUMBERED):
             result[key] = BY_NAME[key]
         elif kind == "Tensor":
-            result[key] = drawn(spatial_shape(short) or [3, 4], draw, dtype)
+            result[key] = drawn(spatial_shape(short) or shape, draw, dtype)
         elif kind == "List[Tensor]":
-            result[key] = [drawn([3, 4], draw, dtype), drawn([3, 4], draw, dtype)]
+            result[key] = [drawn(shape, draw, dtype), drawn(shape, draw, dtype)]
         elif kind == "number":
             result[key] = draw.choice(NUMBERS)
         elif key == "dtype":
