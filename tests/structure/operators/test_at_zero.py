@@ -93,7 +93,7 @@ def _call(overload: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
             result = overload(**arguments)
     if len(overload._schema.returns) > 1:
         result = result[0]
-    results = list(result) if isinstance(result, list | tuple) else [result]
+    results = [r for r in (result if isinstance(result, list | tuple) else [result]) if isinstance(r, Tensor)]
     return [torch.view_as_real(r.resolve_conj()) if r.is_complex() else r for r in results]
 
 
