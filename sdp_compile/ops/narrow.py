@@ -116,8 +116,9 @@ def _as_autocast(x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None) ->
     dtype = torch.get_autocast_dtype(x.device.type)
 
     def cast(tensor: Tensor | None) -> Tensor | None:
-        stays = tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point()
-        return tensor if stays else tensor.to(dtype)
+        if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point():
+            return tensor
+        return tensor.to(dtype)
 
     return tuple(map(cast, (x, owned, rest, bias)))
 
