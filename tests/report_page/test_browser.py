@@ -119,6 +119,7 @@ def test_the_search_narrows_the_graph_and_can_be_cleared(driver: Chrome, page: P
     click(driver, "#changes")
     for run in all_of(driver, "#listing .run > summary"):  # many rows of one kind, here the all-reduces
         click(driver, run)
+
     def kinds(driver: Chrome) -> set[str]:
         return {one.text for one in all_of(driver, "#listing .row .kind")}
 
