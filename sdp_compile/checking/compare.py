@@ -94,6 +94,6 @@ def deviations(
         if actual.gradients[name].any():
             yield Deviation("gradient", name, float("inf"))
     for name, buffer in actual.buffers.items():
-        if name in persistent and name in expected.buffers and buffer.is_floating_point():
+        if name in persistent and name in expected.buffers and (buffer.is_floating_point() or buffer.is_complex()):
             wanted = owned(expected.buffers[name], plan, name, rank)
             yield Deviation("statistic", name, relative_error(buffer.reshape(-1), wanted))

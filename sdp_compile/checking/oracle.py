@@ -25,7 +25,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: torch.Tensor, scale: float, shift: float = 0.0) -> None:
-        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * scale + shift)
+        dtype = torch.complex128 if tensor.is_complex() else torch.float64
+        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=dtype) * scale + shift)
 
     for parameter in model.parameters():
         if parameter.is_floating_point() or parameter.is_complex():
@@ -80,8 +81,13 @@ class Run:
 
 
 def tensors_of(output: Any) -> list[torch.Tensor]:
-    """Returns the floating-point tensors of a model's result, in order."""
-    return [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    """Returns the floating-point tensors of a model's result, in order; complex ones as real and imaginary parts."""
+    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+    return [
+        torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+        for t in tensors
+        if t.is_floating_point() or t.is_complex()
+    ]
 
 
 def scalar(outputs: list[torch.Tensor]) -> torch.Tensor:

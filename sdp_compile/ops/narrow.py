@@ -5,6 +5,10 @@ names compute with the joined parameter. They work on the two parts where that i
 them, and save for backward only what the gradients of the input and of the owned part need. ``runs`` are the lengths of
 alternating owned and unowned stretches along the cut dimension; see `sdp_compile.planning.unowned.Unowned.runs`.
 
+Backward can be differentiated again. So what the Functions save are their inputs: autograd knows where an input comes
+from, but not where a tensor made in ``forward`` does. Gradients follow PyTorch's convention for complex numbers, which
+conjugates the other factor of a product.
+
 Source: arXiv 2507.09029, section 3 (backward masking).
 """
 
@@ -59,10 +63,14 @@ def owned_part(full: Tensor, dim: int, runs: Runs) -> Tensor:
 
 def linear(x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, dim: int, runs: Runs) -> Tensor:
     """Returns ``torch.nn.functional.linear`` with a weight that is cut along its rows (``dim`` 0) or columns (1)."""
-    function = _LinearByRows if dim == 0 else _LinearByColumns
     x, owned, rest, bias = _as_autocast(x, owned, rest, bias)
     # Reshaped here, because a view made inside a Function may not be written to in place.
-    result: Tensor = function.apply(x.reshape(-1, x.shape[-1]), owned, rest, bias, runs)
+    flat = x.reshape(-1, x.shape[-1])
+    result: Tensor
+    if dim == 0:
+        result = _LinearByRows.apply(flat, owned, rest, bias, runs)
+    else:
+        result = _LinearByColumns.apply(flat, _for_gradient_of(owned, flat, runs), owned, rest, bias, runs)
     return result.view(*x.shape[:-1], result.shape[-1])
 
 
@@ -84,7 +92,10 @@ def convolution(
 ) -> Tensor:
     """Returns ``aten.convolution`` of batched input with a weight that is cut along ``dim``, a channel dimension."""
     x, owned, rest, bias = _as_autocast(x, owned, rest, bias)
-    result: Tensor = _Convolution.apply(x, owned, rest, bias, dim, runs, geometry, groups, seen)
+    shared = (dim, runs, geometry, groups, seen)
+    if x.is_complex():
+        return _complex_convolution(x, owned, rest, bias, shared)
+    result: Tensor = _Convolution.apply(x, _for_gradient_of(owned, x, seen[0]), owned, rest, bias, *shared)
     return result
 
 
@@ -103,10 +114,31 @@ def _as_autocast(x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None) ->
     if not torch.is_autocast_enabled(x.device.type):
         return x, owned, rest, bias
     dtype = torch.get_autocast_dtype(x.device.type)
-    return tuple(
-        tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
-        for tensor in (x, owned, rest, bias)
-    )
+
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point():
+            return tensor
+        return tensor.to(dtype)
+
+    return tuple(map(cast, (x, owned, rest, bias)))
+
+
+def _for_gradient_of(owned: Tensor, x: Tensor, runs: Runs | None) -> Tensor | None:
+    """Returns the channels of the input that the gradient of the owned part needs; None where it has no gradient."""
+    if not (torch.is_grad_enabled() and owned.requires_grad):
+        return None
+    return (x if runs is None else owned_part(x, 1, runs)).contiguous()
+
+
+def _complex_convolution(
+    x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, shared: tuple[Any, ...]
+) -> Tensor:
+    """Returns a complex convolution as three real ones, as PyTorch's own: (a + bi)(c + di) by Gauss."""
+    real = convolution(x.real, owned.real, rest.real, None, *shared)
+    imaginary = convolution(x.imag, owned.imag, rest.imag, None, *shared)
+    both = convolution(x.real + x.imag, owned.real + owned.imag, rest.real + rest.imag, None, *shared)
+    result = torch.complex(real - imaginary, both - real - imaginary)
+    return result if bias is None else result + bias.view(-1, *[1] * (x.ndim - 2))
 
 
 def _stretches(owned: Tensor, rest: Tensor, runs: Runs) -> Iterator[tuple[Tensor, int, int, int]]:
@@ -145,7 +177,8 @@ def _flat(x: Tensor) -> Tensor:
 
 def _by_columns(x: Tensor, parts: list[tuple[Tensor, int]], columns: int, bias: Tensor | None = None) -> Tensor:
     """Returns ``x @ [weight, ...]`` (+ bias), with each product written to its columns of the result."""
-    if torch.compiler.is_compiling():  # a compiler writes products into a concatenation by itself
+    # A compiler writes products into a concatenation by itself; autograd does not record writing to a part.
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
         full = torch.cat([x @ weight for weight, _ in parts], -1)
         return full if bias is None else full + bias
     out = x.new_empty(x.shape[0], columns)
@@ -178,17 +211,16 @@ class _LinearByRows(torch.autograd.Function):
         return _by_columns(x, parts, sum(runs), bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, owned, rest = ctx.saved_tensors
         of_x = of_owned = of_bias = None
         if ctx.needs_input_grad[0]:
             stretches = _stretches(owned, rest, ctx.runs)
             of_x = _by_sum(
-                [(g.narrow(1, at, size), part.narrow(0, start, size)) for part, start, size, at in stretches]
+                [(g.narrow(1, at, size), part.narrow(0, start, size).conj()) for part, start, size, at in stretches]
             )
         if ctx.needs_input_grad[1]:
-            of_owned = owned_part(g, 1, ctx.runs).t() @ x
+            of_owned = owned_part(g, 1, ctx.runs).t() @ x.conj()
         if ctx.needs_input_grad[3]:
             of_bias = g.sum(0)
         return of_x, of_owned, None, of_bias, None
@@ -198,8 +230,9 @@ class _LinearByColumns(torch.autograd.Function):
     """A linear layer of which some columns (inputs) are owned; only those inputs are saved."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, owned: Tensor, rest: Tensor, bias: Tensor | None, runs: Runs) -> Tensor:
-        mine = owned_part(x, 1, runs).contiguous() if ctx.needs_input_grad[1] else None
+    def forward(
+        ctx: Any, x: Tensor, mine: Tensor | None, owned: Tensor, rest: Tensor, bias: Tensor | None, runs: Runs
+    ) -> Tensor:
         ctx.save_for_backward(mine, owned, rest)
         ctx.runs = runs
         if _is_scattered(runs):
@@ -208,18 +241,17 @@ class _LinearByColumns(torch.autograd.Function):
         return _by_sum([(x.narrow(1, start, size), weight.t()) for weight, start, size in weights], bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         mine, owned, rest = ctx.saved_tensors
         of_x = of_owned = of_bias = None
         if ctx.needs_input_grad[0]:
-            parts = [(weight, start) for weight, start, _ in _weights(owned, rest, 1, ctx.runs)]
+            parts = [(weight.conj(), start) for weight, start, _ in _weights(owned, rest, 1, ctx.runs)]
             of_x = _by_columns(g, parts, sum(ctx.runs))
-        if ctx.needs_input_grad[1]:
-            of_owned = g.t() @ mine
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[2]:
+            of_owned = g.t() @ mine.conj()
+        if ctx.needs_input_grad[4]:
             of_bias = g.sum(0)
-        return of_x, of_owned, None, of_bias, None
+        return of_x, None, of_owned, None, of_bias, None
 
 
 class _Convolution(torch.autograd.Function):
@@ -229,6 +261,7 @@ class _Convolution(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        mine: Tensor | None,
         owned: Tensor,
         rest: Tensor,
         bias: Tensor | None,
@@ -238,29 +271,24 @@ class _Convolution(torch.autograd.Function):
         groups: int,
         seen: Seen,
     ) -> Tensor:
-        mine = _channels(x, seen[0]).contiguous() if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(mine, owned, rest)
         ctx.shape, ctx.dim, ctx.runs, ctx.geometry, ctx.groups, ctx.seen = x.shape, dim, runs, geometry, groups, seen
         out: Tensor = aten.convolution(x, join(owned, rest, dim, runs), bias, *geometry, groups)
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         mine, owned, rest = ctx.saved_tensors
         of_x = of_owned = of_bias = None
         if ctx.needs_input_grad[0]:
             like = g.new_empty(1).expand(ctx.shape)  # only the shape matters
             of_x = _backward(g, like, join(owned, rest, ctx.dim, ctx.runs), ctx.geometry, ctx.groups, 0)
-        if ctx.needs_input_grad[1]:
-            of_owned = _backward(_channels(g, ctx.seen[1]), mine, owned, ctx.geometry, ctx.seen[2], 1)
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[2]:
+            mine_of_g = g if ctx.seen[1] is None else owned_part(g, 1, ctx.seen[1])
+            of_owned = _backward(mine_of_g, mine, owned, ctx.geometry, ctx.seen[2], 1)
+        if ctx.needs_input_grad[4]:
             of_bias = g.sum([dim for dim in range(g.ndim) if dim != 1])
-        return of_x, of_owned, None, of_bias, None, None, None, None, None
-
-
-def _channels(x: Tensor, runs: Runs | None) -> Tensor:
-    return x if runs is None else owned_part(x, 1, runs)
+        return of_x, None, of_owned, None, of_bias, None, None, None, None, None
 
 
 def _backward(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, groups: int, which: int) -> Tensor:
@@ -278,11 +306,10 @@ class _LayerNorm(torch.autograd.Function):
     ) -> Tensor:
         out, mean, rstd = aten.native_layer_norm(x, x.shape[-1:], join(owned, rest, 0, runs), bias, eps)
         ctx.save_for_backward(x, mean, rstd, owned, rest)
-        ctx.runs = runs
+        ctx.eps, ctx.runs = eps, runs
         return out  # type: ignore[no-any-return]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, rstd, owned, rest = ctx.saved_tensors
         of_x = of_owned = of_bias = None
@@ -290,7 +317,10 @@ class _LayerNorm(torch.autograd.Function):
             weight, mask = join(owned, rest, 0, ctx.runs), [True, False, False]
             of_x = aten.native_layer_norm_backward(g, x, x.shape[-1:], mean, rstd, weight, None, mask)[0]
         if ctx.needs_input_grad[1]:
-            normalised = (owned_part(x, x.ndim - 1, ctx.runs) - mean) * rstd
+            if torch.is_grad_enabled():  # with the history that the saved mean and deviation lack
+                normalised = owned_part(F.layer_norm(x, x.shape[-1:], eps=ctx.eps), x.ndim - 1, ctx.runs)
+            else:
+                normalised = (owned_part(x, x.ndim - 1, ctx.runs) - mean) * rstd
             of_owned = _flat(owned_part(g, g.ndim - 1, ctx.runs) * normalised).sum(0).to(owned.dtype)
         if ctx.needs_input_grad[3]:
             of_bias = _flat(g).sum(0)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sdp_compile import BlockPolicy, LoweringError, sdp_compile
+from sdp_compile.ir.program import copy_program
 from sdp_compile.passes import BypassBlocks, DeadCode
 from tests import residual_models as models
 from tests.oracle import randomise, relative_error
@@ -105,6 +106,16 @@ def test_the_skip_path_is_copied_where_a_view_of_the_sum_is_overwritten() -> Non
     ]
 
 
+def test_the_skip_path_is_copied_where_the_sum_is_overwritten_by_an_operator_that_only_works_in_place() -> None:
+    text = TWO_BRANCHES.replace("tanh: f32[3, 4] = aten.tanh(add_1)", "tanh: f32[3, 4] = aten.normal_(add_1)")
+    assert rewritten(context_of(text, ONE_OWNER, rank=0), BypassBlocks()).splitlines()[-4:] == [
+        "linear_1: f32[3, 4] = aten.linear(add, second)",
+        "clone: f32[3, 4] = aten.clone(add)",
+        "tanh: f32[3, 4] = aten.normal_(clone)",
+        "return tanh",
+    ]
+
+
 def test_the_skip_path_takes_the_dtype_of_the_sum() -> None:
     text = """
         x: bf16[3, 4] = placeholder
@@ -137,6 +148,19 @@ def test_a_graph_without_the_block_is_an_error_that_names_the_node() -> None:
     once = BypassBlocks().run(context.analysis.programs["train"], context)
     with pytest.raises(LoweringError, match=r"no node 'add_1', which block analysis found.*before those that remove"):
         BypassBlocks().run(once, context)
+
+
+def test_a_skip_path_of_another_shape_is_an_error() -> None:
+    text = TWO_BRANCHES.replace(
+        "return tanh", "row: f32[1, 4] = aten.slice.Tensor(skip, 0, 0, 1)\n    return tanh, row"
+    )
+    context = context_of(text, ONE_OWNER, rank=0)
+    program = copy_program(context.analysis.programs["train"])
+    nodes = {node.name: node for node in program.graph.nodes}
+    nodes["linear_1"].append(nodes["row"])
+    nodes["add_1"].args = (nodes["row"], nodes["linear_1"])
+    with pytest.raises(LoweringError, match=r"skip path 'row' does not have the shape of the sum 'add_1'"):
+        BypassBlocks().run(program, context)
 
 
 @pytest.mark.timeout(300)

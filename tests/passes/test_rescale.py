@@ -166,9 +166,24 @@ def test_the_dimension_that_is_summed_over(target: Any, x: Any, weight: Any, dim
     assert contracted(target, torch.empty(x), torch.empty(weight)) == [("x", dim)]
 
 
-@pytest.mark.parametrize("view", [(aten.t.default,), (aten.transpose.int, 0, 1), (aten.permute.default, [1, 0])])
+@pytest.mark.parametrize(
+    "view",
+    [
+        (aten.t.default,),
+        (aten.transpose.int, 0, 1),
+        (aten.permute.default, [1, 0]),
+        (aten.mT.default,),
+        (aten.mH.default,),
+        (aten.adjoint.default,),
+    ],
+)
 def test_a_transposed_parameter_is_a_parameter(view: Any) -> None:
     assert contracted(aten.mm.default, torch.empty(2, 4), torch.empty(5, 4), view) == [("x", 1)]
+
+
+def test_a_conjugated_parameter_is_a_parameter() -> None:
+    weight = torch.empty(5, 4, dtype=torch.complex64)
+    assert contracted(aten.linear.default, torch.empty(2, 4), weight, (aten._conj.default,)) == [("x", 1)]
 
 
 def test_a_cast_parameter_is_a_parameter() -> None:

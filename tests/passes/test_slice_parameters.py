@@ -129,6 +129,22 @@ def test_a_free_size_that_holds_a_cut_dimension_is_converted() -> None:
         return mul""")
 
 
+def test_a_size_that_the_operator_infers_stays_inferred() -> None:
+    text = """
+        x: f32[3, 6] = placeholder
+        project: f32[8, 6] = get_attr[project.weight]
+        merge: f32[6, 8] = get_attr[merge.weight]
+        linear: f32[3, 8] = aten.linear(x, project)
+        view: f32[3, 4, 2] = aten.view(linear, [3, -1, 2])
+        softmax: f32[3, 4, 2] = aten.softmax.int(view, 2)
+        view_1: f32[3, 8] = aten.view(softmax, [3, -1])
+        linear_1: f32[3, 6] = aten.linear(view_1, merge)
+        return linear_1"""
+    context = context_of(text, ONE_OWNER)
+    assert context.holdings.shape("project.weight") == (4, 6)
+    assert rewritten(context, SliceParameters()) == lines(text)
+
+
 class Sizes(nn.Module):
     """Merges the batch with the heads, and asks a sliced tensor for its size."""
 

@@ -1,4 +1,4 @@
-"""The mutation tool on a toy project: what a test guards is killed, what no test guards survives."""
+"""The mutation tool on a toy project: what a test guards is killed, what no test guards or reaches survives."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ def grow(x: int, limit: int = 9) -> int:
 
 def unguarded(x):
     return not x
+
+
+def unreached(x):
+    return 17 * x
 """
 TESTS = """
 import pytest
@@ -49,6 +53,9 @@ def test_mutants_differ_in_one_place_and_leave_texts_and_types_alone() -> None:
         ("2", "3"),
         ("return not x", "return None"),
         ("not x", "(x)"),
+        ("return 17 * x", "return None"),
+        ("17", "18"),
+        ("17 * x", "(17 // x)"),
     ]
     for mutant in mutants:
         changed = mutant.apply(source)
@@ -73,8 +80,9 @@ def test_a_guarded_line_is_killed_and_an_unguarded_one_survives(tmp_path: Path) 
         "9": None,
         "return not x": None,
         "not x": None,
+        **dict.fromkeys(["return 17 * x", "17", "17 * x"], None),
     }
-    assert "Seed 3: 9 mutants, 6 killed, 3 survived." in summary
+    assert "Seed 3: 12 mutants, 6 killed, 6 survived." in summary
     assert (tmp_path / "project/toy/parts.py").read_text() == SOURCE
     # What the file holds already is not tried again.
     again = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True).stdout

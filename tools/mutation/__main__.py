@@ -180,8 +180,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve() / "project"
         shutil.copytree(root, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache"))
-        for part, mutants in sample(root, parts, options.sample, options.seed):
-            left = [mutant for mutant in mutants if identity(vars(mutant)) not in tried]
+        drawn = [
+            (part, [mutant for mutant in mutants if identity(vars(mutant)) not in tried], len(mutants))
+            for part, mutants in sample(root, parts, options.sample, options.seed)
+        ]
+        # First the parts of which the least was tried: a run that is cut short then says something about each.
+        for part, left, _ in sorted(drawn, key=lambda entry: -len(entry[1]) / max(entry[2], 1)):
             if not left:
                 continue
             importlib.import_module("torch")

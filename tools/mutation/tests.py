@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import zip_longest
 from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import Any, Protocol
@@ -221,7 +222,7 @@ class _Trying:
         deadline, count = time.monotonic() + self.budget, 0
         trial.install()
         _start_fork_server(self.root, sorted({item.nodeid.partition("::")[0] for item in items}))
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        for item, following in zip_longest(items, items[1:]):
             item.add_marker(pytest.mark.timeout(10 * trial.durations[item.nodeid] + 10), append=False)
             session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             count += 1

@@ -68,6 +68,11 @@ def undefined(call: Call) -> Outcome:
     return Outcome.UNDEFINED if all(call.first(1)) else Outcome.FINITE
 
 
+def undefined_if_any(call: Call) -> Outcome:
+    """Returns UNDEFINED where one of the first two arguments is 0."""
+    return Outcome.UNDEFINED if any(call.first(2)) else Outcome.FINITE
+
+
 def both_zero(call: Call) -> Outcome:
     """Returns ZERO where both of the first two arguments are 0, as in a sum."""
     return zero_if(all(call.first(2)))

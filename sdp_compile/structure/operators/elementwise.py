@@ -19,6 +19,7 @@ from sdp_compile.structure.operators.at_zero import (
     makes_zeros,
     product_and_sum,
     undefined,
+    undefined_if_any,
     zero_if,
 )
 from sdp_compile.structure.operators.context import Context, Value
@@ -71,14 +72,17 @@ def _quotient_and_sum(call: Call) -> Outcome:
 
 
 def _logit(call: Call) -> Outcome:
-    return undefined(call) if call.arguments["eps"] is None else Outcome.FINITE  # clamped to finite values
+    eps = call.arguments["eps"]
+    return Outcome.FINITE if isinstance(eps, int | float) and eps > 0 else undefined(call)  # clamped to [eps, 1 - eps]
 
 
 def _power(call: Call) -> Outcome:
-    if not call.zero("self") or call.zero("exponent"):
+    if not call.zero("self"):
         return Outcome.FINITE
     exponent = call.arguments["exponent"]
-    return Outcome.ZERO if isinstance(exponent, int | float) and exponent >= 1 else Outcome.UNDEFINED
+    if not isinstance(exponent, int | float):  # even one of 0: the gradient of 0 ** 0 is NaN for complex numbers
+        return Outcome.UNDEFINED
+    return Outcome.ZERO if exponent >= 1 else Outcome.FINITE if exponent == 0 else Outcome.UNDEFINED
 
 
 def _threshold(call: Call) -> Outcome:
@@ -97,6 +101,7 @@ declare("hypot", at_zero=_hypotenuse)
 declare("div", "floor_divide", "fmod", "remainder", "xlogy", at_zero=_quotient)
 declare("addcdiv", at_zero=_quotient_and_sum)
 declare("logit", at_zero=_logit)
+declare("igamma", "igammac", "logit_backward", "special_zeta", at_zero=undefined_if_any)
 declare("pow", "float_power", at_zero=_power)
 declare("threshold", at_zero=_threshold)
 declare("clamp", "clamp_min", "clamp_max", "hardtanh", at_zero=_clamped)

@@ -9,13 +9,18 @@ import torch
 
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators.at_zero import either_zero, product_and_sum
+from sdp_compile.structure.operators.at_zero import either_zero, product_and_sum, undefined, undefined_if_any
 from sdp_compile.structure.operators.context import Context, Value, dim_index, dim_indices
 from sdp_compile.structure.operators.contraction import contract, plus
 from sdp_compile.structure.operators.elementwise import aligned_zero, broadcast
-from sdp_compile.structure.operators.table import rule
+from sdp_compile.structure.operators.table import declare, rule
 
 aten = torch.ops.aten
+
+
+# Without a rule; those of ``linalg`` are unknown as a whole.
+declare("cholesky_inverse", "corrcoef", "inverse", "logdet", "multinomial", "slogdet", "svd", at_zero=undefined)
+declare("cholesky_solve", "triangular_solve", at_zero=undefined_if_any)
 
 
 @rule(aten.outer.default, aten.ger.default, at_zero=either_zero)

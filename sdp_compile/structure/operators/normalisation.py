@@ -25,12 +25,20 @@ def _affine_zero(weight: Value | None, bias: Value | None) -> bool:
     return weight is not None and weight.is_zero(0) and (bias is None or bias.is_zero(0))
 
 
+def _check_eps(ctx: Context, eps: float | None, input: Value) -> None:
+    """Freezes an input that is divided by its deviation alone: that is 0 where a unit is missing."""
+    if eps == 0:
+        ctx.freeze_values(input, text=f"with eps=0, {ctx.operator} divides a missing unit by its deviation, which is 0")
+
+
 def _by_statistics(call: Call) -> Outcome:
     # An input of 0 is not enough: running statistics shift it.
     return zero_if(call.zero("weight") and call.absent("bias"))
 
 
 def _by_sample(call: Call) -> Outcome:
+    if call.zero("input") and call.zero("eps"):
+        return Outcome.UNDEFINED  # 0 / 0; batch norms take that for 0
     return zero_if(call.zero("weight", "input") and call.absent("bias"))
 
 
@@ -89,8 +97,10 @@ def layer_norm(
     normalized_shape: Sequence[int],
     weight: Value | None = None,
     bias: Value | None = None,
+    eps: float | None = None,
     **_: Any,
 ) -> Value:
+    _check_eps(ctx, eps, input)
     leading = input.ndim - len(normalized_shape)
     ctx.freeze(*input.dims[leading:])
     ctx.freeze_values(weight, bias)
@@ -100,8 +110,15 @@ def layer_norm(
 
 @rule(aten.group_norm.default, at_zero=_by_sample)
 def group_norm(
-    ctx: Context, input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, **_: Any
+    ctx: Context,
+    input: Value,
+    num_groups: int,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    eps: float = 1e-5,
+    **_: Any,
 ) -> Value:
+    _check_eps(ctx, eps, input)
     channels = input.dims[1]
     (groups, per_group), _sources = axes.regroup(
         [channels], [num_groups, axes.size(channels) // num_groups], ctx.reason()

@@ -10,7 +10,7 @@ import torch
 from sdp_compile.ops.of_full import mean_of_full
 from sdp_compile.structure import axes
 from sdp_compile.structure.axes import Dim
-from sdp_compile.structure.operators.at_zero import Call, Outcome, keeps_zero, zero_if
+from sdp_compile.structure.operators.at_zero import Call, Outcome, keeps_zero, undefined_if_any, zero_if
 from sdp_compile.structure.operators.context import Context, Value, dim_indices
 from sdp_compile.structure.operators.table import declare, rule
 
@@ -112,8 +112,9 @@ def argmax(ctx: Context, self: Value, dim: int | None = None, keepdim: bool = Fa
 
 
 @rule(aten.cross_entropy_loss, aten.nll_loss, aten.nll_loss2d, aten.nll_loss_nd, aten.mse_loss, aten.l1_loss)
-@rule(aten.smooth_l1_loss, aten.huber_loss, aten.binary_cross_entropy, aten.binary_cross_entropy_with_logits)
-@rule(aten.kl_div, aten.ctc_loss, aten.poisson_nll_loss, aten.cosine_embedding_loss, aten.triplet_margin_loss)
+@rule(aten.smooth_l1_loss, aten.huber_loss, aten.binary_cross_entropy_with_logits, aten.ctc_loss)
+@rule(aten.binary_cross_entropy, aten.kl_div, aten.poisson_nll_loss, at_zero=undefined_if_any)
+@rule(aten.cosine_embedding_loss, aten.triplet_margin_loss)
 @rule(aten.margin_ranking_loss, aten.hinge_embedding_loss, aten.soft_margin_loss, aten.multi_margin_loss)
 @rule(aten.multilabel_margin_loss)
 def loss(ctx: Context, **arguments: Any) -> Value:

@@ -94,9 +94,15 @@ def transpose(ctx: Context, self: Value, **arguments: Any) -> Value:
     return permuted(self, order)
 
 
+def _last_two_swapped(view: fx.Node, dim: int) -> int:
+    ndim = int(view.meta["val"].ndim)
+    return {ndim - 1: ndim - 2, ndim - 2: ndim - 1}.get(dim, dim)
+
+
 @rule(aten.t.default, at_zero=keeps_zero, view=_transposed)
-@rule(aten.t_.default, aten.numpy_T.default, aten.mT.default, aten.mH.default, at_zero=keeps_zero)
-@rule(aten.adjoint.default, aten.matrix_H.default, at_zero=keeps_zero)
+@rule(aten.t_.default, aten.numpy_T.default, at_zero=keeps_zero)
+@rule(aten.mT.default, aten.mH.default, at_zero=keeps_zero, view=_last_two_swapped)
+@rule(aten.adjoint.default, aten.matrix_H.default, at_zero=keeps_zero, view=_last_two_swapped)
 def reverse(ctx: Context, self: Value, **_: Any) -> Value:
     order = list(range(self.ndim))
     if ctx.operator == "numpy_T":

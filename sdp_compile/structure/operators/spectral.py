@@ -16,8 +16,13 @@ from sdp_compile.structure.operators.table import rule
 aten = torch.ops.aten
 
 
-@rule(aten.real.default, aten.imag.default, aten.resolve_conj.default, aten.resolve_neg.default, at_zero=keeps_zero)
-@rule(aten.conj.default, aten._conj.default, at_zero=keeps_zero)
+def _same(view: Any, dim: int) -> int:
+    return dim
+
+
+@rule(aten.real.default, aten.imag.default, at_zero=keeps_zero)
+@rule(aten.resolve_conj.default, aten.resolve_neg.default, at_zero=keeps_zero, view=_same)
+@rule(aten.conj.default, aten._conj.default, at_zero=keeps_zero, view=_same)
 def part(ctx: Context, self: Value, **_: Any) -> Value:
     return self
 

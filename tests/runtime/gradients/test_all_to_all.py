@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from sdp_compile.runtime.comm.traffic import Traffic
 from sdp_compile.runtime.gradients.all_to_all import AllToAll, is_crowded
 from tests.distributed import run_workers
 from tests.runtime.connected import WORKERS, compare, connected, gradients, loss_of
+from tests.runtime.gradients.alone import bucket, groups
 from tests.runtime.stub import CYCLIC, SCATTERED, batch, capture_of, network, plan_of
 
 pytestmark = pytest.mark.timeout(120)
@@ -36,6 +39,28 @@ def test_exchanged_gradients_are_means_over_owners(
     batches = {rank: [batch(rank), batch(rank + 10)] for rank in range(WORKERS)}
     compare(owners, [own for own, _ in found], batches, tolerance=tolerance)
     assert all(calls["gradients"] == 2 for _, calls in found)
+
+
+@pytest.mark.parametrize(("numel", "length"), [(1, 32), (32, 32), (33, 64), (64, 64)])
+def test_two_owners_have_chunks_of_equal_multiples_of_sixteen(numel: int, length: int) -> None:
+    assert AllToAll(groups()).length(bucket(0), numel) == length
+
+
+def test_each_step_exchanges_its_own_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other worker sends what this one sends."""
+    monkeypatch.setattr(dist, "all_to_all_single", lambda received, sent, *_, **__: received.copy_(sent))
+    everyone: Any = groups()
+    everyone.group, everyone.device, everyone.traffic = None, torch.device("cpu"), Traffic()
+    reduction = AllToAll(everyone)
+    for numbers in ([1, 4], [2], []):
+        everyone.traffic.reset()
+        for number in numbers:
+            reduction.start(bucket(number), number * torch.arange(4.0))
+        reduction.started_all()
+        assert everyone.traffic.sent["gradients"] == len(numbers) * 2 * 8
+        for number in numbers:
+            # This worker averages the first half, and gets back what it sent as the second one: its own average.
+            assert reduction.finish(bucket(number))[0].tolist() == [number, 2 * number, number, 2 * number]
 
 
 def test_a_worker_in_many_groups_is_crowded() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from sdp_compile.ir.schema import parameters
 
 Tensor = torch.Tensor
 
-# By operator the arguments that their types alone do not give. A list of sizes is a tensor to be drawn.
+# By operator or overload the arguments that their types alone do not give. A list of sizes is a tensor to be drawn.
 SAMPLES: dict[str, dict[str, Any]] = {
     "linear": {"input": [2, 4], "weight": [3, 4], "bias": [3]},
     "bilinear": {"input1": [2, 4], "input2": [2, 5], "weight": [3, 4, 5], "bias": [3]},
@@ -89,6 +90,34 @@ SAMPLES: dict[str, dict[str, Any]] = {
     },
     "slice_scatter": {"self": [3, 4], "src": [2, 4], "dim": 0, "start": 1},
     "select_scatter": {"self": [3, 4], "src": [4], "dim": 0, "index": 1},
+    **{name: {"self": [3, 3]} for name in ("cholesky_inverse", "inverse", "logdet", "slogdet", "svd")},
+    "cholesky_solve": {"self": [3, 2], "input2": [3, 3]},
+    "triangular_solve": {"self": [3, 2], "A": [3, 3]},
+    "multinomial": {"num_samples": 1},
+    "clamp.Tensor": {"min": [3, 4], "max": [3, 4]},
+    "count_nonzero.dim_IntList": {"dim": (0,)},
+    "einsum.default": {"tensors": [[3, 4], [3, 4]]},
+    "embedding_bag.padding_idx": {
+        "scale_grad_by_freq": False,
+        "mode": 0,
+        "sparse": False,
+        "include_last_offset": False,
+        "per_sample_weights": None,
+        "padding_idx": 0,
+    },
+    "fill.Tensor": {"value": []},
+    "index_fill.int_Tensor": {"value": []},
+    "masked_fill.Tensor": {"value": []},
+    "moveaxis.intlist": {"source": (0,), "destination": (1,)},
+    "movedim.intlist": {"source": (0,), "destination": (1,)},
+    "narrow.Tensor": {"start": torch.tensor(1)},
+    "repeat_interleave.Tensor": {"repeats": torch.tensor([2, 1])},
+    "repeat_interleave.self_Tensor": {"repeats": torch.tensor([2, 1, 1]), "dim": 0},
+    "scatter.reduce": {"reduce": "add"},
+    "scatter.value_reduce": {"reduce": "add"},
+    "split.sizes": {"split_size": (1, 2)},
+    "squeeze.dims": {"dim": (1,)},
+    "tensor_split.tensor_indices_or_sections": {"tensor_indices_or_sections": torch.tensor(2)},
     "masked_scatter": {"self": [3, 4], "mask": torch.tensor([True, False, False, True]), "source": [3, 4]},
     "view_as_complex": {"self": [3, 2]},
     "view_as_complex_copy": {"self": [3, 2]},
@@ -157,9 +186,21 @@ BY_NAME: dict[str, Any] = {
     "repeats": (2, 1),
     "chunks": 2,
 }
-BY_TYPE: dict[str, Any] = {"bool": True, "float": 0.5, "int": 1, "ScalarType": torch.float64, "Device": "cpu"}
+BY_TYPE: dict[str, Any] = {"bool": True, "float": 0.5, "int": 1, "Device": "cpu"}
 
 COMPLEX = {"_conj", "imag", "view_as_real", "view_as_real_copy"}
+ALWAYS_REAL = {"polar", "complex"}
+
+NUMBERS = (0, 0.5, 1, 1.5, 2, -0.5)
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "number": NUMBERS,
+    "float": NUMBERS,
+    "rounding_mode": ("floor", "trunc"),
+    "approximate": ("tanh",),
+    "mode": ("reflect", "replicate", "circular"),
+    "reduce": ("prod", "mean", "amax", "amin"),
+}
+"""By type, or by name for texts, values in place of the default or of the sample."""
 
 
 def overloads(name: str) -> list[Any]:
@@ -170,6 +211,7 @@ def overloads(name: str) -> list[Any]:
         one
         for one in found
         if not any(p.is_out or p.is_written for p in parameters(one))
+        and not any("Dict" in str(value.type) for value in (*one._schema.arguments, *one._schema.returns))
         and all("Tensor" in str(result.type) for result in one._schema.returns)  # others are those of TorchScript
     ]
 
@@ -188,23 +230,58 @@ def spatial_argument(name: str, argument: str) -> Any:
     return (1,) * 2 * dims if argument == "padding" and dims else None
 
 
-def drawn(shape: Any, draw: random.Random) -> Tensor:
-    """Between 0.1 and 0.9, in half of the draws of either sign."""
+def drawn(shape: Any, draw: random.Random, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Between 0.1 and 0.9, in half of the draws of either sign; both parts of complex numbers."""
+    if dtype.is_complex:
+        return torch.complex(drawn(shape, draw), drawn(shape, draw)).to(dtype)
     values = torch.tensor([draw.uniform(0.1, 0.9) for _ in range(torch.Size(shape).numel())], dtype=torch.float64)
     signs = torch.tensor([draw.choice((-1.0, 1.0)) for _ in values]) if draw.random() < 0.5 else 1.0
-    return (values * signs).reshape(shape)
+    return (values * signs).reshape(shape).to(dtype)
 
 
-def arguments_of(name: str, overload: Any, draw: random.Random) -> dict[str, Any]:
-    """All arguments of one call by name, those left out that take their default."""
+def _given(value: Any, draw: random.Random, dtype: torch.dtype) -> Any:
+    """A sample, or what is drawn for one that is a list of sizes, or of lists of sizes."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return [drawn(shape, draw, dtype) for shape in value]
+    is_shape = isinstance(value, list) and all(isinstance(size, int) for size in value)
+    return drawn(value, draw, dtype) if is_shape else value
+
+
+def arguments_of(
+    name: str,
+    overload: Any,
+    draw: random.Random,
+    dtype: torch.dtype = torch.float64,
+    option: int | None = None,
+    shape: Sequence[int] = (3, 4),
+) -> dict[str, Any]:
+    """All arguments of one call by name, those left out that take their default.
+
+    Args:
+        name: The operator's name.
+        overload: One of its overloads.
+        draw: The source of randomness.
+        dtype: The dtype of tensors of floats.
+        shape: The shape of tensors that have no sample.
+        option: A number that chooses other values than the default or the sample's for numbers and modes.
+    """
     short = name.rpartition("::")[2]
-    given = SAMPLES.get(short, {})
+    given = {**SAMPLES.get(short, {}), **SAMPLES.get(f"{short}.{overload._overloadname}", {})}
+    if short in COMPLEX:
+        dtype = {torch.float32: torch.complex64, torch.float64: torch.complex128}.get(dtype, dtype)
+    elif short in ALWAYS_REAL:
+        dtype = {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
     result: dict[str, Any] = {}
     for argument in overload._schema.arguments:
         key, kind = argument.name, str(argument.type)
-        if key in given:
-            value = given[key]
-            result[key] = drawn(value, draw) if isinstance(value, list) and isinstance(value[0], int) else value
+        if kind.startswith("Optional["):
+            kind = kind[len("Optional[") : -1]
+        choices = () if option is None else OPTIONS.get(key if kind == "str" else kind, ())
+        if choices:
+            assert option is not None
+            result[key] = choices[(option + len(result)) % len(choices)]  # not the same one for all arguments
+        elif key in given:
+            result[key] = _given(given[key], draw, dtype)
         elif argument.has_default_value():
             continue
         elif spatial_argument(short, key) is not None:
@@ -212,12 +289,13 @@ def arguments_of(name: str, overload: Any, draw: random.Random) -> dict[str, Any
         elif key in BY_NAME and kind != "List[Tensor]" and not (kind == "Tensor" and key in NUMBERED):
             result[key] = BY_NAME[key]
         elif kind == "Tensor":
-            value = drawn(spatial_shape(short) or [3, 4], draw)
-            result[key] = torch.complex(value, drawn(value.shape, draw)) if short in COMPLEX else value
+            result[key] = drawn(spatial_shape(short) or shape, draw, dtype)
         elif kind == "List[Tensor]":
-            result[key] = [drawn([3, 4], draw), drawn([3, 4], draw)]
+            result[key] = [drawn(shape, draw, dtype), drawn(shape, draw, dtype)]
         elif kind == "number":
-            result[key] = draw.choice((0, 0.5, 1, 2, -0.5))
+            result[key] = draw.choice(NUMBERS)
+        elif key == "dtype":
+            result[key] = dtype
         elif kind in BY_TYPE:
             result[key] = BY_TYPE[kind]
         else:

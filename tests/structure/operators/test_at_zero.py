@@ -1,4 +1,4 @@
-"""What the table says about operators at 0, held against the operators themselves, values and gradients in float64."""
+"""What the table says about operators at 0, held against the operators themselves: values and gradients."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import torch
 
 from sdp_compile.ir.schema import functional_name, parameters
 from sdp_compile.structure.operators.at_zero import Call, Outcome
-from sdp_compile.structure.operators.table import declared_names, lookup
+from sdp_compile.structure.operators.table import ALIASES, declared_names, lookup
 from tests.structure.operators.samples import arguments_of, overloads
 
 Tensor = torch.Tensor
-DRAWS = 8
+DRAWS, OPTIONS = 4, 6
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
-# Their arguments are not dense tensors of floats, or they belong to a device or library that a test cannot assume.
+# Operators and overloads whose arguments are not dense tensors of floats, or which belong to a device or library that a
+# test cannot assume.
 NOT_CALLED = {"pin_memory", "_grouped_mm", "transformers::grouped_mm_fallback"}
+OVERLOADS_NOT_CALLED = {"addmm.dtype", "baddbmm.dtype", "bmm.dtype", "mm.dtype", "einsum.sublist"}
 
 
 def leaves(arguments: Mapping[str, Any]) -> list[tuple[str, int | None]]:
@@ -29,7 +32,7 @@ def leaves(arguments: Mapping[str, Any]) -> list[tuple[str, int | None]]:
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             found.append((key, None))
         elif isinstance(value, list):
-            found += [(key, n) for n, item in enumerate(value) if item.is_floating_point()]
+            found += [(key, n) for n, item in enumerate(value) if item.is_floating_point() or item.is_complex()]
     return found
 
 
@@ -70,6 +73,14 @@ def run(overload: Any, arguments: Mapping[str, Any]) -> tuple[bool, bool]:
     return all(not r.any() for r in results), finite
 
 
+def run_or_fail(overload: Any, arguments: Mapping[str, Any]) -> tuple[bool, bool]:
+    """As `run`; a call that fails, as the inverse of 0 does, is not finite."""
+    try:
+        return run(overload, arguments)
+    except RuntimeError:
+        return False, False
+
+
 def _call(overload: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
     """The result, or the tensors of a list of them; of several results the first."""
     torch.manual_seed(0)
@@ -82,7 +93,7 @@ def _call(overload: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
             result = overload(**arguments)
     if len(overload._schema.returns) > 1:
         result = result[0]
-    results = list(result) if isinstance(result, list | tuple) else [result]
+    results = [r for r in (result if isinstance(result, list | tuple) else [result]) if isinstance(r, Tensor)]
     return [torch.view_as_real(r.resolve_conj()) if r.is_complex() else r for r in results]
 
 
@@ -103,25 +114,25 @@ def said(overload: Any, arguments: Mapping[str, Any], zeros: list[tuple[str, int
     return at_zero(Call({**bound, **arguments}, is_zero))
 
 
-def cases(name: str) -> Iterator[tuple[Any, dict[str, Any], Outcome]]:
-    """Calls of all overloads with every choice of tensors set to 0, and what the table says.
+def cases(overload: Any, name: str, dtype: torch.dtype) -> Iterator[tuple[dict[str, Any], Outcome]]:
+    """Calls with every choice of tensors set to 0, and what the table says.
 
     Nothing is promised for arguments for which the operator is not finite anyway, as the logarithm of negative numbers.
     """
     draw = random.Random(name)
-    for overload in overloads(name):
-        for _ in range(DRAWS):
-            arguments = arguments_of(name, overload, draw)
-            try:
-                _, is_finite = run(overload, arguments)
-            except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError):
-                break
-            places = leaves(arguments)
-            for chosen in product((True, False), repeat=len(places)):
-                zeros = [place for place, zero in zip(places, chosen, strict=True) if zero]
-                outcome = said(overload, arguments, zeros)
-                if (is_finite and (zeros or not places)) or outcome is Outcome.UNDEFINED:
-                    yield overload, with_zeros(arguments, zeros), outcome
+    options = range(OPTIONS) if dtype in (torch.float64, torch.complex128) else ()
+    for option in [*[None] * DRAWS, *options]:
+        arguments = arguments_of(name, overload, draw, dtype, option)
+        try:
+            _, is_finite = run(overload, arguments)
+        except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError):
+            continue  # it does not take this dtype, or these options
+        places = leaves(arguments)
+        for chosen in product((True, False), repeat=len(places)):
+            zeros = [place for place, zero in zip(places, chosen, strict=True) if zero]
+            outcome = said(overload, arguments, zeros)
+            if (is_finite and (zeros or not places)) or outcome is Outcome.UNDEFINED:
+                yield with_zeros(arguments, zeros), outcome
 
 
 NAMES = [
@@ -135,19 +146,70 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_and_gradients_at_zero_are_as_declared(name: str) -> None:
-    undefined: dict[Any, list[bool]] = {}
-    checked = 0
-    for overload, arguments, outcome in cases(name):
-        is_zero, is_finite = run(overload, arguments)
-        if outcome is Outcome.UNDEFINED:
-            undefined.setdefault(name if "pow" in name else overload, []).append(is_finite)
-        else:
-            assert is_finite, (overload, arguments)
-        assert is_zero or outcome is not Outcome.ZERO, (overload, arguments)
-        checked += 1
-    assert checked, "no overload accepts the arguments that this test draws"
-    for overload, are_finite in undefined.items():  # powers may be infinite: it depends on the exponent
-        assert not all(are_finite) if "pow" in name else not any(are_finite), overload
+    """In all dtypes that an overload takes; every overload takes at least one of them."""
+    for overload in overloads(name):
+        if str(overload).removeprefix("aten.") in OVERLOADS_NOT_CALLED:
+            continue
+        undefined: list[bool] = []
+        checked = 0
+        for dtype in DTYPES:
+            for arguments, outcome in cases(overload, name, dtype):
+                is_zero, is_finite = run_or_fail(overload, arguments)
+                if outcome is Outcome.UNDEFINED:
+                    undefined.append(is_finite)
+                else:
+                    assert is_finite, (overload, arguments)
+                assert is_zero or outcome is not Outcome.ZERO, (overload, arguments)
+                checked += 1
+        assert checked, f"{overload} accepts none of the arguments that this test draws"
+        assert not undefined or not all(undefined), f"{overload} is finite wherever the table says that it is not"
+
+
+def undeclared() -> Iterator[Any]:
+    """The overloads in all of ATen for which the analysis assumes that they make something finite of zeros."""
+    names = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("aten::")}
+    for name in sorted(names):
+        short = name.removeprefix("aten::")
+        internal = short.startswith(("_", "linalg_", "cudnn", "miopen", "quantize", "rand")) or short.endswith("_")
+        if not internal and "backward" not in short and hasattr(torch.ops.aten, short):
+            yield from (one for one in overloads(name) if lookup(one).at_zero is None)
+
+
+def test_operators_without_a_declaration_are_finite_at_zero() -> None:
+    wrong, called = set(), set()
+    for overload, dtype, shape in product(undeclared(), (torch.float64, torch.complex128), ((3, 4), (3, 3))):
+        name = overload._schema.name
+        for option in (None, 0, 2):
+            arguments = arguments_of(name, overload, random.Random(name), dtype, option, shape)
+            try:
+                _, is_finite = run(overload, arguments)
+            except (RuntimeError, TypeError, IndexError, ValueError, NotImplementedError):
+                continue
+            places = leaves(arguments)
+            for chosen in product((True, False), repeat=len(places)) if is_finite and len(places) < 5 else ():
+                zeros = [place for place, zero in zip(places, chosen, strict=True) if zero]
+                if not run_or_fail(overload, with_zeros(arguments, zeros))[1]:
+                    wrong.add(str(overload))
+                called.add(name)
+    assert not wrong
+    assert len(called) > 200
+    assert {"aten::sigmoid", "aten::cos", "aten::copysign", "aten::softmax", "aten::std", "aten::cdist"} <= called
+
+
+@pytest.mark.parametrize("second", ALIASES)
+def test_second_names_do_the_same(second: str) -> None:
+    firsts = {_types(one): one for one in overloads(f"aten::{ALIASES[second]}")}
+    for overload in overloads(f"aten::{second}"):
+        first = firsts[_types(overload)]
+        assert lookup(overload).at_zero is lookup(first).at_zero
+        by_name = arguments_of(f"aten::{ALIASES[second]}", first, random.Random(0))
+        named = {a.name: by_name.pop(a.name) for a in first._schema.arguments if a.kwarg_only and a.name in by_name}
+        values = list(by_name.values())  # the names of others may differ
+        torch.testing.assert_close(overload(*values, **named), first(*values, **named), rtol=0, atol=0, equal_nan=True)
+
+
+def _types(overload: Any) -> tuple[str, ...]:
+    return tuple(str(argument.type) for argument in overload._schema.arguments)
 
 
 def test_in_place_variants_and_second_names_do_the_same() -> None:

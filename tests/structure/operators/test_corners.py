@@ -13,6 +13,8 @@ from torch.nn.utils import parametrizations
 from sdp_compile import NeuronPolicy
 from sdp_compile.capture import capture
 from sdp_compile.structure.analysis import analyse
+from sdp_compile.structure.layout import Leaf
+from tests.passes.programs import context_of
 from tests.structure.operators.test_module_rules import StandardisedConvolution, Then, sequence
 from tests.structure.operators.test_operator_rules import Branches, Function, Image, Vector, check, index
 
@@ -57,8 +59,35 @@ VECTORS: dict[str, tuple[Function, bool]] = {
     "with an empty slice": (lambda h: torch.cat([h, h[:, 3:3]], 1), False),
     "repeat interleave of all": (lambda h: h.repeat_interleave(2).view(4, 24), True),
     "transposed matrices": (lambda h: stack(h).mT.flatten(1), False),
+    "cumulated over rows": (lambda h: h * h.cumsum(0).sum(1, keepdim=True), False),
+    "cumulated over units": (lambda h: h * h.cumsum(1).sum(1, keepdim=True), True),
+    "zero added": (lambda h: h * (h + 0).sum(1, keepdim=True), False),
+    "one added": (lambda h: h * (h + 1).sum(1, keepdim=True), True),
+    "einsum with rows left out": (lambda h: h * torch.einsum("...u,u->...", h.sin(), h.sum(0)).unsqueeze(1), False),
+    "einsum of all units": (lambda h: h * torch.einsum("...u,...v->...", h, h.cos()).unsqueeze(1), True),
+    "products of rows": (lambda h: h[:, 6:] * torch.linalg.vecdot(h[:, :6], h[:, :6].sin(), dim=0), True),
+    "products of units": (lambda h: h * torch.linalg.vecdot(h, h.sin()).unsqueeze(1), False),
+    "on a diagonal": (lambda h: h * torch.diag_embed(h).sum(1), True),
+    "rows on a diagonal": (lambda h: h * torch.diag_embed(h.t()).sum(2).t(), False),
+    "spectrum of rows": (lambda h: h * torch.fft.fftn(h.t(), s=(4,)).real.t(), False),
+    "spectrum of units": (lambda h: h * torch.fft.fftn(h, s=(12,)).real, True),
+    "attention of grouped heads": (
+        lambda h: (
+            F.scaled_dot_product_attention(
+                h[:, :8].view(1, 4, 4, 2).transpose(1, 2),
+                h[:, 8:].view(1, 4, 2, 2).transpose(1, 2),
+                h[:, 8:].view(1, 4, 2, 2).transpose(1, 2).sin(),
+                enable_gqa=True,
+            )
+            .transpose(1, 2)
+            .reshape(4, 8)
+        ),
+        False,
+    ),
     "cross product of sigmoids": (
-        lambda h: h + torch.linalg.cross(stack(h).sigmoid(), stack(h).sigmoid().square(), dim=1).sum(2).repeat(1, 4),
+        lambda h: (
+            stack(h) + torch.linalg.cross(stack(h).sigmoid(), stack(h).sigmoid().square(), dim=1).sum(2, keepdim=True)
+        ).flatten(1),
         True,
     ),
 }
@@ -174,3 +203,19 @@ def test_layers() -> None:
     for name, (_, expected) in LAYERS.items():
         prefix = f"branches.{name}."
         assert {p.removeprefix(prefix) for p in cut if p.startswith(prefix)} == expected, name
+
+
+def test_a_cell_sums_over_features_that_are_0_where_its_weight_is_not() -> None:
+    text = """
+        x: f32[3, 4] = placeholder
+        state: f32[3, 5] = placeholder
+        up: f32[6, 4] = get_attr[up.weight]
+        stored: f32[5, 6] = get_attr[stored]
+        hidden: f32[5, 5] = get_attr[cell.weight_hh]
+        features: f32[3, 6] = aten.linear(x, up)
+        weight: f32[5, 6] = aten.sigmoid(stored)
+        cell: f32[3, 5] = aten.rnn_tanh_cell(features, state, weight, hidden)
+        return cell"""
+    layouts = context_of(text, NeuronPolicy()).analysis.structure.layouts
+    assert layouts["up.weight"] == (Leaf(6, "up.weight[0]"), Leaf(4))
+    assert layouts["stored"] == (Leaf(5), Leaf(6, "up.weight[0]"))
