@@ -17,7 +17,15 @@ aten = torch.ops.aten
 
 @rule(aten.flip.default, aten.roll.default, at_zero=keeps_zero)
 def moved(ctx: Context, self: Value, dims: Sequence[int], **_: Any) -> Value:
-    return ctx.within(self, dim_indices(dims, self.ndim))
+    if not dims:  # a roll of the flat tensor
+        ctx.freeze_values(self)
+        return ctx.frozen()
+    moved = dim_indices(dims, self.ndim)
+    new = {d: ctx.widened("self", self, d) for d in moved}
+    return Value(
+        tuple(new.get(d, self.dims[d]) for d in range(self.ndim)),
+        tuple(d not in new and self.is_zero(d) for d in range(self.ndim)),
+    )
 
 
 @rule(aten.fliplr.default, aten.flipud.default, at_zero=keeps_zero)

@@ -56,7 +56,11 @@ def index(ctx: Context, self: Value, indices: Sequence[Value | None], **_: Any) 
 @rule(aten.index_select.default, at_zero=keeps_zero)
 def index_select(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value:
     ctx.freeze_values(index)
-    return ctx.within(self, [dim])
+    dim = dim_index(dim, self.ndim)
+    ctx.widened("self", self, dim)
+    new = axes.fresh(ctx.out_sizes()[dim], ctx.reason())
+    dims = (*self.dims[:dim], new, *self.dims[dim + 1 :])
+    return Value(dims, tuple(d != dim and self.is_zero(d) for d in range(self.ndim)))
 
 
 @rule(aten.gather.default, at_zero=keeps_zero)
@@ -68,7 +72,7 @@ def gather(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value
     ctx.freeze(self.dims[dim], text="gather looks it up by number")
     for d in range(self.ndim):
         if d != dim:
-            ctx.unify(self.dims[d], index.dims[d])
+            ctx.unify_equal(self.dims[d], index.dims[d])
     return Value(index.dims, tuple(d != dim and self.is_zero(d) for d in range(self.ndim)))
 
 

@@ -92,10 +92,10 @@ def layer_norm(
     **_: Any,
 ) -> Value:
     leading = input.ndim - len(normalized_shape)
-    ctx.freeze(*input.dims[leading:])
+    whole = [ctx.widened("input", input, d) for d in range(leading, input.ndim)]
     ctx.freeze_values(weight, bias)
     zero = [d < leading and bias is None and input.is_zero(d) for d in range(input.ndim)]
-    return Value(input.dims, tuple(zero))
+    return Value((*input.dims[:leading], *whole), tuple(zero))
 
 
 @rule(aten.group_norm.default, at_zero=_by_sample)
@@ -103,6 +103,8 @@ def group_norm(
     ctx: Context, input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, **_: Any
 ) -> Value:
     channels = input.dims[1]
+    if not axes.share(channels, axes.fresh(num_groups)):
+        channels = ctx.widened("input", input, 1)
     (groups, per_group), _sources = axes.regroup(
         [channels], [num_groups, axes.size(channels) // num_groups], ctx.reason()
     )
@@ -112,7 +114,7 @@ def group_norm(
     ctx.freeze(per_group, *input.dims[2:])
     ctx.resize("num_groups", None, groups)
     zero = [bias is None and input.is_zero(0), _affine_zero(weight, bias), *([False] * (input.ndim - 2))]
-    return Value(input.dims, tuple(zero))
+    return Value((input.dims[0], channels, *input.dims[2:]), tuple(zero))
 
 
 @rule(aten._weight_norm.default, at_zero=undefined)
