@@ -14,8 +14,8 @@ from torch import fx
 
 from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.ir.schema import get_argument, set_argument
-from sdp_compile.passes.base import Pass, PassContext, inherited
 from sdp_compile.ops.widening import widen
+from sdp_compile.passes.base import Pass, PassContext, inherited
 from sdp_compile.planning.families import Masking
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.structure.axis_analysis import NodeRewrites
@@ -60,6 +60,8 @@ def _rewrite(node: fx.Node, rewrites: NodeRewrites, kept: Mapping[str, int]) -> 
     pinned = {name: value for name, value in rewrites.pins.items() if rewrites.operator is None}
     for name, value in pinned.items():
         set_argument(node, name, value)
+    if rewrites.operator is not None and not scales and kept:  # another operator with the same arguments
+        node.target = rewrites.operator
     if not changed:
         return
     if rewrites.operator is not None:  # resizes and pins give every argument but the tensor

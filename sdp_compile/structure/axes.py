@@ -351,7 +351,7 @@ def regroup(dims: Sequence[Dim], sizes: Sequence[int], reason: Reason) -> tuple[
 
 
 def regroup_free(dims: Sequence[Dim], sizes: Sequence[int], reason: Reason) -> list[Dim]:
-    """What a ``view`` does whose sizes look different, because those of ``dims`` are free and every call makes them fit.
+    """What a ``view`` does whose sizes look different: those of ``dims`` are free, and every call makes them fit.
 
     Dimensions that are equal on the left stay; of the others, what has a fixed size is followed from both ends.
     """

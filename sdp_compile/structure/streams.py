@@ -40,9 +40,9 @@ class _Search:
         self.axes_of = axes_of
         self.activations: set[fx.Node] = set()
         for node in effects.nodes:
-            if node.op == "placeholder" or any(source in self.activations for source in effects.sources(node)):
-                if isinstance(node.meta.get("val"), torch.Tensor | tuple | list):
-                    self.activations.add(node)
+            depends = node.op == "placeholder" or any(source in self.activations for source in effects.sources(node))
+            if depends and isinstance(node.meta.get("val"), torch.Tensor | tuple | list):
+                self.activations.add(node)
 
     def forks(self, add: fx.Node, axis: Axis) -> bool:
         """Whether the axis reaches one operand, unbroken, from a value that the other operand is computed from too."""

@@ -167,7 +167,14 @@ class Context:
         if not any(zero):
             self.freeze(dim, text=f"{self.operator} sums over it, and no operand is 0 where a unit is missing")
 
-    def within(self, value: Value, dims: Iterable[int], sizes: Sequence[int] | None = None, zero: bool = True) -> Value:
+    def within(
+        self,
+        value: Value,
+        dims: Iterable[int],
+        sizes: Sequence[int] | None = None,
+        zero: bool = True,
+        argument: str | None = None,
+    ) -> Value:
         """Returns the result of an operator that mixes the indices of ``dims`` and treats those of others alike.
 
         Args:
@@ -175,10 +182,15 @@ class Context:
             dims: The dimensions that are mixed, and stay whole.
             sizes: The sizes of the result; by default the node's.
             zero: Whether the operator makes zeros of zeros.
+            argument: The operator's name of the operand, if lowering may widen it; see `widened`.
         """
         sizes = self.out_sizes() if sizes is None else sizes
         mixed = {dim_index(d, value.ndim) for d in dims}
-        self.freeze(*(value.dims[d] for d in mixed))
+        for d in mixed:
+            if argument is None:
+                self.freeze(value.dims[d])
+            else:
+                self.widened(argument, value, d)
         new = {d: axes.fresh(sizes[d], self.reason()) for d in mixed}
         return Value(
             tuple(new.get(d, value.dims[d]) for d in range(value.ndim)),
