@@ -14,6 +14,7 @@ from torch import fx
 
 from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.ir.schema import get_argument, set_argument
+from sdp_compile.ops.narrow import owned_part
 from sdp_compile.ops.widening import widen
 from sdp_compile.passes.base import Pass, PassContext, inherited
 from sdp_compile.planning.families import Masking
@@ -45,7 +46,7 @@ class SliceParameters(Pass):
             rewrites = node.meta.get("rewrites")
             if rewrites is not None:
                 _rewrite(node, rewrites, kept)
-                _widen(node, rewrites, context)
+                _fit(node, rewrites, context)
         return program
 
 
@@ -80,19 +81,23 @@ def _rewrite(node: fx.Node, rewrites: NodeRewrites, kept: Mapping[str, int]) -> 
             set_argument(node, argument, items)
 
 
-def _widen(node: fx.Node, rewrites: NodeRewrites, context: PassContext) -> None:
-    """Puts zeros where the worker lacks units of an operand that the node needs whole."""
-    for argument, dim, layout in rewrites.widens:
-        layout = restrict(layout, context.holdings.kept_units.keys())
-        if not families(layout):
-            continue
-        held = set(context.holdings.along(layout, np.arange(layout.size, dtype=np.float64)).astype(int).tolist())
-        runs = Channels.of([index in held for index in range(layout.size)]).runs
-        operand = get_argument(node, argument)
-        with node.graph.inserting_before(node):
-            whole = node.graph.call_function(widen, (operand, dim, runs))
-        whole.meta = {key: value for key, value in inherited(operand).items() if key != "layouts"}
-        set_argument(node, argument, whole)
+def _fit(node: fx.Node, rewrites: NodeRewrites, context: PassContext) -> None:
+    """Fits operands to what the node computes with.
+
+    Puts zeros where the worker lacks units that the node needs, and takes the worker's units of what all hold whole.
+    """
+    for function, fits in ((widen, rewrites.widens), (owned_part, rewrites.narrows)):
+        for argument, dim, layout in fits:
+            layout = restrict(layout, context.holdings.kept_units.keys())
+            if not families(layout):
+                continue
+            held = set(context.holdings.along(layout, np.arange(layout.size, dtype=np.float64)).astype(int).tolist())
+            runs = Channels.of([index in held for index in range(layout.size)]).runs
+            operand = get_argument(node, argument)
+            with node.graph.inserting_before(node):
+                fitted = node.graph.call_function(function, (operand, dim, runs))
+            fitted.meta = {key: value for key, value in inherited(operand).items() if key != "layouts"}
+            set_argument(node, argument, fitted)
 
 
 def _resized(node: fx.Node, value: Any, mine: int, full: int) -> Any:

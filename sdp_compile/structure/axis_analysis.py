@@ -32,6 +32,7 @@ class NodeRewrites:
 
     resizes: tuple[tuple[str, int | None, tuple[Layout, ...]], ...]
     widens: tuple[tuple[str, int, Layout], ...]
+    narrows: tuple[tuple[str, int, Layout], ...]
     pins: Mapping[str, Any]
     operator: Any
 
@@ -182,6 +183,7 @@ class AxisAnalysis:
                     node.meta["rewrites"] = NodeRewrites(
                         tuple((r.argument, r.index, tuple(map(self.layout, r.dims))) for r in rewrites.resizes),
                         tuple((w.argument, w.dim, self.layout(w.whole)) for w in rewrites.widens),
+                        tuple((n.argument, n.dim, self.layout(n.part)) for n in rewrites.narrows),
                         rewrites.pins,
                         rewrites.operator,
                     )

@@ -62,12 +62,22 @@ class Widen:
     whole: Dim
 
 
+@dataclass(frozen=True)
+class Narrow:
+    """An operand that every worker holds whole along ``dim``, of which a node needs what a worker keeps of ``part``."""
+
+    argument: str
+    dim: int
+    part: Dim
+
+
 @dataclass
 class Rewrites:
     """What must change at a node when the axes at it are cut: sizes, operands, pinned arguments, another operator."""
 
     resizes: list[Resize] = field(default_factory=list)
     widens: list[Widen] = field(default_factory=list)
+    narrows: list[Narrow] = field(default_factory=list)
     pins: dict[str, Any] = field(default_factory=dict)
     operator: Any = None
 
@@ -144,6 +154,19 @@ class Context:
             return whole
         self.rewrites.widens.append(Widen(argument, dim_index(dim, value.ndim), whole))
         return axes.fresh(axes.size(whole), self.reason(text))
+
+    def narrowed(self, argument: str, value: Value, dim: int, part: Dim, text: str = "") -> None:
+        """Keeps a dimension of an operand whole, of which the node only computes with what a worker keeps of ``part``.
+
+        Args:
+            argument: The operator's name of the operand.
+            value: The operand.
+            dim: The number of the dimension.
+            part: A dimension of the same size.
+            text: The reason that the user reads.
+        """
+        self.freeze(value.dims[dim], text=text)
+        self.rewrites.narrows.append(Narrow(argument, dim_index(dim, value.ndim), part))
 
     def frozen(self, sizes: Sequence[int] | None = None) -> Value:
         """Returns a result that cannot be cut."""

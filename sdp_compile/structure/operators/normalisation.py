@@ -119,10 +119,15 @@ def group_norm(
 
 @rule(aten._weight_norm.default, at_zero=undefined)
 def weight_norm(ctx: Context, v: Value, g: Value, dim: int = 0) -> Value:
-    """Computes ``g * v / norm(v)`` with norms over all dimensions but ``dim``; missing units of ``dim`` give 0 / 0."""
-    ctx.unify(v.dims[dim], g.dims[dim])
-    ctx.freeze(v.dims[dim], text="_weight_norm divides a missing unit, which is 0, by its norm")
+    """Computes ``g * v / norm(v)`` with norms over all dimensions but ``dim``.
+
+    A missing unit of ``v`` would give 0 / 0, so all workers hold ``v`` whole along ``dim``. A missing unit of ``g``
+    gives 0, whatever ``v`` is.
+    """
+    dim = dim_index(dim, v.ndim)
+    ctx.narrowed("v", v, dim, g.dims[dim], "_weight_norm divides a missing unit, which is 0, by its norm")
     for d in range(v.ndim):
         if not v.is_zero(d):
             ctx.freeze(v.dims[d])
-    return Value(v.dims, tuple(d != dim_index(dim, v.ndim) and v.is_zero(d) for d in range(v.ndim)))
+    dims = (*v.dims[:dim], g.dims[dim], *v.dims[dim + 1 :])
+    return Value(dims, tuple(g.is_zero(d) if d == dim else v.is_zero(d) for d in range(v.ndim)))

@@ -165,7 +165,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "samples with a bias": (lambda: over_samples(True), {"layers.1.weight", "layers.1.bias", "layers.3.weight"}),
     "weight norm of hidden units": (
         lambda: Then(sequence, parametrizations.weight_norm(nn.Conv1d(8, 12, 1)), nn.ReLU(), nn.Conv1d(12, 3, 1)),
-        set(),
+        {"layers.1.bias", "layers.1.parametrizations.weight.original0", "layers.3.weight"},
     ),
 }
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import weight_norm as old_weight_norm
+from torch.nn.utils.parametrizations import weight_norm
 
 from sdp_compile import NothingToPartition
 from tests.structure.subnetworks import Network, exact_plan, share
@@ -123,3 +125,46 @@ def test_views_that_divide_an_axis_differently() -> None:
     plan = exact_plan(model, (torch.randn(4, 5),))
     assert [family.units for family in plan.families] == [2]
     assert share(plan) < 0.55
+
+
+class Chomped(nn.Module):
+    """A block of a temporal convolutional network."""
+
+    def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
+        super().__init__()
+        self.cut = 2 * dilation
+        options = {"padding": self.cut, "dilation": dilation}
+        self.first = weight_norm(nn.Conv1d(inputs, outputs, 3, **options))
+        self.second = weight_norm(nn.Conv1d(outputs, outputs, 3, **options))
+        self.shortcut = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first(x)[..., : -self.cut])
+        return F.relu(F.relu(self.second(y)[..., : -self.cut]) + self.shortcut(x))
+
+
+# Networks of (4, 6, 10) whose hidden units have normalised weights, and the largest share that a worker may keep.
+NORMED: dict[str, tuple[Callable[[], nn.Module], float]] = {
+    "blocks": (lambda: nn.Sequential(Chomped(6, 16, 1), Chomped(16, 16, 2), nn.Conv1d(16, 2, 1)), 0.75),
+    "layers": (
+        lambda: nn.Sequential(
+            weight_norm(nn.Linear(10, 32)), nn.ReLU(), weight_norm(nn.Linear(32, 32)), nn.ReLU(), nn.Linear(32, 3)
+        ),
+        0.65,
+    ),
+    "by a hook": (lambda: nn.Sequential(old_weight_norm(nn.Linear(10, 32)), nn.ReLU(), nn.Linear(32, 30)), 0.7),
+    "transposed": (
+        lambda: nn.Sequential(weight_norm(nn.ConvTranspose1d(6, 32, 3)), nn.ReLU(), nn.Conv1d(32, 2, 1)),
+        0.75,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("case", NORMED)
+def test_units_of_normalised_weights(case: str) -> None:
+    """What is normalised stays on all workers; its lengths, its biases and the layer after it are cut."""
+    build, most = NORMED[case]
+    plan = exact_plan(build(), (torch.randn(4, 6, 10),))
+    assert share(plan) < most
+    assert all(plan.mask(name, 0)[:, 0].all() for name in plan.state if name.endswith("original1"))
