@@ -98,7 +98,7 @@ def unify(a: Dim, b: Dim, reason: Reason) -> None:
     if size(a) != size(b):
         if any(map(is_free, expand((*a, *b)))):
             positions = Reason("its positions of a free size are not units", reason.node)
-            _unify_ends(list(expand(a)), list(expand(b)), positions)
+            unify_ends(list(expand(a)), list(expand(b)), positions)
         else:
             freeze((*a, *b), reason)
         return
@@ -113,9 +113,9 @@ def unify(a: Dim, b: Dim, reason: Reason) -> None:
         else:
             larger, smaller, stack = (x, y, left) if x.size > y.size else (y, x, right)
             if larger.size % smaller.size:
-                _unify_ends([x, *left[::-1]], [y, *right[::-1]], reason)
+                unify_ends([x, *left[::-1]], [y, *right[::-1]], reason)
                 return
-            _refine_product(larger, smaller.size, reason)
+            refine_product(larger, smaller.size, reason)
             stack.extend([*expand((larger,))][::-1])
             (right if stack is left else left).append(smaller)
 
@@ -132,7 +132,7 @@ def share(a: Dim, b: Dim) -> bool:
     )
 
 
-def _unify_ends(a: list[Axis], b: list[Axis], reason: Reason) -> None:
+def unify_ends(a: list[Axis], b: list[Axis], reason: Reason) -> None:
     """Unify the outermost and the innermost units that two dimensions of one size share; what lies between freezes.
 
     6 groups of 4 and 4 groups of 6 share 2 groups of 12: both begin at the multiples of 12.
@@ -155,7 +155,7 @@ def _unify_end(a: list[Axis], b: list[Axis], end: int, reason: Reason) -> None:
             continue
         for axis in (x, y):
             if axis.size != common:
-                _refine_product(axis, common if end == 0 else axis.size // common, reason)
+                refine_product(axis, common if end == 0 else axis.size // common, reason)
 
 
 def _at_end(axes: list[Axis], end: int) -> Axis:
@@ -239,7 +239,7 @@ def _subdivide(parts: Sequence[Dim], boundaries: set[int], reason: Reason) -> li
     return result
 
 
-def _refine_product(axis: Axis, outer: int, reason: Reason) -> None:
+def refine_product(axis: Axis, outer: int, reason: Reason) -> None:
     """Refine a root into ``outer`` x the rest; a sum becomes a product where every part holds whole inner ranges."""
     inner = axis.size // outer
     if axis.parts is None:
@@ -318,74 +318,3 @@ def _without_positions(parts: list[list[Axis]]) -> tuple[list[Dim], Dim]:
 def _is_position(axis: Axis, other: Axis) -> bool:
     """Whether two axes that are never cut have one free size."""
     return is_free(axis) and axis.size == other.size and axis.frozen is not None and other.frozen is not None
-
-
-def regroup(dims: Sequence[Dim], sizes: Sequence[int], reason: Reason) -> tuple[list[Dim], list[list[int]]]:
-    """What a ``view`` does: the dimensions of ``sizes`` over the same elements.
-
-    Also returns, for each new dimension, the numbers of the old ones that it draws from.
-    """
-    result: list[Dim] = []
-    sources: list[list[int]] = []
-    old = 0
-    new = 0
-    while new < len(sizes) or old < len(dims):
-        # The smallest next group of old and of new dimensions over the same elements.
-        old_start, new_start = old, new
-        old_size = new_size = 1
-        if old < len(dims):
-            old_size, old = size(dims[old]), old + 1
-        if new < len(sizes) and old_size != 1:
-            new_size, new = sizes[new], new + 1
-        elif new < len(sizes) and sizes[new] == 1:
-            new += 1
-        while old_size != new_size:
-            if old_size < new_size:
-                old_size, old = old_size * size(dims[old]), old + 1
-            else:
-                new_size, new = new_size * sizes[new], new + 1
-        group = [axis for dim in dims[old_start:old] for axis in dim]
-        result += _take(group, sizes[new_start:new], reason)
-        sources += [list(range(old_start, old))] * (new - new_start)
-    return result, sources
-
-
-def regroup_free(dims: Sequence[Dim], sizes: Sequence[int], reason: Reason) -> list[Dim]:
-    """What a ``view`` does whose sizes look different: those of ``dims`` are free, and every call makes them fit.
-
-    Dimensions that are equal on the left stay; of the others, what has a fixed size is followed from both ends.
-    """
-    same = 0
-    while same < min(len(dims), len(sizes)) and size(dims[same]) == sizes[same]:
-        same += 1
-    rest = [axis for dim in dims[same:] for axis in expand(dim)]
-    return [*dims[:same], *_followed(rest, sizes[same:], reason)]
-
-
-def _followed(axes: list[Axis], sizes: Sequence[int], reason: Reason) -> list[Dim]:
-    """New dimensions of ``sizes`` over the elements of ``axes``, of which only the ends are known."""
-    dims = [fresh(length) for length in sizes]
-    _unify_ends(axes, [axis for dim in dims for axis in dim], reason)
-    return dims
-
-
-def _take(axes: Iterable[Axis], sizes: Sequence[int], reason: Reason) -> list[Dim]:
-    remaining = list(expand(axes))[::-1]
-    result: list[Dim] = []
-    for position, length in enumerate(sizes):
-        taken: list[Axis] = []
-        while length > 1:
-            axis = remaining.pop().find()
-            if axis.factors is not None:
-                remaining.extend([*expand((axis,))][::-1])
-            elif length % axis.size == 0:
-                taken.append(axis)
-                length //= axis.size
-            elif axis.size % length == 0:
-                _refine_product(axis, length, reason)
-                remaining.extend([*expand((axis,))][::-1])
-            else:
-                first, *others = _followed([axis, *remaining[::-1]], (length, *sizes[position + 1 :]), reason)
-                return [*result, (*taken, *first), *others]
-        result.append(tuple(taken))
-    return result

@@ -11,7 +11,7 @@ from torch import fx
 
 from sdp_compile.ir.schema import bind, operator_name, tensor_arguments
 from sdp_compile.ops import narrow
-from sdp_compile.structure import axes
+from sdp_compile.structure import axes, views
 from sdp_compile.structure.axes import Dim
 from sdp_compile.structure.operators.at_zero import affine
 from sdp_compile.structure.operators.context import Context, Value
@@ -31,7 +31,7 @@ def _spatial(ctx: Context, count: int) -> tuple[Dim, ...]:
 
 
 def _grouped(ctx: Context, dim: Dim, groups: int) -> tuple[Dim, Dim]:
-    (outer, inner), _ = axes.regroup([dim], [groups, axes.size(dim) // groups], ctx.reason())
+    (outer, inner), _ = views.regroup([dim], [groups, axes.size(dim) // groups], ctx.reason())
     return outer, inner
 
 

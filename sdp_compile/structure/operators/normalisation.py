@@ -11,7 +11,7 @@ from torch import fx
 from sdp_compile.ir.schema import bind
 from sdp_compile.ops import narrow
 from sdp_compile.ops.of_full import standardise_of_full
-from sdp_compile.structure import axes
+from sdp_compile.structure import axes, views
 from sdp_compile.structure.operators.at_zero import Call, Outcome, undefined, zero_if
 from sdp_compile.structure.operators.context import Context, Value, dim_index
 from sdp_compile.structure.operators.parts import NarrowCall, Split
@@ -105,7 +105,7 @@ def group_norm(
     channels = input.dims[1]
     if not axes.share(channels, axes.fresh(num_groups)):
         channels = ctx.widened("input", input, 1)
-    (groups, per_group), _sources = axes.regroup(
+    (groups, per_group), _sources = views.regroup(
         [channels], [num_groups, axes.size(channels) // num_groups], ctx.reason()
     )
     for other in (weight, bias):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sdp_compile.ops.recurrent import lstm_with_projection
-from sdp_compile.structure import axes
+from sdp_compile.structure import axes, views
 from sdp_compile.structure.axes import Dim
 from sdp_compile.structure.operators.context import Context, Value
 from sdp_compile.structure.operators.table import rule
@@ -85,7 +85,7 @@ def _gates(ctx: Context, features: Dim, zero: bool, hidden: Dim, cells: Dim, par
     units = axes.size(cells)
     for value in params:
         sizes = [axes.size(value.dims[0]) // units, units]
-        (gates, rows), _ = axes.regroup([value.dims[0]], sizes, ctx.reason())
+        (gates, rows), _ = views.regroup([value.dims[0]], sizes, ctx.reason())
         ctx.freeze(gates, text=f"{ctx.operator} has a fixed number of gates")
         ctx.unify(rows, cells)
     _keep_at_zero(ctx, cells, params)

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from sdp_compile.ir.schema import bind
-from sdp_compile.structure import axes
+from sdp_compile.structure import axes, views
 from sdp_compile.structure.axes import Dim
 from sdp_compile.structure.operators.at_zero import Call, Outcome, keeps_zero, zero_if
 from sdp_compile.structure.operators.context import Context, Value, dim_index, dim_indices
@@ -62,9 +62,9 @@ def reshaped(ctx: Context, value: Value, sizes: Sequence[int]) -> Value:
         ctx.freeze_values(value, text=f"{ctx.operator} to a shape that cannot be followed")
         return ctx.frozen(sizes)
     if prod(sizes) == prod(map(axes.size, value.dims)):
-        dims, _sources = axes.regroup(value.dims, sizes, reason)
+        dims, _sources = views.regroup(value.dims, sizes, reason)
     else:
-        dims = axes.regroup_free(value.dims, sizes, reason)
+        dims = views.regroup_free(value.dims, sizes, reason)
     # A merged dimension is 0 at missing units if every dimension in it that may be cut is.
     doubtful = {root for d, dim in enumerate(value.dims) if not value.zero[d] for root in axes.expand(dim)}
     free = [[root for root in axes.expand(dim) if root.frozen is None] for dim in dims]
