@@ -1,0 +1,98 @@
+"""Branches with several outputs: terms that share what computes them are dropped together.
+
+In N-BEATS one branch gives ``x - a`` and ``y + f``, in WaveNet the residual and the skip output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from sdp_compile.ir.effects import Effects
+from sdp_compile.structure.blocks.residual import Finder, Residuals
+from sdp_compile.structure.blocks.terms import Region, Term, exits, feeding
+
+
+@dataclass(eq=False)
+class _Group:
+    """Terms that are dropped together, and the region that only they need."""
+
+    terms: tuple[Term, ...]
+    region: Region
+    nodes: frozenset[fx.Node] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nodes = frozenset(self.region.nodes)
+
+
+def joined_outputs(residuals: Residuals, finder: Finder, alone: Collection[Term]) -> list[tuple[Term, ...]]:
+    """Returns terms that only together take all outputs of what a skip path feeds, each group in the graph's order.
+
+    Args:
+        residuals: What may be dropped in the graph.
+        finder: What found it.
+        alone: The terms that are blocks by themselves. They stay so where they meet in one sum.
+    """
+    effects = finder.effects
+    leaving = exits([(term.addition, term.addend) for term in residuals.outputs], effects)
+    groups = [_Group((term,), term.region) for term in residuals.outputs]
+    while links := list(_links(groups, leaving, residuals, alone, effects)):
+        groups = _merged(groups, links, finder)
+    several = (group.terms for group in groups if len(group.terms) > 1)
+    return [terms for terms in several if any(residuals.skips[term] for term in terms)]
+
+
+def _links(
+    groups: Sequence[_Group],
+    leaving: dict[fx.Node, set[fx.Node]],
+    residuals: Residuals,
+    alone: Collection[Term],
+    effects: Effects,
+) -> Iterator[list[_Group]]:
+    """Yields groups that take all that becomes of a node: it belongs to none of them alone, but to all together."""
+    by_node: dict[fx.Node, list[_Group]] = {}
+    for group in groups:
+        for node in group.region.boundary:
+            by_node.setdefault(node, []).append(group)
+    for node, sharing in by_node.items():
+        if len(sharing) == 1 or node.op == "placeholder":
+            continue
+        inside = (
+            node in leaving.get(reader, ()) or any(reader in group.nodes for group in sharing)
+            for reader in effects.readers[node]
+        )
+        terms = [term for group in sharing for term in group.terms]
+        separate = len({term.total for term in terms}) == 1 and all(term in alone for term in terms)
+        if all(inside) and not separate and all(_lies_on_branch(node, term, residuals, effects) for term in terms):
+            yield sharing
+
+
+def _lies_on_branch(node: fx.Node, term: Term, residuals: Residuals, effects: Effects) -> bool:
+    """Whether the skip path of a term feeds the node. It does not feed what many branches read, as an embedding."""
+    skips = residuals.skips[term]
+    return not skips or bool(feeding(skips, [node], effects))
+
+
+def _merged(groups: Sequence[_Group], links: Sequence[list[_Group]], finder: Finder) -> list[_Group]:
+    parent = {group: group for group in groups}
+
+    def find(group: _Group) -> _Group:
+        while parent[group] is not group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    for first, *others in links:
+        for other in others:
+            parent[find(other)] = find(first)
+    members: dict[_Group, list[Term]] = {}
+    for group in groups:
+        members.setdefault(find(group), []).extend(group.terms)
+    position = finder.effects.position
+
+    def grown(terms: list[Term]) -> _Group:
+        terms.sort(key=lambda term: position[term.addition.reader])
+        return _Group(tuple(terms), finder.grow(terms))
+
+    return [group if len(terms) == len(group.terms) else grown(terms) for group, terms in members.items()]
