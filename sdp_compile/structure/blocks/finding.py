@@ -146,9 +146,8 @@ class _UnitFinder:
         return _Unit(terms, region, parameters, frozenset(owned) - parameters)
 
     def _owned(self, nodes: Set[fx.Node]) -> set[str]:
-        """Returns the state that only these nodes read, and the counters of their normalisations, which none reads."""
-        used = {source for node in nodes for source in (node, *node.all_input_nodes) if source.op == "get_attr"}
-        owned = {str(node.target) for node in used if self.effects.readers[node] <= nodes}
+        """Returns the state among these nodes, and the counters of their normalisations, which none reads."""
+        owned = {str(node.target) for node in nodes if node.op == "get_attr"}
         for module in {name.rpartition(".")[0] for name in owned}:
             rest = [name for name in self.siblings[module] if name not in owned]
             if all(self._is_counter(self.attributes[name]) for name in rest):

@@ -35,13 +35,24 @@ def joined_outputs(residuals: Residuals, finder: Finder, alone: Collection[Term]
         finder: What found it.
         alone: The terms that are blocks by themselves. They stay so where they meet in one sum.
     """
-    effects = finder.effects
-    leaving = exits([(term.addition, term.addend) for term in residuals.outputs], effects)
-    groups = [_Group((term,), term.region) for term in residuals.outputs]
-    while links := list(_links(groups, leaving, residuals, alone, effects)):
+    outputs = list(residuals.outputs)
+    while True:
+        groups = _groups(outputs, residuals, finder, alone)
+        found = {term: group for group in groups for term in group.terms}
+        whole = [terms for terms in residuals.sums if all(t in found or t in residuals.branches for t in terms)]
+        if not whole:
+            return [group.terms for group in groups]
+        for terms in whole:  # as of the forecasts of N-BEATS: the output of the smallest block stays
+            inside = [term for term in terms if term in found and term in outputs]
+            outputs.remove(min(reversed(inside), key=lambda term: finder.nbytes(found[term].region.parameters)))
+
+
+def _groups(outputs: Sequence[Term], residuals: Residuals, finder: Finder, alone: Collection[Term]) -> list[_Group]:
+    leaving = exits([(term.addition, term.addend) for term in outputs], finder.effects)
+    groups = [_Group((term,), term.region) for term in outputs]
+    while links := list(_links(groups, leaving, residuals, alone, finder.effects)):
         groups = _merged(groups, links, finder)
-    several = (group.terms for group in groups if len(group.terms) > 1)
-    return [terms for terms in several if any(residuals.skips[term] for term in terms)]
+    return [group for group in groups if len(group.terms) > 1 and any(residuals.skips[term] for term in group.terms)]
 
 
 def _links(

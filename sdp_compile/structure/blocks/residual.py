@@ -32,8 +32,9 @@ class Residuals:
     ``branches``: the terms that can be dropped as far as the shape of the graph goes; whether they are 0 without their
     parameters is not asked here.
 
-    ``outputs``: the branches and all other terms that may be dropped together with a branch, in the order of the graph:
-    whatever is dropped of them, a term of each sum stays.
+    ``outputs``: the branches and all other terms that are no skip path: they may be further outputs of a branch.
+
+    ``sums``: the terms of each flattened sum. Whatever is dropped, one of them must stay.
 
     ``skips``: for each term the skip paths that feed it.
     """
@@ -41,6 +42,7 @@ class Residuals:
     adds: frozenset[fx.Node]
     branches: tuple[Term, ...]
     outputs: tuple[Term, ...]
+    sums: tuple[tuple[Term, ...], ...]
     skips: Mapping[Term, frozenset[fx.Node]]
 
 
@@ -73,6 +75,7 @@ class Finder:
         adds: set[fx.Node] = set()
         branches: list[Term] = []
         outputs: list[Term] = []
+        sums: list[tuple[Term, ...]] = []
         skips: dict[Term, frozenset[fx.Node]] = {}
         chained: set[fx.Node] = set()
         for root in reversed(self.effects.nodes):
@@ -89,13 +92,14 @@ class Finder:
             for term in found:
                 adds |= self._chain(term.addition.result, results)
             if all(map(_fits, members)):
-                droppable, others = self._droppable(found, terms, feeds)
-                branches += droppable
-                outputs += others
+                closed = self._closed(found, terms)
+                branches += closed
+                outputs += self._outputs(closed, terms, feeds)
+                sums.append(tuple(terms))
                 skips |= feeds
         for kind in (branches, outputs):
             kind.sort(key=self._order)
-        return Residuals(frozenset(adds), tuple(branches), tuple(outputs), skips)
+        return Residuals(frozenset(adds), tuple(branches), tuple(outputs), tuple(sums), skips)
 
     def grow(self, terms: Collection[Term]) -> Region:
         """Returns the region of several terms as one."""
@@ -165,24 +169,23 @@ class Finder:
 
     def _skips(self, term: Term, terms: list[Term]) -> frozenset[fx.Node]:
         """Returns the other terms that feed one, or what feeds another term that is a projected skip path."""
-        others = [other for other in terms if other is not term]
-        if term.region.nodes:
-            for other in others:
-                projected = other.region.nodes and len(other.boundary) == 1 and other.boundary <= term.boundary
-                if projected:
-                    return other.boundary
-        operands = [other.addend.alone for other in others]
-        return frozenset(feeding([node for node in operands if node is not None], term.boundary, self.effects))
+        for other in terms:
+            if _is_projected(other, term):
+                return other.boundary
+        others = self._operands(term, terms)
+        return frozenset(feeding(others, term.boundary, self.effects))
+
+    def _operands(self, term: Term, terms: list[Term]) -> list[fx.Node]:
+        """Returns the other terms of a sum that are no products."""
+        operands = (other.addend.alone for other in terms)
+        return [operand for operand in operands if operand is not None and operand not in term.factors]
 
     def _is_branch(self, term: Term, terms: list[Term], skips: frozenset[fx.Node]) -> bool:
         """Whether the term has parameters and a skip path among the others feeds it."""
         if term.region.nodes:
             return bool(term.parameters and skips)
-        operands = [other.addend.alone for other in terms if other is not term]
-        return any(
-            self._feeds_through_parameters([node for node in operands if node is not None], factor)
-            for factor in term.factors
-        )
+        others = self._operands(term, terms)
+        return any(self._feeds_through_parameters(others, factor) for factor in term.factors)
 
     def _feeds_through_parameters(self, sources: list[fx.Node], node: fx.Node) -> bool:
         earlier = [source for source in sources if self.position[source] < self.position[node]]
@@ -195,24 +198,36 @@ class Finder:
                         return True
         return False
 
-    def _droppable(
-        self, branches: list[Term], terms: list[Term], skips: Mapping[Term, frozenset[fx.Node]]
-    ) -> tuple[list[Term], list[Term]]:
-        """Returns the branches with a region, and all terms that may be dropped with a branch of another sum.
+    def _closed(self, branches: list[Term], terms: list[Term]) -> list[Term]:
+        """Returns the branches with a region; if every term is one, the smallest is the shortcut and stays."""
+        closed = [term for term in branches if term.region.nodes]
+        if len(closed) == len(terms):
+            closed.remove(min(reversed(closed), key=lambda term: self.nbytes(term.parameters)))
+        return closed
 
-        If that is every term, the smallest is the shortcut and stays.
-        """
+    def _outputs(self, closed: list[Term], terms: list[Term], skips: Mapping[Term, frozenset[fx.Node]]) -> list[Term]:
+        """Returns the branches, and the terms that feed no other term and are no shortcut."""
         feeding_others = frozenset[fx.Node]().union(*(skips[term] for term in terms))
-        outputs = [term for term in terms if skips[term] or feeding_others.isdisjoint(term.factors)]
-        if len(outputs) == len(terms):
-            # One without parameters, such as a pooled shortcut, stays rather than a branch.
-            closed = [term for term in terms if term in branches and term.region.nodes]
-            candidates = [term for term in terms if term not in closed] or closed
-            outputs.remove(min(reversed(candidates), key=lambda term: self._nbytes(term.parameters)))
-        return [term for term in branches if term.region.nodes and term in outputs], outputs
+        return [
+            term
+            for term in terms
+            if term in closed
+            or not (
+                (not skips[term] and not feeding_others.isdisjoint(term.factors))
+                or any(_is_projected(term, other) for other in terms)
+            )
+        ]
 
-    def _nbytes(self, parameters: Collection[str]) -> int:
+    def nbytes(self, parameters: Collection[str]) -> int:
+        """Returns the size of parameters."""
         return sum(self.state[name].nbytes for name in parameters)
+
+
+def _is_projected(term: Term, other: Term) -> bool:
+    """Returns whether a term may be the projected skip path of another: both are computed from one activation."""
+    if term is other or not term.region.nodes or not other.region.nodes:
+        return False
+    return len(term.boundary) == 1 and term.boundary <= other.boundary
 
 
 def _fits(addition: Addition) -> bool:
