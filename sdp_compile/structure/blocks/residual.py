@@ -6,7 +6,7 @@ path, another term of its sum, feeds it and it computes with parameters on the w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,7 @@ class Finder:
         self.position = effects.position
         self.activations: set[fx.Node] = set()
         self.parametric: set[fx.Node] = set()
+        self.fed: dict[fx.Node, list[Term]] = {}
         data: set[fx.Node] = set()
         for node in effects.nodes:
             value = node.meta.get("val")
@@ -77,20 +78,15 @@ class Finder:
         outputs: list[Term] = []
         sums: list[tuple[Term, ...]] = []
         skips: dict[Term, frozenset[fx.Node]] = {}
-        chained: set[fx.Node] = set()
-        for root in reversed(self.effects.nodes):
-            if root in chained or root not in self.effects.live:
-                continue
-            addition = self._addition(root)
-            if addition is None:
-                continue
-            members, terms = self._flatten(addition)
+        for members, terms in self._sums():
             results = {member.result for member in members}
-            chained |= results
             feeds = {term: self._skips(term, terms) for term in terms}
             found = [term for term in terms if self._is_branch(term, terms, feeds[term])]
             for term in found:
                 adds |= self._chain(term.addition.result, results)
+            for term in terms:
+                for node in term.boundary if feeds[term] else ():
+                    self.fed.setdefault(node, []).append(term)
             if all(map(_fits, members)):
                 closed = self._closed(found, terms)
                 branches += closed
@@ -100,6 +96,20 @@ class Finder:
         for kind in (branches, outputs):
             kind.sort(key=self._order)
         return Residuals(frozenset(adds), tuple(branches), tuple(outputs), tuple(sums), skips)
+
+    def _sums(self) -> Iterator[tuple[list[Addition], list[Term]]]:
+        """Yields the additions and the terms of each flattened sum; sums inside of a term come before its own."""
+        sums: list[tuple[list[Addition], list[Term]]] = []
+        chained: set[fx.Node] = set()
+        for root in reversed(self.effects.nodes):
+            if root in chained or root not in self.effects.live:
+                continue
+            addition = self._addition(root)
+            if addition is not None:
+                members, terms = self._flatten(addition)
+                chained.update(member.result for member in members)
+                sums.append((members, terms))
+        yield from reversed(sums)
 
     def grow(self, terms: Collection[Term]) -> Region:
         """Returns the region of several terms as one."""
@@ -170,15 +180,32 @@ class Finder:
     def _skips(self, term: Term, terms: list[Term]) -> frozenset[fx.Node]:
         """Returns the other terms that feed one, or what feeds another term that is a projected skip path."""
         for other in terms:
-            if _is_projected(other, term):
+            if self._is_projected(other, term):
                 return other.boundary
         others = self._operands(term, terms)
         return frozenset(feeding(others, term.boundary, self.effects))
 
+    def _is_projected(self, term: Term, other: Term) -> bool:
+        """Whether a term may be the projected skip path of another: both are computed from one activation.
+
+        It is not if the other computes with the activation only in a branch inside of it, as the last skip output of
+        WaveNet does with what the last but one is computed from: those are two outputs of that branch.
+        """
+        if term is other or not term.region.nodes or not other.region.nodes:
+            return False
+        if len(term.boundary) > 1 or not term.boundary <= other.boundary:
+            return False
+        for node in term.boundary:
+            nodes = set(other.region.nodes) if node in self.fed else set()
+            inner = [one for one in self.fed.get(node, ()) if one.addition.reader in nodes]
+            inside = {node for one in inner for node in one.region.nodes}
+            return not inner or not self.effects.readers[node] & nodes <= inside
+        return False
+
     def _operands(self, term: Term, terms: list[Term]) -> list[fx.Node]:
         """Returns the other terms of a sum that are no products."""
         operands = (other.addend.alone for other in terms)
-        return [operand for operand in operands if operand is not None and operand not in term.factors]
+        return [operand for operand in operands if operand is not None and operand is not term.addend.alone]
 
     def _is_branch(self, term: Term, terms: list[Term], skips: frozenset[fx.Node]) -> bool:
         """Whether the term has parameters and a skip path among the others feeds it."""
@@ -214,20 +241,13 @@ class Finder:
             if term in closed
             or not (
                 (not skips[term] and not feeding_others.isdisjoint(term.factors))
-                or any(_is_projected(term, other) for other in terms)
+                or any(self._is_projected(term, other) for other in terms)
             )
         ]
 
     def nbytes(self, parameters: Collection[str]) -> int:
         """Returns the size of parameters."""
         return sum(self.state[name].nbytes for name in parameters)
-
-
-def _is_projected(term: Term, other: Term) -> bool:
-    """Returns whether a term may be the projected skip path of another: both are computed from one activation."""
-    if term is other or not term.region.nodes or not other.region.nodes:
-        return False
-    return len(term.boundary) == 1 and term.boundary <= other.boundary
 
 
 def _fits(addition: Addition) -> bool:
