@@ -5,7 +5,7 @@ In N-BEATS one branch gives ``x - a`` and ``y + f``, in WaveNet the residual and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -48,21 +48,18 @@ def joined_outputs(residuals: Residuals, finder: Finder, alone: Collection[Term]
 
 
 def _groups(outputs: Sequence[Term], residuals: Residuals, finder: Finder, alone: Collection[Term]) -> list[_Group]:
-    leaving = exits([(term.addition, term.addend) for term in outputs], finder.effects)
     groups = [_Group((term,), term.region) for term in outputs]
-    while links := list(_links(groups, leaving, residuals, alone, finder.effects)):
+    while links := list(_links(groups, residuals, finder, alone)):
         groups = _merged(groups, links, finder)
     return [group for group in groups if len(group.terms) > 1 and any(residuals.skips[term] for term in group.terms)]
 
 
 def _links(
-    groups: Sequence[_Group],
-    leaving: dict[fx.Node, set[fx.Node]],
-    residuals: Residuals,
-    alone: Collection[Term],
-    effects: Effects,
+    groups: Sequence[_Group], residuals: Residuals, finder: Finder, alone: Collection[Term]
 ) -> Iterator[list[_Group]]:
     """Yields groups that take all that becomes of a node: it belongs to none of them alone, but to all together."""
+    effects = finder.effects
+    leaving = exits([(term.addition, term.addend) for group in groups for term in group.terms], effects)
     by_node: dict[fx.Node, list[_Group]] = {}
     for group in groups:
         for node in group.region.boundary:
@@ -70,14 +67,26 @@ def _links(
     for node, sharing in by_node.items():
         if len(sharing) == 1 or node.op == "placeholder":
             continue
-        inside = (
-            node in leaving.get(reader, ()) or any(reader in group.nodes for group in sharing)
+        sharing.sort(key=lambda group: len(group.nodes))
+        # Of nested groups, the innermost one reads the node.
+        takers = [
+            next((group for group in sharing if reader in group.nodes or _ends(node, reader, group, leaving)), None)
             for reader in effects.readers[node]
-        )
-        terms = [term for group in sharing for term in group.terms]
+        ]
+        found = list(dict.fromkeys(group for group in takers if group is not None))
+        terms = [term for group in found for term in group.terms]
         separate = len({term.total for term in terms}) == 1 and all(term in alone for term in terms)
-        if all(inside) and not separate and all(_lies_on_branch(node, term, residuals, effects) for term in terms):
-            yield sharing
+        if None in takers or len(found) == 1 or separate:
+            continue
+        if all(_lies_on_branch(node, term, residuals, effects) for term in terms):
+            yield found
+
+
+def _ends(node: fx.Node, reader: fx.Node, group: _Group, leaving: Mapping[fx.Node, Collection[fx.Node]]) -> bool:
+    """Whether a node is an output of a group that another node adds up."""
+    return node in leaving.get(reader, ()) and any(
+        term.addition.reader is reader and node in term.factors for term in group.terms
+    )
 
 
 def _lies_on_branch(node: fx.Node, term: Term, residuals: Residuals, effects: Effects) -> bool:
