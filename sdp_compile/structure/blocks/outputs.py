@@ -78,7 +78,7 @@ def _links(
         separate = len({term.total for term in terms}) == 1 and all(term in alone for term in terms)
         if None in takers or len(found) == 1 or separate:
             continue
-        if all(_lies_on_branch(node, term, residuals, effects) for term in terms):
+        if _lies_on_branches(node, terms, residuals, effects):
             yield found
 
 
@@ -89,10 +89,16 @@ def _ends(node: fx.Node, reader: fx.Node, group: _Group, leaving: Mapping[fx.Nod
     )
 
 
-def _lies_on_branch(node: fx.Node, term: Term, residuals: Residuals, effects: Effects) -> bool:
-    """Whether the skip path of a term feeds the node. It does not feed what many branches read, as an embedding."""
-    skips = residuals.skips[term]
-    return not skips or bool(feeding(skips, [node], effects))
+def _lies_on_branches(node: fx.Node, terms: Sequence[Term], residuals: Residuals, effects: Effects) -> bool:
+    """Whether the skip paths of terms feed the node. They do not feed what many branches read, as an embedding.
+
+    The skip path itself is no part of a branch, but the output of one may lead to another.
+    """
+    is_output = any(node in term.factors for term in terms)
+    for skips in (residuals.skips[term] for term in terms):
+        if skips and (not feeding(skips, [node], effects) or (node in skips and not is_output)):
+            return False
+    return True
 
 
 def _merged(groups: Sequence[_Group], links: Sequence[list[_Group]], finder: Finder) -> list[_Group]:

@@ -178,12 +178,9 @@ class Finder:
         return Term(addition, addend, root.result, region)
 
     def _skips(self, term: Term, terms: list[Term]) -> frozenset[fx.Node]:
-        """Returns the other terms that feed one, or what feeds another term that is a projected skip path."""
-        for other in terms:
-            if self._is_projected(other, term):
-                return other.boundary
-        others = self._operands(term, terms)
-        return frozenset(feeding(others, term.boundary, self.effects))
+        """Returns the other terms that feed one, and what feeds another term that is a projected skip path."""
+        projected = (node for other in terms if self._is_projected(other, term) for node in other.boundary)
+        return frozenset([*projected, *feeding(self._operands(term, terms), term.boundary, self.effects)])
 
     def _is_projected(self, term: Term, other: Term) -> bool:
         """Whether a term may be the projected skip path of another: both are computed from one activation.
