@@ -96,7 +96,7 @@ def _put_zeros(addition: Addition, kept: list[Addend], zeros: Collection[fx.Node
     reader = addition.reader
     if not zeros.isdisjoint(written_inputs(reader)):
         _make_out_of_place(reader)
-    factors = {factor for addend in addition.addends for factor in addend.factors if factor in zeros}
+    factors = dict.fromkeys(factor for addend in addition.addends for factor in addend.factors if factor in zeros)
     like = kept[0].factors[0]
     for factor in factors:
         zero = factor.meta["val"]

@@ -35,16 +35,16 @@ def joined_outputs(residuals: Residuals, finder: Finder, alone: Collection[Term]
         finder: What found it.
         alone: The terms that are blocks by themselves. They stay so where they meet in one sum.
     """
-    outputs = list(residuals.outputs)
+    outputs, branches = list(residuals.outputs), set(residuals.branches)
     while True:
         groups = _groups(outputs, residuals, finder, alone)
         found = {term: group for group in groups for term in group.terms}
-        whole = [terms for terms in residuals.sums if all(t in found or t in residuals.branches for t in terms)]
+        whole = [terms for terms in residuals.sums if all(term in found or term in branches for term in terms)]
         if not whole:
             return [group.terms for group in groups]
         for terms in whole:  # as of the forecasts of N-BEATS: the output of the smallest block stays
-            inside = [term for term in terms if term in found and term in outputs]
-            outputs.remove(min(reversed(inside), key=lambda term: finder.nbytes(found[term].region.parameters)))
+            further = [term for term in terms if term not in branches]
+            outputs.remove(min(reversed(further), key=lambda term: finder.nbytes(found[term].region.parameters)))
 
 
 def _groups(outputs: Sequence[Term], residuals: Residuals, finder: Finder, alone: Collection[Term]) -> list[_Group]:
