@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -91,7 +91,7 @@ def _replace(addition: Addition, skip: fx.Node, scale: float, effects: Effects) 
         add.graph.erase_node(addition.reader)
 
 
-def _put_zeros(addition: Addition, kept: list[Addend], zeros: Collection[fx.Node]) -> None:
+def _put_zeros(addition: Addition, kept: list[Addend], zeros: Set[fx.Node]) -> None:
     """Makes the reader of a sum read zeros in the place of dropped terms."""
     reader = addition.reader
     if not zeros.isdisjoint(written_inputs(reader)):

@@ -148,12 +148,13 @@ class Finder:
 
     def _inner_addition(self, addend: Addend, addition: Addition) -> Addition | None:
         """Returns the addition that an addend passes on, None if something else uses what lies between."""
-        node, user = addend.alone, addition.reader
+        node: fx.Node | None = addend.alone
+        user = addition.reader
         while node is not None and self.effects.readers[node] == {user}:
             inner = self._addition(node)
             if inner is not None:
                 return inner
-            node, user = self._passed_on(node), node
+            user, node = node, self._passed_on(node)
         return None
 
     def _passed_on(self, node: fx.Node) -> fx.Node | None:
