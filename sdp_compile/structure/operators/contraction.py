@@ -122,6 +122,11 @@ def matmul(ctx: Context, self: Value, **others: Any) -> Value:
     return _matmul(ctx, self, other)
 
 
+@rule(aten._sparse_mm.default, at_zero=either_zero)
+def sparse_mm(ctx: Context, sparse: Value, dense: Value) -> Value:
+    return _matmul(ctx, sparse, dense)
+
+
 def _matmul(ctx: Context, a: Value, b: Value) -> Value:
     batch = max(a.ndim, b.ndim, 2) - 2
     names = [f"b{d}" for d in range(batch)]
