@@ -38,7 +38,7 @@ def copy_assigned(subject: nn.Module) -> None:
         _replace(subject._buffers, {name: buffer for name, buffer in subject._buffers.items() if buffer is not None})
         return result
 
-    subject.forward = copying
+    vars(subject)["forward"] = copying  # a part of the model may have this name too
 
 
 def _replace(registry: dict[str, torch.Tensor | None], entries: Mapping[str, torch.Tensor | None]) -> None:

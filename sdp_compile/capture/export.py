@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from sdp_compile.capture.buffers import copy_assigned
 from sdp_compile.capture.clone import clone
 from sdp_compile.capture.diagnosis import Resized, explain, first_line, is_data_dependent
+from sdp_compile.capture.gradients import restored_transforms
 from sdp_compile.capture.inputs import Call
 from sdp_compile.capture.observe import Observer
 from sdp_compile.errors import CaptureError
@@ -68,7 +69,7 @@ def export_mode(
         observer = Observer(model)
         with contextlib.nullcontext() if strict else observer:
             try:
-                with quiet():
+                with quiet(), restored_transforms():
                     program = torch.export.export(
                         subject,
                         inputs.args,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from sdp_compile.capture.diagnosis import calling_line
@@ -35,6 +36,20 @@ class RefuseGradients(TorchFunctionMode):
                 "return what is differentiated, and differentiate outside of it in the training loop."
             )
         return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def restored_transforms() -> Iterator[None]:
+    """Leaves the transforms of torch.func that a failed capture may have left open."""
+    functorch = torch._C._functorch
+    depth, dual = functorch.get_dynamic_layer_stack_depth(), forward_ad._current_level
+    try:
+        yield
+    finally:
+        if functorch.get_dynamic_layer_stack_depth() > depth:
+            functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+        while forward_ad._current_level > dual:
+            forward_ad.exit_dual_level()
 
 
 @contextlib.contextmanager

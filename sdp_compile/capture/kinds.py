@@ -11,10 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 def special_kind(tensor: torch.Tensor) -> str | None:
     """Returns what is special about a tensor, such as ``"sparse_csr tensor"``, or None for an ordinary one."""
-    if tensor.is_nested:
+    with torch._C.DisableTorchFunctionSubclass():
+        is_nested, layout = tensor.is_nested, tensor.layout
+    if is_nested:
         return "nested tensor"
-    if tensor.layout is not torch.strided:
-        return f"{str(tensor.layout).removeprefix('torch.')} tensor"
+    if layout is not torch.strided:
+        return f"{str(layout).removeprefix('torch.')} tensor"
     kind = type(tensor)
     return None if _is_ordinary(kind) else f"tensor of the class {kind.__module__}.{kind.__qualname__}"
 

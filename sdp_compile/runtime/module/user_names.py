@@ -23,11 +23,14 @@ class UserNames(nn.Module):
     """A module that may hold parts under the names of its own attributes."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # nn.Module would refuse to set an attribute that has the name of a part.
-        if not isinstance(value, (Tensor, nn.Module)) and (name in vars(self) or hasattr(type(self), name)):
-            object.__setattr__(self, name, value)
-        else:
+        # nn.Module would refuse an attribute with the name of a part, and a part would replace the attribute.
+        if name not in vars(self) and not hasattr(type(self), name):
             super().__setattr__(name, value)
+        elif isinstance(value, (Tensor, nn.Module)):
+            registries: list[Any] = [self._parameters, self._buffers, self._modules]
+            next(registry for registry in registries if name in registry)[name] = value
+        else:
+            object.__setattr__(self, name, value)
 
     def get_submodule(self, target: str) -> nn.Module:
         """Returns the part with the path ``target``."""
