@@ -113,5 +113,5 @@ def _described(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}[{sizes}]"
 
 
-def _memory(tensor: torch.Tensor) -> int:
+def _memory(tensor: torch.Tensor) -> Any:
     return tensor.untyped_storage()._cdata

@@ -23,7 +23,7 @@ def special_kind(tensor: torch.Tensor) -> str | None:
 
 def _is_ordinary(kind: type[torch.Tensor]) -> bool:
     """Whether operators treat the class as they treat `torch.Tensor`."""
-    if issubclass(kind, FakeTensor | nn.parameter.UninitializedTensorMixin):
+    if issubclass(kind, (FakeTensor, nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
         return True
     if kind.__module__.startswith("torchvision.tv_tensors"):  # only says what an image is
         return True

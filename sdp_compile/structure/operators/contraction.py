@@ -122,7 +122,7 @@ def matmul(ctx: Context, self: Value, **others: Any) -> Value:
     return _matmul(ctx, self, other)
 
 
-@rule(aten._sparse_mm.default, at_zero=either_zero)
+@rule(aten._sparse_mm.default)
 def sparse_mm(ctx: Context, sparse: Value, dense: Value) -> Value:
     return _matmul(ctx, sparse, dense)
 
