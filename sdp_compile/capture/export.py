@@ -19,8 +19,10 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from sdp_compile.capture.buffers import copy_assigned
 from sdp_compile.capture.clone import clone
-from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
+from sdp_compile.capture.diagnosis import Resized, explain, first_line, is_data_dependent
+from sdp_compile.capture.gradients import restored_transforms
 from sdp_compile.capture.inputs import Call
 from sdp_compile.capture.observe import Observer
 from sdp_compile.errors import CaptureError
@@ -59,11 +61,15 @@ def export_mode(
     for sizes, strict in attempts:
         if sizes != "all" and not strict and any(map(is_data_dependent, failures.values())):
             continue
+        if strict and any(isinstance(error, Resized) for error in failures.values()):
+            continue  # strict export would drop the assignment
         subject, inputs = prepared(model, call, mode, device)
+        if not strict:
+            copy_assigned(subject)
         observer = Observer(model)
         with contextlib.nullcontext() if strict else observer:
             try:
-                with quiet():
+                with quiet(), restored_transforms():
                     program = torch.export.export(
                         subject,
                         inputs.args,
@@ -71,6 +77,8 @@ def export_mode(
                         dynamic_shapes=_dynamic_shapes(subject, inputs, sizes),
                         strict=strict,
                     )
+            except CaptureError:
+                raise
             except Exception as error:
                 failures[sizes, strict] = error
                 continue

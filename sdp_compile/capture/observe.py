@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import Mod, PythonMod
 
 from sdp_compile.capture.diagnosis import calling_line
+from sdp_compile.capture.gradients import RefuseGradients, inference_as_no_grad
 from sdp_compile.errors import CaptureError
 
 # Operators in one symbolic size; convolutions and attention stay below 10. Padding to multiples of a window (Swin)
@@ -53,6 +54,8 @@ class Observer:
         self._watch_checkpoints()
         self._modes.enter_context(preserve_node_meta())
         self._modes.enter_context(_SizeLimit(self._kind))
+        self._modes.enter_context(RefuseGradients(self._kind))
+        self._modes.enter_context(inference_as_no_grad())
         return self
 
     def __exit__(

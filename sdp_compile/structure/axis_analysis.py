@@ -213,7 +213,8 @@ def _frozen(name: str, number: int, length: int, reason: Reason) -> Frozen:
 
 
 def _state_value(tensor: StateTensor) -> Value:
-    dims = tuple(axes.fresh(length) for length in tensor.shape)
+    empty = Reason("the tensor has no elements") if tensor.numel == 0 else None
+    dims = tuple(axes.fresh(length, empty) for length in tensor.shape)
     return Value(dims, (tensor.kind == "parameter",) * len(dims))
 
 

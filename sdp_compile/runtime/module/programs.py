@@ -28,6 +28,7 @@ from sdp_compile.planning.making import refitted
 from sdp_compile.runtime.gradients.compiled import with_launches
 from sdp_compile.runtime.module.calls import Caller
 from sdp_compile.runtime.module.recompute import executable
+from sdp_compile.runtime.module.user_names import hidden_parts, reading_parts
 from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.analysis import analyse
@@ -87,14 +88,16 @@ class Programs:
         module, codes = self.module, {}
         for name in names or self.programs:
             program = self.programs[name]
-            program.graph.owning_module = module  # type: ignore[assignment]  # SDPModule is a GraphModule
+            if not hidden_parts(program.graph, module):  # lint looks them up as attributes
+                program.graph.owning_module = module  # type: ignore[assignment]  # SDPModule is a GraphModule
             graph, recomputed = executable(program.graph)
             codes[name] = code = graph.python_code(root_module="self")
+            code.src = reading_parts(code.src, graph, module)
             # Every generated function has its own file name, and so its own code object.
             bound = with_launches(code.globals, self.number)
             setattr(type(module), f"_run_{name}", _forward_from_src(code.src, bound, {}))
             self._sources[name] = recomputed + code.src
-            setattr(module, f"_caller_{name}", Caller(module.capture.skeleton, program))
+            vars(module)[f"_caller_{name}"] = Caller(module.capture.skeleton, program)
         return codes
 
     def choose(self, mode: Mode, inputs: tuple[torch.dtype, ...], autocast: torch.dtype | None) -> str:

@@ -17,6 +17,7 @@ from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.runtime.containers import register_tensors, retie, tensor_places
 from sdp_compile.runtime.module.per_mode import GraphPerMode
 from sdp_compile.runtime.module.programs import Programs
+from sdp_compile.runtime.module.user_names import UserNames
 from sdp_compile.runtime.optimizer import full_state as optimizer_state
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
 from sdp_compile.runtime.state import full_state, initialisation
@@ -24,11 +25,12 @@ from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.analysis import Analysis
 
 
-class SDPModule(Subnetwork, GraphPerMode):
+class SDPModule(UserNames, Subnetwork, GraphPerMode):
     """One worker's subnetwork as an `fx.GraphModule`, with the original's names, modes and calling convention.
 
     ``graph`` and ``code`` are those of the current mode; the graphs of both modes read the same parameters and buffers.
-    Methods that say *collective* must be called by all workers.
+    Methods that say *collective* must be called by all workers. An attribute hides a part of the model with the same
+    name, which ``get_submodule`` returns.
 
     Attributes:
         lowered: What the module was made from: analysis, plan, passes and programs.
@@ -53,10 +55,10 @@ class SDPModule(Subnetwork, GraphPerMode):
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), class_name="SDPModule")
         self.lowered, self.holdings, self.capture = lowered, lowered.holdings, lowered.analysis.capture
         self.peers = None
-        register_tensors(self, self.capture, tensors)
         self._programs = Programs(self, lowered, programs or {str(mode): one for mode, one in lowered.programs.items()})
         self.number = self._programs.number
         self._device = self._programs.device
+        register_tensors(self, self.capture, tensors)  # last: parts may have the names of these attributes
         self._follow_dtypes()
         self._follow_device()
         for module in self.modules():

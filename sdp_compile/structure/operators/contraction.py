@@ -124,6 +124,11 @@ def matmul(ctx: Context, **operands: Any) -> Value:
     return _matmul(ctx, first, second)
 
 
+@rule(aten._sparse_mm.default)
+def sparse_mm(ctx: Context, sparse: Value, dense: Value) -> Value:
+    return _matmul(ctx, sparse, dense)
+
+
 def _matmul(ctx: Context, a: Value, b: Value) -> Value:
     batch = max(a.ndim, b.ndim, 2) - 2
     names = [f"b{d}" for d in range(batch)]
