@@ -10,37 +10,37 @@ from torch import fx
 from sdp_compile.errors import LoweringError
 from sdp_compile.ir.program import Program
 from sdp_compile.passes.base import PassContext, inherited
-from sdp_compile.structure.blocks.block import Branch
+from sdp_compile.structure.blocks.block import Block
 
 
-def dropped_branches(program: Program, context: PassContext) -> list[Branch]:
-    """Returns the residual branches in the program that the worker does not own."""
+def dropped_blocks(context: PassContext) -> list[Block]:
+    """Returns the residual branches that the worker does not own."""
     plan = context.plan
     if plan.block_family is None:
         return []
     blocks, units = context.analysis.blocks, context.analysis.blocks.units(plan.block_family)
-    numbers = [number for unit in sorted(plan.dropped_blocks(context.rank)) for number in units[unit]]
-    return [branch for number in numbers for branch in blocks.blocks[number].branches[program.mode]]
+    return [blocks.blocks[number] for unit in sorted(plan.dropped_blocks(context.rank)) for number in units[unit]]
 
 
-def nodes_of(graph: fx.Graph, branches: list[Branch]) -> list[tuple[fx.Node, fx.Node]]:
-    """Returns the nodes of each branch: the add, and the output of the branch that it adds.
+def outputs_of(program: Program, blocks: list[Block]) -> list[tuple[fx.Node, fx.Node]]:
+    """Returns the nodes at which blocks end: the add, and each output of a block that it adds or multiplies and adds.
 
     Args:
-        graph: The graph that was analysed, or one that earlier passes made of it.
-        branches: What block analysis found.
+        program: The program that was analysed, or one that earlier passes made of it.
+        blocks: What block analysis found.
 
     Raises:
         LoweringError: If an earlier pass removed or renamed one of the nodes.
     """
-    nodes = {node.name: node for node in graph.nodes}
-    for name in (name for branch in branches for name in (branch.add, branch.operand)):
+    nodes = {node.name: node for node in program.graph.nodes}
+    branches = [branch for block in blocks for branch in block.branches[program.mode]]
+    for name in (name for branch in branches for name in (branch.add, *branch.operands)):
         if name not in nodes:
             raise LoweringError(
                 f"The graph has no node {name!r}, which block analysis found. Run the passes on blocks before those "
                 "that remove or rename nodes."
             )
-    return [(nodes[branch.add], nodes[branch.operand]) for branch in branches]
+    return [(nodes[branch.add], nodes[operand]) for branch in branches for operand in branch.operands]
 
 
 def call_like(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,12 +10,13 @@ import torch
 from torch import fx
 
 from sdp_compile.errors import LoweringError
-from sdp_compile.ir.effects import Effects, shape_text, tensor_value
+from sdp_compile.ir.effects import Effects, shape_text, tensor_value, written_inputs
 from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.ir.schema import functional_variant
 from sdp_compile.passes.base import Pass, PassContext
-from sdp_compile.passes.branches import call_like, dropped_branches, nodes_of
-from sdp_compile.structure.blocks.block import ADDS, Branch
+from sdp_compile.passes.branches import call_like, dropped_blocks, outputs_of
+from sdp_compile.structure.blocks.additions import Addend, Addition, addition_read_by
+from sdp_compile.structure.blocks.block import Block
 
 aten = torch.ops.aten
 
@@ -23,8 +25,9 @@ aten = torch.ops.aten
 class BypassBlocks(Pass):
     """Replaces ``x + f(x)`` by ``x`` where the worker does not own ``f``.
 
-    The readers of the sum read the skip path, in the dtype and memory layout of the sum. The branch keeps its nodes,
-    which nobody reads any more; `DeadCode` removes them.
+    The readers of the sum read the skip path, in the dtype and memory layout of the sum, times its factor where it has
+    one, as in ``lerp``. Where more is left of a sum than one term, zeros take the place of the branch. The branch keeps
+    its nodes, which nobody reads any more; `DeadCode` removes them.
 
     Raises:
         LoweringError: If an earlier pass removed or renamed the nodes of a branch.
@@ -33,39 +36,47 @@ class BypassBlocks(Pass):
     name: ClassVar[str] = "bypass_blocks"
 
     def run(self, program: Program, context: PassContext) -> Program:
-        branches = dropped_branches(program, context)
-        if not branches:
+        blocks = dropped_blocks(context)
+        if not blocks:
             return program
         program = copy_program(program)
-        _bypass(program.graph, branches)
+        _bypass(program, blocks)
         return program
 
 
-def _bypass(graph: fx.Graph, branches: list[Branch]) -> None:
-    """Replaces each add of a dropped branch by its other side.
+def _bypass(program: Program, blocks: list[Block]) -> None:
+    """Replaces each sum of a dropped branch by its other terms.
 
-    Where both sides of an add are dropped, the sum is dropped too, down to an add with a side that is kept.
+    Where all terms of a sum are dropped, the sum is dropped too, down to one with a term that is kept.
     """
-    effects = Effects(graph)
-    zeros = {operand for _, operand in nodes_of(graph, branches)}
+    effects = Effects(program.graph)
+    zeros = {operand for _, operand in outputs_of(program, blocks)}
+    dropped = {name for block in blocks for name in block.nodes[program.mode]}
     for node in effects.nodes:
         if zeros.isdisjoint(node.all_input_nodes):
             continue
-        kept = [side for side in node.args[:2] if isinstance(side, fx.Node) and side not in zeros]
-        if node.target not in ADDS or not kept:
-            zeros.add(node)  # only adds read a branch, directly or through nodes that pass it on
+        addition = addition_read_by(node) if node.name not in dropped else None
+        kept = [] if addition is None else [a for a in addition.addends if zeros.isdisjoint(a.factors)]
+        if addition is None or not kept:
+            zeros.add(node)  # only sums read a branch, directly or through nodes that pass it on
+        elif len(kept) == 1 and kept[0].alone is not None and kept[0].scale is not None:
+            _replace(addition, kept[0].alone, kept[0].scale, effects)
         else:
-            _replace(node, kept[0], effects)
+            _put_zeros(addition, kept, zeros)
 
 
-def _replace(add: fx.Node, skip: fx.Node, effects: Effects) -> None:
-    """Makes all readers of ``add`` read ``skip``, in the same dtype and memory layout."""
+def _replace(addition: Addition, skip: fx.Node, scale: float, effects: Effects) -> None:
+    """Makes all readers of a sum read ``skip`` times ``scale``, in the same dtype and memory layout."""
+    add = addition.result
     total, value = tensor_value(add), tensor_value(skip)
     if total is None or value is None or shape_text(total) != shape_text(value):
         raise LoweringError(f"The skip path {skip.name!r} does not have the shape of the sum {add.name!r}.")
     own_storage = effects.storage[add] is not effects.storage[skip]
     stays = skip
     with add.graph.inserting_before(add):
+        if scale != 1:  # in place where the sum is: the skip path may be read again
+            times = aten.mul.Tensor if own_storage else aten.mul_.Tensor
+            stays = call_like(stays, times, (stays, scale))
         if value.dtype != total.dtype:
             stays = call_like(stays, aten.to.dtype, (stays, total.dtype))
         if own_storage and str(value.stride()) != str(total.stride()):
@@ -76,6 +87,27 @@ def _replace(add: fx.Node, skip: fx.Node, effects: Effects) -> None:
         effects.storage[stays], effects.position[stays] = effects.storage[add], effects.position[add]
     add.replace_all_uses_with(stays)
     add.graph.erase_node(add)  # not left to DeadCode: an add in place would still change the skip path
+    if addition.reader is not add:
+        add.graph.erase_node(addition.reader)
+
+
+def _put_zeros(addition: Addition, kept: list[Addend], zeros: Set[fx.Node]) -> None:
+    """Makes the reader of a sum read zeros in the place of dropped terms."""
+    reader = addition.reader
+    if not zeros.isdisjoint(written_inputs(reader)):
+        _make_out_of_place(reader)
+    factors = dict.fromkeys(factor for addend in addition.addends for factor in addend.factors if factor in zeros)
+    like = kept[0].factors[0]
+    for factor in factors:
+        zero = factor.meta["val"]
+        shape = [1] * zero.ndim
+        with reader.graph.inserting_before(reader):
+            if reader is addition.result:  # broadcast
+                stays = call_like(like, aten.new_zeros.default, (like, shape), {"dtype": zero.dtype})
+                stays.meta.pop("layouts", None)
+            else:
+                stays = call_like(like, aten.zeros_like.default, (like,), {"dtype": zero.dtype})
+        reader.replace_input_with(factor, stays)
 
 
 def _is_overwritten(add: fx.Node, skip: fx.Node, effects: Effects) -> bool:

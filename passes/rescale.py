@@ -52,7 +52,7 @@ def _rescale_blocks(graph: fx.Graph, mode: Mode, context: PassContext) -> None:
         for unit, factor in zip(entry.units, entry.factors, strict=True):
             for number in units[unit]:
                 for branch in context.analysis.blocks.blocks[number].branches[mode]:
-                    _insert(graph, nodes[branch.add], nodes[branch.operand], 0, float(factor))
+                    _insert(graph, nodes[branch.add], nodes[branch.operands[0]], 0, float(factor))
 
 
 def contractions(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:

@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import fx
 
 from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.ir.schema import get_argument, set_argument
-from sdp_compile.passes.base import Pass, PassContext
+from sdp_compile.ops.narrow import owned_part
+from sdp_compile.ops.widening import widen
+from sdp_compile.passes.base import Pass, PassContext, inherited
 from sdp_compile.planning.families import Masking
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.structure.axis_analysis import NodeRewrites
-from sdp_compile.structure.layout import Layout, kept_size
+from sdp_compile.structure.layout import Layout, families, kept_size, restrict
+from sdp_compile.structure.operators.parts import Channels
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class SliceParameters(Pass):
             rewrites = node.meta.get("rewrites")
             if rewrites is not None:
                 _rewrite(node, rewrites, kept)
+                _fit(node, rewrites, context)
         return program
 
 
@@ -56,6 +61,8 @@ def _rewrite(node: fx.Node, rewrites: NodeRewrites, kept: Mapping[str, int]) -> 
     pinned = {name: value for name, value in rewrites.pins.items() if rewrites.operator is None}
     for name, value in pinned.items():
         set_argument(node, name, value)
+    if rewrites.operator is not None and not scales and kept:  # another operator with the same arguments
+        node.target = rewrites.operator
     if not changed:
         return
     if rewrites.operator is not None:  # resizes and pins give every argument but the tensor
@@ -74,13 +81,32 @@ def _rewrite(node: fx.Node, rewrites: NodeRewrites, kept: Mapping[str, int]) -> 
             set_argument(node, argument, items)
 
 
+def _fit(node: fx.Node, rewrites: NodeRewrites, context: PassContext) -> None:
+    """Fits operands to what the node computes with.
+
+    Puts zeros where the worker lacks units that the node needs, and takes the worker's units of what all hold whole.
+    """
+    for function, fits in ((widen, rewrites.widens), (owned_part, rewrites.narrows)):
+        for argument, dim, layout in fits:
+            layout = restrict(layout, context.holdings.kept_units.keys())
+            if not families(layout):
+                continue
+            held = set(context.holdings.along(layout, np.arange(layout.size, dtype=np.float64)).astype(int).tolist())
+            runs = Channels.of([index in held for index in range(layout.size)]).runs
+            operand = get_argument(node, argument)
+            with node.graph.inserting_before(node):
+                fitted = node.graph.call_function(function, (operand, dim, runs))
+            fitted.meta = {key: value for key, value in inherited(operand).items() if key != "layouts"}
+            set_argument(node, argument, fitted)
+
+
 def _resized(node: fx.Node, value: Any, mine: int, full: int) -> Any:
     if isinstance(value, fx.Node):
         ratio = Fraction(mine, full)
         with node.graph.inserting_before(node):
             scaled = node.graph.call_function(operator.mul, (value, ratio.numerator))
             return node.graph.call_function(operator.floordiv, (scaled, ratio.denominator))
-    return value if value == -1 else mine
+    return value if value == -1 else value * mine // full  # `full` is a placeholder where sizes are free
 
 
 def _restore_full_size(node: fx.Node, kept: Mapping[str, int]) -> None:

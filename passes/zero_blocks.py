@@ -9,7 +9,7 @@ import torch
 
 from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.passes.base import Pass, PassContext
-from sdp_compile.passes.branches import call_like, dropped_branches, nodes_of
+from sdp_compile.passes.branches import call_like, dropped_blocks, outputs_of
 
 aten = torch.ops.aten
 
@@ -27,11 +27,11 @@ class ZeroBlocks(Pass):
     name: ClassVar[str] = "zero_blocks"
 
     def run(self, program: Program, context: PassContext) -> Program:
-        branches = dropped_branches(program, context)
-        if not branches:
+        blocks = dropped_blocks(context)
+        if not blocks:
             return program
         program = copy_program(program)
-        for add, operand in nodes_of(program.graph, branches):
+        for add, operand in outputs_of(program, blocks):
             with program.graph.inserting_before(add):
                 # `where` rather than `* 0`: inf * 0 is NaN. A tensor made from the operand follows it to its device.
                 never = call_like(operand, aten.new_zeros.default, (operand, []), {"dtype": torch.bool})

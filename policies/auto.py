@@ -11,6 +11,7 @@ from sdp_compile.errors import NothingToPartition, PolicyError
 from sdp_compile.formatting import size
 from sdp_compile.ownership.loads import flops_per_worker
 from sdp_compile.ownership.partition import Partition
+from sdp_compile.policies.advice import advice, without_advice
 from sdp_compile.policies.base import Policy
 from sdp_compile.policies.block import BlockPolicy
 from sdp_compile.policies.neuron import NeuronPolicy
@@ -66,7 +67,8 @@ class AutoPolicy(Policy):
         refusals: list[PolicyError] = []
         for policy in (NeuronPolicy(**fields), BlockPolicy(**fields)):
             try:
-                partition = policy.partition(structure, workers)
+                with without_advice():
+                    partition = policy.partition(structure, workers)
             except PolicyError as error:
                 refusals.append(error)
                 continue
@@ -77,7 +79,10 @@ class AutoPolicy(Policy):
             for refusal in refusals:
                 if not isinstance(refusal, NothingToPartition):
                     raise refusal
-            raise NothingToPartition(f"Nothing to partition at neuron or block level. {' '.join(map(str, refusals))}")
+            reasons = " ".join(map(str, refusals))
+            raise NothingToPartition(
+                f"Nothing to partition at neuron or block level. {reasons}{advice(self, structure, workers)}"
+            )
         return _with_reason(prospects, refusals)
 
 

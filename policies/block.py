@@ -8,6 +8,7 @@ import numpy as np
 
 from sdp_compile.errors import NothingToPartition, PolicyError
 from sdp_compile.ownership.partition import Partition
+from sdp_compile.policies.advice import advice
 from sdp_compile.policies.base import Policy
 from sdp_compile.policies.designs import designs
 from sdp_compile.policies.placement import (
@@ -50,13 +51,13 @@ class BlockPolicy(Policy):
         asked = grid(workers, self.coverage, self.replicas, self.slots)
         if workers == 1 or (asked.replicas == workers and not self.rules):
             return Partition(notes=["Every worker owns the whole model: this is data parallelism."])
-        family = self._family(structure)
+        family = self._family(structure, workers)
         asked, raised = self._feasible(family, asked)
         replicas = self._replicas(structure, family, asked)
         if (replicas == workers).all():
             raise NothingToPartition(
                 f"All {family.units} blocks of the model would be owned by all {workers} workers. "
-                f"{' '.join(raised) or 'The rules share them.'} Use fewer workers, or NeuronPolicy."
+                f"{' '.join(raised) or 'The rules share them.'}{advice(self, structure, workers)}"
             )
         slots = self._slots(replicas, asked)
         placement = Placement(
@@ -65,12 +66,12 @@ class BlockPolicy(Policy):
         (owners,) = designs()[self.design]([placement])
         return Partition({family.name: owners}, [*rounding_note(self.coverage, asked), *raised])
 
-    def _family(self, structure: Structure) -> Family:
+    def _family(self, structure: Structure, workers: int) -> Family:
         family = structure.by_name.get(FAMILIES[self.granularity])
         if family is None or not family.units:
             raise NothingToPartition(
-                "The model has no residual blocks: no branch f in x + f(x) can be dropped. Use NeuronPolicy, or "
-                "coverage=1.0 for data parallelism."
+                "The model has no residual blocks: no branch f in x + f(x) can be dropped."
+                + advice(self, structure, workers)
             )
         return family
 

@@ -11,6 +11,7 @@ import numpy as np
 from sdp_compile.errors import NothingToPartition, PolicyError
 from sdp_compile.ownership.owners import Ownership
 from sdp_compile.ownership.partition import Partition
+from sdp_compile.policies.advice import advice
 from sdp_compile.policies.base import Policy
 from sdp_compile.policies.crossing import check_crossings
 from sdp_compile.policies.designs import designs
@@ -53,7 +54,7 @@ class NeuronPolicy(Policy):
         placements, notes = self._placements(structure, workers, asked)
         chosen = placements if self.axes == "all" else self._disjoint(structure, placements, notes)
         if not chosen:
-            raise NothingToPartition(_why_nothing(structure, self, notes))
+            raise NothingToPartition(_why_nothing(structure, notes) + advice(self, structure, workers))
         if self.axes == "all":
             self._check_crossings(structure, chosen, workers)
         return Partition(_place(chosen), [*rounding_note(self.coverage, asked), *notes])
@@ -171,16 +172,16 @@ def _place(chosen: dict[str, tuple[str, Placement]]) -> dict[str, Ownership]:
     return {name: placed[name] for name in chosen}
 
 
-def _why_nothing(structure: Structure, policy: Policy, notes: Sequence[str]) -> str:
+def _why_nothing(structure: Structure, notes: Sequence[str]) -> str:
     if not structure.axes:
         text = "The model has no axis that can be cut"
         if structure.frozen:
             first = structure.frozen[0]
             text += f": {len(structure.frozen)} parameter dimensions are frozen, such as "
             text += f"dimension {first.dim} of {first.parameter!r} ({first.reason})"
-        return f"{text}. Use BlockPolicy, or coverage=1.0 for data parallelism."
+        return f"{text}."
     reasons = " ".join(notes) or f"The rules share all of its {len(structure.axes)} axes."
-    return f"None of the model's axes can be cut. {reasons} Change the coverage, scope or rules, or use BlockPolicy."
+    return f"None of the model's axes can be cut. {reasons}"
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from sdp_compile.capture.clone import submodule
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
 from sdp_compile.ir.plain import MISSING, frozen, is_number
 from sdp_compile.ir.reads import Read
@@ -35,7 +36,7 @@ class Alias:
 
     def tensor(self, model: nn.Module) -> torch.Tensor:
         """Returns the tensor, without its gradient, in a copy of the model."""
-        found: torch.Tensor = getattr(model.get_submodule(self.path), self.name)
+        found: torch.Tensor = getattr(submodule(model, self.path), self.name)
         return found.detach()
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sdp_compile.capture.attributes import Attributes, Place
-from sdp_compile.capture.clone import clone, to_meta
+from sdp_compile.capture.clone import clone, submodule, to_meta
 from sdp_compile.capture.inputs import Call
 from sdp_compile.capture.locating import line_of_change
 from sdp_compile.capture.observe import Watch
@@ -160,7 +160,7 @@ def _line(again: Callable[[], tuple[nn.Module, Call]], surroundings: Surrounding
 
 def _line_of_attribute(again: Callable[[], tuple[nn.Module, Call]], place: Place) -> str:
     subject, call = again()
-    owner = subject.get_submodule(place[0])
+    owner = submodule(subject, place[0])
     return _line_of(lambda: (subject, call), lambda: frozen(vars(owner).get(place[1])))
 
 

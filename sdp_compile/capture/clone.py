@@ -79,7 +79,21 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
 def is_persistent(model: nn.Module, name: str) -> bool:
     """Whether the buffer ``name`` is part of ``state_dict()``."""
     path, _, leaf = name.rpartition(".")
-    return leaf not in model.get_submodule(path)._non_persistent_buffers_set
+    return leaf not in submodule(model, path)._non_persistent_buffers_set
+
+
+def submodule(model: nn.Module, path: str) -> nn.Module:
+    """Returns the part of ``model`` at a path, also if its name is that of an attribute of its parent.
+
+    Raises:
+        AttributeError: If there is none.
+    """
+    module: nn.Module | None = model
+    for key in filter(None, path.split(".")):
+        module = None if module is None else module._modules.get(key)
+    if module is None:
+        raise AttributeError(f"{type(model).__name__} has no part {path!r}")
+    return module
 
 
 def _culprit(model: nn.Module, memo: dict[int, object]) -> str:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import linecache
 import os
+import re
 import traceback
 from collections.abc import Sequence
 from types import FrameType
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_UNKNOWN_OUTPUT = re.compile(r"Found <class '([^']+)'> in output, which is not a known type")
+_REJECTED_INPUT = re.compile(r"Unsupported input type <class '([^']+)'>")
+_TRANSFORMS = tuple(os.path.join("_functorch", name) for name in ("apis.", "eager_transforms.", "vmap."))
+_LOST_TENSOR = "We found a fake tensor in the exported program constant's list"
 _DATA_DEPENDENT = ("data-dependent", "DynamicOutputShape", "DataDependent", "unbacked", "_local_scalar_dense")
+
+
+class Resized(Exception):
+    """Forward gives a buffer another shape or dtype. The text is the end of a sentence about the model."""
 
 
 def explain(model: nn.Module, error: BaseException) -> str:
@@ -23,13 +33,48 @@ def explain(model: nn.Module, error: BaseException) -> str:
     where = located(user_line(trace), _module_path([frame for frame, _ in traceback.walk_tb(trace)], type(model)))
     at = f" at {where}" if where else ""
     text = first_line(error)
+    if isinstance(error, Resized):
+        return (
+            f"{name} cannot be captured: {error}. Register the buffer in the shape and dtype that it keeps, and write "
+            "into it: with copy_, with index_copy_ and a counter, or with torch.roll."
+        )
+    if any(isinstance(value, PackedSequence) for frame, _ in traceback.walk_tb(trace) for value in _locals(frame)):
+        return (
+            f"{name} cannot be captured: it computes with a PackedSequence{at}, whose sizes are the values of the "
+            "lengths. Run the recurrent layer on the padded tensor, and mask the padding or gather the last steps. "
+            f"({text})"
+        )
     if is_data_dependent(error):
         return (
             f"{name} cannot be captured: its control flow or a shape depends on tensor values{at}. Compute both "
             "branches and choose with torch.where, use sizes that follow from shapes, or move this part out of the "
             f"model. ({text})"
         )
-    if _in_distributed(error):
+    if _frames_in(error, *_TRANSFORMS):
+        return (
+            f"{name} cannot be captured: it uses a transform of torch.func{at}. Write this part with batched operators "
+            f"or ordinary tensor operators, or move it out of the model. ({text})"
+        )
+    rejected = _REJECTED_INPUT.search(str(error))
+    if rejected is not None:
+        return (
+            f"{name} cannot be captured: example_inputs hold a {rejected[1]}, which is no input of a graph. Pass "
+            "tensors, numbers, strings, None and containers of them, and give other objects to the model's constructor."
+        )
+    if _LOST_TENSOR in str(error):
+        return (
+            f"{name} cannot be captured: its forward computes a tensor where capture cannot follow, such as inside of "
+            "torch.func.linearize or another tracer. Write this part with ordinary tensor operators."
+        )
+    unknown = _UNKNOWN_OUTPUT.search(str(error))
+    if unknown is not None:
+        kind = unknown[1].rpartition(".")[2]
+        return (
+            f"{name} cannot be captured: its forward returns a {unknown[1]}, which torch does not know as a container "
+            f"of tensors. Return a tuple or dict, or call torch.export.register_dataclass({kind}) once, right after "
+            "the class (for a class that is no dataclass, torch.utils._pytree.register_pytree_node)."
+        )
+    if _frames_in(error, os.path.join("distributed", "")):
         return (
             f"{name} cannot be captured: it calls a collective of its own{at}. Workers exchange gradients only: "
             f"remove torch.distributed calls from the model. ({text})"
@@ -98,9 +143,14 @@ def _mentions(error: BaseException, words: tuple[str, ...]) -> bool:
     return False
 
 
-def _in_distributed(error: BaseException) -> bool:
-    inside = os.path.join(_TORCH, "distributed") + os.sep
+def _frames_in(error: BaseException, *paths: str) -> bool:
+    """Whether the error passed through files of torch whose paths begin so."""
+    inside = tuple(_TORCH + path for path in paths)
     return any(frame.filename.startswith(inside) for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _locals(frame: FrameType) -> list[object]:
+    return list(frame.f_locals.values())
 
 
 def first_line(error: BaseException) -> str:

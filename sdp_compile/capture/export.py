@@ -17,9 +17,11 @@ from torch.utils import _pytree as pytree
 
 from sdp_compile.capture.attributes import Attributes, Place
 from sdp_compile.capture.audit import audit, check_attributes
-from sdp_compile.capture.clone import clone
+from sdp_compile.capture.buffers import copy_assigned
+from sdp_compile.capture.clone import clone, submodule
 from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
 from sdp_compile.capture.eager import as_in_eager
+from sdp_compile.capture.gradients import restored_transforms
 from sdp_compile.capture.inputs import Call
 from sdp_compile.capture.observe import Observer
 from sdp_compile.capture.quiet import quiet
@@ -73,11 +75,12 @@ def export_mode(model: nn.Module, call: Call, mode: Mode, device: torch.device) 
         if any(map(is_data_dependent, failures.values())):
             break
         subject, inputs = prepared(model, call, mode, device)
-        attributes, observer = Attributes(subject), Observer(model, subject)
+        copy_assigned(subject)
         if findings.outputs:
             _return_attributes(subject, findings.outputs)
+        attributes, observer = Attributes(subject), Observer(model, subject)
         try:
-            with as_in_eager(findings.compiling is not None), attributes, observer, quiet():
+            with as_in_eager(findings.compiling is not None), attributes, observer, quiet(), restored_transforms():
                 program = torch.export.export(
                     subject,
                     inputs.args,
@@ -148,9 +151,9 @@ def _return_attributes(subject: nn.Module, places: Sequence[Place]) -> None:
     @functools.wraps(forward)
     def returning(*args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         result = forward(*args, **kwargs)
-        return result, [getattr(subject.get_submodule(path), name) for path, name in places]
+        return result, [getattr(submodule(subject, path), name) for path, name in places]
 
-    subject.forward = returning
+    vars(subject)["forward"] = returning  # a part of the model may have this name too
 
 
 def captured_device(model: nn.Module, call: Call) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,14 +10,15 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, SymIntArgument
+from torch.export.graph_signature import ConstantArgument, CustomObjArgument, InputKind, OutputKind, SymIntArgument
+from torch.utils import _pytree as pytree
 
 from sdp_compile.capture.clean import clean
 from sdp_compile.capture.clone import named_state
 from sdp_compile.capture.diagnosis import located
 from sdp_compile.capture.export import Exported
 from sdp_compile.capture.guards import size_guards
-from sdp_compile.capture.refuse import refuse_collectives
+from sdp_compile.capture.refuse import refuse_collectives, refuse_transforms
 from sdp_compile.capture.regions import inline_regions
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.program import InputSpec, Mode, Program
@@ -33,6 +35,7 @@ class Constants:
     def __init__(self, model: nn.Module, known: Mapping[str, torch.Tensor] | None = None) -> None:
         self.values: dict[str, torch.Tensor] = dict(known or {})
         self._state = {_memory(tensor): name for name, tensor in named_state(model) if _memory(tensor) is not None}
+        self._taken = {*model._modules, *model._parameters, *model._buffers}
 
     def name(self, value: torch.Tensor) -> str:
         """Returns the name of the same parameter or buffer, of an equal constant seen before, or a new name."""
@@ -44,10 +47,17 @@ class Constants:
                 f"The model computes with a tensor {list(value.shape)} that requires gradients and is not one of its "
                 "parameters, so nothing would train it. Make it an nn.Parameter, or put it in an nn.ParameterList."
             )
+        if value.layout is not torch.strided:
+            raise CaptureError(
+                f"The model's code holds a {str(value.layout).removeprefix('torch.')} tensor of shape "
+                f"{list(value.shape)}, which a captured graph cannot hold. Make it dense, or make it in forward from "
+                "its indices and values, kept as two buffers."
+            )
         for name, known in self.values.items():
             if known is value or _equal(known, value):
                 return name
-        name = f"_constant_{len(self.values)}"
+        names = (f"_constant_{number}" for number in itertools.count(len(self.values)))
+        name = next(name for name in names if name not in self._taken and name not in self.values)
         self.values[name] = value.detach()
         return name
 
@@ -84,6 +94,8 @@ def program_of(
             env[node] = copy = graph.node_copy(node)
             if isinstance(spec.arg, ConstantArgument):
                 values[len(inputs)] = spec.arg.value
+            elif isinstance(spec.arg, CustomObjArgument):  # such as a member of an Enum
+                values[len(inputs)] = pytree.tree_leaves(exported.example_inputs)[len(inputs)]
             elif isinstance(spec.arg, SymIntArgument):
                 raise CaptureError(f"Input {node.name!r} is a number that varies. Only tensors may vary between calls.")
             inputs.append(copy)
@@ -106,6 +118,7 @@ def program_of(
             state[name].meta = dict(node.meta)
         env[node] = state[name]
     _copy_body(exported, graph, env)
+    refuse_transforms(graph)  # before dead code is removed: some have no users
     clean(graph)
     refuse_collectives(graph)
     graph.lint()
@@ -198,6 +211,8 @@ def _output(exported: ExportedProgram, graph: fx.Graph, env: dict[fx.Node, Any],
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     """Returns a key for a tensor's memory, or None for a tensor without memory."""
     if tensor.device.type == "meta" or isinstance(tensor, FakeTensor) or tensor.numel() == 0:
+        return None
+    if tensor.layout is not torch.strided:
         return None
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from sdp_compile.capture.kinds import special_kind
 from sdp_compile.errors import CaptureError
 
 
@@ -79,7 +82,37 @@ def example_call(model: nn.Module, example_inputs: Any) -> Call:
             f"example_inputs do not fit {name}.forward{signature}: {error}. "
             f"{_given(call)}. Pass exactly the arguments of one training call."
         ) from None
+    for leaf in pytree.tree_leaves((call.args, call.kwargs), is_leaf=lambda value: isinstance(value, PackedSequence)):
+        remedy = _remedy(leaf)
+        if remedy is not None:
+            raise CaptureError(f"example_inputs for {name} hold a {remedy}")
     return call
+
+
+def _remedy(leaf: Any) -> str | None:
+    """Returns what is wrong with an argument and what to do; None for one that can be captured."""
+    if isinstance(leaf, torch.Tensor):
+        kind = special_kind(leaf)
+        if kind == "nested tensor":
+            return f"{kind}, which a graph cannot take. Pass a padded tensor and the lengths or a mask."
+        if kind is not None and kind.startswith("tensor of"):
+            return f"{kind}, whose own behaviour a graph would lose. Pass a plain tensor, as_subclass(torch.Tensor)."
+        if kind not in (None, "sparse_coo tensor"):
+            return f"{kind}, which a graph cannot take. Pass a dense tensor, or to_sparse_coo() of it."
+    elif isinstance(leaf, PackedSequence):
+        return (
+            "PackedSequence, whose sizes are the values of the lengths. Pass the padded tensor and the lengths, and "
+            "mask the padding."
+        )
+    elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        return (
+            f"{type(leaf).__qualname__}, a dataclass in which torch does not look for tensors. Call "
+            f"torch.export.register_dataclass({type(leaf).__name__}) once, right after the class, or pass a dict or "
+            "tuple."
+        )
+    elif isinstance(leaf, nn.Module):
+        return f"module, {type(leaf).__name__}, which a graph cannot take. Give it to the model's constructor."
+    return None
 
 
 def with_batch(call: Call) -> Call | None:

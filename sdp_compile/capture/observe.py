@@ -21,6 +21,7 @@ from torch.utils._sympy.functions import Mod, PythonMod
 
 from sdp_compile.capture.assertions import expected_truth
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
+from sdp_compile.capture.gradients import RefuseGradients, inference_as_no_grad
 from sdp_compile.errors import CaptureError
 
 # Operators in one symbolic size; convolutions and attention stay below 10. Padding to multiples of a window (Swin)
@@ -58,6 +59,8 @@ class Observer:
         self._watch_checkpoints()
         self._modes.enter_context(preserve_node_meta())
         self._modes.enter_context(self.watch)
+        self._modes.enter_context(RefuseGradients(self._kind))
+        self._modes.enter_context(inference_as_no_grad())
         return self
 
     def __exit__(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
+import math
+import operator
+from collections.abc import Iterator
+
 import torch
 from torch import fx, nn
 
 from sdp_compile.capture.diagnosis import located
+from sdp_compile.capture.kinds import special_kind
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.source import module_path, source_line
 
@@ -23,6 +29,14 @@ def refuse(model: nn.Module) -> None:
     """Raises `CaptureError` if a module communicates or changes gradients itself. The error names the module."""
     for path, module in model.named_modules():
         where = f"Module '{path}'" if path else "The model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{where} was scripted or traced by torch.jit, so its Python code is gone. Pass the module that "
+                "torch.jit.script or torch.jit.trace was given, with the same weights: scripted.state_dict() loads "
+                "into it."
+            )
+        if any("training" in parts for parts in (module._modules, module._parameters, module._buffers)):
+            raise CaptureError(f"{where} has a part named 'training', which hides the module's own mode. Rename it.")
         kind = next((base.__name__ for base in type(module).__mro__ if base.__name__ in _WRAPPERS), None)
         if kind is not None:
             raise CaptureError(f"{where} is a {kind}: {_WRAPPERS[kind]}. Pass the bare model.")
@@ -47,6 +61,23 @@ def refuse(model: nn.Module) -> None:
     for name, buffer in model.named_buffers():
         if isinstance(buffer, nn.parameter.UninitializedBuffer):
             raise CaptureError(f"Buffer '{name}' has no shape yet. Run the lazy model once before compiling it.")
+    for name, tensor in _tensors(model):
+        kind = special_kind(tensor)
+        if kind is not None:
+            raise CaptureError(
+                f"'{name}' is a {kind}, which the state of a compiled model cannot hold. Make it dense and plain, or "
+                "keep its parts, such as indices and values, as buffers and put it together in forward."
+            )
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the parameters, buffers and tensor attributes of a model by name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+    for path, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, torch.Tensor):
+                yield f"{path}.{key}".lstrip("."), value
 
 
 def refuse_collectives(graph: fx.Graph) -> None:
@@ -58,9 +89,47 @@ def refuse_collectives(graph: fx.Graph) -> None:
             "_c10d_functional",
             "c10d_functional",
         ):
-            line = located(source_line(node), module_path(node))
-            where = f" at {line}" if line else ""
             raise CaptureError(
-                f"The model calls a collective of its own ({target}){where}. Workers exchange gradients only: "
+                f"The model calls a collective of its own ({target}){_at(node)}. Workers exchange gradients only: "
                 "remove torch.distributed calls from the model."
             )
+
+
+# What export puts into a graph besides operators: arithmetic on sizes, parts of results, and autocast regions.
+_PLAIN = (operator.__name__, "_operator", builtins.__name__, math.__name__, "torch", "torch.utils._sympy.functions")
+_AUTOCAST = (torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast)
+
+
+def refuse_transforms(graph: fx.Graph) -> None:
+    """Raises `CaptureError` if the graph calls anything but operators, such as what torch.func does around them.
+
+    Such calls change what the operators between them mean. The error names the line.
+    """
+    for node in graph.nodes:
+        if node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload) or node.target in _AUTOCAST:
+            continue
+        module, name = getattr(node.target, "__module__", "") or "", getattr(node.target, "__name__", str(node.target))
+        if module in _PLAIN and node.target is not torch._C._set_grad_enabled:
+            continue
+        where = _at(node) or next(filter(None, map(_at, node.users)), "")
+        if module.startswith("torch._functorch"):
+            if "dual" in name or "jvp" in name:
+                raise CaptureError(
+                    f"The model computes derivatives in forward mode (torch.func.jvp, forward_ad){where}, which a "
+                    "captured graph cannot hold. Write the derivative with ordinary tensor operators, or differentiate "
+                    "outside of the model."
+                )
+            raise CaptureError(
+                f"The model uses torch.func.vmap, or an operator that is built on it{where}. A graph cannot be "
+                "partitioned inside of it: write this part with batched operators, such as torch.bmm, torch.matmul or "
+                "torch.einsum."
+            )
+        raise CaptureError(
+            f"The model calls {module}.{name}{where}, which a graph of tensor operators cannot hold. Write this part "
+            "with ordinary tensor operators, or call it outside of the model."
+        )
+
+
+def _at(node: fx.Node) -> str:
+    line = located(source_line(node), module_path(node))
+    return f" at {line}" if line else ""

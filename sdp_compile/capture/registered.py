@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sdp_compile.capture.attributes import INTERNAL, Alias
-from sdp_compile.capture.clone import clone, named_state
+from sdp_compile.capture.clone import clone, named_state, submodule
 from sdp_compile.errors import CaptureError
 
 
@@ -44,7 +44,7 @@ def registered(model: nn.Module) -> nn.Module:
     kept = {id(value): value for _path, _name, value in plain}
     copied = clone(model, kept=kept)
     for path, name, value in plain:
-        module = copied.get_submodule(path)
+        module = submodule(copied, path)
         delattr(module, name)
         source = state.get(_memory(value)) if value.numel() else None
         if source is None:

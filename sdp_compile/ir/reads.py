@@ -44,7 +44,9 @@ class Read:
             return frozen(getattr(module, self.name)) if hasattr(module, self.name) else MISSING
         if self.kind == "buffer":
             return frozen(model.get_buffer(self.name).item())
-        owner = model.get_submodule(self.owner)
+        owner: nn.Module = model
+        for key in filter(None, self.owner.split(".")):
+            owner = owner._modules[key]  # type: ignore[assignment]  # its name may be that of an attribute
         return frozen(getattr(owner, self.name)) if hasattr(owner, self.name) else MISSING
 
     def __str__(self) -> str:

@@ -7,12 +7,32 @@ divisible by what the example is divisible by, and different from every other si
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import sympy
 import torch
 
 _FIRST_PRIME = 10007
+
+
+class FreeSize(int):
+    """A number that stands for a size that differs between calls; what is computed from it is a free size too."""
+
+
+def _free(name: str) -> Callable[[int, int], int]:
+    plain = getattr(int, name)
+
+    def method(self: int, other: int) -> int:
+        result = plain(self, other)
+        return FreeSize(result) if isinstance(result, int) else NotImplemented
+
+    return method
+
+
+for _operator in ("add", "sub", "mul", "floordiv", "mod"):
+    for _name in (f"__{_operator}__", f"__r{_operator}__"):
+        setattr(FreeSize, _name, _free(_name))
 
 
 class Sizes:
@@ -25,7 +45,7 @@ class Sizes:
         self._prime = _FIRST_PRIME
 
     def distinct(self, tensor: Any) -> tuple[int, ...]:
-        """Returns the shape of ``tensor`` with a different number for each free size."""
+        """Returns the shape of ``tensor`` with a different number, a `FreeSize`, for each free size."""
         return tuple(self._value(length, distinct=True) for length in tensor.shape)
 
     def example(self, tensor: Any) -> tuple[int, ...]:
@@ -41,7 +61,8 @@ class Sizes:
             for symbol in sorted(expression.free_symbols, key=str):
                 self._add(symbol, length)
             values = self._distinct if distinct else self._example
-            self._cache[key] = int(expression.xreplace(values))
+            value = int(expression.xreplace(values))
+            self._cache[key] = FreeSize(value) if distinct and expression.free_symbols else value
         return self._cache[key]
 
     def _add(self, symbol: sympy.Symbol, length: torch.SymInt) -> None:

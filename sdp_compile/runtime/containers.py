@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from sdp_compile.capture.clone import canonical_names, is_persistent
-from sdp_compile.errors import SDPError
 from sdp_compile.ir.program import Capture
 from sdp_compile.runtime.python_state import Part, PythonState
 
@@ -21,31 +20,27 @@ def register_tensors(
     container. What the original does not have, such as constants, masks and
     unowned parts, becomes a buffer outside ``state_dict()`` in the container that its name says.
 
+    Names may be those of attributes of ``root``, so everything is put into the registries of ``nn.Module`` themselves.
+
     Args:
         root: The module to fill.
         capture: The original model.
         tensors: The worker's tensors by canonical name.
         state: The original's plain attributes.
-
-    Raises:
-        SDPError: If the model has a part with the name of an attribute of ``root``.
     """
     canonical = canonical_names(capture.skeleton)
     state = PythonState(capture.skeleton) if state is None else state
     _mirror(capture.skeleton, "", root, canonical, tensors, state, {})
     for name in sorted(tensors.keys() - set(canonical.values())):
         path, _, key = name.rpartition(".")
-        container = _container(root, path)
-        _check_name(container, key)
-        container.register_buffer(key, tensors[name], persistent=False)
+        _put_buffer(_container(root, path), key, tensors[name], persistent=False)
 
 
 def _container(root: nn.Module, path: str) -> nn.Module:
     """Returns the container at a path; creates it if no tensor of the original is held there."""
     for key in filter(None, path.split(".")):
         if key not in root._modules:
-            _check_name(root, key)
-            root.add_module(key, Part())
+            root._modules[key] = Part()
         child = root._modules[key]
         assert child is not None
         root = child
@@ -65,13 +60,11 @@ def _mirror(
     for key in source._parameters:
         name = canonical.get(prefix + key, "")
         if name in tensors:
-            _check_name(target, key)
-            target.register_parameter(key, tensors[name])  # type: ignore[arg-type]
+            target._parameters[key] = tensors[name]  # type: ignore[assignment]
     for key in source._buffers:
         name = canonical.get(prefix + key, "")
         if name in tensors:
-            _check_name(target, key)
-            target.register_buffer(key, tensors[name], persistent=is_persistent(source, key))
+            _put_buffer(target, key, tensors[name], is_persistent(source, key))
     for key, child in source._modules.items():
         if child is None:
             continue
@@ -79,17 +72,14 @@ def _mirror(
         if container is None:
             container = Part()
             _mirror(child, f"{prefix}{key}.", container, canonical, tensors, state, made)
-        _check_name(target, key)
-        target.add_module(key, container)
+        target._modules[key] = container
     state.mirror(target, prefix[:-1])
 
 
-def _check_name(target: nn.Module, key: str) -> None:
-    if hasattr(target, key):
-        raise SDPError(
-            f"The model has a part named {key!r}, which is an attribute of the compiled module. Rename the part, or "
-            "wrap the model in another module."
-        )
+def _put_buffer(target: nn.Module, key: str, tensor: Tensor, persistent: bool) -> None:
+    target._buffers[key] = tensor
+    if not persistent:
+        target._non_persistent_buffers_set.add(key)
 
 
 def retie(places: Mapping[int, list[tuple[nn.Module, str]]]) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sdp_compile.capture.attributes import INTERNAL, Alias
-from sdp_compile.capture.clone import clone
+from sdp_compile.capture.clone import clone, submodule
 from sdp_compile.ir.plain import is_number
 
 
@@ -31,7 +31,7 @@ class PythonState:
         """Whether the original module at ``path`` has a plain attribute called ``name``."""
         if name in INTERNAL or name.startswith("__"):
             return False
-        owner = self.skeleton.get_submodule(path)
+        owner = submodule(self.skeleton, path)
         if name in vars(owner):
             return not isinstance(vars(owner)[name], (torch.Tensor, Alias))
         return is_number(getattr(type(owner), name, self))
@@ -41,13 +41,13 @@ class PythonState:
         if not self._is_own:
             self.skeleton = clone(self.skeleton)
             self._is_own = True
-        setattr(self.skeleton.get_submodule(path), name, value)
+        setattr(submodule(self.skeleton, path), name, value)
         self.version += 1
 
     def mirror(self, module: nn.Module, path: str) -> None:
         """Gives a module that stands for the original's at ``path`` the numbers and strings whose names are free."""
         vars(module)["_sdp_place"] = (self, path)
-        owner = self.skeleton.get_submodule(path)
+        owner = submodule(self.skeleton, path)
         held: dict[str, Any] = {}
         for kind in reversed(type(owner).__mro__[: type(owner).__mro__.index(nn.Module)]):
             held.update((name, value) for name, value in vars(kind).items() if not name.startswith("__"))

@@ -65,19 +65,12 @@ def analyse(capture: Capture) -> Analysis:
     for term in terms:
         for axis in term.axes:
             axis_flops[axis] += term.flops
-    residual = {
-        axis
-        for mode, program in programs.items()
-        for node in program.graph.nodes
-        if node.name in blocks.residual_adds[mode]
-        for axis in axes.axes_of(mode, node)
-    }
     found_blocks, members = block_families(blocks, annotated, node_flops)
     structure = Structure(
         families=(*axis_families(layouts, capture.state, axis_flops, order), *found_blocks),
         layouts=layouts,
         conflicts=conflicts(layouts, capture.state),
-        residual=frozenset(residual),
+        residual=axes.residual,
         members=members,
         frozen=axes.frozen(),
         flops=tuple(terms),

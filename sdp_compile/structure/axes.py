@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
+from math import gcd, prod
 from typing import TypeAlias
 
 from torch import fx
+
+from sdp_compile.ir.sizes import FreeSize
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,23 @@ def freeze(dim: Iterable[Axis], reason: Reason) -> None:
             freeze(child, reason)
 
 
+def is_free(axis: Axis) -> bool:
+    """Whether the number of units differs between calls of the model."""
+    return isinstance(axis.size, FreeSize)
+
+
 def unify(a: Dim, b: Dim, reason: Reason) -> None:
-    """Declare that two dimensions of equal size are cut together; where their factors do not match, both freeze."""
+    """Declare that two dimensions of equal size are cut together; where their factors do not match, those freeze.
+
+    The sizes may look different although every call makes them equal: a linear layer after a flattened image of free
+    height and width fixes what their product must be.
+    """
     if size(a) != size(b):
-        freeze(a, reason)
-        freeze(b, reason)
+        if any(map(is_free, expand((*a, *b)))):
+            positions = Reason("its positions of a free size are not units", reason.node)
+            unify_ends(list(expand(a)), list(expand(b)), positions)
+        else:
+            freeze((*a, *b), reason)
         return
     left, right = list(expand(a))[::-1], list(expand(b))[::-1]
     while left and right:
@@ -99,12 +113,55 @@ def unify(a: Dim, b: Dim, reason: Reason) -> None:
         else:
             larger, smaller, stack = (x, y, left) if x.size > y.size else (y, x, right)
             if larger.size % smaller.size:
-                for axis in (x, y, *left, *right):
-                    freeze((axis,), reason)
+                unify_ends([x, *left[::-1]], [y, *right[::-1]], reason)
                 return
-            _refine_product(larger, smaller.size, reason)
+            refine_product(larger, smaller.size, reason)
             stack.extend([*expand((larger,))][::-1])
             (right if stack is left else left).append(smaller)
+
+
+def share(a: Dim, b: Dim) -> bool:
+    """Whether two dimensions of one size have common outermost units, so that `unify` does not freeze all of both."""
+    first, second = next(expand(a), None), next(expand(b), None)
+    if first is None or second is None:
+        return False
+    common = gcd(first.size, second.size)
+    return common > 1 and not any(
+        root.size != common and any(size(part) % (root.size // common) for part in root.parts or ())
+        for root in (first, second)
+    )
+
+
+def unify_ends(a: list[Axis], b: list[Axis], reason: Reason) -> None:
+    """Unify the outermost and the innermost units that two dimensions of one size share; what lies between freezes.
+
+    6 groups of 4 and 4 groups of 6 share 2 groups of 12: both begin at the multiples of 12.
+    """
+    _unify_end(a, b, 0, reason)
+    _unify_end(a, b, -1, reason)
+    freeze((*a, *b), reason)
+
+
+def _unify_end(a: list[Axis], b: list[Axis], end: int, reason: Reason) -> None:
+    """Unify what two lists of axes share at one end, 0 or -1, and take it away from them."""
+    while a and b:
+        x, y = _at_end(a, end), _at_end(b, end)
+        common = gcd(x.size, y.size)
+        if common == 1 or is_free(x) or is_free(y):
+            return
+        if x.size == y.size:
+            del a[end], b[end]
+            _union(x, y, reason)
+            continue
+        for axis in (x, y):
+            if axis.size != common:
+                refine_product(axis, common if end == 0 else axis.size // common, reason)
+
+
+def _at_end(axes: list[Axis], end: int) -> Axis:
+    while (root := axes[end].find()).factors is not None:
+        axes[slice(0, 1) if end == 0 else slice(-1, None)] = expand((root,))
+    return root
 
 
 def _union(x: Axis, y: Axis, reason: Reason) -> None:
@@ -182,7 +239,7 @@ def _subdivide(parts: Sequence[Dim], boundaries: set[int], reason: Reason) -> li
     return result
 
 
-def _refine_product(axis: Axis, outer: int, reason: Reason) -> None:
+def refine_product(axis: Axis, outer: int, reason: Reason) -> None:
     """Refine a root into ``outer`` x the rest; a sum becomes a product where every part holds whole inner ranges."""
     inner = axis.size // outer
     if axis.parts is None:
@@ -242,58 +299,22 @@ def concatenate(parts: Sequence[Dim]) -> Dim:
     """The dimension that holds ``parts`` one after the other."""
     if len(parts) == 1:
         return parts[0]
-    axis = Axis(sum(map(size, parts)))
-    axis.parts = tuple(parts)
-    return (axis,)
+    heads, inner = _without_positions([list(expand(part)) for part in parts])
+    axis = Axis(sum(map(size, heads)))
+    axis.parts = tuple(heads)
+    return (axis, *inner)
 
 
-def regroup(dims: Sequence[Dim], sizes: Sequence[int], reason: Reason) -> tuple[list[Dim], list[list[int]]]:
-    """What a ``view`` does: the dimensions of ``sizes`` over the same elements.
-
-    Also returns, for each new dimension, the numbers of the old ones that it draws from.
-    """
-    result: list[Dim] = []
-    sources: list[list[int]] = []
-    old = 0
-    new = 0
-    while new < len(sizes) or old < len(dims):
-        # The smallest next group of old and of new dimensions over the same elements.
-        old_start, new_start = old, new
-        old_size = new_size = 1
-        if old < len(dims):
-            old_size, old = size(dims[old]), old + 1
-        if new < len(sizes) and old_size != 1:
-            new_size, new = sizes[new], new + 1
-        elif new < len(sizes) and sizes[new] == 1:
-            new += 1
-        while old_size != new_size:
-            if old_size < new_size:
-                old_size, old = old_size * size(dims[old]), old + 1
-            else:
-                new_size, new = new_size * sizes[new], new + 1
-        group = [axis for dim in dims[old_start:old] for axis in dim]
-        result += _take(group, sizes[new_start:new], reason)
-        sources += [list(range(old_start, old))] * (new - new_start)
-    return result, sources
+def _without_positions(parts: list[list[Axis]]) -> tuple[list[Dim], Dim]:
+    """Splits off the positions of a free size that all parts end in, as flattened channels of equal images do."""
+    last = parts[0]
+    count = 0
+    while all(len(part) > count + 1 and _is_position(part[-1 - count], last[-1 - count]) for part in parts):
+        count += 1
+    start = len(last) - count
+    return [tuple(part[: len(part) - count]) for part in parts], tuple(last[start:])
 
 
-def _take(axes: Iterable[Axis], sizes: Sequence[int], reason: Reason) -> list[Dim]:
-    remaining = list(expand(axes))[::-1]
-    result: list[Dim] = []
-    for length in sizes:
-        taken: list[Axis] = []
-        while length > 1:
-            axis = remaining.pop().find()
-            if axis.factors is not None:
-                remaining.extend([*expand((axis,))][::-1])
-            elif length % axis.size == 0:
-                taken.append(axis)
-                length //= axis.size
-            elif axis.size % length == 0:
-                _refine_product(axis, length, reason)
-                remaining.extend([*expand((axis,))][::-1])
-            else:
-                freeze([*axes], reason)
-                return [fresh(length, reason) for length in sizes]
-        result.append(tuple(taken))
-    return result
+def _is_position(axis: Axis, other: Axis) -> bool:
+    """Whether two axes that are never cut have one free size."""
+    return is_free(axis) and axis.size == other.size and axis.frozen is not None and other.frozen is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,7 @@ from sdp_compile.structure.layout import Layout, Leaf, Product, Sum
 from sdp_compile.structure.operators import Context, Value, lookup
 from sdp_compile.structure.operators.context import Rewrites
 from sdp_compile.structure.operators.convolution import KERNEL
+from sdp_compile.structure.streams import stream_axes
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class NodeRewrites:
     """What lowering must change at one node: `Rewrites` with resolved dimensions."""
 
     resizes: tuple[tuple[str, int | None, tuple[Layout, ...]], ...]
+    widens: tuple[tuple[str, int, Layout], ...]
+    narrows: tuple[tuple[str, int, Layout], ...]
     pins: Mapping[str, Any]
     operator: Any
 
@@ -38,10 +42,10 @@ class AxisAnalysis:
 
     Args:
         capture: The captured model.
-        streams: For each mode the names of the adds of the residual stream.
+        residual_adds: For each mode the names of the residual adds.
     """
 
-    def __init__(self, capture: Capture, streams: Mapping[Mode, frozenset[str]] | None = None) -> None:
+    def __init__(self, capture: Capture, residual_adds: Mapping[Mode, frozenset[str]] | None = None) -> None:
         self.capture = capture
         self.sizes = Sizes()
         self.state = {name: _state_value(tensor) for name, tensor in capture.state.items()}
@@ -49,8 +53,14 @@ class AxisAnalysis:
         self._rewrites: dict[fx.Node, Rewrites] = {}
         for mode, program in capture.programs.items():
             self.values[mode] = self._walk(program.graph)
-        self._keep_means_of_streams(streams or {})
+        streams = {
+            axis
+            for mode, names in (residual_adds or {}).items()
+            for axis in stream_axes(capture.programs[mode].graph, names, self._leaves_in(mode))
+        }
+        self._keep_streams_whole(streams)
         self.names = _name_axes(self.state, capture.state)
+        self.residual = frozenset(self.names[axis] for axis in streams if axis in self.names)
         self._resolved: dict[Axis, Layout] = {}
 
     def _walk(self, graph: fx.Graph) -> dict[fx.Node, Any]:
@@ -69,27 +79,30 @@ class AxisAnalysis:
                         axes.freeze(dim, reason)
         return values
 
-    def _keep_means_of_streams(self, adds: Mapping[Mode, frozenset[str]]) -> None:
-        """Freezes residual streams that are averaged over, as RMSNorm does.
+    def _leaves_in(self, mode: Mode) -> Callable[[fx.Node], Collection[Axis]]:
+        """Returns a function that gives the axes of a node's value in one graph."""
 
-        Lowering could divide by the full length, as it does elsewhere. But then every projection would also be cut
-        along the stream, and ``axes="all"`` would need more replicas to own each element of it.
+        @cache
+        def leaves(node: fx.Node) -> frozenset[Axis]:
+            tensors = _tensors([self.values[mode].get(node)])
+            return frozenset(leaf for value in tensors for dim in value.dims for leaf in _leaves(dim))
+
+        return leaves
+
+    def _keep_streams_whole(self, streams: Collection[Axis]) -> None:
+        """Freezes residual streams that an operator needs whole, as the mean of RMSNorm does.
+
+        Lowering could divide by the full length, or put zeros where units are missing, as it does elsewhere. But then
+        every projection would also be cut along the stream, and ``axes="all"`` would need more replicas to own each
+        element of it.
         """
-        stream = {
-            leaf
-            for mode, names in adds.items()
-            for node, value in self.values[mode].items()
-            if node.name in names
-            for tensor in _tensors([value])
-            for dim in tensor.dims
-            for leaf in _leaves(dim)
-        }
         for node, rewrites in self._rewrites.items():
-            if rewrites.operator is mean_of_full:
-                reason = Reason("a mean over the residual stream needs all of it", node)
-                for dim in [dim for resize in rewrites.resizes for dim in resize.dims]:
-                    if not stream.isdisjoint(_leaves(dim)):
-                        axes.freeze(dim, reason)
+            widened = [widen.whole for widen in rewrites.widens]
+            means = [dim for resize in rewrites.resizes for dim in resize.dims]
+            for dim in widened + (means if rewrites.operator is mean_of_full else []):
+                if not set(streams).isdisjoint(_leaves(dim)):
+                    what = "a mean over the residual stream" if rewrites.operator is mean_of_full else node.name
+                    axes.freeze(dim, Reason(f"{what} needs all of it", node))
 
     def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         if getattr(node.target, "__name__", "") == "getitem":
@@ -157,7 +170,7 @@ class AxisAnalysis:
             if root.parts is not None and root.frozen is None:
                 self._resolved[root] = Sum(tuple(self.layout(part) for part in root.parts))
             else:
-                self._resolved[root] = Leaf(root.size, self.names.get(root))
+                self._resolved[root] = Leaf(int(root.size), self.names.get(root))
         return self._resolved[root]
 
     def annotate(self) -> None:
@@ -169,6 +182,8 @@ class AxisAnalysis:
                     rewrites = self._rewrites[node]
                     node.meta["rewrites"] = NodeRewrites(
                         tuple((r.argument, r.index, tuple(map(self.layout, r.dims))) for r in rewrites.resizes),
+                        tuple((w.argument, w.dim, self.layout(w.whole)) for w in rewrites.widens),
+                        tuple((n.argument, n.dim, self.layout(n.part)) for n in rewrites.narrows),
                         rewrites.pins,
                         rewrites.operator,
                     )
@@ -177,16 +192,6 @@ class AxisAnalysis:
         if isinstance(value, Value):
             return tuple(self.layout(dim) for dim in value.dims)
         return [self._layouts(item) for item in value] if isinstance(value, list) else ()
-
-    def axes_of(self, mode: Mode, node: fx.Node) -> set[str]:
-        """Returns the named axes of a node's value."""
-        return {
-            self.names[leaf]
-            for value in _tensors([self.values[mode].get(node)])
-            for dim in value.dims
-            for leaf in _leaves(dim)
-            if leaf in self.names
-        }
 
     def frozen(self) -> tuple[Frozen, ...]:
         """Returns every parameter dimension that stays whole, and why, without the positions of kernels."""
@@ -208,7 +213,8 @@ def _frozen(name: str, number: int, length: int, reason: Reason) -> Frozen:
 
 
 def _state_value(tensor: StateTensor) -> Value:
-    dims = tuple(axes.fresh(length) for length in tensor.shape)
+    empty = Reason("the tensor has no elements") if tensor.numel == 0 else None
+    dims = tuple(axes.fresh(length, empty) for length in tensor.shape)
     return Value(dims, (tensor.kind == "parameter",) * len(dims))
 
 

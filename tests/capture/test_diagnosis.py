@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable
@@ -118,3 +119,49 @@ def test_data_dependence_is_found_in_causes() -> None:
 def test_first_line_of_an_error() -> None:
     assert first_line(ValueError("\n  a \nb")) == "ValueError: a" and first_line(KeyError()) == "KeyError"
     assert len(first_line(ValueError("x" * 1000))) < 320
+
+
+@dataclasses.dataclass
+class Out:
+    logits: torch.Tensor
+
+
+class Plain:
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+
+def packed(y: torch.Tensor) -> torch.Tensor:
+    lengths = y[:, 0].long()
+    rows = nn.utils.rnn.pack_padded_sequence(y.unsqueeze(-1), lengths, batch_first=True, enforce_sorted=False)
+    return nn.GRU(1, 2)(rows)[0].data
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (Out, ["returns a ", "test_diagnosis.Out", "torch.export.register_dataclass(Out)"]),
+        (lambda y: {"list": [Out(y)]}, ["test_diagnosis.Out", "torch.export.register_dataclass(Out)"]),
+        (Plain, ["test_diagnosis.Plain", "register_pytree_node"]),
+        (lambda y: (row for row in y), ["returns a generator", "Return a tuple or dict"]),
+        (lambda y: torch.vmap(torch.func.jacrev(torch.sin))(y), ["a transform of torch.func at", "test_diagnosis.py"]),
+        (lambda y: torch.func.linearize(torch.sin, y)[1](y), ["where capture cannot follow", "torch.func.linearize"]),
+        (packed, ["PackedSequence at ", "test_diagnosis.py", "padded tensor"]),
+    ],
+    ids=["dataclass", "dataclass inside", "class", "generator", "jacrev", "linearize", "packed sequence"],
+)
+def test_what_torch_cannot_take_is_named_with_a_remedy(function: Callable[..., Any], words: list[str]) -> None:
+    with pytest.raises(CaptureError) as caught:
+        capture(Then(function), torch.randn(4, 6))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [Plain(torch.ones(6)), torch.float32, slice(0, 2), len])
+def test_inputs_that_are_no_values_of_a_graph_are_named(value: Any) -> None:
+    class Two(nn.Linear):
+        def forward(self, x: torch.Tensor, other: Any) -> torch.Tensor:
+            return super().forward(x)
+
+    with pytest.raises(CaptureError, match=f"example_inputs hold a .*{type(value).__name__}, which is no input of a"):
+        capture(Two(6, 6), (torch.randn(4, 6), value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict, UserDict
 from typing import Any
 
@@ -57,6 +58,47 @@ def test_inputs_that_do_not_fit_forward(inputs: Any, words: list[str]) -> None:
         example_call(Residual(), inputs)
     for word in ("Residual", *words):
         assert word in str(caught.value)
+
+
+@dataclasses.dataclass
+class Batch:
+    x: torch.Tensor
+
+
+class Doubled(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_function__(func, types, args, kwargs or {}) * 2
+
+
+PACKED = nn.utils.rnn.pack_padded_sequence(torch.ones(2, 4, 3), torch.tensor([4, 2]), batch_first=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (Batch(X), r"hold a Batch, a dataclass .*torch\.export\.register_dataclass\(Batch\)"),
+        ([{"a": Batch(X)}], "hold a Batch, a dataclass"),
+        (PACKED, "hold a PackedSequence, whose sizes .*padded tensor and the lengths"),
+        (torch.nested.nested_tensor([X, X[:2]], layout=torch.jagged), "hold a nested tensor.*padded"),
+        (torch.nested.nested_tensor([X, X[:2]]), "hold a nested tensor.*padded"),
+        (torch.eye(3).to_sparse_csr(), r"hold a sparse_csr tensor.*to_sparse_coo\(\)"),
+        (X.as_subclass(Doubled), r"hold a tensor of the class .*Doubled.*as_subclass\(torch\.Tensor\)"),
+        (nn.Linear(2, 2), "hold a module, Linear.*constructor"),
+    ],
+)
+def test_arguments_that_no_graph_can_take(value: Any, words: str) -> None:
+    with pytest.raises(CaptureError, match=words):
+        example_call(Residual(), (value,))
+
+
+class Plain(torch.Tensor):
+    """A class that only has a name of its own."""
+
+
+@pytest.mark.parametrize("value", [X.as_subclass(Plain), nn.Parameter(X), torch.eye(4).to_sparse(), Batch, "a", None])
+def test_other_arguments_stay_as_they_are(value: Any) -> None:
+    assert example_call(Residual(), (value,)).args[0] is value
 
 
 def test_tensors_inside_of_containers_are_found_and_mapped() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdp_compile import BlockPolicy, LoweringError, NeuronPolicy
-from sdp_compile.passes.branches import call_like, dropped_branches, nodes_of
+from sdp_compile.passes.branches import call_like, dropped_blocks, outputs_of
 from tests.graph_text import text_of
 from tests.passes.programs import context_of
 
@@ -30,24 +30,24 @@ def test_a_branch_is_the_add_and_what_it_adds(rank: int, expected: tuple[str, st
     """Worker 0 owns the larger branch."""
     context = context_of(TEXT, BlockPolicy(replicas=1), rank=rank)
     program = context.analysis.programs["train"]
-    branches = dropped_branches(program, context)
-    assert [(add.name, operand.name) for add, operand in nodes_of(program.graph, branches)] == [expected]
+    outputs = outputs_of(program, dropped_blocks(context))
+    assert [(add.name, operand.name) for add, operand in outputs] == [expected]
 
 
 def test_a_policy_that_cuts_axes_drops_no_branches() -> None:
     context = context_of(TEXT, NeuronPolicy(replicas=1))
-    assert dropped_branches(context.analysis.programs["train"], context) == []
+    assert dropped_blocks(context) == []
 
 
 def test_a_branch_that_is_gone_is_an_error() -> None:
     context = context_of(TEXT, BlockPolicy(replicas=1))
     program = context.analysis.programs["train"]
-    branches = dropped_branches(program, context)
-    add = nodes_of(program.graph, branches)[0][0]
+    blocks = dropped_blocks(context)
+    add = outputs_of(program, blocks)[0][0]
     add.replace_all_uses_with(add.args[0])
     program.graph.erase_node(add)
     with pytest.raises(LoweringError, match=r"no node 'add_1'.*Run the passes on blocks before"):
-        nodes_of(program.graph, branches)
+        outputs_of(program, blocks)
 
 
 def test_a_new_node_is_described_like_the_one_that_it_stands_for() -> None:

@@ -83,7 +83,7 @@ def test_coverage_one_and_one_worker_are_dense():
 
 
 def test_nothing_to_partition_says_why():
-    with pytest.raises(NothingToPartition, match=r"no axis.*'head.weight' \(it is a graph output\).*BlockPolicy"):
+    with pytest.raises(NothingToPartition, match=r"no axis.*'head.weight' \(it is a graph output\).*Use coverage=1"):
         NeuronPolicy().partition(nothing(), 4)
     with pytest.raises(NothingToPartition, match="1 units are too few"):
         NeuronPolicy().partition(mlp(hidden=1), 4)

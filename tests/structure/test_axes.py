@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdp_compile.structure import axes
+from sdp_compile.ir.sizes import FreeSize
+from sdp_compile.structure import axes, views
 from sdp_compile.structure.axes import Axis, Dim, Reason
 
 WHY = Reason("test")
@@ -42,7 +43,7 @@ def test_a_size_of_one_has_no_axis() -> None:
 
 def test_a_view_splits_a_dimension_into_a_product() -> None:
     qkv = atom(24)
-    (three, heads, inner), _ = axes.regroup([qkv], [3, 4, 2], WHY)
+    (three, heads, inner), _ = views.regroup([qkv], [3, 4, 2], WHY)
     assert [axes.size(d) for d in (three, heads, inner)] == [3, 4, 2]
     assert roots(qkv) == [*roots(three), *roots(heads), *roots(inner)]
 
@@ -50,8 +51,8 @@ def test_a_view_splits_a_dimension_into_a_product() -> None:
 def test_unify_looks_through_a_later_refinement() -> None:
     a, b = atom(12), atom(12)
     axes.unify(a, b, WHY)
-    axes.regroup([a], [3, 4], WHY)
-    (outer, _), _ = axes.regroup([b], [3, 4], WHY)
+    views.regroup([a], [3, 4], WHY)
+    (outer, _), _ = views.regroup([b], [3, 4], WHY)
     assert roots(outer)[0].size == 3
     assert roots(a) == roots(b)
 
@@ -86,16 +87,31 @@ def test_freezing_reaches_the_parts_and_no_further() -> None:
 def test_a_refinement_of_a_frozen_axis_is_frozen() -> None:
     x = atom(8)
     axes.freeze(x, WHY)
-    (outer, inner), _ = axes.regroup([x], [2, 4], WHY)
+    (outer, inner), _ = views.regroup([x], [2, 4], WHY)
     assert roots(outer)[0].frozen and roots(inner)[0].frozen
 
 
-def test_factors_that_do_not_match_freeze() -> None:
-    a, b = atom(12), atom(12)
-    axes.regroup([a], [4, 3], WHY)
-    axes.regroup([b], [6, 2], WHY)
+def test_factors_share_their_outer_and_inner_units_and_freeze_between() -> None:
+    a, b = atom(24), atom(24)
+    views.regroup([a], [6, 4], WHY)
+    views.regroup([b], [4, 6], WHY)
     axes.unify(a, b, WHY)
-    assert all(root.frozen for root in (*roots(a), *roots(b))) or roots(a) == roots(b)
+    for dim in (a, b):
+        assert [(root.size, root.frozen is not None) for root in roots(dim)] == [
+            (2, False),
+            (3 if dim is a else 2, True),
+            (2 if dim is a else 3, True),
+            (2, False),
+        ]
+    assert labels(a) == labels(b)
+
+
+def test_factors_without_common_units_freeze() -> None:
+    a, b = atom(15), atom(15)
+    views.regroup([a], [3, 5], WHY)
+    views.regroup([b], [5, 3], WHY)
+    axes.unify(a, b, WHY)
+    assert all(root.frozen for root in (*roots(a), *roots(b)))
 
 
 def test_a_split_inside_of_an_inner_factor_freezes() -> None:
@@ -107,7 +123,7 @@ def test_a_split_inside_of_an_inner_factor_freezes() -> None:
 def test_channel_shuffle_ends_in_consistent_axes() -> None:
     """view(g, c) -> transpose -> chunk(2), unified with itself as in ShuffleNet."""
     x = atom(12)
-    (groups, channels), _ = axes.regroup([x], [2, 6], WHY)
+    (groups, channels), _ = views.regroup([x], [2, 6], WHY)
     shuffled = (*channels, *groups)
     low, high = axes.split(shuffled, [6, 6], WHY)
     assert axes.size(low) == axes.size(high) == 6
@@ -124,7 +140,7 @@ def test_regrouping_preserves_every_element(data: st.DataObject) -> None:
         else:
             sizes.append(factor)
     source = atom(prod(factors)) if data.draw(st.booleans()) else tuple(a for f in factors for a in atom(f))
-    dims, _ = axes.regroup([source], sizes, WHY)
+    dims, _ = views.regroup([source], sizes, WHY)
     assert [axes.size(dim) for dim in dims] == sizes
     whole = tuple(axis for dim in dims for axis in dim)
     if not any(root.frozen for root in roots(source)):
@@ -140,7 +156,7 @@ def test_unified_dimensions_have_equal_labels(data: st.DataObject) -> None:
         for _ in range(data.draw(st.integers(0, 2))):
             if data.draw(st.booleans()):
                 outer = data.draw(st.sampled_from([d for d in range(2, size) if size % d == 0]))
-                axes.regroup([dim], [outer, size // outer], WHY)
+                views.regroup([dim], [outer, size // outer], WHY)
             else:
                 cut = data.draw(st.integers(1, size - 1))
                 axes.split(dim, [cut, size - cut], WHY)
@@ -153,10 +169,31 @@ def test_unified_dimensions_have_equal_labels(data: st.DataObject) -> None:
 
 
 def test_views_that_do_not_divide_freeze_only_their_group() -> None:
-    a, b = atom(6), atom(5)
-    axes.regroup([a, atom(4), b], [4, 6, 5], WHY)
+    a, b = atom(9), atom(5)
+    views.regroup([a, atom(4), b], [4, 9, 5], WHY)
     assert all(root.frozen for root in roots(a))
     assert not roots(b)[0].frozen
+
+
+def test_views_follow_the_units_that_both_divisions_share() -> None:
+    a, b = atom(6), atom(4)
+    (outer, inner), _ = views.regroup([a, b], [4, 6], WHY)
+    assert labels((*a, *b)) == labels((*outer, *inner))
+    assert [root.size for root in roots((*a, *b)) if not root.frozen] == [2, 2]
+
+
+def test_a_fixed_size_says_what_free_sizes_multiply_to() -> None:
+    channels, weight = atom(16), atom(1024)
+    height, width = axes.fresh(FreeSize(80056), WHY), axes.fresh(FreeSize(80072), WHY)
+    axes.unify((*channels, *height, *width), weight, WHY)
+    assert roots(weight)[0] is roots(channels)[0] and not roots(channels)[0].frozen
+    assert [root.size for root in roots(weight)] == [16, 64] and roots(weight)[1].frozen
+
+
+def test_fixed_sizes_that_differ_are_no_one_dimension() -> None:
+    a, b = atom(16), atom(8)
+    axes.unify(a, b, WHY)
+    assert roots(a)[0].frozen and roots(b)[0].frozen
 
 
 @pytest.mark.parametrize("lengths", [[3, 3], [2, 4], [1, 5], [1, 1, 4]])

@@ -107,27 +107,25 @@ class Caller:
 
     def _rearranged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns the arguments in the captured positions and order; those at their default value may be left out."""
-        if len(args) > max(self.positional, len(self.names)):
+        has_rest = max(len(args), self.positional) > len(self.names)  # arguments of *args, which have no names
+        if has_rest and len(args) != self.positional:
             raise self._error(f"it got {len(args)} positional arguments")
-        given = dict(zip(self.names, args, strict=False)) if len(args) <= len(self.names) else {}
-        rest = () if given or not args else args
+        given = {} if has_rest else dict(zip(self.names, args, strict=False))
         for key, value in kwargs.items():
             if key in given:
                 raise self._error(f"argument {key!r} was passed twice")
             given[key] = value
-        wanted = [*self.names[: self.positional], *self.keywords]
+        wanted = [*([] if has_rest else self.names[: self.positional]), *self.keywords]
         for key in list(given):
             if key not in wanted and key in self.defaults and is_same(given[key], self.defaults[key]):
                 del given[key]
         extra = [key for key in given if key not in wanted]
         missing = [key for key in wanted if key not in given]
-        if extra or (missing and not rest):
+        if extra or missing:
             problems = [f"argument {key!r} was not part of the capture" for key in extra]
             problems += [f"argument {key!r} is missing" for key in missing]
             raise self._error("; ".join(problems))
-        if rest:
-            return rest, {key: given[key] for key in self.keywords}
-        ordered = tuple([given[name] for name in self.names[: self.positional]])
+        ordered = args if has_rest else tuple([given[name] for name in self.names[: self.positional]])
         return ordered, {key: given[key] for key in self.keywords}
 
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -31,6 +31,7 @@ from sdp_compile.planning.making import refitted
 from sdp_compile.runtime.gradients.compiled import with_launches
 from sdp_compile.runtime.module.calls import Caller
 from sdp_compile.runtime.module.recompute import executable
+from sdp_compile.runtime.module.user_names import hidden_parts, reading_parts
 from sdp_compile.runtime.python_state import PythonState
 from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.runtime.subnetwork import Subnetwork
@@ -101,14 +102,16 @@ class Programs:
         module, codes = self.module, {}
         for name in names or self.programs:
             program = self.programs[name]
-            program.graph.owning_module = module  # type: ignore[assignment]  # SDPModule is a GraphModule
+            if not hidden_parts(program.graph, module):  # lint looks them up as attributes
+                program.graph.owning_module = module  # type: ignore[assignment]  # SDPModule is a GraphModule
             graph, recomputed = executable(program.graph)
             codes[name] = code = graph.python_code(root_module="self")
+            code.src = reading_parts(code.src, graph, module)
             # Every generated function has its own file name, and so its own code object.
             bound = with_launches(code.globals, self.number)
             setattr(type(module), f"_run_{name}", _forward_from_src(code.src, bound, {}))
             self._sources[name] = recomputed + code.src
-            setattr(module, f"_caller_{name}", Caller(module.capture.skeleton, program))
+            vars(module)[f"_caller_{name}"] = Caller(module.capture.skeleton, program)
             attributes = [read for read in program.reads if read.kind == "attribute"]
             self._reads[name] = attributes, [read for read in program.reads if read.kind != "attribute"]
         return codes
@@ -235,7 +238,7 @@ class Programs:
         else:
             message = f"{caller.different(difference)} The model cannot be captured again for this call: {error}"
         raised = type(error.__cause__)
-        if raised.__module__ == "builtins" and raised is not Exception:
+        if raised.__module__ == "builtins" and issubclass(raised, Exception) and raised is not Exception:
             return type(type(error).__name__, (type(error), raised), {})(message)  # type: ignore[no-any-return]
         return type(error)(message)
 

@@ -18,6 +18,7 @@ from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.runtime.containers import register_tensors, retie, tensor_places
 from sdp_compile.runtime.module.per_mode import GraphPerMode
 from sdp_compile.runtime.module.programs import Programs
+from sdp_compile.runtime.module.user_names import UserNames
 from sdp_compile.runtime.optimizer import full_state as optimizer_state
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
 from sdp_compile.runtime.python_state import PythonState, WithAttributes
@@ -26,11 +27,12 @@ from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.analysis import Analysis
 
 
-class SDPModule(WithAttributes, Subnetwork, GraphPerMode):
+class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
     """One worker's subnetwork as an `fx.GraphModule`, with the original's names, modes and calling convention.
 
     ``graph`` and ``code`` are those of the current mode; the graphs of both modes read the same parameters and buffers.
-    Methods that say *collective* must be called by all workers.
+    Methods that say *collective* must be called by all workers. An attribute hides a part of the model with the same
+    name, which ``get_submodule`` returns.
 
     Attributes:
         lowered: What the module was made from: analysis, plan, passes and programs.
@@ -64,12 +66,12 @@ class SDPModule(WithAttributes, Subnetwork, GraphPerMode):
         self.capture = capture or lowered.analysis.capture
         self.peers = None
         state = PythonState(self.capture.skeleton)
-        register_tensors(self, self.capture, tensors, state)
         self._programs = Programs(
             self, lowered, state, programs or {str(mode): one for mode, one in lowered.programs.items()}
         )
         self.number = self._programs.number
         self._device = self._programs.device
+        register_tensors(self, self.capture, tensors, state)  # last: parts may have the names of these attributes
         self._follow_dtypes()
         self._follow_device()
         for module in self.modules():

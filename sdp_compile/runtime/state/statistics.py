@@ -139,7 +139,7 @@ def calibrate(full_model: nn.Module, batches: Iterable[Any], device: torch.devic
     Raises:
         SDPError: If ``full_model`` is a worker's subnetwork, or ``batches`` is empty.
     """
-    if isinstance(getattr(full_model, "_orig_mod", full_model), fx.GraphModule) and hasattr(full_model, "plan"):
+    if isinstance(getattr(full_model, "_orig_mod", full_model), Subnetwork):
         raise SDPError("sdp.calibrate() takes the full model, got a worker's subnetwork. Pass model.full_model().")
     layers: list[Any] = [layer for layer in full_model.modules() if _has_statistics(layer)]
     if not layers:

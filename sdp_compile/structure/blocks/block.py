@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from sdp_compile.ir.program import Mode
-
-ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, operator.add, operator.iadd)
-"""What a graph calls to add a branch to its skip path."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A block in one graph: ``nodes``, whose last, ``operand``, is its output and is taken by ``add``."""
+    """One output of a block in one graph.
+
+    ``add`` is the node that adds the output, and ``operands`` are what it reads for that and nothing else reads: the
+    output, or those of its factors where ``add`` multiplies too, activations first.
+    """
 
     add: str
-    operand: str
-    nodes: tuple[str, ...]
+    operands: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A droppable residual branch; several branches where they share parameters.
+    """A droppable residual branch with its outputs; several branches where they share parameters.
 
     ``name`` is the path of the module that contains it, ``layer`` that of the module whose branches belong together.
-    ``parameters`` and ``buffers`` (lifted constants included) are used by nothing else.
+    ``parameters`` and ``buffers`` (lifted constants included) are used by nothing else. ``nodes`` are all that it
+    computes, in the order of the graph.
     """
 
     name: str
@@ -37,6 +35,7 @@ class Block:
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     branches: Mapping[Mode, tuple[Branch, ...]]
+    nodes: Mapping[Mode, tuple[str, ...]]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def block_families(
     for name, unit_names in names.items():
         units = [[blocks.blocks[number] for number in unit] for unit in blocks.units(name)]
         parameters = [[fqn for block in unit for fqn in block.parameters] for unit in units]
-        nodes = [[n for block in unit for branch in block.branches[mode] for n in branch.nodes] for unit in units]
+        nodes = [[node for block in unit for node in block.nodes[mode]] for unit in units]
         families.append(
             Family(
                 name=name,

@@ -1,4 +1,4 @@
-"""Is the result of a region 0 when its parameters are 0?
+"""What is 0 in a region when its parameters are 0?
 
 An abstract run over what the table of operators says about 0. An ATen operator that declares nothing there makes
 something finite.
@@ -19,12 +19,13 @@ from sdp_compile.structure.operators import lookup
 from sdp_compile.structure.operators.at_zero import Call, Outcome
 
 
-def is_zero_without(result: fx.Node, region: Sequence[fx.Node], parameters: Collection[str], effects: Effects) -> bool:
-    """Returns whether a result is 0 when parameters are 0 and everything else outside of a region is finite.
+def outcomes_without(
+    region: Sequence[fx.Node], parameters: Collection[str], effects: Effects
+) -> dict[fx.Node, Outcome]:
+    """Returns what is known of each node of a region when parameters are 0 and all else outside of it is finite.
 
     Args:
-        result: The node in question.
-        region: The nodes that compute it, in the order of the graph.
+        region: The nodes, in the order of the graph.
         parameters: The names of the parameters that are 0.
         effects: Which of the nodes overwrite the inputs of others.
     """
@@ -34,7 +35,7 @@ def is_zero_without(result: fx.Node, region: Sequence[fx.Node], parameters: Coll
             values[node] = Outcome.ZERO if node.target in parameters else Outcome.FINITE
         else:
             values[node] = evaluate(node, values, effects.stale.get(node, {}))
-    return values[result] is Outcome.ZERO
+    return values
 
 
 def evaluate(
@@ -68,7 +69,7 @@ def evaluate(
         return at_zero(Call(bind(node), lambda argument: value_of(argument) is Outcome.ZERO))
     if Outcome.ZERO not in sources:
         return Outcome.FINITE
-    if node.target in (operator.add, operator.iadd):
+    if node.target in (operator.add, operator.iadd, operator.sub, operator.isub):
         return _common([value_of(argument) for argument in node.args])
     name = operator_name(node)
     # What operators of other libraries do is unknown, and those of linear algebra divide or factorise.

@@ -17,12 +17,13 @@ aten = torch.ops.aten
 
 @rule(aten.flip.default, aten.roll.default, at_zero=keeps_zero)
 def moved(ctx: Context, self: Value, dims: Sequence[int], **_: Any) -> Value:
-    return ctx.within(self, dim_indices(dims, self.ndim))
+    """Without ``dims``, ``roll`` moves the elements of the flat tensor."""
+    return ctx.within(self, dim_indices(dims, self.ndim), argument="self" if dims else None)
 
 
 @rule(aten.fliplr.default, aten.flipud.default, at_zero=keeps_zero)
 def mirrored(ctx: Context, self: Value, **_: Any) -> Value:
-    return ctx.within(self, [1 if ctx.operator == "fliplr" else 0])
+    return ctx.within(self, [1 if ctx.operator == "fliplr" else 0], argument="self")
 
 
 @rule(aten.rot90.default, at_zero=keeps_zero)

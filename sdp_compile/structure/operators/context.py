@@ -53,11 +53,31 @@ class Resize:
     dims: tuple[Dim, ...]
 
 
+@dataclass(frozen=True)
+class Widen:
+    """An operand of a node that must be whole along ``dim``: lowering puts zeros where a worker lacks units of it."""
+
+    argument: str
+    dim: int
+    whole: Dim
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """An operand that every worker holds whole along ``dim``, of which a node needs what a worker keeps of ``part``."""
+
+    argument: str
+    dim: int
+    part: Dim
+
+
 @dataclass
 class Rewrites:
-    """What must change at a node when the axes at it are cut: sizes, pinned arguments, another operator."""
+    """What must change at a node when the axes at it are cut: sizes, operands, pinned arguments, another operator."""
 
     resizes: list[Resize] = field(default_factory=list)
+    widens: list[Widen] = field(default_factory=list)
+    narrows: list[Narrow] = field(default_factory=list)
     pins: dict[str, Any] = field(default_factory=dict)
     operator: Any = None
 
@@ -97,6 +117,13 @@ class Context:
         """Declares two dimensions to be the same axis."""
         axes.unify(a, b, self.reason(f"{self.operator} relates it to a dimension that is composed otherwise"))
 
+    def unify_equal(self, a: Dim, b: Dim) -> None:
+        """Declares two dimensions to be the same axis if they have one size, and keeps them whole otherwise."""
+        if axes.size(a) == axes.size(b):
+            self.unify(a, b)
+        else:
+            self.freeze(a, b, text=f"{self.operator} relates it to a dimension of another size")
+
     def freeze(self, *dims: Dim, text: str = "") -> None:
         """Keeps dimensions whole; ``text`` is the reason that the user reads."""
         for dim in dims:
@@ -107,6 +134,39 @@ class Context:
         for value in values:
             if value is not None:
                 self.freeze(*value.dims, text=text)
+
+    def widened(self, argument: str, value: Value, dim: int, text: str = "") -> Dim:
+        """Returns a dimension of an operand that the operator needs whole.
+
+        What is 0 at missing units can be cut all the same, since lowering puts zeros in their place. Any other
+        dimension is kept whole.
+
+        Args:
+            argument: The operator's name of the operand.
+            value: The operand.
+            dim: The number of the dimension.
+            text: The reason that the user reads.
+        """
+        whole = value.dims[dim]
+        roots = list(axes.expand(whole))
+        if not value.is_zero(dim) or any(map(axes.is_free, roots)) or all(root.frozen is not None for root in roots):
+            self.freeze(whole, text=text)
+            return whole
+        self.rewrites.widens.append(Widen(argument, dim_index(dim, value.ndim), whole))
+        return axes.fresh(axes.size(whole), self.reason(text))
+
+    def narrowed(self, argument: str, value: Value, dim: int, part: Dim, text: str = "") -> None:
+        """Keeps a dimension of an operand whole, of which the node only computes with what a worker keeps of ``part``.
+
+        Args:
+            argument: The operator's name of the operand.
+            value: The operand.
+            dim: The number of the dimension.
+            part: A dimension of the same size.
+            text: The reason that the user reads.
+        """
+        self.freeze(value.dims[dim], text=text)
+        self.rewrites.narrows.append(Narrow(argument, dim_index(dim, value.ndim), part))
 
     def frozen(self, sizes: Sequence[int] | None = None) -> Value:
         """Returns a result that cannot be cut."""
@@ -130,7 +190,14 @@ class Context:
         if not any(zero):
             self.freeze(dim, text=f"{self.operator} sums over it, and no operand is 0 where a unit is missing")
 
-    def within(self, value: Value, dims: Iterable[int], sizes: Sequence[int] | None = None, zero: bool = True) -> Value:
+    def within(
+        self,
+        value: Value,
+        dims: Iterable[int],
+        sizes: Sequence[int] | None = None,
+        zero: bool = True,
+        argument: str | None = None,
+    ) -> Value:
         """Returns the result of an operator that mixes the indices of ``dims`` and treats those of others alike.
 
         Args:
@@ -138,10 +205,15 @@ class Context:
             dims: The dimensions that are mixed, and stay whole.
             sizes: The sizes of the result; by default the node's.
             zero: Whether the operator makes zeros of zeros.
+            argument: The operator's name of the operand, if lowering may widen it; see `widened`.
         """
         sizes = self.out_sizes() if sizes is None else sizes
         mixed = {dim_index(d, value.ndim) for d in dims}
-        self.freeze(*(value.dims[d] for d in mixed))
+        for d in mixed:
+            if argument is None:
+                self.freeze(value.dims[d])
+            else:
+                self.widened(argument, value, d)
         new = {d: axes.fresh(sizes[d], self.reason()) for d in mixed}
         return Value(
             tuple(new.get(d, value.dims[d]) for d in range(value.ndim)),

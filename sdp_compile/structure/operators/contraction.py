@@ -117,9 +117,16 @@ def linear(ctx: Context, input: Value, weight: Value, bias: Value | None = None,
 )
 @rule(aten.bmm.default, at_zero=either_zero, flops=_product_work, contractions=_contractions)
 @rule(aten.mv.default, aten.dot.default, aten.linalg_matmul.default, at_zero=either_zero)
-def matmul(ctx: Context, self: Value, **others: Any) -> Value:
-    other = next(value for value in others.values() if isinstance(value, Value))
-    return _matmul(ctx, self, other)
+@rule(aten._sparse_mm.default, at_zero=either_zero)
+def matmul(ctx: Context, **operands: Any) -> Value:
+    """A sparse operand counts like a dense one: what it lacks is 0."""
+    first, second = (value for value in operands.values() if isinstance(value, Value))
+    return _matmul(ctx, first, second)
+
+
+@rule(aten._sparse_mm.default)
+def sparse_mm(ctx: Context, sparse: Value, dense: Value) -> Value:
+    return _matmul(ctx, sparse, dense)
 
 
 def _matmul(ctx: Context, a: Value, b: Value) -> Value:
@@ -138,6 +145,7 @@ def _matmul(ctx: Context, a: Value, b: Value) -> Value:
     contractions=_contractions,
     narrow=_narrow_product,
 )
+@rule(aten._sparse_addmm.default, at_zero=product_and_sum)
 def addmm(ctx: Context, self: Value, mat1: Value, mat2: Value, **_: Any) -> Value:
     return plus(ctx, _matmul(ctx, mat1, mat2), self)
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from sdp_compile.ir.schema import bind, operator_name, tensor_arguments
 from sdp_compile.ops import narrow
-from sdp_compile.structure import axes
+from sdp_compile.structure import axes, views
 from sdp_compile.structure.axes import Dim
 from sdp_compile.structure.operators.at_zero import affine
 from sdp_compile.structure.operators.context import Context, Value
@@ -22,6 +22,8 @@ aten = torch.ops.aten
 
 KERNEL = "the positions of a kernel are not units"
 
+DIVIDED = "it is divided into groups that have no boundary in common with an earlier division"
+
 
 def _spatial(ctx: Context, count: int) -> tuple[Dim, ...]:
     sizes = ctx.out_sizes()
@@ -29,7 +31,7 @@ def _spatial(ctx: Context, count: int) -> tuple[Dim, ...]:
 
 
 def _grouped(ctx: Context, dim: Dim, groups: int) -> tuple[Dim, Dim]:
-    (outer, inner), _ = axes.regroup([dim], [groups, axes.size(dim) // groups], ctx.reason())
+    (outer, inner), _ = views.regroup([dim], [groups, axes.size(dim) // groups], ctx.reason())
     return outer, inner
 
 
@@ -86,7 +88,10 @@ def convolution(
         ctx.unify(input.dims[channel], columns)
     else:
         group, _per_group = _grouped(ctx, rows, groups)
-        ctx.unify(input.dims[channel], (*group, *columns))
+        channels = input.dims[channel]
+        if not axes.share(channels, (*group, *columns)):
+            channels = ctx.widened("input", input, channel, DIVIDED)
+        ctx.unify(channels, (*group, *columns))
         ctx.resize("groups", None, group)
     ctx.contract(columns, input.is_zero(channel), weight.is_zero(1))
     return _result(ctx, input, channel, rows, weight.is_zero(0), bias)
@@ -115,7 +120,10 @@ def transposed_convolution(
         out = weight.dims[1]
     else:
         group, per_group = _grouped(ctx, inner_in, groups)
-        ctx.unify(input.dims[channel], (*group, *per_group))
+        channels = input.dims[channel]
+        if not axes.share(channels, (*group, *per_group)):
+            channels = ctx.widened("input", input, channel, DIVIDED)
+        ctx.unify(channels, (*group, *per_group))
         ctx.contract(per_group, input.is_zero(channel), weight.is_zero(0))
         out = (*group, *weight.dims[1])
         zero_out = zero_out and weight.is_zero(0)

@@ -19,10 +19,11 @@ from sdp_compile.structure.operators.table import rule
 aten = torch.ops.aten
 
 
-def looked_up(ctx: Context, self: Value, indices: Sequence[Value | None]) -> list[int | None]:
+def looked_up(ctx: Context, self: Value, indices: Sequence[Value | None], reads: bool = False) -> list[int | None]:
     """Returns for each dimension of ``self[indices]`` the dimension of ``self`` that passes through, None if indexed.
 
-    A mask replaces as many dimensions as it has by one.
+    A mask replaces as many dimensions as it has by one. An operator that only ``reads`` may find zeros at units that a
+    worker lacks.
     """
     nodes: Sequence[Any] = ctx.node.args[1]  # type: ignore[assignment]
     indexed: list[int] = []
@@ -34,7 +35,11 @@ def looked_up(ctx: Context, self: Value, indices: Sequence[Value | None]) -> lis
             indexed += range(position, position + taken)
             new = max(new, 1 if mask else value.ndim)
         position += taken
-    ctx.freeze(*(self.dims[d] for d in indexed), text=f"{ctx.operator} looks it up by number")
+    for d in indexed:
+        if reads:
+            ctx.widened("self", self, d, f"{ctx.operator} looks it up by number")
+        else:
+            ctx.freeze(self.dims[d], text=f"{ctx.operator} looks it up by number")
     ctx.freeze_values(*indices)
     kept: list[int | None] = [d for d in range(self.ndim) if d not in indexed]
     # The dimensions of adjacent indices stay in place; those of separated ones come first.
@@ -45,7 +50,7 @@ def looked_up(ctx: Context, self: Value, indices: Sequence[Value | None]) -> lis
 
 @rule(aten.index.Tensor, at_zero=keeps_zero)
 def index(ctx: Context, self: Value, indices: Sequence[Value | None], **_: Any) -> Value:
-    sources = looked_up(ctx, self, indices)
+    sources = looked_up(ctx, self, indices, reads=True)
     dims = [
         axes.fresh(length, ctx.reason()) if d is None else self.dims[d]
         for d, length in zip(sources, ctx.out_sizes(), strict=True)
@@ -56,7 +61,7 @@ def index(ctx: Context, self: Value, indices: Sequence[Value | None], **_: Any) 
 @rule(aten.index_select.default, at_zero=keeps_zero)
 def index_select(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value:
     ctx.freeze_values(index)
-    return ctx.within(self, [dim])
+    return ctx.within(self, [dim], argument="self")
 
 
 @rule(aten.gather.default, at_zero=keeps_zero)
@@ -65,10 +70,10 @@ def gather(ctx: Context, self: Value, dim: int, index: Value, **_: Any) -> Value
     if not self.ndim:
         return self
     dim = dim_index(dim, self.ndim)
-    ctx.freeze(self.dims[dim], text="gather looks it up by number")
+    ctx.widened("self", self, dim, "gather looks it up by number")
     for d in range(self.ndim):
         if d != dim:
-            ctx.unify(self.dims[d], index.dims[d])
+            ctx.unify_equal(self.dims[d], index.dims[d])
     return Value(index.dims, tuple(d != dim and self.is_zero(d) for d in range(self.ndim)))
 
 

@@ -11,7 +11,7 @@ from torch import fx
 from sdp_compile.ir.schema import bind
 from sdp_compile.ops import narrow
 from sdp_compile.ops.of_full import standardise_of_full
-from sdp_compile.structure import axes
+from sdp_compile.structure import axes, views
 from sdp_compile.structure.operators.at_zero import Call, Outcome, undefined, zero_if
 from sdp_compile.structure.operators.context import Context, Value, dim_index
 from sdp_compile.structure.operators.parts import NarrowCall, Split
@@ -102,10 +102,10 @@ def layer_norm(
 ) -> Value:
     _check_eps(ctx, eps, input)
     leading = input.ndim - len(normalized_shape)
-    ctx.freeze(*input.dims[leading:])
+    whole = [ctx.widened("input", input, d) for d in range(leading, input.ndim)]
     ctx.freeze_values(weight, bias)
     zero = [d < leading and bias is None and input.is_zero(d) for d in range(input.ndim)]
-    return Value(input.dims, tuple(zero))
+    return Value((*input.dims[:leading], *whole), tuple(zero))
 
 
 @rule(aten.group_norm.default, at_zero=_by_sample)
@@ -120,7 +120,9 @@ def group_norm(
 ) -> Value:
     _check_eps(ctx, eps, input)
     channels = input.dims[1]
-    (groups, per_group), _sources = axes.regroup(
+    if not axes.share(channels, axes.fresh(num_groups)):
+        channels = ctx.widened("input", input, 1)
+    (groups, per_group), _sources = views.regroup(
         [channels], [num_groups, axes.size(channels) // num_groups], ctx.reason()
     )
     for other in (weight, bias):
@@ -129,15 +131,20 @@ def group_norm(
     ctx.freeze(per_group, *input.dims[2:])
     ctx.resize("num_groups", None, groups)
     zero = [bias is None and input.is_zero(0), _affine_zero(weight, bias), *([False] * (input.ndim - 2))]
-    return Value(input.dims, tuple(zero))
+    return Value((input.dims[0], channels, *input.dims[2:]), tuple(zero))
 
 
 @rule(aten._weight_norm.default, at_zero=undefined)
 def weight_norm(ctx: Context, v: Value, g: Value, dim: int = 0) -> Value:
-    """Computes ``g * v / norm(v)`` with norms over all dimensions but ``dim``; missing units of ``dim`` give 0 / 0."""
-    ctx.unify(v.dims[dim], g.dims[dim])
-    ctx.freeze(v.dims[dim], text="_weight_norm divides a missing unit, which is 0, by its norm")
+    """Computes ``g * v / norm(v)`` with norms over all dimensions but ``dim``.
+
+    A missing unit of ``v`` would give 0 / 0, so all workers hold ``v`` whole along ``dim``. A missing unit of ``g``
+    gives 0, whatever ``v`` is.
+    """
+    dim = dim_index(dim, v.ndim)
+    ctx.narrowed("v", v, dim, g.dims[dim], "_weight_norm divides a missing unit, which is 0, by its norm")
     for d in range(v.ndim):
         if not v.is_zero(d):
             ctx.freeze(v.dims[d])
-    return Value(v.dims, tuple(d != dim_index(dim, v.ndim) and v.is_zero(d) for d in range(v.ndim)))
+    dims = (*v.dims[:dim], g.dims[dim], *v.dims[dim + 1 :])
+    return Value(dims, tuple(g.is_zero(d) if d == dim else v.is_zero(d) for d in range(v.ndim)))

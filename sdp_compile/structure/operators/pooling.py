@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sdp_compile.structure import axes
+from sdp_compile.structure import axes, views
 from sdp_compile.structure.axes import Dim
 from sdp_compile.structure.operators.at_zero import keeps_zero
 from sdp_compile.structure.operators.context import Context, Value
@@ -83,7 +83,7 @@ def col2im(ctx: Context, self: Value, **_: Any) -> Value:
     """The reverse of `im2col`; values at one position are added."""
     sizes, channel = ctx.out_sizes(), self.ndim - 2
     window = axes.size(self.dims[channel]) // sizes[channel]
-    (channels, within), _sources = axes.regroup([self.dims[channel]], [sizes[channel], window], ctx.reason())
+    (channels, within), _sources = views.regroup([self.dims[channel]], [sizes[channel], window], ctx.reason())
     ctx.freeze(within, self.dims[-1])
     plane = (axes.fresh(length, ctx.reason()) for length in sizes[-2:])
     return Value((*self.dims[:channel], channels, *plane), (*map(self.is_zero, range(channel + 1)), False, False))
@@ -98,7 +98,7 @@ def pixel_shuffle(ctx: Context, self: Value, **arguments: Any) -> Value:
         channels = (*self.dims[channel], *axes.fresh(int(arguments["downscale_factor"]) ** 2, ctx.reason()))
     else:
         factor = int(arguments["upscale_factor"])
-        (channels, within), _sources = axes.regroup(
+        (channels, within), _sources = views.regroup(
             [self.dims[channel]], [sizes[channel], factor * factor], ctx.reason()
         )
         ctx.freeze(within)
@@ -110,6 +110,6 @@ def pixel_shuffle(ctx: Context, self: Value, **arguments: Any) -> Value:
 def channel_shuffle(ctx: Context, self: Value, groups: Any, **_: Any) -> Value:
     """(groups x rest) channels become (rest x groups)."""
     length = axes.size(self.dims[1])
-    (outer, inner), _sources = axes.regroup([self.dims[1]], [int(groups), length // int(groups)], ctx.reason())
+    (outer, inner), _sources = views.regroup([self.dims[1]], [int(groups), length // int(groups)], ctx.reason())
     ctx.resize("groups", None, outer)
     return Value((self.dims[0], (*inner, *outer), *self.dims[2:]), tuple(map(self.is_zero, range(self.ndim))))

@@ -50,7 +50,7 @@ def scatter(ctx: Context, self: Value, dim: int, index: Value, **arguments: Any)
     operands = [index, source] if isinstance(source, Value) else [index]
     for d in range(self.ndim):
         for operand in operands:
-            ctx.unify(self.dims[d] if d != dim else index.dims[d], operand.dims[d])
+            ctx.unify_equal(self.dims[d] if d != dim else index.dims[d], operand.dims[d])
     kept = arguments.get("reduce") in (None, "sum", "add", "mean", "amax", "amin")
     zero = [kept and d != dim and self.is_zero(d) and _amount_is_zero(source, d) for d in range(self.ndim)]
     return _written(ctx, self, zero)

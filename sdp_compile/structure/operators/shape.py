@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from sdp_compile.ir.schema import bind
-from sdp_compile.structure import axes
+from sdp_compile.structure import axes, views
 from sdp_compile.structure.axes import Dim
 from sdp_compile.structure.operators.at_zero import Call, Outcome, keeps_zero, zero_if
 from sdp_compile.structure.operators.context import Context, Value, dim_index, dim_indices
@@ -57,10 +57,14 @@ def view_as(ctx: Context, self: Value, other: Value, **_: Any) -> Value:
 
 def reshaped(ctx: Context, value: Value, sizes: Sequence[int]) -> Value:
     """Returns the same elements, in row-major order, with other sizes."""
-    if not prod(sizes) or prod(sizes) != prod(map(axes.size, value.dims)):
+    reason = ctx.reason(f"{ctx.operator} to a shape that breaks it up")
+    if not prod(sizes) or not prod(map(axes.size, value.dims)):
         ctx.freeze_values(value, text=f"{ctx.operator} to a shape that cannot be followed")
         return ctx.frozen(sizes)
-    dims, _sources = axes.regroup(value.dims, sizes, ctx.reason(f"{ctx.operator} to a shape that breaks it up"))
+    if prod(sizes) == prod(map(axes.size, value.dims)):
+        dims, _sources = views.regroup(value.dims, sizes, reason)
+    else:
+        dims = views.regroup_free(value.dims, sizes, reason)
     # A merged dimension is 0 at missing units if every dimension in it that may be cut is.
     doubtful = {root for d, dim in enumerate(value.dims) if not value.zero[d] for root in axes.expand(dim)}
     free = [[root for root in axes.expand(dim) if root.frozen is None] for dim in dims]

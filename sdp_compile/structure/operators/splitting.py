@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sdp_compile.structure import axes
+from sdp_compile.structure import axes, views
 from sdp_compile.structure.axes import Dim
 from sdp_compile.structure.operators.at_zero import keeps_zero
 from sdp_compile.structure.operators.context import Context, Value, dim_index
@@ -65,7 +65,7 @@ def slice_(ctx: Context, self: Value, dim: int = 0, step: Any = 1, **arguments: 
     part: Dim
     if step != 1 and isinstance(start, int) and 0 <= start < step and kept * step == whole:
         # The dimension consists of groups of ``step`` indices; the slice takes one of each.
-        (part, within), _ = axes.regroup([self.dims[dim]], [kept, step], ctx.reason())
+        (part, within), _ = views.regroup([self.dims[dim]], [kept, step], ctx.reason())
         ctx.freeze(within, text="slice takes one index of every few")
         ctx.pin("end", None)
     elif step != 1 or not isinstance(start, int):

@@ -63,8 +63,8 @@ def test_sizes_that_must_agree() -> None:
 
     module = compiled(Sum(6, 6), (torch.randn(4, 3), torch.randn(4, 3)))
     assert module(torch.randn(5, 3), torch.randn(5, 3)).shape == (5, 6)
-    with pytest.raises(SDPError, match=r"size\(\)|must equal"):
-        module(torch.randn(2, 3), torch.randn(2, 3))
+    with pytest.raises(SDPError, match=r"must equal"):
+        module(torch.randn(5, 3), torch.randn(4, 3))
 
 
 @pytest.mark.parametrize("fails", [True, False])

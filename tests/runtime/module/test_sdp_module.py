@@ -173,10 +173,3 @@ def test_the_report_page_and_unknown_views(cut: SDPModule, tmp_path: Path) -> No
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(SDPError, match="structure, owners, graph, diff"):
         cut.inspect("nonsense")
-
-
-def test_names_of_the_compiled_module_are_refused() -> None:
-    model = nn.Sequential()
-    model.add_module("plan", nn.Linear(6, 6))
-    with pytest.raises(SDPError, match="'plan'"):
-        compiled(model, torch.randn(4, 6))

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from sdp_compile.ir.effects import Effects
-from sdp_compile.structure.blocks.zero import evaluate, is_zero_without
+from sdp_compile.structure.blocks.zero import evaluate, outcomes_without
 from sdp_compile.structure.operators.at_zero import Outcome
 
 aten = torch.ops.aten
@@ -95,8 +95,8 @@ def region(build: Callable[[Callable[..., fx.Node], fx.Node], fx.Node]) -> tuple
 
 def test_a_region_is_zero_without_its_parameters() -> None:
     result, nodes, effects = region(lambda call, weight: call(aten.tanh.default, weight))
-    assert is_zero_without(result, nodes, {"weight"}, effects)
-    assert not is_zero_without(result, nodes, set(), effects)
+    assert outcomes_without(nodes, {"weight"}, effects)[result] is ZERO
+    assert outcomes_without(nodes, set(), effects)[result] is FINITE
 
 
 def test_a_tensor_that_was_overwritten_in_part_is_no_longer_zero() -> None:
@@ -107,4 +107,4 @@ def test_a_tensor_that_was_overwritten_in_part_is_no_longer_zero() -> None:
         return call(aten.tanh.default, copy)
 
     result, nodes, effects = region(build)
-    assert not is_zero_without(result, nodes, {"weight"}, effects)
+    assert outcomes_without(nodes, {"weight"}, effects)[result] is FINITE

@@ -51,7 +51,7 @@ VECTORS: dict[str, tuple[Function, bool]] = {
         True,
     ),
     "upside down": (lambda h: torch.flipud(h), False),
-    "mirrored": (lambda h: torch.fliplr(h), True),
+    "mirrored": (lambda h: torch.fliplr(h), False),
     "mean beside a frozen factor": (
         lambda h: stack(h).sort(1).values.sum((1, 2)).unsqueeze(1) * h - h.mean(1, keepdim=True),
         False,
@@ -165,12 +165,14 @@ def over_samples(bias: bool) -> nn.Module:
 
 CELL = {"cell.weight_ih", "cell.weight_hh", "cell.bias_ih", "cell.bias_hh"}
 
+PROJECTED = {f"layers.1.{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")}
+
 # Layers on (4, 6, 8), and the parameters that are cut along all axes.
 LAYERS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "lstm from ones": (FromOnes, set()),
     "lstm with a projection": (
         lambda: Then(nn.Linear(8, 10), nn.LSTM(10, 6, proj_size=4, batch_first=True), nn.Linear(4, 2)),
-        set(),
+        {"layers.0.weight", "layers.0.bias", "layers.2.weight", *PROJECTED},
     ),
     "cell after a layer": (Looped, {"up.weight", "up.bias", *CELL, "out.weight"}),
     "rnn along hidden units": (
@@ -192,7 +194,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "samples with a bias": (lambda: over_samples(True), {"layers.1.weight", "layers.1.bias", "layers.3.weight"}),
     "weight norm of hidden units": (
         lambda: Then(sequence, parametrizations.weight_norm(nn.Conv1d(8, 12, 1)), nn.ReLU(), nn.Conv1d(12, 3, 1)),
-        set(),
+        {"layers.1.bias", "layers.1.parametrizations.weight.original0", "layers.3.weight"},
     ),
 }
 
