@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from sdp_compile.ir.reads import Read
 
 INTERNAL = frozenset({*vars(nn.Module()), *vars(nn.Module), "T_destination"})
 """The attributes that `torch.nn.Module` itself keeps."""
+
+# This file of torch takes parts of a module as attributes, which those of its class may hide.
+_ACCESSOR = os.path.join(os.path.dirname(nn.__file__), "utils", "_named_member_accessor")
 
 Place = tuple[str, str]
 """The path of a module and the name of one of its attributes."""
@@ -67,8 +71,16 @@ class Attributes:
         self._original_set = watched.__setattr__
         set_attribute, note_read, note_write = self._original_set, self._read, self._written
         paths, model = self._paths, self._model
+        hidden = {
+            (id(module), name)
+            for module in self._modules.values()
+            for name in _registered(module)
+            if hasattr(type(module), name) or name in vars(module)
+        }
 
         def get(module: nn.Module, name: str) -> Any:
+            if hidden and (id(module), name) in hidden and _is_accessor(sys._getframe(1).f_code):
+                return _registry(module, name)[name]
             try:
                 value = object.__getattribute__(module, name)
             except AttributeError:
@@ -171,6 +183,15 @@ def _frozen_all(values: Mapping[Place, Any]) -> dict[Place, Any]:
     return found
 
 
+def _is_accessor(code: CodeType) -> bool:
+    return code.co_name == "get_submodule" and code.co_filename.startswith(_ACCESSOR)
+
+
 def _holds(module: nn.Module, name: str) -> bool:
+    return name in _registry(module, name)
+
+
+def _registry(module: nn.Module, name: str) -> Mapping[str, Any]:
+    """Returns the registry of ``nn.Module`` that holds a name; an empty one if none does."""
     kept = vars(module)
-    return any(name in kept.get(part, ()) for part in ("_parameters", "_buffers", "_modules"))
+    return next((kept[part] for part in ("_parameters", "_buffers", "_modules") if name in kept.get(part, ())), {})

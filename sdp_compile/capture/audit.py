@@ -14,7 +14,7 @@ from sdp_compile.capture.attributes import Attributes, Place
 from sdp_compile.capture.clone import clone, submodule, to_meta
 from sdp_compile.capture.inputs import Call
 from sdp_compile.capture.locating import line_of_change
-from sdp_compile.capture.observe import Watch
+from sdp_compile.capture.observe import Unprofiled, Watch
 from sdp_compile.capture.quiet import preserved_rng, quiet
 from sdp_compile.capture.surroundings import Surroundings
 from sdp_compile.errors import CaptureError
@@ -84,6 +84,7 @@ def _run(
     with quiet(), ExitStack() as stack:
         stack.enter_context(_mode_of(call, subject))
         stack.enter_context(attributes)
+        stack.enter_context(Unprofiled())
         stack.enter_context(watch)
         try:
             with surroundings:

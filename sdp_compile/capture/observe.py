@@ -189,13 +189,7 @@ class Watch(TorchFunctionMode):
         asks = func == _REQUIRES_GRAD and self.asked_requires_grad is None
         if asks and is_user_file(_asking_frame().f_code.co_filename):
             self.asked_requires_grad = self._line()
-        # No function of the user's runs inside an operator, and a profiler would slow down those written in Python.
-        profiler = sys.getprofile()
-        sys.setprofile(None)
-        try:
-            result = func(*args, **(kwargs or {}))
-        finally:
-            sys.setprofile(profiler)
+        result = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and not all(map(_is_simple, leaf.shape)):
                 raise SizesTooComplex(
@@ -219,6 +213,18 @@ class Watch(TorchFunctionMode):
             return None
         self.values[name] = self._known[name]
         return self._known[name]
+
+
+class Unprofiled(TorchFunctionMode):
+    """Stops the profiler during operators: no function of the user's runs there, and those in Python would be slow."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        profiler = sys.getprofile()
+        sys.setprofile(None)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            sys.setprofile(profiler)
 
 
 def _small_values(model: nn.Module) -> Iterator[tuple[str, Any]]:
