@@ -64,6 +64,8 @@ class Attributes:
         self._modules = dict(model.named_modules())
         self._before = {path: _registered(module) for path, module in self._modules.items()}
         self._values = dict(self._all())
+        self._trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        self._by_torch: set[Place] = set()
         self._frozen = _frozen_all(self._values)
 
     def __enter__(self) -> Attributes:
@@ -120,6 +122,11 @@ class Attributes:
                 found += [(path, name) for name in kept if name not in self._before[path]]
         return found
 
+    def frozen_anew(self) -> list[str]:
+        """Returns the parameters whose ``requires_grad`` the run changed."""
+        now = {name: parameter.requires_grad for name, parameter in self._model.named_parameters()}
+        return [name for name, trained in self._trained.items() if now.get(name, trained) != trained]
+
     def outputs(self) -> list[Place]:
         """Returns the attributes that the user's code assigned a tensor, or a container of tensors."""
         return [
@@ -131,7 +138,7 @@ class Attributes:
     def changed(self) -> list[Place]:
         """Returns the attributes without tensors that the run changed or removed."""
         now = dict(self._all())
-        outputs = {*self.outputs(), *(place for place in now if place not in self._values and has_tensor(now[place]))}
+        outputs = {*self.outputs(), *self._by_torch}
         after = _frozen_all(now)
         return [
             place
@@ -159,8 +166,12 @@ class Attributes:
 
     def _written(self, module: nn.Module, name: str) -> None:
         place = (self._paths[id(module)], name)
-        if name not in INTERNAL and place not in self.writes and is_user_file(sys._getframe(2).f_code.co_filename):
+        if name in INTERNAL or place in self.writes:
+            return
+        if is_user_file(sys._getframe(2).f_code.co_filename):
             self.writes[place] = calling_line(type(self._model))
+        else:
+            self._by_torch.add(place)  # such as what old weight norm computes
 
 
 def has_tensor(value: Any) -> bool:

@@ -62,7 +62,7 @@ def audit(model: nn.Module, call: Call, mode: Mode, prepare: Prepare) -> Finding
     inputs = call.map_tensors(lambda tensor: to_meta(tensor).requires_grad_(tensor.requires_grad))
 
     def on_meta() -> tuple[nn.Module, Call]:
-        return clone(bones, lambda tensor: tensor).train(mode == "train"), inputs
+        return clone(bones, to_meta).train(mode == "train"), inputs
 
     def on_fake() -> tuple[nn.Module, Call]:
         return prepare(bones, inputs)
@@ -112,8 +112,16 @@ def _run(
 
 def check_attributes(kind: type[nn.Module], attributes: Attributes, again: Any = None) -> None:
     """Raises `CaptureError` if the run changed the Python state of a module."""
+    for name in attributes.frozen_anew():
+        line = "" if again is None else _line_of_parameter(again, name)
+        raise CaptureError(
+            f"{kind.__name__} cannot be captured: its forward changes requires_grad of parameter {name!r}{_at(line)}. "
+            "Change it before compiling, or use detach() where its gradient is not wanted."
+        )
     for path, name in attributes.created():
         line = attributes.writes.get((path, name), "")
+        if not line and again is not None:
+            line = _line_of_part(again, (path, name))
         raise CaptureError(
             f"{kind.__name__} cannot be captured: its forward creates {name!r} in {_where(path)}{_at(line)}. Run the "
             "model once before compiling it, or create it in __init__."
@@ -163,6 +171,19 @@ def _line_of_attribute(again: Callable[[], tuple[nn.Module, Call]], place: Place
     subject, call = again()
     owner = submodule(subject, place[0])
     return _line_of(lambda: (subject, call), lambda: frozen(vars(owner).get(place[1])))
+
+
+def _line_of_part(again: Callable[[], tuple[nn.Module, Call]], place: Place) -> str:
+    subject, call = again()
+    owner = submodule(subject, place[0])
+    registries: list[Any] = [owner._parameters, owner._buffers, owner._modules]
+    return _line_of(lambda: (subject, call), lambda: any(place[1] in registry for registry in registries))
+
+
+def _line_of_parameter(again: Callable[[], tuple[nn.Module, Call]], name: str) -> str:
+    subject, call = again()
+    parameter = dict(subject.named_parameters())[name]
+    return _line_of(lambda: (subject, call), lambda: parameter.requires_grad)
 
 
 def _line_of(again: Callable[[], tuple[nn.Module, Call]], probe: Callable[[], Any]) -> str:

@@ -179,6 +179,10 @@ class Watch(TorchFunctionMode):
                 condition = args[0] if expected else torch.logical_not(args[0])
                 torch._assert_async(condition, f"The model's assertion failed: {self._line()}")
                 return expected
+        if func in _FINITE and len(args) == 1 and not kwargs and args[0].is_floating_point():
+            return _finite(args[0])
+        if func in _ALL and len(args) == 1 and not kwargs and hasattr(args[0], _NEGATED):
+            return torch.logical_not(getattr(args[0], _NEGATED).any())
         if func == _DATA:
             return args[0].detach()
         if func == _SET_DATA and self._is_state(args[0]):
@@ -186,7 +190,7 @@ class Watch(TorchFunctionMode):
                 f"{self._kind.__name__} cannot be captured: its forward assigns to .data of a parameter or buffer at "
                 f"{self._line()}. Compute the value where it is used, or assign outside of forward."
             )
-        asks = func == _REQUIRES_GRAD and self.asked_requires_grad is None
+        asks = self.asked_requires_grad is None and func in _GRAD_QUESTIONS
         if asks and is_user_file(_asking_frame().f_code.co_filename):
             self.asked_requires_grad = self._line()
         result = func(*args, **(kwargs or {}))
@@ -234,15 +238,34 @@ def _small_values(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, buffer.detach().item()
 
 
-_REQUIRES_GRAD = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_GRAD_QUESTIONS = tuple(
+    getattr(torch.Tensor, name).__get__
+    for name in ("requires_grad", "grad_fn", "is_leaf")
+    if hasattr(torch.Tensor, name)
+)
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+_NEGATED = "_sdp_negated"
+_FINITE = (torch.isfinite, torch.Tensor.isfinite)
+_ALL = (torch.all, torch.Tensor.all)
 _CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
     torch.Tensor.__int__: int,
     torch.Tensor.__float__: float,
     torch.Tensor.__index__: int,
     torch.Tensor.__bool__: bool,
 }
+
+
+def _finite(input: torch.Tensor) -> torch.Tensor:
+    """Returns ``torch.isfinite(input)``, and remembers its negation.
+
+    Whether any element is not finite does not depend on elements that are 0, so that question may be asked of the units
+    that a worker has. Whether all are finite is its negation.
+    """
+    infinite = (input - input).ne(0)
+    finite = torch.logical_not(infinite)
+    setattr(finite, _NEGATED, infinite)
+    return finite
 
 
 def _asking_frame() -> FrameType:

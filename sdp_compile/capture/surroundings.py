@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import gc
 import os
 import random
 import sys
@@ -12,7 +13,15 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, MutableSequence
 from functools import partial
-from types import BuiltinMethodType, CodeType, FrameType, ModuleType, SimpleNamespace, TracebackType
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    ModuleType,
+    SimpleNamespace,
+    TracebackType,
+)
 from typing import Any
 
 import numpy as np
@@ -33,6 +42,7 @@ QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
 
 _COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()" for name in QUESTIONS}
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
+_AUDIT = os.path.join(os.path.dirname(__file__), "audit.py")  # where forward is called
 _FEW = 100
 _BELOW_TORCH = tuple(os.sep.join(("", "site-packages", name, "")) for name in ("sympy", "mpmath", "numpy", "networkx"))
 
@@ -132,6 +142,7 @@ class Surroundings:
                 self._users[code] = known = is_users(code.co_filename)
                 if known:
                     self._globals(frame)
+                    self._defaults(frame)
             if known:
                 if code.co_freevars:
                     self._closure(frame)
@@ -167,8 +178,22 @@ class Surroundings:
     def _closure(self, frame: FrameType) -> None:
         held = frame.f_locals
         for name in frame.f_code.co_freevars:
-            if name in held:
+            if name in held and not _is_running(frame.f_back, name, held[name]):
                 self._keep(f"variable {name!r} of an enclosing function", held[name])
+
+    def _defaults(self, frame: FrameType) -> None:
+        """Notes what default arguments hold: one list, say, serves all calls of the function."""
+        code = frame.f_code
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        held = {id(value) for name in names if _is_container(value := frame.f_locals.get(name))}
+        if not held:
+            return
+        for function in gc.get_referrers(code):
+            if isinstance(function, FunctionType):
+                defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+                for value in defaults:
+                    if id(value) in held:
+                        self._keep(f"a default argument of {code.co_name}()", value)
 
     def _variable(self, what: str, scope: dict[str, Any], name: str, module: str) -> None:
         value = scope[name]
@@ -229,6 +254,19 @@ def _undo(value: Any) -> Callable[[], object] | None:
 def _refill(container: Any, fill: Callable[[Any], object], content: Any) -> None:
     container.clear()
     fill(content)
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (MutableSequence, MutableMapping, set, deque))
+
+
+def _is_running(frame: FrameType | None, name: str, value: Any) -> bool:
+    """Whether a variable belongs to a function that forward has called, so that it is new in each call."""
+    while frame is not None and frame.f_code.co_filename != _AUDIT:
+        if name in frame.f_code.co_cellvars and frame.f_locals.get(name) is value:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_users(filename: str) -> bool:

@@ -72,6 +72,13 @@ def refitted(plan: Plan, analysis: Analysis, rank: int) -> Plan:
         same = (before is None) == (now is None) and all(map(np.array_equal, before or (), now or ()))
         if not same:
             raise _does_not_fit(f"all of {name!r}, which the plan cuts")
+    trained = {name for name, tensor in plan.state.items() if tensor.kind == "parameter" and tensor.requires_grad}
+    unseen = [name for name in structure.order if name in trained and name not in plan.order]
+    if unseen and plan.workers > 1:
+        raise LoweringError(
+            f"For this call the model computes with {unseen[0]!r}, which the example inputs did not reach, so no "
+            "gradients would be averaged for it. Pass example inputs to sdp.compile() that use all that is trained."
+        )
     members = structure.members.get(plan.block_family, {}) if plan.block_family is not None else {}
     if {name: unit for name, unit in members.items() if name in plan.members} != plan.members:
         raise _does_not_fit("other residual blocks than the plan's")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import random
@@ -192,6 +193,61 @@ class ReadsGlobal(Small):
 class ReadsEnvironment(Small):
     def between(self, h: torch.Tensor) -> torch.Tensor:
         return h * float(os.environ.get("SDP_TEST_SCALE", "1"))
+
+
+class TypeNumber(Small):
+    total = 0
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        type(self).total += 1
+        return h
+
+
+def remembering(h: torch.Tensor, seen: list[int] = []) -> torch.Tensor:  # noqa: B006
+    seen.append(h.shape[0])
+    return h * len(seen)
+
+
+class Default(Small):
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        return remembering(h)
+
+
+class Freezing(Small):
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        self.first.requires_grad_(not self.training)
+        return h
+
+
+class Adding(Small):
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        if "extra" not in self._modules:
+            self.add_module("extra", nn.Linear(16, 16))
+        return h
+
+
+class Cached(Small):
+    @functools.cached_property
+    def doubled(self) -> torch.Tensor:
+        return self.last.weight * 2
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        return h * self.doubled.sum()
+
+
+class Local(Small):
+    """Collects in a list of its own call, which is new every time."""
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        kept: list[torch.Tensor] = []
+
+        def collect(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            kept.append(output)
+
+        handle = self.last.register_forward_hook(collect)
+        self.last(h)
+        handle.remove()
+        return h * kept[0].sum()
 
 
 class Tempered(Small):

@@ -15,6 +15,7 @@ from sdp_compile.errors import CaptureError
 from sdp_compile.ir.reads import Read
 from sdp_compile.structure.analysis import analyse
 from tests.capture import python_models as models
+from tests.capture.models import run
 
 REFUSED: dict[type[nn.Module], tuple[str, ...]] = {
     models.Counter: ("attribute 'calls' of the model", "self.calls += 1", "register_buffer"),
@@ -35,6 +36,11 @@ REFUSED: dict[type[nn.Module], tuple[str, ...]] = {
     models.GlobalObject: ("global variable 'SETTINGS'", "SETTINGS.calls += 1"),
     models.CreatesLayer: ("creates 'extra' in the model", "self.extra = nn.Linear(16, 16)", "Run the model once"),
     models.CreatesParameter: ("creates 'scale' in the model", "self.scale = nn.Parameter"),
+    models.TypeNumber: ("attribute 'total' of class TypeNumber", "type(self).total += 1"),
+    models.Default: ("a default argument of remembering()", "seen.append(h.shape[0])"),
+    models.Freezing: ("changes requires_grad of parameter 'first.weight'", "self.first.requires_grad_("),
+    models.Adding: ("creates 'extra' in the model", 'self.add_module("extra"'),
+    models.Cached: ("attribute 'doubled' of the model", "self.doubled.sum()"),
     models.Carried: ("'states'", "self.states = ["),
 }
 
@@ -55,8 +61,7 @@ def test_what_a_graph_would_lose_is_refused_with_its_line(kind: type[nn.Module],
         models.STEPS == 0
         and models.SETTINGS.calls == 0
         and models.ClassCounter.calls == [0]
-        and models.ClassNumber.calls == 0
-        and models.ClassNumber.calls == 0
+        and models.ClassNumber.calls == models.TypeNumber.total == 0
     )
 
 
@@ -100,11 +105,14 @@ class Asking(models.Small):
 
 
 def test_code_for_compilers_is_not_taken() -> None:
-    from tests.capture.models import run
-
     model, x = Asking(), torch.randn(4, 5)
     assert torch.equal(run(model, capture(model, x), "eval", x), model(x))
     assert not torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def test_what_one_call_collects_for_itself_is_kept() -> None:
+    model, x = models.Local(), torch.randn(4, 5)
+    assert torch.allclose(run(model, capture(model, x), "train", x), model(x))
 
 
 @pytest.mark.parametrize("make", [list, tuple, lambda tensors: {"weight": tensors[0]}])
@@ -155,8 +163,6 @@ def test_writes_to_parameters_are_refused(write: Any) -> None:
 
 
 def test_data_may_be_read() -> None:
-    from tests.capture.models import run
-
     class Reading(models.Small):
         def between(self, h: torch.Tensor) -> torch.Tensor:
             return h * self.last.weight.data.norm()

@@ -37,6 +37,7 @@ UNTAGGED = frozenset(
 
 declare(
     *"abs asin asinh atan atanh ceil celu clone contiguous conj_physical deg2rad detach dropout elu erf erfinv expm1 "
+    "isinf isnan "
     "feature_dropout floor frac gelu hardshrink hardswish leaky_relu lift_fresh lift_fresh_copy log1p mish nan_to_num "
     "neg pin_memory positive rad2deg relu relu6 round rrelu selu sgn sign silu sin sinh softshrink square tan tanh "
     "trunc type_as alias to _to_copy".split(),
@@ -49,7 +50,7 @@ declare(
     at_zero=lambda call: Outcome.UNDEFINED if call.zero("self", "x") else Outcome.FINITE,
 )
 declare("mul", at_zero=either_zero)
-declare(*"add sub rsub maximum minimum fmax fmin lerp".split(), at_zero=both_zero)
+declare(*"add sub rsub maximum minimum fmax fmin lerp ne gt lt logical_or logical_xor".split(), at_zero=both_zero)
 declare("zero", at_zero=makes_zeros)
 declare("copy", at_zero=lambda call: zero_if(call.zero("src")))
 declare("fill", at_zero=lambda call: zero_if(call.zero("value")))

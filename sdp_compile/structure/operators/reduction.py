@@ -34,6 +34,7 @@ def reduce(ctx: Context, value: Value, dims: int | Sequence[int] | None, keepdim
 
 @rule(aten.sum.dim_IntList, aten.sum.default, aten.nansum.default, at_zero=keeps_zero)
 @rule(aten.count_nonzero.default, aten.count_nonzero.dim_IntList, at_zero=keeps_zero)
+@rule(aten.any.default, aten.any.dim, aten.any.dims, at_zero=keeps_zero)
 def additive(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
     return reduce(ctx, self, dim, bool(keepdim), additive=True)
 
@@ -80,7 +81,7 @@ declare("max", "min", at_zero=_extremum)
 @rule(aten.amax.default, aten.amin.default, at_zero=keeps_zero)
 @rule(aten.logsumexp.default)
 @rule(aten.max.default, aten.min.default, aten.prod.default, aten.prod.dim_int, aten.median.default)
-@rule(aten.all.default, aten.all.dim, aten.all.dims, aten.any.default, aten.any.dim, aten.any.dims)
+@rule(aten.all.default, aten.all.dim, aten.all.dims)
 def exclusive(ctx: Context, self: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
     # An extremum or log-sum-exp may pick a missing unit.
     result = reduce(ctx, self, dim, bool(keepdim), additive=False)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from sdp_compile import plan as sdp_plan
+from sdp_compile import sdp_compile
 from sdp_compile.errors import CaptureError, SDPError
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from tests.capture import python_models as models
@@ -69,6 +71,32 @@ def test_a_batch_of_one_under_batch_norm(mode: str) -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel") as mine:
         module(x)
     assert isinstance(mine.value, SDPError) and isinstance(mine.value, type(original.value))
+
+
+class OtherLayer(models.Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rare = nn.Linear(5, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.rare(x) if x.shape[0] == 3 else self.first(x))
+        return out
+
+
+def test_a_path_with_parameters_that_the_example_did_not_reach() -> None:
+    model = OtherLayer()
+    module = sdp_compile(model, "neuron", torch.randn(4, 5), workers=4, rank=0)
+    module(torch.randn(5, 5))
+    with pytest.raises(SDPError, match=r"computes with 'rare\.weight', which the example inputs did not reach"):
+        module(torch.randn(3, 5))
+    alone = compiled(model, torch.randn(4, 5))
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(alone(x), model(x))
+
+
+def test_an_assertion_freezes_nothing() -> None:
+    plan = sdp_plan(Asserting(), "neuron", torch.randn(4, 5), workers=4)
+    assert [family.units for family in plan.families] == [16]
 
 
 def test_many_sizes_are_warned_of() -> None:
