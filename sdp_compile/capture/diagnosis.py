@@ -119,7 +119,9 @@ def _module_path(frames: Sequence[FrameType], kind: type[nn.Module]) -> str:
 
 def is_user_file(filename: str) -> bool:
     """Whether ``filename`` is Python source outside torch and this package. Model libraries count as the user's."""
-    return not filename.startswith(("<", _TORCH, _OWN)) and "importlib" not in filename
+    if filename.startswith("<"):
+        return filename.startswith(("<ipython", "<stdin>"))
+    return not filename.startswith((_TORCH, _OWN)) and "importlib" not in filename
 
 
 def location(frame: traceback.FrameSummary) -> str:

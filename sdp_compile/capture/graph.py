@@ -109,9 +109,12 @@ def program_of(
             name = constants.name(exported.constants[spec.target])
             name = canonical.get(name, name)
         else:
+            user = next(iter(node.users), node)
+            line = located(source_line(user), module_path(user))
             raise CaptureError(
-                f"The model holds an object that a graph cannot take as an input ({spec.target!r}, {spec.kind.name}). "
-                "Keep the model's state in parameters and buffers."
+                f"The model computes with an object that a graph cannot hold ({spec.kind.name}), such as a "
+                f"torch.Generator{f', at {line}' if line else ''}. Keep the model's state in parameters and buffers, and "
+                "draw from torch's own generator."
             )
         if name not in state:
             state[name] = graph.create_node("get_attr", name)

@@ -184,7 +184,16 @@ class Watch(TorchFunctionMode):
         if func in _ALL and len(args) == 1 and not kwargs and hasattr(args[0], _NEGATED):
             return torch.logical_not(getattr(args[0], _NEGATED).any())
         if func == _DATA:
-            return args[0].detach()
+            data = args[0].detach()
+            if self._subject is not None and not any(args[0] is buffer for buffer in self._subject.buffers()):
+                setattr(data, _THROUGH_DATA, True)
+            return data
+        if _writes(func) and args and hasattr(args[0], _THROUGH_DATA):
+            raise CaptureError(
+                f"{self._kind.__name__} cannot be captured: its forward writes through .data at {self._line()}, which "
+                "autograd does not see. Compute a new tensor where it is used, such as self.scale.clamp(0.01, 0.1), or "
+                "change parameters after the optimizer's step."
+            )
         if func == _SET_DATA and self._is_state(args[0]):
             raise CaptureError(
                 f"{self._kind.__name__} cannot be captured: its forward assigns to .data of a parameter or buffer at "
@@ -246,6 +255,7 @@ _GRAD_QUESTIONS = tuple(
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _NEGATED = "_sdp_negated"
+_THROUGH_DATA = "_sdp_through_data"
 _FINITE = (torch.isfinite, torch.Tensor.isfinite)
 _ALL = (torch.all, torch.Tensor.all)
 _CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
@@ -266,6 +276,12 @@ def _finite(input: torch.Tensor) -> torch.Tensor:
     finite = torch.logical_not(infinite)
     setattr(finite, _NEGATED, infinite)
     return finite
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function of tensors writes to its first argument."""
+    name: str = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__") and name != "requires_grad_")
 
 
 def _asking_frame() -> FrameType:

@@ -29,6 +29,7 @@ import torch
 import torch.compiler
 from torch import nn
 
+from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
 from sdp_compile.ir.plain import frozen, is_number
 from sdp_compile.ir.reads import Read
@@ -43,6 +44,7 @@ QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
 _COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()" for name in QUESTIONS}
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
 _AUDIT = os.path.join(os.path.dirname(__file__), "audit.py")  # where forward is called
+_NOT_USERS = frozenset({*sys.stdlib_module_names, "torch", "sdp_compile", "sympy", "mpmath", "numpy", "networkx"})
 _FEW = 100
 _BELOW_TORCH = tuple(os.sep.join(("", "site-packages", name, "")) for name in ("sympy", "mpmath", "numpy", "networkx"))
 
@@ -62,7 +64,7 @@ class Surroundings:
         self.impure: dict[str, str] = {}
         self.compiling: str | None = None
         self.grad: str | None = None
-        self._kind = type(model)
+        self._kind, self._model = type(model), model
         self._imports = 0
         self._users: dict[CodeType, bool] = {}
         self._kept: dict[int, tuple[str, Any, Any, Callable[[], object]]] = {}
@@ -71,6 +73,15 @@ class Surroundings:
         self._variables: dict[tuple[int, str], tuple[str, Mapping[str, Any], str, Any]] = {}
 
     def __enter__(self) -> Surroundings:
+        for path, module in self._model.named_modules():  # a hook may hold the original, of which a copy runs
+            for name, value in vars(module).items():
+                if name not in INTERNAL and is_number(value):
+                    what = f"attribute {name!r} of the original model, which a hook or a function holds"
+                    self._variables[id(vars(module)), name] = (what, vars(module), name, frozen(value))
+                elif name not in INTERNAL:
+                    where = f"module {path!r} of " if path else ""
+                    what = f"attribute {name!r} of {where}the original model, which a hook or a function holds,"
+                    self._keep(what, value)
         for kind in self._classes:
             for name, value in vars(kind).items():
                 what = f"attribute {name!r} of class {kind.__name__}"
@@ -280,9 +291,8 @@ def is_users(filename: str) -> bool:
 
 def _is_of_users(kind: type) -> bool:
     """Whether a class is the user's: objects of the standard library, such as loggers, keep caches of their own."""
-    return kind in (SimpleNamespace, Namespace) or is_users(
-        getattr(sys.modules.get(kind.__module__), "__file__", None) or "<none>"
-    )
+    package = kind.__module__.partition(".")[0]
+    return kind in (SimpleNamespace, Namespace) or package == "__main__" or package not in _NOT_USERS
 
 
 def _random_states() -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sdp_compile.errors import LoweringError
+from sdp_compile.errors import PlanError
 from sdp_compile.ownership.partition import checked
 from sdp_compile.planning.families import CutFamily, layouts_of_state, restricted_work
 from sdp_compile.planning.plan import Plan
@@ -61,7 +61,7 @@ def refitted(plan: Plan, analysis: Analysis, rank: int) -> Plan:
         rank: The worker whose part must stay as it is.
 
     Raises:
-        LoweringError: If this capture of the model needs all of something that the plan cuts.
+        PlanError: If this capture of the model needs all of something that the plan cuts.
     """
     state, structure = analysis.capture.state, analysis.structure
     cut = frozenset(family.name for family in plan.families)
@@ -75,7 +75,7 @@ def refitted(plan: Plan, analysis: Analysis, rank: int) -> Plan:
     trained = {name for name, tensor in plan.state.items() if tensor.kind == "parameter" and tensor.requires_grad}
     unseen = [name for name in structure.order if name in trained and name not in plan.order]
     if unseen and plan.workers > 1:
-        raise LoweringError(
+        raise PlanError(
             f"For this call the model computes with {unseen[0]!r}, which the example inputs did not reach, so no "
             "gradients would be averaged for it. Pass example inputs to sdp.compile() that use all that is trained."
         )
@@ -85,8 +85,8 @@ def refitted(plan: Plan, analysis: Analysis, rank: int) -> Plan:
     return result
 
 
-def _does_not_fit(what: str) -> LoweringError:
-    return LoweringError(
+def _does_not_fit(what: str) -> PlanError:
+    return PlanError(
         f"For this call the model needs {what}. Compile it as it will be trained: convert the model first, pass "
         "example inputs with the dtypes of training, or call sdp.compile() under torch.autocast."
     )
