@@ -67,6 +67,11 @@ class Attributes:
         self._trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._by_torch: set[Place] = set()
         self._frozen = _frozen_all(self._values)
+        self._contents = {
+            place: {key: id(item) for key, item in value.items()}
+            for place, value in self._values.items()
+            if isinstance(value, dict)
+        }
 
     def __enter__(self) -> Attributes:
         watched: Any = nn.Module
@@ -134,6 +139,21 @@ class Attributes:
             for place, value in self._all()
             if place in self.writes and value is not self._values.get(place) and has_tensor(value)
         ]
+
+    def filled(self) -> dict[Place, dict[Any, int]]:
+        """Returns the dictionaries to which the run added tensors and did nothing else, with what they now hold.
+
+        A second run that leaves them as they are shows that they are caches: what is in them would be computed again.
+        """
+        found = {}
+        for place, value in self._all():
+            before = self._contents.get(place)
+            if before is None or not isinstance(value, dict) or value is not self._values[place]:
+                continue
+            kept = all(key in value and id(value[key]) == identity for key, identity in before.items())
+            if kept and all(has_tensor(item) for key, item in value.items() if key not in before):
+                found[place] = {key: id(item) for key, item in value.items()}
+        return found
 
     def changed(self) -> list[Place]:
         """Returns the attributes without tensors that the run changed or removed."""

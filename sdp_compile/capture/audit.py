@@ -32,12 +32,14 @@ class Findings:
     Attributes:
         reads: The Python values that it read, apart from attributes.
         outputs: The attributes that it assigned tensors to.
+        caches: The attributes with dictionaries that a first run fills with tensors, and a second one leaves.
         compiling: Where it asks whether it is being compiled; None if it does not.
         grad: Where it asks whether gradients are wanted; None if it does not.
     """
 
     reads: tuple[Read, ...] = ()
     outputs: tuple[Place, ...] = ()
+    caches: frozenset[Place] = frozenset()
     compiling: str | None = None
     grad: str | None = None
 
@@ -86,10 +88,16 @@ def _run(
         stack.enter_context(attributes)
         stack.enter_context(Unprofiled())
         stack.enter_context(watch)
+        caches: frozenset[Place] = frozenset()
         try:
             with surroundings:
                 subject(*call.args, **call.kwargs)
             finished = True
+            filled = attributes.filled()
+            if any(place in filled for place in attributes.changed()):
+                subject(*call.args, **call.kwargs)
+                again_filled = attributes.filled()
+                caches = frozenset(place for place, held in filled.items() if again_filled.get(place) == held)
         except Exception:  # export tells what is wrong
             pass
     changed = surroundings.changed()
@@ -98,11 +106,12 @@ def _run(
         raise _lost(kind, changed[0], _line(again, surroundings))
     for what, line in surroundings.impure.items():
         raise _lost(kind, what, line)
-    check_attributes(kind, attributes, again)
+    check_attributes(kind, attributes, caches, again)
     return (
         Findings(
             tuple(surroundings.reads.values()),
             tuple(attributes.outputs()),
+            caches,
             surroundings.compiling,
             surroundings.grad or watch.asked_requires_grad,
         ),
@@ -110,8 +119,10 @@ def _run(
     )
 
 
-def check_attributes(kind: type[nn.Module], attributes: Attributes, again: Any = None) -> None:
-    """Raises `CaptureError` if the run changed the Python state of a module."""
+def check_attributes(
+    kind: type[nn.Module], attributes: Attributes, caches: frozenset[Place] = frozenset(), again: Any = None
+) -> None:
+    """Raises `CaptureError` if the run changed the Python state of a module, apart from ``caches``."""
     for name in attributes.frozen_anew():
         line = "" if again is None else _line_of_parameter(again, name)
         raise CaptureError(
@@ -127,6 +138,8 @@ def check_attributes(kind: type[nn.Module], attributes: Attributes, again: Any =
             "model once before compiling it, or create it in __init__."
         )
     for place in attributes.changed():
+        if place in caches:
+            continue
         path, name = place
         line = attributes.writes.get(place, "")
         if not line and again is not None:

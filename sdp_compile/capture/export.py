@@ -94,7 +94,7 @@ def export_mode(model: nn.Module, call: Call, mode: Mode, device: torch.device) 
             failures[sizes] = error
             continue
         observer.check()
-        check_attributes(type(model), attributes)
+        check_attributes(type(model), attributes, findings.caches)
         notes = []
         if failures:
             because = first_line(next(iter(failures.values())))

@@ -113,8 +113,8 @@ def program_of(
             line = located(source_line(user), module_path(user))
             raise CaptureError(
                 f"The model computes with an object that a graph cannot hold ({spec.kind.name}), such as a "
-                f"torch.Generator{f', at {line}' if line else ''}. Keep the model's state in parameters and buffers, and "
-                "draw from torch's own generator."
+                f"torch.Generator{f', at {line}' if line else ''}. Keep the model's state in parameters and buffers, "
+                "and draw from torch's own generator."
             )
         if name not in state:
             state[name] = graph.create_node("get_attr", name)

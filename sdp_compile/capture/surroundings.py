@@ -90,6 +90,8 @@ class Surroundings:
                 elif not name.startswith("__"):
                     self._keep(what, value)
         self._random = _random_states()
+        self._collects = gc.isenabled()
+        gc.disable()  # its callbacks, and what it deletes, are no part of forward
         self._before = sys.getprofile()
         sys.setprofile(self._event)
         return self
@@ -98,6 +100,8 @@ class Surroundings:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         sys.setprofile(self._before)
+        if self._collects:
+            gc.enable()
 
     def changed(self) -> list[str]:
         """Returns what forward changed outside its module."""

@@ -39,26 +39,31 @@ def trials(call: Call, inputs: Sequence[InputSpec]) -> list[Trial]:
         inputs: The captured tensor inputs, in the order of the call's tensors.
     """
     found = [Trial("example inputs", call), Trial("second call", call, calls=2)]
-    letters = dict.fromkeys(size for spec in inputs for size in spec.dims if isinstance(size, str))
-    for letter in list(letters)[:_MOST_SIZES]:
-        larger = _larger(call, inputs, letter)
-        sizes = ", ".join(f"{spec.name} {list(t.shape)}" for spec, t in zip(inputs, larger.tensors, strict=True))
-        found.append(Trial(sizes, larger, is_optional=True))
+    sizes = {
+        (dim, spec.example[dim]): None for spec in inputs for dim, size in enumerate(spec.dims) if isinstance(size, str)
+    }
+    for dim, size in list(sizes)[:_MOST_SIZES]:
+        larger = _larger(call, inputs, dim, size)
+        text = ", ".join(f"{spec.name} {list(t.shape)}" for spec, t in zip(inputs, larger.tensors, strict=True))
+        found.append(Trial(text, larger, is_optional=True))
     return found
 
 
-def _larger(call: Call, inputs: Sequence[InputSpec], letter: str) -> Call:
-    """Repeats the last entry along each dimension whose size is called ``letter``, slightly changed."""
+def _larger(call: Call, inputs: Sequence[InputSpec], dim: int, size: int) -> Call:
+    """Repeats the last entry, slightly changed, of all inputs that have this free size in this dimension.
+
+    Capture does not say of all sizes that they must agree: those of one batch stand in one dimension.
+    """
     specs = iter(inputs)
     generator = torch.Generator().manual_seed(1)
 
     def extended(tensor: Tensor) -> Tensor:
-        for dim, size in enumerate(next(specs).dims):
-            if size == letter:
-                last = tensor.narrow(dim, tensor.shape[dim] - 1, 1)
-                if last.is_floating_point():
-                    last = last + 0.1 * torch.randn(last.shape, generator=generator, dtype=last.dtype)
-                tensor = torch.cat([tensor, last], dim)
-        return tensor
+        spec = next(specs)
+        if dim >= tensor.ndim or spec.example[dim] != size or not isinstance(spec.dims[dim], str):
+            return tensor
+        last = tensor.narrow(dim, tensor.shape[dim] - 1, 1)
+        if last.is_floating_point():
+            last = last + 0.1 * torch.randn(last.shape, generator=generator, dtype=last.dtype)
+        return torch.cat([tensor, last], dim)
 
     return call.map_tensors(extended)

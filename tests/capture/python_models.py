@@ -235,6 +235,31 @@ class Cached(Small):
         return h * self.doubled.sum()
 
 
+class Memo(Small):
+    """Keeps a mask for each size in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks: dict[int, torch.Tensor] = {}
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        if h.shape[1] not in self.masks:
+            self.masks[h.shape[1]] = torch.arange(h.shape[1], device=h.device, dtype=h.dtype).cos()
+        return h * self.masks[h.shape[1]]
+
+
+class Stored(Small):
+    """Gives its activation to whoever looks, in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored: dict[str, torch.Tensor] = {}
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        self.stored["h"] = h
+        return h
+
+
 class Local(Small):
     """Collects in a list of its own call, which is new every time."""
 

@@ -41,6 +41,7 @@ REFUSED: dict[type[nn.Module], tuple[str, ...]] = {
     models.Freezing: ("changes requires_grad of parameter 'first.weight'", "self.first.requires_grad_("),
     models.Adding: ("creates 'extra' in the model", 'self.add_module("extra"'),
     models.Cached: ("attribute 'doubled' of the model", "self.doubled.sum()"),
+    models.Stored: ("attribute 'stored' of the model", 'self.stored["h"] = h'),
     models.Carried: ("'states'", "self.states = ["),
 }
 
@@ -110,8 +111,9 @@ def test_code_for_compilers_is_not_taken() -> None:
     assert not torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
-def test_what_one_call_collects_for_itself_is_kept() -> None:
-    model, x = models.Local(), torch.randn(4, 5)
+@pytest.mark.parametrize("kind", [models.Local, models.Memo])
+def test_what_one_call_collects_for_itself_and_caches_may_be(kind: type[nn.Module]) -> None:
+    model, x = kind(), torch.randn(4, 5)
     assert torch.allclose(run(model, capture(model, x), "train", x), model(x))
 
 

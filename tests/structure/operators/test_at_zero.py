@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 # Operators and overloads whose arguments are not dense tensors of floats, or which belong to a device or library that a
 # test cannot assume.
-NOT_CALLED = {"pin_memory", "_grouped_mm", "transformers::grouped_mm_fallback"}
+NOT_CALLED = {"pin_memory", "_grouped_mm", "transformers::grouped_mm_fallback", "_sparse_mm", "_sparse_addmm"}
 OVERLOADS_NOT_CALLED = {"addmm.dtype", "baddbmm.dtype", "bmm.dtype", "mm.dtype", "einsum.sublist"}
 
 
