@@ -159,8 +159,8 @@ def _settings(chance: random.Random) -> dict[str, Any]:
     level = chance.choice(("neuron", "neuron", "block", "auto"))
     policy: dict[str, Any] = {"policy": level, "coverage": chance.choice((0.5, 0.75))}
     policy["masking"] = chance.choice(("forward", "backward"))
-    if chance.random() < 0.25:
-        policy |= {"axes": "all", "scope": "all"}
+    if workers > 2 and chance.random() < 0.25:  # axes that meet need more owners
+        policy = {"policy": level, "replicas": workers - 1, "masking": policy["masking"], "axes": "all", "scope": "all"}
     return {
         "DTYPE": chance.choices(("float64", "float32", "autocast"), (86, 8, 6))[0],
         "POLICY": policy,

@@ -52,8 +52,8 @@ def _smaller(design: Design) -> Iterator[Design]:
     for name, value in plain.items():
         if settings[name] != value:
             yield replace(design, settings=tuple({**settings, name: value}.items()))
-    if set(settings["POLICY"]) > {"policy", "coverage", "masking"} or settings["POLICY"]["policy"] != "neuron":
-        policy = {"policy": "neuron", "coverage": 0.5, "masking": settings["POLICY"]["masking"]}
+    policy = {"policy": "neuron", "coverage": 0.5, "masking": settings["POLICY"]["masking"]}
+    if settings["POLICY"] != policy:
         yield replace(design, settings=tuple({**settings, "POLICY": policy}.items()))
 
 

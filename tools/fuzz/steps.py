@@ -12,8 +12,8 @@ Step = tuple[object, ...]
 """A word and its operands.
 
 ``("train",)``, ``("eval",)``; ``("call", NAME[, "no_grad" | "input_grad"])`` with a variant's inputs; ``("sgd",)``,
-a step along the last gradients; ``("set", PATH, VALUE)``; ``("scale_tensor", PATH, FACTOR)``; ``("global", NAME, VALUE)``;
-``("environment", NAME, VALUE)``; ``("freeze", PARAMETER, None)``; ``("cast", DTYPE)``.
+a step along the last gradients; ``("set", PATH, VALUE)``; ``("scale_tensor", PATH, FACTOR)``;
+``("global", NAME, VALUE)``; ``("environment", NAME, VALUE)``; ``("freeze", PARAMETER, None)``; ``("cast", DTYPE)``.
 """
 
 _SIZES: dict[Layout, dict[str, tuple[int, ...]]] = {

@@ -1,0 +1,43 @@
+"""transformers: every class in the mappings of its AutoModel classes, from a configuration with small fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sdp_compile.models.language_inputs import example_inputs
+from sdp_compile.models.transformers_config import default_config
+
+
+def names(_seed: int) -> list[str]:
+    """Returns ``TYPE:CLASS`` for each class, first one class of every type."""
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, list[str]] = {}
+    for mapping in sorted(vars(modeling_auto)):
+        if mapping.startswith("MODEL_") and mapping.endswith("MAPPING_NAMES"):
+            for kind, classes in vars(modeling_auto)[mapping].items():
+                for name in [classes] if isinstance(classes, str) else classes:
+                    if name not in found.setdefault(kind, []):
+                        found[kind].append(name)
+    rounds = range(max(map(len, found.values())))
+    listed: dict[str, str] = {}  # a class may belong to several types
+    for number in rounds:
+        for kind, classes in sorted(found.items()):
+            if number < len(classes):
+                listed.setdefault(classes[number], f"{kind}:{classes[number]}")
+    return list(listed.values())
+
+
+def build(name: str) -> tuple[nn.Module, Any]:
+    """Returns a model in training mode, with the inputs that its task needs."""
+    import transformers
+
+    kind, _, class_name = name.partition(":")
+    config, _origin = default_config(kind, "small", ())
+    cls = getattr(transformers, class_name)
+    if getattr(cls, "_can_set_experts_implementation", bool)():
+        config._experts_implementation = "batched_mm"  # the default, a fused operator, knows no float64
+    model: nn.Module = cls(config).train()
+    return model, example_inputs(model, config)

@@ -1,0 +1,72 @@
+"""A process that checks models, and is ended and started again when one takes too long or crashes it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tools.packages.trial import Row, check_model, row
+
+
+class Checker:
+    """Checks one model at a time in a process of its own."""
+
+    def __init__(self, timeout: float, settings: dict[str, Any]) -> None:
+        """Starts nothing yet.
+
+        Args:
+            timeout: Seconds for one model, after which it counts as a crash.
+            settings: Arguments of `check_model` other than the name.
+        """
+        self._timeout = timeout
+        self._settings = settings
+        self._process: Any = None
+        self._connection: Connection | None = None
+
+    def check(self, name: str) -> Row:
+        """Returns the row of a model."""
+        start = time.perf_counter()
+        if self._connection is None:
+            self._start()
+        connection = self._connection
+        assert connection is not None
+        try:
+            connection.send(name)
+            if connection.poll(self._timeout):
+                found: Row = connection.recv()
+                return found
+            reason = f"no verdict within {self._timeout:.0f} s"
+        except (EOFError, OSError):
+            self._process.join()
+            reason = f"its process ended with exit code {self._process.exitcode}"
+        self.close()
+        return row(name, "crash", reason, time.perf_counter() - start)
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        self._process = self._connection = None
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, self._settings), daemon=True)
+        self._process.start()
+        other.close()
+
+
+def _serve(connection: Connection, settings: dict[str, Any]) -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        while True:
+            try:
+                name = connection.recv()
+            except EOFError:
+                return
+            connection.send(check_model(name, **settings))

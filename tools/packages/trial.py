@@ -1,0 +1,76 @@
+"""Builds one model of a package and checks it."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+PACKAGES: Mapping[str, str] = {
+    "timm": "of_timm",
+    "transformers": "of_transformers",
+    "vit-pytorch": "of_vit_pytorch",
+    "x-transformers": "of_x_transformers",
+    "segmentation-models-pytorch": "of_segmentation",
+}
+"""The module that lists and builds the models of a package."""
+
+Outcome = Literal["exact", "refused", "unverified", "wrong", "crash", "cannot build"]
+
+FAILURES: tuple[Outcome, ...] = ("wrong", "crash")
+
+_OUTCOMES: Mapping[str, Outcome] = {
+    "exact": "exact",
+    "refused": "refused",
+    "unverified": "unverified",
+    "not exact": "wrong",
+    "failed": "crash",
+}
+
+Row = dict[str, Any]
+"""``name``, ``outcome``, ``detail``, ``stage``, ``kept``, ``parameters`` and ``seconds``."""
+
+
+def names_of(package: str, seed: int) -> list[str]:
+    """Returns ``PACKAGE:NAME`` for each model of a package."""
+    return [f"{package}:{name}" for name in _module(package).names(seed)]
+
+
+def check_model(name: str, policy: str, workers: int, rank: int, seed: int) -> Row:
+    """Builds and checks ``PACKAGE:NAME``.
+
+    Args:
+        name: The model.
+        policy: The policy to plan with.
+        workers: Number of workers to plan for.
+        rank: The worker that is compared with the original.
+        seed: Random seed for the weights.
+    """
+    import torch
+
+    import sdp_compile as sdp
+
+    start = time.perf_counter()
+    package, _, own = name.partition(":")
+    torch.manual_seed(seed)
+    try:
+        model, inputs = _module(package).build(own)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        return row(name, "cannot build", f"{type(error).__name__}: {lines[0][:300]}", time.perf_counter() - start)
+    result = sdp.check(model, policy, inputs, workers=workers, ranks=(rank,), seed=seed)
+    found = row(name, _OUTCOMES[result.verdict], result.reason, time.perf_counter() - start)
+    kept = result.kept[0] if result.kept else None
+    found |= {"stage": result.stage, "kept": kept, "parameters": result.parameters}
+    return found if result.verdict != "failed" else {**found, "trace": result.details.splitlines()[-12:]}
+
+
+def row(name: str, outcome: Outcome, detail: str, seconds: float) -> Row:
+    """Returns a row without the fields that only a check has."""
+    base = {"name": name, "outcome": outcome, "detail": detail, "stage": "", "kept": None, "parameters": None}
+    return {**base, "seconds": round(seconds, 1)}
+
+
+def _module(package: str) -> Any:
+    return importlib.import_module(f"tools.packages.{PACKAGES[package]}")
