@@ -17,7 +17,7 @@ import torch
 import sdp_compile as sdp
 from sdp_compile.errors import NothingToPartition, SDPError
 from tools.fuzz.differences import differences
-from tools.fuzz.instance import Instance, clock_at, fingerprint, reseed, world
+from tools.fuzz.instance import Instance, fingerprint, moment, reseed, world
 from tools.fuzz.side import Side
 from tools.fuzz.steps import Step
 
@@ -105,7 +105,7 @@ def _compare(
         given, eager, trial = (Instance(source, folder) for _ in range(3))
         instances += [given, eager, trial]
         reseed(1)
-        with clock_at(1000.0):
+        with moment(0, dtype):
             trial.model.train()(*trial.inputs)
     except Exception as error:
         verdict.outcome, verdict.detail, verdict.step = "invalid", _text(error), "eager"
@@ -113,7 +113,7 @@ def _compare(
     before = fingerprint(given)
     settings = {name: given.namespace[name.upper()] for name in ("policy", "workers", "rank", "lowering")}
     try:
-        with clock_at(1000.0):
+        with moment(0, dtype):
             compiled = _compiled(given, settings, compiler, verdict)
     except SDPError as error:
         _refused(verdict, error, given, "compile")
@@ -129,7 +129,7 @@ def _compare(
     subnetwork = Side.of_subnetwork(given, compiled)
     for number, step in enumerate(given.namespace["STEPS"]):
         where = f"{number} {' '.join(map(str, step))}"
-        if not _step(step, number, where, original, subnetwork, verdict, _TOLERANCES[dtype]):
+        if not _step(step, number, where, original, subnetwork, verdict, dtype):
             return
 
 
@@ -141,9 +141,7 @@ def _compiled(given: Instance, settings: dict[str, Any], compiler: Compile, verd
         return compiler(given.model, "auto", given.inputs, workers=1, rank=0)
 
 
-def _step(
-    step: Step, number: int, where: str, original: Side, subnetwork: Side, verdict: Verdict, tolerance: float
-) -> bool:
+def _step(step: Step, number: int, where: str, original: Side, subnetwork: Side, verdict: Verdict, dtype: str) -> bool:
     """Does one step on both sides. Returns whether the next one can follow."""
     errors: list[Exception | None] = []
     results: list[Any] = []
@@ -153,7 +151,7 @@ def _step(
         reseed(number + 2)
         error = None
         try:
-            with clock_at(1000.0 + 7 * number):
+            with moment(number, dtype):
                 results.append(side.do(step, number))
         except TimeIsUp:
             raise
@@ -180,7 +178,7 @@ def _step(
         verdict.notes.append(f"{where}: not compared, other random numbers")
         return False
     verdict.calls += 1
-    verdict.differs(where, list(subnetwork.compared(results[1], results[0], original, tolerance)))
+    verdict.differs(where, list(subnetwork.compared(results[1], results[0], original, _TOLERANCES[dtype])))
     return True
 
 

@@ -79,12 +79,12 @@ def reseed(number: int) -> None:
 
 @contextlib.contextmanager
 def world(dtype: str) -> Iterator[None]:
-    """Sets the default dtype and autocast, and restores these, the generators and the environment afterwards."""
+    """Sets the default dtype, and restores it, the generators and the environment afterwards."""
     before, environment = torch.get_default_dtype(), dict(os.environ)
     states = random.getstate(), np.random.get_state()
     torch.set_default_dtype(torch.float64 if dtype == "float64" else torch.float32)
     try:
-        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
+        with torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_default_dtype(before)
@@ -95,9 +95,13 @@ def world(dtype: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def clock_at(seconds: float) -> Iterator[None]:
-    """Makes ``time.time`` return one moment, the same for both models."""
-    with patch.object(time, "time", lambda: seconds):
+def moment(number: int, dtype: str) -> Iterator[None]:
+    """Makes ``time.time`` return one moment, the same for both models, and turns autocast on if ``dtype`` says so.
+
+    A region of autocast keeps the weights that it has cast, so each call has its own.
+    """
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast")
+    with patch.object(time, "time", lambda: 1000.0 + 7 * number), autocast:
         yield
 
 

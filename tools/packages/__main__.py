@@ -57,7 +57,11 @@ def _names(options: argparse.Namespace) -> list[str]:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.packages", description=__doc__)
     parser.add_argument("command", choices=("run", "list", "table"), nargs="?", default="run")
-    parser.add_argument("--package", action="append", choices=list(PACKAGES), help="One package; can be repeated")
+    parser.add_argument(
+        "--package",
+        action="append",
+        help=f"{', '.join(PACKAGES)}, or a module with names(seed) and build(name); can be repeated",
+    )
     parser.add_argument("--match", default="", help="Only models whose names contain this text")
     parser.add_argument("--out", type=Path, default=Path("packages.jsonl"), help="Results; a second run continues them")
     parser.add_argument("--shard", default="0/1", help="I/N: every Nth model, from the Ith, counted from 0")

@@ -13,16 +13,20 @@ from tools.packages.trial import Row, check_model, row
 
 
 class Checker:
-    """Checks one model at a time in a process of its own."""
+    """Checks one model at a time in a process of its own.
+
+    Attributes:
+        timeout: Seconds for one model, after which it counts as a crash.
+    """
 
     def __init__(self, timeout: float, settings: dict[str, Any]) -> None:
         """Starts nothing yet.
 
         Args:
-            timeout: Seconds for one model, after which it counts as a crash.
+            timeout: Seconds for one model.
             settings: Arguments of `check_model` other than the name.
         """
-        self._timeout = timeout
+        self.timeout = timeout
         self._settings = settings
         self._process: Any = None
         self._connection: Connection | None = None
@@ -36,10 +40,10 @@ class Checker:
         assert connection is not None
         try:
             connection.send(name)
-            if connection.poll(self._timeout):
+            if connection.poll(self.timeout):
                 found: Row = connection.recv()
                 return found
-            reason = f"no verdict within {self._timeout:.0f} s"
+            reason = f"no verdict within {self.timeout:.0f} s"
         except (EOFError, OSError):
             self._process.join()
             reason = f"its process ended with exit code {self._process.exitcode}"

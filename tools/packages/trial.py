@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 PACKAGES: Mapping[str, str] = {
-    "timm": "of_timm",
-    "transformers": "of_transformers",
-    "vit-pytorch": "of_vit_pytorch",
-    "x-transformers": "of_x_transformers",
-    "segmentation-models-pytorch": "of_segmentation",
+    "timm": "tools.packages.of_timm",
+    "transformers": "tools.packages.of_transformers",
+    "vit-pytorch": "tools.packages.of_vit_pytorch",
+    "x-transformers": "tools.packages.of_x_transformers",
+    "segmentation-models-pytorch": "tools.packages.of_segmentation",
 }
-"""The module that lists and builds the models of a package."""
+"""The module that lists and builds the models of a package, by ``names(seed)`` and ``build(name)``."""
 
 Outcome = Literal["exact", "refused", "unverified", "wrong", "crash", "cannot build"]
 
@@ -56,6 +56,8 @@ def check_model(name: str, policy: str, workers: int, rank: int, seed: int) -> R
     torch.manual_seed(seed)
     try:
         model, inputs = _module(package).build(own)
+        with torch.no_grad():
+            model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return row(name, "cannot build", f"{type(error).__name__}: {lines[0][:300]}", time.perf_counter() - start)
@@ -73,4 +75,4 @@ def row(name: str, outcome: Outcome, detail: str, seconds: float) -> Row:
 
 
 def _module(package: str) -> Any:
-    return importlib.import_module(f"tools.packages.{PACKAGES[package]}")
+    return importlib.import_module(PACKAGES.get(package, package))

@@ -46,7 +46,7 @@ def on_a_copy(d: Draft) -> None:
     d.add(d.chance.choice(ways))
 
 
-@fragment(weight=0.7, only_in_root=True)
+@fragment("rows", "image", weight=0.7, only_in_root=True)
 def input_written(d: Draft) -> None:
     ways = ("x.mul_(0.5)", "x[:, 0] = 0", "x += 1", "x.data.add_(1)", "x.detach().clamp_(min=0)")
     inner = d.chance.choice(ways)
