@@ -92,6 +92,13 @@ def test_a_wanted_fragment_is_in_every_module(name: str) -> None:
     assert all(name in draw(seed, (name,)).names for seed in range(20))
 
 
+def test_fragments_alone_come_in_turn() -> None:
+    names = sorted(FRAGMENTS)
+    for seed in range(len(names)):
+        assert {*draw(seed, alone=True).names} == {names[seed], "residual"}
+    assert draw(len(names), alone=True).names == draw(len(names), (names[0],), alone=True).names
+
+
 def test_nearly_all_modules_run_in_eager_mode(tmp_path: Path) -> None:
     whole: Any = SimpleNamespace(masking="backward", state={})  # the part of a plan that a whole model needs
     failed = []

@@ -27,6 +27,7 @@ def try_seed(
     seed: int,
     folder: Path,
     wanted: tuple[str, ...] = (),
+    alone: bool = False,
     keep: Path | None = None,
     compiler: Compile = sdp.compile,
 ) -> Row:
@@ -36,11 +37,12 @@ def try_seed(
         seed: The seed of the module.
         folder: Where sources are written while they run.
         wanted: Names of fragments, one of which the module must have.
+        alone: Whether the module has nothing else but a residual branch.
         keep: A folder for the smallest source of a module that fails; None looks for none.
         compiler: What compiles.
     """
     start = time.perf_counter()
-    design = draw(seed, wanted)
+    design = draw(seed, wanted, alone)
     verdict = compare(write(design), folder, compiler)
     if verdict.is_failure and keep is not None:
         judge = partial(_judged, folder=folder, compiler=compiler)
@@ -79,7 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _rows(seeds: Iterable[int], options: argparse.Namespace, results: Results) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
-        trial = partial(try_seed, folder=Path(name), wanted=tuple(options.fragment), keep=options.keep)
+        trial = partial(
+            try_seed, folder=Path(name), wanted=tuple(options.fragment), alone=options.alone, keep=options.keep
+        )
         if options.jobs == 1:
             for seed in seeds:
                 results.start(seed)
@@ -93,13 +97,15 @@ def _rows(seeds: Iterable[int], options: argparse.Namespace, results: Results) -
 
 def _one(options: argparse.Namespace) -> int:
     """Prints and tries one module."""
-    source = options.file.read_text() if options.file else write(draw(options.only, tuple(options.fragment)))
+    source = (
+        options.file.read_text() if options.file else write(draw(options.only, tuple(options.fragment), options.alone))
+    )
     with tempfile.TemporaryDirectory() as name:
         print(source)
         verdict = compare(source, Path(name))
         print("\n".join(f"# {key}: {value}" for key, value in vars(verdict).items()))
         if options.keep is not None and options.only is not None:
-            try_seed(options.only, Path(name), tuple(options.fragment), options.keep)
+            try_seed(options.only, Path(name), tuple(options.fragment), options.alone, options.keep)
     return 1 if verdict.is_failure else 0
 
 
@@ -118,6 +124,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         choices=sorted(FRAGMENTS),
         metavar="NAME",
         help="A fragment of which each module has one; can be repeated",
+    )
+    parser.add_argument(
+        "--alone", action="store_true", help="Modules of one fragment, of each in turn, and a residual branch"
     )
     parser.add_argument("--out", type=Path, help="Results, one JSON object per line; a second run continues it")
     parser.add_argument("--keep", type=Path, help="Folder for the smallest source of each module that fails")

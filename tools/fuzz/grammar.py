@@ -83,21 +83,26 @@ class Design:
         return replace(self, genes=_without(self.genes, number))
 
 
-def draw(seed: int, wanted: Sequence[str] = ()) -> Design:
+def draw(seed: int, wanted: Sequence[str] = (), alone: bool = False) -> Design:
     """Returns the design of a seed.
 
     Args:
         seed: The seed; the same one gives the same design.
-        wanted: Names of fragments, one of which the module must have.
+        wanted: Names of fragments, one of which the module must have; consecutive seeds take them in turn.
+        alone: Whether the module has nothing else but a residual branch.
     """
     chance = random.Random(f"module {seed}")
-    name = chance.choice(list(wanted)) if wanted else ""
+    if alone and not wanted:
+        wanted = sorted(FRAGMENTS)
+    name = wanted[seed % len(wanted)] if wanted else ""
     layouts = FRAGMENTS[name].layouts if name else LAYOUTS
     layout = chance.choice([one for one in layouts for _ in range(2 if one == "sequence" else 1)])
-    count = chance.choice((1, 2, 2, 3, 3, 4, 5))
+    count = 0 if alone else chance.choice((1, 2, 2, 3, 3, 4, 5))
     genes = [_gene(chance, str(number), layout, deep=False) for number in range(count)]
     if name:
         genes.insert(chance.randrange(count + 1), Gene(name, chance.randrange(10**6), str(count)))
+    if alone:
+        genes.insert(chance.randrange(2), Gene("residual", chance.randrange(10**6), "1"))
     tokens = layout == "sequence" and chance.random() < 0.25
     return Design(seed, layout, tokens, tuple(genes), tuple(_settings(chance).items()))
 
