@@ -30,6 +30,9 @@ from torch import nn
 _ORDINARY = ("layers", "blocks")
 """The groups of fragments that half of the lines are drawn from."""
 
+_CUT = ("residual", "residual_list", "gated")
+"""Fragments that every policy can cut; each module has one."""
+
 _INPUTS: dict[Layout, tuple[str, int]] = {
     "rows": ("torch.randn(4, 5)", 5),
     "sequence": ("torch.randn(3, 6, 5)", 5),
@@ -101,8 +104,8 @@ def draw(seed: int, wanted: Sequence[str] = (), alone: bool = False) -> Design:
     genes = [_gene(chance, str(number), layout, deep=False) for number in range(count)]
     if name:
         genes.insert(chance.randrange(count + 1), Gene(name, chance.randrange(10**6), str(count)))
-    if alone:
-        genes.insert(chance.randrange(2), Gene("residual", chance.randrange(10**6), "1"))
+    if not any(one.name in _CUT for one in genes):
+        genes.insert(chance.randrange(len(genes) + 1), Gene("residual", chance.randrange(10**6), str(count + 1)))
     tokens = layout == "sequence" and chance.random() < 0.25
     return Design(seed, layout, tokens, tuple(genes), tuple(_settings(chance).items()))
 
