@@ -52,6 +52,9 @@ class Draft:
         width: The number of features of ``h``.
         number: Makes the names of the current fragment unique.
         path: The module's path in the model, with a dot at the end; empty for the model itself.
+        init: Lines of the constructor.
+        methods: Further methods.
+        forward: Lines of ``forward``.
     """
 
     chance: random.Random
@@ -61,6 +64,7 @@ class Draft:
     number: str = ""
     path: str = ""
     init: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
     forward: list[str] = field(default_factory=list)
 
     @property

@@ -200,9 +200,10 @@ def _write(gene: Gene, draft: Draft) -> None:
 def _class(name: str, draft: Draft, arguments: str) -> str:
     init = "\n".join(["super().__init__()", *draft.init])
     forward = "\n".join(draft.forward)
+    methods = "".join(f"{textwrap.indent(method, ' ' * 4)}\n\n" for method in draft.methods)
     return (
         f"class {name}(nn.Module):\n"
-        f"    def __init__(self):\n{textwrap.indent(init, ' ' * 8)}\n\n"
+        f"    def __init__(self):\n{textwrap.indent(init, ' ' * 8)}\n\n{methods}"
         f"    def forward(self, {arguments}):\n{textwrap.indent(forward, ' ' * 8)}"
     )
 

@@ -13,7 +13,7 @@ def residual(d: Draft) -> None:
     sums = (
         "h = h + {0}",
         "h = torch.add(h, {0}, alpha=0.5)",
-        "h = torch.lerp(h, {0}, 0.3)",
+        "h = torch.lerp(h, {0}.to(h.dtype), 0.3)",
         "h = torch.stack([h, {0}]).sum(0)",
         "h = sum([h, {0}])",
         "h = h + {0} * 0.5",
