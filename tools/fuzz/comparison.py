@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import traceback
 import warnings
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 import sdp_compile as sdp
-from sdp_compile.errors import NothingToPartition, SDPError
+from sdp_compile.errors import LoweringError, NothingToPartition, SDPError, StructureError
 from tools.fuzz.differences import differences
 from tools.fuzz.instance import Instance, fingerprint, moment, reseed, world
 from tools.fuzz.side import Side
@@ -31,6 +32,9 @@ Compile = Callable[..., Any]
 
 TIME_LIMIT = 90
 """Seconds for one module."""
+
+_NAMED = re.compile(r"\b(argument|attribute|buffer|field|input|module|parameter|policy)s? '|L\['", re.IGNORECASE)
+"""What a refusal names: a part of the model or an argument."""
 
 _TOLERANCES = {"float64": 1e-9, "float32": 2e-4, "autocast": 0.08}
 
@@ -184,9 +188,9 @@ def _step(step: Step, number: int, where: str, original: Side, subnetwork: Side,
 
 def _refused(verdict: Verdict, error: SDPError, given: Instance, where: str) -> None:
     text = str(error)
-    names = ["input", "argument", *given.model.forward.__code__.co_varnames[1:4]]
-    named = f"{given.file}:" in text or any(f"'{name}'" in text or f"{name} " in text for name in names)
-    verdict.outcome = "refused" if named else "vague"
+    is_defect = isinstance(error, (LoweringError, StructureError))  # by their definition, of the package
+    named = f"{given.file}:" in text or _NAMED.search(text) is not None
+    verdict.outcome = "crash" if is_defect else "refused" if named else "vague"
     verdict.detail, verdict.step = f"{type(error).__name__}: {text}", where
 
 

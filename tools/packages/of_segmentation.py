@@ -18,7 +18,8 @@ _ENCODERS = tuple(
     tu-convnext_atto tu-mobilenetv3_small_050 tu-edgenext_xx_small tu-pvt_v2_b0
     """.split()
 )
-_SIDE = 64
+_SIDES = {"DPT": 224, "PAN": 128}
+"""Images of architectures that need larger ones than 64."""
 
 
 def names(_seed: int) -> list[str]:
@@ -35,7 +36,7 @@ def build(name: str) -> tuple[nn.Module, Any]:
 
     architecture, _, encoder = name.partition(":")
     options: dict[str, Any] = {"encoder_name": encoder, "encoder_weights": None, "in_channels": 3, "classes": 2}
-    side = 224 if architecture == "DPT" else _SIDE
+    side = _SIDES.get(architecture, 64)
     model: nn.Module = getattr(package, architecture)(**options)
     return model, (torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)),)
 

@@ -29,15 +29,24 @@ _SIZES: dict[str, Any] = {
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "cct.CCT": {"img_size": 32, "embedding_dim": 32, "num_layers": 2, "num_heads": 2, "num_classes": 10},
-    "cct_3d.CCT": {"img_size": 32, "embedding_dim": 32, "num_layers": 2, "num_heads": 2, "num_classes": 10},
+    "cct_3d.CCT": {
+        "num_frames": 8,
+        "img_size": 32,
+        "embedding_dim": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_classes": 10,
+    },
     "cross_vit.CrossViT": {"image_size": 48, "sm_patch_size": 12, "lg_patch_size": 16, "depth": 1, "lg_enc_depth": 1},
     "crossformer.CrossFormer": {
-        "dim": (16, 32, 32, 64),
+        "dim": (64, 64, 64, 64),
         "depth": (1, 1, 1, 1),
         "local_window_size": 2,
         "global_window_size": (2, 1, 1, 1),
         "num_classes": 10,
     },
+    "cvt.CvT": {"s1_emb_dim": 16, "s2_emb_dim": 24, "s2_depth": 1, "s3_emb_dim": 32, "s3_heads": 2, "s3_depth": 1},
+    "looped_vit.LoopedViT": {"image_size": 32, "patch_size": 8, "pre_loop_depth": 1, "num_looped_blocks": 1},
     "levit.LeViT": {"image_size": 64, "stages": 3, "dim": (32, 48, 64), "depth": 1, "heads": (2, 2, 2)},
     "max_vit.MaxViT": {"dim": 16, "depth": (1, 1), "dim_conv_stem": 16, "dim_head": 16},
     "max_vit_with_registers.MaxViT": {"dim": 16, "depth": (1, 1), "dim_conv_stem": 16, "dim_head": 16},
@@ -52,11 +61,21 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "scalable_vit.ScalableViT": {"depth": (1, 1), "heads": (2, 2), "window_size": (4, None)},
     "sep_vit.SepViT": {"dim": 16, "depth": (1, 1), "heads": (2, 2), "window_size": 4},
     "t2t.T2TViT": {"depth": 1, "heads": 2, "mlp_dim": 64},
+    "twins_svt.TwinsSVT": {"s1_emb_dim": 16, "s2_emb_dim": 24, "s3_emb_dim": 32, "s3_depth": 1, "s4_emb_dim": 32},
     "xcit.XCiT": {"heads": 2},
 }
 """Parameters of some classes whose sizes depend on each other."""
 
-_INPUTS = ((2, 3, 32, 32), (2, 3, 4, 32, 32), (2, 3, 32), (2, 3, 64, 64), (2, 3, 48, 48), (2, 3, 128, 128))
+_INPUTS = (
+    (2, 3, 32, 32),
+    (2, 3, 4, 32, 32),
+    (2, 3, 32),
+    (2, 3, 64, 64),
+    (2, 3, 48, 48),
+    (2, 3, 56, 56),
+    (2, 3, 8, 32, 32),
+    (2, 3, 224, 224),
+)
 """Images, clips and series; the first that the model takes is used."""
 
 
@@ -73,7 +92,9 @@ def names(_seed: int) -> list[str]:
         own = {name: cls for name, cls in vars(module).items() if getattr(cls, "__module__", "") == module.__name__}
         models = {name: cls for name, cls in own.items() if isinstance(cls, type) and issubclass(cls, nn.Module)}
         for name, cls in models.items():
-            if "num_classes" in inspect.signature(cls).parameters or f"{file}.{name}" in _OPTIONS:
+            parameters = inspect.signature(cls).parameters
+            is_whole = "num_classes" in parameters and "embedding_dim" not in parameters  # else a part of one
+            if is_whole or f"{file}.{name}" in _OPTIONS:
                 found.append(f"{file}.{name}")
     return found
 
