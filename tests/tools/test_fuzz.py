@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import sdp_compile as sdp
 from sdp_compile.errors import CaptureError
 from tools.fuzz.__main__ import main, try_seed
-from tools.fuzz.comparison import Verdict, compare
+from tools.fuzz.comparison import FAILURES, Verdict, compare
 from tools.fuzz.fragments import FRAGMENTS
 from tools.fuzz.grammar import Design, Gene, draw, write
 from tools.fuzz.instance import Instance, world
@@ -80,7 +81,7 @@ def test_a_seed_always_gives_the_same_module() -> None:
 
 def test_every_fragment_is_drawn_and_every_source_is_python() -> None:
     seen: set[str] = set()
-    for seed in range(2000):
+    for seed in range(1000):
         design = draw(seed)
         seen.update(design.names)
         ast.parse(write(design))
@@ -263,3 +264,35 @@ def test_the_default_dtype_is_restored() -> None:
     with world("float64"):
         assert torch.get_default_dtype() == torch.float64
     assert torch.get_default_dtype() == torch.float32
+
+
+KNOWN = frozenset(
+    """
+    alternating_layers auxiliary_loss averaged_copy batch_is_one buffer_average buffer_counter buffer_made_in_forward
+    cache_of_features cached_weight carried class_attribute clock collected collecting_hook computed_attribute
+    configuration counter counting_hook default_that_remembers detached_alias early_return ensemble environment flag
+    frozen_in_forward global_variable gradient_in_forward hook_on_model input_written iterator kept_property kind_of_input
+    layer_by_size list_as_schedule made_in_forward made_once own_generator parameter_written plain_average
+    plain_constant plain_object python_random queue random_number schedule size_as_number size_is size_is_odd size_kept
+    sizes_of_two_inputs sizes_seen surroundings switch tried two_sizes unregistered_weight
+    """.split()
+)
+"""Fragments with which the package fails for some seeds: Python state, conditions on sizes, writes to parameters."""
+
+
+def failures_of(seeds: Iterable[int], folder: Path, **options: Any) -> Iterator[str]:
+    for seed in seeds:
+        row = try_seed(seed, folder, **options)
+        if row["outcome"] in FAILURES:
+            yield f"seed {seed}: {row['outcome']} at {row['step']}: {row['detail']}"
+
+
+def test_random_modules_are_exact_or_refused(tmp_path: Path) -> None:
+    seeds = (seed for seed in itertools.count() if not KNOWN.intersection(draw(seed).names))
+    assert not list(failures_of(itertools.islice(seeds, 20), tmp_path))
+
+
+@pytest.mark.xfail(strict=True, reason="the fragments in KNOWN")
+def test_known_failures_are_gone(tmp_path: Path) -> None:
+    wanted = tuple(sorted(KNOWN))
+    assert next(failures_of(range(3 * len(wanted)), tmp_path, wanted=wanted, alone=True), None) is None

@@ -38,13 +38,13 @@ def try_seed(
         folder: Where sources are written while they run.
         wanted: Names of fragments, one of which the module must have.
         alone: Whether the module has nothing else but a residual branch.
-        keep: A folder for the smallest source of a module that fails; None looks for none.
+        keep: A folder for the smallest source of a module that is wrong or crashes; None looks for none.
         compiler: What compiles.
     """
     start = time.perf_counter()
     design = draw(seed, wanted, alone)
     verdict = compare(write(design), folder, compiler)
-    if verdict.is_failure and keep is not None:
+    if verdict.outcome in ("wrong", "crash") and keep is not None:
         judge = partial(_judged, folder=folder, compiler=compiler)
         design, verdict = shrink(design, verdict, judge)
         keep.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--alone", action="store_true", help="Modules of one fragment, of each in turn, and a residual branch"
     )
     parser.add_argument("--out", type=Path, help="Results, one JSON object per line; a second run continues it")
-    parser.add_argument("--keep", type=Path, help="Folder for the smallest source of each module that fails")
+    parser.add_argument("--keep", type=Path, help="Folder for the smallest source of each wrong or crashing module")
     parser.add_argument("--jobs", type=int, default=1, help="Number of processes")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -182,7 +182,8 @@ def _step(step: Step, number: int, where: str, original: Side, subnetwork: Side,
         verdict.notes.append(f"{where}: not compared, other random numbers")
         return False
     verdict.calls += 1
-    verdict.differs(where, list(subnetwork.compared(results[1], results[0], original, _TOLERANCES[dtype])))
+    tolerance = max(_TOLERANCES[dtype], _TOLERANCES["float32"] if original.is_cast else 0.0)
+    verdict.differs(where, list(subnetwork.compared(results[1], results[0], original, tolerance)))
     return True
 
 

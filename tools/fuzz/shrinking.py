@@ -8,7 +8,7 @@ from dataclasses import replace
 from tools.fuzz.comparison import Verdict
 from tools.fuzz.grammar import Design, Gene
 
-_TRIES = 40
+_TRIES = 25
 
 
 def shrink(design: Design, verdict: Verdict, judge: Callable[[Design], Verdict]) -> tuple[Design, Verdict]:

@@ -47,6 +47,9 @@ class Side:
         trained: Tensors that train although they are not registered, by path.
         plan: The plan, with whose masks the original's values are compared.
         rank: The worker.
+        gradients: Those of the last call.
+        seen: The results of earlier calls, whose graphs are gone.
+        is_cast: Whether a step changed the dtype.
     """
 
     instance: Instance
@@ -56,6 +59,7 @@ class Side:
     rank: int
     gradients: dict[str, Tensor] = field(default_factory=dict)
     seen: list[Tensor] = field(default_factory=list)
+    is_cast: bool = False
 
     @classmethod
     def of_original(cls, eager: Instance, plan: Plan, rank: int) -> Side:
@@ -95,6 +99,7 @@ class Side:
                 if key == name:
                     parameter.requires_grad_(False)
         elif word == "cast":
+            self.is_cast = True
             self.model.to(getattr(torch, name))
             self.instance.variants = pytree.tree_map_only(
                 Tensor,
