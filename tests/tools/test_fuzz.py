@@ -268,13 +268,14 @@ def test_the_default_dtype_is_restored() -> None:
 
 KNOWN = frozenset(
     """
-    alternating_layers auxiliary_loss averaged_copy batch_is_one buffer_average buffer_counter buffer_made_in_forward
-    cache_of_features cached_weight carried class_attribute clock collected collecting_hook computed_attribute
-    configuration counter counting_hook default_that_remembers detached_alias early_return ensemble environment flag
-    frozen_in_forward global_variable gradient_in_forward hook_on_model input_written iterator kept_property kind_of_input
-    layer_by_size list_as_schedule made_in_forward made_once own_generator parameter_written plain_average
-    plain_constant plain_object python_random queue random_number schedule size_as_number size_is size_is_odd size_kept
-    sizes_of_two_inputs sizes_seen surroundings switch tried two_sizes unregistered_weight
+    alternating_layers auxiliary_loss averaged_copy batch_is_one buffer_average buffer_counter
+    buffer_made_in_forward cache_of_features cached_weight carried class_attribute clock collected collecting_hook
+    computed_attribute configuration counter counting_hook default_that_remembers detached_alias early_return
+    ensemble environment flag frozen_in_forward global_variable gradient_in_forward hook_on_model input_written
+    iterator kept_property kind_of_input layer_by_size list_as_schedule made_in_forward made_once own_generator
+    parameter_written plain_average plain_constant plain_object python_random queue random_number schedule
+    size_as_number size_is size_is_odd size_kept sizes_of_two_inputs sizes_seen surroundings switch tried two_sizes
+    unregistered_weight
     """.split()
 )
 """Fragments with which the package fails for some seeds: Python state, conditions on sizes, writes to parameters."""

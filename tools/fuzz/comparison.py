@@ -117,7 +117,7 @@ def _compare(
     before = fingerprint(given)
     settings = {name: given.namespace[name.upper()] for name in ("policy", "workers", "rank", "lowering")}
     try:
-        with moment(0, dtype):
+        with moment(None, dtype):
             compiled = _compiled(given, settings, compiler, verdict)
     except SDPError as error:
         _refused(verdict, error, given, "compile")
