@@ -34,7 +34,7 @@ TIME_LIMIT = 90
 """Seconds for one module."""
 
 _NAMED = re.compile(
-    r"\b(argument|attribute|buffer|field|input|module|parameter|policy)s? '|\benvironment variable |L\['|\b\w+\.shape\[",
+    r"\b(argument|attribute|buffer|field|input|module|parameter|policy)s? '|environment variable |L\['|\b\w+\.shape\[",
     re.IGNORECASE,
 )
 """What a refusal names: a part of the model or an argument."""
