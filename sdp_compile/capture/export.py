@@ -137,7 +137,10 @@ def prepared(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> 
 
     def on_model_device(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.device == device:
-            return tensor.detach().requires_grad_(tensor.requires_grad)
+            # Free strides would become conditions on the memory of later inputs.
+            plain = tensor.detach()
+            plain = plain.contiguous() if plain.layout is torch.strided else plain
+            return plain.requires_grad_(tensor.requires_grad)
         with fake_mode:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, requires_grad=tensor.requires_grad)
 

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from sdp_compile.errors import CaptureError
 
 _SIZE = re.compile(r"(L(?:\[[^\]]+\]|\.\w+(?!\())+)\.size\(\)\[(\d+)\]")
+_PATH = re.compile(r"\bL[\[.]")
 _FIXED = re.compile(r"L[^ ]+\.size\(\)\[\d+\] == \d+|\d+ == L[^ ]+\.size\(\)\[\d+\]")
 
 
@@ -52,11 +53,13 @@ def size_guards(
             continue
         try:
             guards.append(_SIZE.sub(renamed, guard))
-        except Exception as error:
+        except Exception:  # a path to something else than a tensor
+            guards.append(guard)
+        if _PATH.search(guards[-1]):
             raise CaptureError(
                 f"{type(model).__name__} cannot be captured: it takes this path only if {guard}, which is no "
                 "condition on the size of an input tensor. Compute the decision from the sizes of the inputs."
-            ) from error
+            )
     return (*dict.fromkeys(guards), *_limits(exported, shapes))
 
 

@@ -50,6 +50,13 @@ def test_every_condition_is_kept(condition: Any, shapes: list[Any], guards: set[
     assert found == guards
 
 
+def test_the_memory_of_an_input_is_no_condition() -> None:
+    x = torch.randn(4, 9)[:, 2:7]
+    program = capture(nn.Linear(5, 3), x).programs["train"]
+    assert all("stride" not in guard and "L[" not in guard for guard in program.guards)
+    assert x.stride() == (9, 1)
+
+
 def test_a_size_of_one_is_another_path() -> None:
     program = capture(Branching(lambda x: x.shape[0] == 1), torch.randn(1, 5)).programs["train"]
     assert program.inputs[0].dims == ("n0", 5) and any("2 <=" in guard for guard in program.guards)
