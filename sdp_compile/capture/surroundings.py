@@ -44,9 +44,10 @@ QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
 _COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()" for name in QUESTIONS}
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
 _AUDIT = os.path.join(os.path.dirname(__file__), "audit.py")  # where forward is called
-_NOT_USERS = frozenset({*sys.stdlib_module_names, "torch", "sdp_compile", "sympy", "mpmath", "numpy", "networkx"})
+_BELOW_TORCH = ("sympy", "mpmath", "numpy", "networkx")  # packages that torch is built on
+_NOT_USERS = frozenset({*sys.stdlib_module_names, "torch", "sdp_compile", *_BELOW_TORCH})
 _FEW = 100
-_BELOW_TORCH = tuple(os.sep.join(("", "site-packages", name, "")) for name in ("sympy", "mpmath", "numpy", "networkx"))
+_BELOW_TORCH_PATHS = tuple(os.sep.join(("", "site-packages", name, "")) for name in _BELOW_TORCH)
 
 
 class Surroundings:
@@ -289,7 +290,7 @@ def is_users(filename: str) -> bool:
     return (
         is_user_file(filename)
         and ("site-packages" in filename or not filename.startswith(_STANDARD))
-        and not any(part in filename for part in _BELOW_TORCH)
+        and not any(part in filename for part in _BELOW_TORCH_PATHS)
     )
 
 

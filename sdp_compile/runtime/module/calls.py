@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from sdp_compile.capture.clone import submodule
 from sdp_compile.capture.inputs import describe
 from sdp_compile.capture.regions import autocast_devices
 from sdp_compile.errors import SDPError
@@ -100,10 +101,7 @@ class Caller:
         assert self.assigned_spec is not None
         values = pytree.tree_unflatten(outputs[self.results :], self.assigned_spec)
         for (path, name), value in zip(self.assigned, values, strict=True):
-            owner = root
-            for key in filter(None, path.split(".")):
-                owner = owner._modules[key]  # type: ignore[assignment]
-            object.__setattr__(owner, name, value)
+            object.__setattr__(submodule(root, path), name, value)
 
     def _rearranged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns the arguments in the captured positions and order; those at their default value may be left out."""
