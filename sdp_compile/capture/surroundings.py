@@ -91,8 +91,9 @@ class Surroundings:
                 elif not name.startswith("__"):
                     self._keep(what, value)
         self._random = _random_states()
-        self._collects = gc.isenabled()
-        gc.disable()  # its callbacks, and what it deletes, are no part of forward
+        self._collects, self._callbacks = gc.isenabled(), gc.callbacks[:]
+        gc.disable()  # what it deletes is no part of forward, nor are its callbacks, where torch collects by hand
+        gc.callbacks.clear()
         self._before = sys.getprofile()
         sys.setprofile(self._event)
         return self
@@ -101,6 +102,7 @@ class Surroundings:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         sys.setprofile(self._before)
+        gc.callbacks.extend(self._callbacks)
         if self._collects:
             gc.enable()
 

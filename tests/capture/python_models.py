@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import os
 import random
@@ -129,6 +130,12 @@ class NumpyNoise(Small):
 class Clock(Small):
     def between(self, h: torch.Tensor) -> torch.Tensor:
         return h * (time.time() % 2)
+
+
+class Collector(Small):
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        gc.collect()
+        return h
 
 
 class Collecting(Small):
