@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sdp_compile.capture.clone import submodule
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
+from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, frozen, is_number
 from sdp_compile.ir.reads import Read
 

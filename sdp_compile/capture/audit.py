@@ -11,13 +11,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sdp_compile.capture.attributes import Attributes, Place
-from sdp_compile.capture.clone import clone, submodule, to_meta
+from sdp_compile.capture.clone import clone, to_meta
 from sdp_compile.capture.inputs import Call
 from sdp_compile.capture.locating import line_of_change
 from sdp_compile.capture.observe import Unprofiled, Watch
 from sdp_compile.capture.quiet import preserved_rng, quiet
 from sdp_compile.capture.surroundings import Surroundings
 from sdp_compile.errors import CaptureError
+from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import frozen
 from sdp_compile.ir.program import Mode
 from sdp_compile.ir.reads import Read

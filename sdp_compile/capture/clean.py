@@ -25,6 +25,8 @@ _ASSERTS = frozenset(
 def clean(graph: fx.Graph) -> None:
     """Removes assertions on sizes, copies that export inserted, identities and dead code from ``graph``, in place.
 
+    Sizes that were free when the graph began, and fixed by what follows, become numbers.
+
     Assertions on the values of tensors stay.
     """
     for node in list(graph.nodes):
@@ -35,6 +37,8 @@ def clean(graph: fx.Graph) -> None:
         elif is_identity(node) or is_self_copy(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif (number := _number(node.meta.get("val"))) is not None:
+            node.replace_all_uses_with(number)
     remove_dead_code(graph)
     separate_updates(graph)
 
@@ -92,6 +96,17 @@ def is_self_copy(node: fx.Node) -> bool:
 def is_mutation(node: fx.Node) -> bool:
     """Whether the node writes to one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _number(value: Any) -> int | float | bool | None:
+    """Returns the number that a symbolic value always has, None if it depends on the inputs."""
+    if isinstance(value, torch.SymInt):
+        return value.node.maybe_as_int()
+    if isinstance(value, torch.SymFloat):
+        return value.node.maybe_as_float()
+    if isinstance(value, torch.SymBool):
+        return value.node.maybe_as_bool()
+    return None
 
 
 def _requires_grad(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sdp_compile.errors import CaptureError
+from sdp_compile.ir.parts import submodule
 
 
 def named_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -80,20 +81,6 @@ def is_persistent(model: nn.Module, name: str) -> bool:
     """Whether the buffer ``name`` is part of ``state_dict()``."""
     path, _, leaf = name.rpartition(".")
     return leaf not in submodule(model, path)._non_persistent_buffers_set
-
-
-def submodule(model: nn.Module, path: str) -> nn.Module:
-    """Returns the part of ``model`` at a path, also if its name is that of an attribute of its parent.
-
-    Raises:
-        AttributeError: If there is none.
-    """
-    module: nn.Module | None = model
-    for key in filter(None, path.split(".")):
-        module = None if module is None else module._modules.get(key)
-    if module is None:
-        raise AttributeError(f"{type(model).__name__} has no part {path!r}")
-    return module
 
 
 def _culprit(model: nn.Module, memo: dict[int, object]) -> str:

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,19 +18,20 @@ from torch.utils import _pytree as pytree
 from sdp_compile.capture.attributes import Attributes, Place
 from sdp_compile.capture.audit import audit, check_attributes
 from sdp_compile.capture.buffers import copy_assigned
-from sdp_compile.capture.clone import clone, submodule
+from sdp_compile.capture.clone import clone
 from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
 from sdp_compile.capture.eager import as_in_eager
 from sdp_compile.capture.gradients import restored_transforms
 from sdp_compile.capture.inputs import Call
 from sdp_compile.capture.observe import Observer
 from sdp_compile.capture.quiet import quiet
+from sdp_compile.capture.sizes import Sizes
 from sdp_compile.errors import CaptureError
+from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import frozen
 from sdp_compile.ir.program import Mode
 from sdp_compile.ir.reads import Read
 
-Sizes = Literal["all", "leading", "none"]
 _ATTEMPTS: tuple[Sizes, ...] = ("all", "leading", "none")
 _SIZES = {"all": "all input sizes free", "leading": "leading input size free", "none": "all input sizes fixed"}
 
@@ -44,6 +45,7 @@ class Exported:
         reads: What forward read besides tensors.
         outputs: The attributes that forward assigns tensors to; their values come after the model's results.
         asks_grad: Whether forward asks if gradients are wanted.
+        sizes: Which sizes of the inputs are free, and why the others are not.
         notes: What had to be given up.
     """
 
@@ -51,10 +53,13 @@ class Exported:
     reads: tuple[Read, ...]
     outputs: tuple[Place, ...]
     asks_grad: bool
+    sizes: tuple[Sizes, str]
     notes: tuple[str, ...]
 
 
-def export_mode(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> Exported:
+def export_mode(
+    model: nn.Module, call: Call, mode: Mode, device: torch.device, sizes: tuple[Sizes, str] = ("all", "")
+) -> Exported:
     """Exports ``model`` in one mode, from a copy that shares its weights. No weight is read or changed.
 
     Export is never strict: the model's own Python code runs, and an `Observer` sees what the graph would lose. Strict
@@ -65,13 +70,14 @@ def export_mode(model: nn.Module, call: Call, mode: Mode, device: torch.device) 
         call: The arguments of one call.
         mode: Whether to export the model in training or evaluation mode.
         device: The device that the graph's constants are to name.
+        sizes: Which sizes to leave free at most and why, such as what the other mode allowed.
 
     Raises:
         CaptureError: Every attempt failed, or the graph would lose something that forward does.
     """
     findings = audit(model, call, mode, lambda copied, inputs: prepared(copied, inputs, mode, device))
     failures: dict[Sizes, Exception] = {}
-    for sizes in _ATTEMPTS:
+    for free in _ATTEMPTS[_ATTEMPTS.index(sizes[0]) :]:
         if any(map(is_data_dependent, failures.values())):
             break
         subject, inputs = prepared(model, call, mode, device)
@@ -79,32 +85,36 @@ def export_mode(model: nn.Module, call: Call, mode: Mode, device: torch.device) 
         if findings.outputs:
             _return_attributes(subject, findings.outputs)
         attributes, observer = Attributes(subject), Observer(model, subject)
+        observer.watch.sizes.note_inputs(subject)
         try:
             with as_in_eager(findings.compiling is not None), attributes, observer, quiet(), restored_transforms():
                 program = torch.export.export(
                     subject,
                     inputs.args,
                     inputs.kwargs,
-                    dynamic_shapes=_dynamic_shapes(subject, inputs, sizes),
+                    dynamic_shapes=_dynamic_shapes(subject, inputs, free),
                     strict=False,
                 )
         except CaptureError:
             raise
         except Exception as error:
-            failures[sizes] = error
+            failures[free] = error
             continue
         observer.check()
         check_attributes(type(model), attributes, findings.caches)
-        notes = []
         if failures:
-            because = first_line(next(iter(failures.values())))
-            notes.append(f"{mode} graph captured by export with {_SIZES[sizes]}, because: {because}")
+            sizes = free, first_line(next(iter(failures.values())))
+        if _ATTEMPTS.index(observer.watch.sizes.left) > _ATTEMPTS.index(free):
+            sizes = observer.watch.sizes.left, observer.watch.sizes.because
+        left, because = sizes
+        notes = [f"{mode} graph captured by export with {_SIZES[left]}, because: {because}"] if because else []
         values = [Read("buffer", "", name, frozen(value)) for name, value in observer.watch.values.items()]
         return Exported(
             program,
             (*attributes.read(), *findings.reads, *values),
             findings.outputs,
             (findings.grad or observer.watch.asked_requires_grad) is not None,
+            sizes,
             tuple(notes),
         )
     # Free sizes can fail where the model is fine. The error with fixed sizes is about the user's model alone.

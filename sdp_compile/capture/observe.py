@@ -1,4 +1,4 @@
-"""Watches the model run during capture, for what a graph would silently lose and for sizes that grow too complex."""
+"""Watches the model run during capture, for what a graph would silently lose."""
 
 from __future__ import annotations
 
@@ -17,24 +17,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.functions import Mod, PythonMod
 
 from sdp_compile.capture.assertions import expected_truth
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
 from sdp_compile.capture.gradients import RefuseGradients, inference_as_no_grad
+from sdp_compile.capture.sizes import FreeSizes
 from sdp_compile.errors import CaptureError
-
-# Operators in one symbolic size; convolutions and attention stay below 10. Padding to multiples of a window (Swin)
-# makes every later size a formula of remainders, and torch then takes minutes instead of seconds (measured).
-_SIZE_LIMIT = 12
-_REMAINDERS = (Mod, PythonMod)
 
 CHECKPOINT = "sdp_checkpoint"
 """Key for the number of a node's checkpoint region in ``meta["custom"]``, where torch.export keeps annotations."""
-
-
-class SizesTooComplex(Exception):
-    """A symbolic size became a formula that is too long to reason about."""
 
 
 class Observer:
@@ -151,13 +142,14 @@ class Observer:
 
 
 class Watch(TorchFunctionMode):
-    """Keeps assertions on tensor values, notes questions about gradients, and stops where a size becomes too complex.
+    """Keeps assertions on tensor values, notes questions about gradients, and fixes sizes that become too complex.
 
-    The operator at which it stops is the same one on every machine.
+    The operator at which it fixes them is the same one on every machine.
 
     Attributes:
         asked_requires_grad: Where the user's code asked a tensor for ``requires_grad``; None if it did not.
         values: The values of buffers with one element that Python code asked for, by name.
+        sizes: The free sizes of the inputs.
     """
 
     def __init__(self, model: nn.Module, subject: nn.Module | None = None) -> None:
@@ -165,6 +157,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.asked_requires_grad: str | None = None
         self.values: dict[str, Any] = {}
+        self.sizes = FreeSizes()
         self._kind, self._subject = type(model), subject
         self._known = dict(_small_values(model)) if subject is not None else {}
 
@@ -204,10 +197,8 @@ class Watch(TorchFunctionMode):
             self.asked_requires_grad = self._line()
         result = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and not all(map(_is_simple, leaf.shape)):
-                raise SizesTooComplex(
-                    f"sizes in the model become too long formulas of the input sizes at {self._line()}"
-                )
+            if isinstance(leaf, torch.Tensor):
+                self.sizes.keep_simple(leaf.shape, self._line)
         return result
 
     def _line(self) -> str:
@@ -290,10 +281,3 @@ def _asking_frame() -> FrameType:
     while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
         frame = frame.f_back
     return frame
-
-
-def _is_simple(size: Any) -> bool:
-    if isinstance(size, int):
-        return True
-    formula = size.node.expr
-    return not formula.has(*_REMAINDERS) and int(formula.count_ops()) <= _SIZE_LIMIT

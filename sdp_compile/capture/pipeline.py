@@ -20,6 +20,7 @@ from sdp_compile.capture.precision import autocast_dtype, autocast_of, call_in, 
 from sdp_compile.capture.quiet import preserved_rng
 from sdp_compile.capture.refuse import refuse
 from sdp_compile.capture.registered import registered
+from sdp_compile.capture.sizes import Sizes
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.program import Capture, Mode, Precision, Program, StateTensor
 
@@ -50,9 +51,11 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     constants = Constants(model)
     programs: dict[Mode, Program] = {}
     notes = _mixed_modes(model)
+    sizes: tuple[Sizes, str] = "all", ""
     for mode in _MODES:
-        programs[mode], remarks = _program(model, call, with_batch(call), mode, device, precision, constants)
-        notes += remarks
+        program, exported = _program(model, call, with_batch(call), mode, device, precision, constants, sizes=sizes)
+        programs[mode], sizes = program, exported.sizes
+        notes += exported.notes
     meta = call.map_tensors(to_meta)
     return Capture(
         programs=programs,
@@ -98,7 +101,7 @@ def recapture(
     with autocast_of(precision, device):
         call = call_in(precision, captured, shapes)
         batched = with_batch(call) if shapes is None else None
-        program, _notes = _program(model, call, batched, mode, device, precision, constants, grad)
+        program, _exported = _program(model, call, batched, mode, device, precision, constants, grad)
     state = {
         name: replace(tensor, dtype=precision.cast(name, tensor.dtype)) if tensor.kind != "constant" else tensor
         for name, tensor in captured.state.items()
@@ -120,20 +123,23 @@ def _program(
     precision: Precision,
     constants: Constants,
     grad: tuple[bool, ...] = (),
-) -> tuple[Program, tuple[str, ...]]:
+    sizes: tuple[Sizes, str] = ("all", ""),
+) -> tuple[Program, Exported]:
     grad = grad or (True, *[False] * len(precision.inputs))
     with preserved_rng(), torch.inference_mode(False), torch.set_grad_enabled(grad[0]):
-        exported = _export(model, requiring(call, grad), batched and requiring(batched, grad), mode, device)
+        exported = _export(model, requiring(call, grad), batched and requiring(batched, grad), mode, device, sizes)
     program = program_of(model, exported, mode, canonical_names(model), constants)
     mark_regions(program.graph)
-    return replace(program, precision=precision, grad=grad), exported.notes
+    return replace(program, precision=precision, grad=grad), exported
 
 
-def _export(model: nn.Module, call: Call, batched: Call | None, mode: Mode, device: torch.device) -> Exported:
+def _export(
+    model: nn.Module, call: Call, batched: Call | None, mode: Mode, device: torch.device, sizes: tuple[Sizes, str]
+) -> Exported:
     if batched is None:
-        return export_mode(model, call, mode, device)
+        return export_mode(model, call, mode, device, sizes)
     try:
-        return export_mode(model, batched, mode, device)
+        return export_mode(model, batched, mode, device, sizes)
     except CaptureError:
         exported = export_mode(model, call, mode, device)
         remark = (

@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sdp_compile.capture.attributes import INTERNAL, Alias
-from sdp_compile.capture.clone import clone, named_state, submodule
+from sdp_compile.capture.clone import clone, named_state
 from sdp_compile.errors import CaptureError
+from sdp_compile.ir.parts import submodule
 
 
 def registered(model: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import gc
+import importlib._bootstrap
 import os
 import random
 import sys
@@ -32,7 +33,7 @@ from torch import nn
 from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
 from sdp_compile.ir.plain import frozen, is_number
-from sdp_compile.ir.reads import Read
+from sdp_compile.ir.reads import Read, owner_of
 
 _STANDARD = (sysconfig.get_path("stdlib") + os.sep, sysconfig.get_path("platstdlib") + os.sep)
 _CLOCKS = ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time")
@@ -42,6 +43,7 @@ QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
 """The functions of `torch.compiler` that answer otherwise during capture than in eager execution."""
 
 _COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()" for name in QUESTIONS}
+_IMPORT = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
 _AUDIT = os.path.join(os.path.dirname(__file__), "audit.py")  # where forward is called
 _BELOW_TORCH = ("sympy", "mpmath", "numpy", "networkx")  # packages that torch is built on
@@ -150,7 +152,7 @@ class Surroundings:
 
     def _event(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if code.co_name == "<module>":  # a module that is imported while forward runs
+        if code is _IMPORT:  # modules that are imported while forward runs
             self._imports += {"call": 1, "return": -1}.get(event, 0)
         if self._imports:
             return
@@ -216,7 +218,8 @@ class Surroundings:
     def _variable(self, what: str, scope: dict[str, Any], name: str, module: str) -> None:
         value = scope[name]
         if is_number(value) or _is_small(value):
-            self.reads.setdefault(("global", module, name), Read("global", module, name, frozen(value)))
+            owner = owner_of(module, scope)
+            self.reads.setdefault(("global", owner, name), Read("global", owner, name, frozen(value)))
         if is_number(value):
             self._variables.setdefault((id(scope), name), (what, scope, name, frozen(value)))
         else:
@@ -288,8 +291,11 @@ def _is_running(frame: FrameType | None, name: str, value: Any) -> bool:
 
 
 def is_users(filename: str) -> bool:
-    """Whether a file is source of the user or a model library: not of torch, what it is built on, or this package."""
-    return (
+    """Whether a file is source of the user or a model library: not of torch, what it is built on, or this package.
+
+    Source without a file is the user's: ``python -c`` and ``exec`` call it ``<string>``.
+    """
+    return filename == "<string>" or (
         is_user_file(filename)
         and ("site-packages" in filename or not filename.startswith(_STANDARD))
         and not any(part in filename for part in _BELOW_TORCH_PATHS)

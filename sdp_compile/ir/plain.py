@@ -33,6 +33,8 @@ def frozen(value: Any) -> Any:
     Containers and objects are compared by what they hold. The values of tensors, and modules, functions and classes, do
     not count, nor does more than the first thousands of parts.
     """
+    if value is MISSING:
+        return value
     if is_number(value):
         return _number(value)
     return _Freezer().freeze(value)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal
 
 from torch import nn
 
+from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, frozen
 
 ReadKind = Literal["attribute", "buffer", "global", "environment"]
@@ -21,7 +24,7 @@ class Read:
     Attributes:
         kind: An attribute of a module, the value of a buffer with one element, a global variable or an environment
             variable.
-        owner: The path of the module, the Python module of the global variable, or ``""``.
+        owner: The path of the module, what `owner_of` calls the Python module of the global variable, or ``""``.
         name: The name in it; of a buffer the full name.
         value: The frozen value.
     """
@@ -40,13 +43,10 @@ class Read:
         if self.kind == "environment":
             return frozen(os.environ.get(self.name))
         if self.kind == "global":
-            module = sys.modules.get(self.owner)
-            return frozen(getattr(module, self.name)) if hasattr(module, self.name) else MISSING
+            return frozen(_scope(self.owner).get(self.name, MISSING))
         if self.kind == "buffer":
             return frozen(model.get_buffer(self.name).item())
-        owner: nn.Module = model
-        for key in filter(None, self.owner.split(".")):
-            owner = owner._modules[key]  # type: ignore[assignment]  # its name may be that of an attribute
+        owner = submodule(model, self.owner)
         return frozen(getattr(owner, self.name)) if hasattr(owner, self.name) else MISSING
 
     def __str__(self) -> str:
@@ -55,5 +55,34 @@ class Read:
         if self.kind == "buffer":
             return f"the value of buffer {self.name!r}"
         where = f" of module {self.owner!r}" if self.kind == "attribute" and self.owner else ""
-        where = f" of {self.owner}" if self.kind == "global" else where
+        where = f" of {self.owner.partition('#')[0]}" if self.kind == "global" else where
         return f"{'global variable' if self.kind == 'global' else 'attribute'} {self.name!r}{where}"
+
+
+_other_scopes: dict[str, Mapping[str, Any]] = {}
+
+
+def owner_of(module: str, scope: Mapping[str, Any]) -> str:
+    """Returns a name by which a `Read` finds the variables of a scope again.
+
+    Args:
+        module: The name that the scope has for itself.
+        scope: The global variables of a function. They are not those of the module of that name if the function was
+            made by ``exec``, or if a package has put another object in its place.
+    """
+    if _variables(sys.modules.get(module)) is scope:
+        return module
+    for name, known in _other_scopes.items():
+        if known is scope:
+            return name
+    name = f"{module}#{len(_other_scopes)}"
+    _other_scopes[name] = scope
+    return name
+
+
+def _scope(owner: str) -> Mapping[str, Any]:
+    return _other_scopes[owner] if owner in _other_scopes else _variables(sys.modules.get(owner))
+
+
+def _variables(module: ModuleType | None) -> Mapping[str, Any]:
+    return getattr(module, "__dict__", {})

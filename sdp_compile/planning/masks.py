@@ -11,8 +11,8 @@ from sdp_compile.planning.plan import Plan
 
 
 def mask_name(parameter: str, dim: int) -> str:
-    """Returns the name of the buffer that holds the mask of one dimension of a parameter."""
-    return f"_sdp_mask_{parameter.replace('.', '_')}_{dim}"
+    """Returns the name of the buffer that holds the mask of one dimension: ``a.b`` and ``a_b`` have different ones."""
+    return f"_sdp_mask_{parameter.replace('_', '__').replace('.', '_')}_{dim}"
 
 
 def mask_tensors(plan: Plan, rank: int) -> dict[str, torch.Tensor]:

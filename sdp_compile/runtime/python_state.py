@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from sdp_compile.capture.attributes import INTERNAL, Alias
-from sdp_compile.capture.clone import clone, submodule
+from sdp_compile.capture.clone import clone
+from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import is_number
 
 

@@ -21,6 +21,7 @@ SCALE = 2.0
 COLLECTED: list[torch.Tensor] = []
 COUNTS = {"calls": 0}
 STEPS = 0
+SEARCHES = 0
 SETTINGS = SimpleNamespace(calls=0)
 
 
@@ -136,6 +137,25 @@ class Collector(Small):
     def between(self, h: torch.Tensor) -> torch.Tensor:
         gc.collect()
         return h
+
+
+class Finder:
+    """Counts the modules that Python looks for."""
+
+    asked: ClassVar[int] = 0
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> None:
+        global SEARCHES
+        SEARCHES += 1
+        cls.asked += 1
+
+
+class Importing(Small):
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        import colorsys
+
+        return h * colorsys.ONE_THIRD
 
 
 class Collecting(Small):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,16 @@ def test_what_the_garbage_collector_calls_is_no_part_of_forward() -> None:
         assert note in gc.callbacks and gc.isenabled()
     finally:
         gc.callbacks.remove(note)
+
+
+def test_what_finds_modules_is_no_part_of_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages with parts that load late put a finder of their own before Python's."""
+    monkeypatch.setattr(sys, "meta_path", [models.Finder, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    before = models.Finder.asked
+    captured = capture(models.Importing(), torch.randn(4, 5))
+    assert models.Finder.asked > before
+    assert not captured.programs["train"].reads
 
 
 def test_code_for_compilers_is_not_taken() -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from sdp_compile.capture import capture
 from sdp_compile.capture.clone import clone, to_meta
 from sdp_compile.models.zoo import build, models_of
 from sdp_compile.planning.making import make_plan
+from sdp_compile.runtime.module import programs
 from sdp_compile.structure.analysis import analyse
 
 pytestmark = pytest.mark.timeout(240)
@@ -44,7 +47,11 @@ PLANNED = (
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_a_model_is_exact(name: str) -> None:
+def test_a_model_is_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recapture(*_arguments: object) -> NoReturn:
+        raise AssertionError("the graphs are not right for the calls of the check")
+
+    monkeypatch.setattr(programs, "recapture", recapture)
     model, inputs = build(name)
     result = check(model, NeuronPolicy(coverage=0.5), inputs, workers=4, ranks=(0, 1))
     assert result.verdict == "exact", result.reason

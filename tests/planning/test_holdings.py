@@ -10,6 +10,7 @@ import torch
 
 from sdp_compile.errors import PlanError
 from sdp_compile.planning.holdings import LoweringKind, holdings
+from sdp_compile.planning.masks import mask_name
 from sdp_compile.policies import BlockPolicy, NeuronPolicy
 from tests.planning.plans import plan_for
 from tests.synthetic import attention, blocks, convolutions, mlp
@@ -61,9 +62,8 @@ def test_masks_multiply_to_the_elements_that_the_worker_owns(name: str) -> None:
         mine = holdings("masked", plan, rank)
         for parameter, tensor in plan.state.items():
             product = torch.ones(tensor.shape, dtype=torch.bool)
-            for mask_name, mask in mine.constants.items():
-                if mask_name.startswith(f"_sdp_mask_{parameter.replace('.', '_')}_"):
-                    product &= mask
+            for dim in range(len(tensor.shape)):
+                product &= mine.constants.get(mask_name(parameter, dim), product)
             assert torch.equal(product, plan.mask(parameter, rank))
 
 

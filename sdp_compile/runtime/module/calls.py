@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sdp_compile.capture.clone import submodule
 from sdp_compile.capture.inputs import describe
 from sdp_compile.capture.regions import autocast_devices
 from sdp_compile.errors import SDPError
+from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.program import Program
 
 

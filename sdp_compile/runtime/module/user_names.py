@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.graph import _format_target
 
-from sdp_compile.capture.clone import submodule
+from sdp_compile.ir.parts import submodule
 
 GENERATED = ("_run_", "_caller_")
 """How the names of attributes begin that a compiled module gets for each of its programs."""

@@ -122,7 +122,7 @@ class Finder:
         """What adds activations; one side of a bias or position embedding add is not an activation."""
         addition = addition_of(node)
         value = tensor_value(node)
-        if addition is None or value is None or not value.is_floating_point():
+        if addition is None or value is None or not (value.is_floating_point() or value.is_complex()):
             return None
         factors = {factor for addend in addition.addends for factor in addend.factors}
         others = (source for source in addition.reader.all_input_nodes if source not in factors)

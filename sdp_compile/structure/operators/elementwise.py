@@ -139,9 +139,6 @@ def is_pointwise(target: Any) -> bool:
 def elementwise(ctx: Context, **arguments: Any) -> Value:
     """The rule of every operator that `torch.Tag.pointwise` marks."""
     operands = [value for value in arguments.values() if isinstance(value, Value)]
-    for value in arguments.values():
-        if isinstance(value, (list, tuple)):
-            operands += [item for item in value if isinstance(item, Value)]
     if not operands:
         return ctx.frozen()
     dims = broadcast(ctx, operands)

@@ -50,6 +50,40 @@ def test_sizes_with_another_path(sizes: tuple[SDPModule, nn.Module], x: tuple[in
     assert_same(*sizes, lambda module: module(*inputs))
 
 
+class Missing(models.Small):
+    """Asks for attributes that are not there."""
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        scale = getattr(self, "scale", 2.0)
+        return h * scale if not hasattr(self.first, "groups") else h
+
+
+def test_what_is_missing_stays_so() -> None:
+    model = Missing().double()
+    x = torch.randn(4, 5).double()
+    module = compiled(model, x)
+    assert_same(module, model, lambda module: module(x))
+    assert list(module._programs.programs) == ["train", "eval"], "the first graphs serve"
+
+
+def test_global_variables_of_executed_code() -> None:
+    scope: dict[str, Any] = {"__name__": "notebook", "SCALE": 2.0}
+    exec("def scaled(h):\n    return h * SCALE", scope)
+
+    class Executed(models.Small):
+        def between(self, h: torch.Tensor) -> torch.Tensor:
+            return scope["scaled"](h)
+
+    model = Executed().double()
+    x = torch.randn(4, 5).double()
+    module = compiled(model, x)
+    assert_same(module, model, lambda module: module(x))
+    assert len(module._programs.programs) == 2
+    scope["SCALE"] = 3.0
+    assert_same(module, model, lambda module: module(x))
+    assert list(module._programs.programs) == ["train", "eval", "train_1"]
+
+
 def test_sizes_under_torch_compile() -> None:
     model = Sizes()
     module = compiled(model, (torch.randn(4, 6, 5), torch.randn(5)))
