@@ -50,13 +50,13 @@ class Attributes:
     Parameters, buffers and submodules are no such attributes, nor are those that `torch.nn.Module` itself keeps.
 
     Attributes:
-        reads: The first value that was read of each attribute that holds no tensor, frozen.
+        reads: The attributes without tensors that were read.
         writes: Where the user's code wrote each attribute, for those that it wrote.
         carried: The attributes with tensors that were read before they were written.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.reads: dict[Place, Any] = {}
+        self.reads: dict[Place, None] = {}
         self.writes: dict[Place, str] = {}
         self.carried: dict[Place, str] = {}
         self._model = model
@@ -115,9 +115,10 @@ class Attributes:
         watched.__setattr__ = self._original_set
         del watched.__getattribute__
 
-    def read(self) -> list[Read]:
-        """Returns what was read."""
-        return [Read("attribute", path, name, value) for (path, name), value in self.reads.items()]
+    def read(self, original: nn.Module) -> list[Read]:
+        """Returns what was read, with the values that it has in the original, of which a prepared copy ran."""
+        values = {place: Read("attribute", *place, None).now(original) for place in self.reads}
+        return [Read("attribute", *place, value) for place, value in _frozen_all(values).items()]
 
     def created(self) -> list[Place]:
         """Returns the parameters, buffers and submodules that the run added."""
@@ -182,7 +183,7 @@ class Attributes:
         if own and has_tensor(value):
             self.carried.setdefault(place, calling_line(type(self._model)))
         elif value is MISSING or is_number(value) or (own and not callable(value)):
-            self.reads[place] = frozen(value)
+            self.reads[place] = None
 
     def _written(self, module: nn.Module, name: str) -> None:
         place = (self._paths[id(module)], name)

@@ -111,7 +111,7 @@ def export_mode(
         values = [Read("buffer", "", name, frozen(value)) for name, value in observer.watch.values.items()]
         return Exported(
             program,
-            (*attributes.read(), *findings.reads, *values),
+            (*attributes.read(model), *findings.reads, *values),
             findings.outputs,
             (findings.grad or observer.watch.asked_requires_grad) is not None,
             sizes,

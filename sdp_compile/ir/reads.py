@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -35,19 +35,18 @@ class Read:
     value: Any
 
     def now(self, model: nn.Module) -> Any:
-        """Returns the frozen value that forward would read now.
+        """Returns the value that forward would read now, `MISSING` if there is none.
 
         Args:
             model: The model, or its skeleton; for a buffer, a module that holds the buffer's value.
         """
         if self.kind == "environment":
-            return frozen(os.environ.get(self.name))
+            return os.environ.get(self.name)
         if self.kind == "global":
-            return frozen(_scope(self.owner).get(self.name, MISSING))
+            return _scope(self.owner).get(self.name, MISSING)
         if self.kind == "buffer":
-            return frozen(model.get_buffer(self.name).item())
-        owner = submodule(model, self.owner)
-        return frozen(getattr(owner, self.name)) if hasattr(owner, self.name) else MISSING
+            return model.get_buffer(self.name).item()
+        return getattr(submodule(model, self.owner), self.name, MISSING)
 
     def __str__(self) -> str:
         if self.kind == "environment":
@@ -57,6 +56,23 @@ class Read:
         where = f" of module {self.owner!r}" if self.kind == "attribute" and self.owner else ""
         where = f" of {self.owner.partition('#')[0]}" if self.kind == "global" else where
         return f"{'global variable' if self.kind == 'global' else 'attribute'} {self.name!r}{where}"
+
+
+def changed_read(reads: Iterable[Read], model: nn.Module) -> Read | None:
+    """Returns the first read that would give another value now, or None.
+
+    Args:
+        reads: What forward read.
+        model: See `Read.now`.
+    """
+    known: dict[int, Any] = {}  # many modules read one configuration
+    for read in reads:
+        value = read.now(model)
+        if id(value) not in known:
+            known[id(value)] = frozen(value), value  # kept, so that no other value gets its identity
+        if known[id(value)][0] != read.value:
+            return read
+    return None
 
 
 _other_scopes: dict[str, Mapping[str, Any]] = {}

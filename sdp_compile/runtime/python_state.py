@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdp_compile.capture.attributes import INTERNAL, Alias
+from sdp_compile.capture.attributes import INTERNAL, Alias, has_tensor
 from sdp_compile.capture.clone import clone
 from sdp_compile.ir.parts import submodule
-from sdp_compile.ir.plain import is_number
+from sdp_compile.ir.plain import MISSING, is_number
 
 
 class PythonState:
@@ -21,11 +21,13 @@ class PythonState:
     Attributes:
         skeleton: The original model without weights.
         version: Counts the attributes that were set.
+        is_lent: Whether an object in the copy was handed out, which may change then at any time.
     """
 
     def __init__(self, skeleton: nn.Module) -> None:
         self.skeleton = skeleton
         self.version = 0
+        self.is_lent = False
         self._is_own = False
 
     def has(self, path: str, name: str) -> bool:
@@ -39,11 +41,38 @@ class PythonState:
 
     def set(self, path: str, name: str, value: Any) -> None:
         """Sets a plain attribute; the next call captures the model again if its code has read another value."""
+        self._own()
+        self.is_lent |= not is_number(value)
+        setattr(submodule(self.skeleton, path), name, value)
+        self.version += 1
+
+    def lend(self, path: str, name: str) -> Any:
+        """Returns an object, such as a configuration, that is an attribute of the original at ``path``.
+
+        What is changed in it counts from the next call on.
+
+        Raises:
+            AttributeError: The original has no such object, or it is a tensor, a module or a function.
+        """
+        value = vars(submodule(self.skeleton, path)).get(name, MISSING)
+        hidden = name in INTERNAL or value is MISSING or isinstance(value, Alias) or callable(value)
+        if hidden or has_tensor(value):
+            raise AttributeError(name)
+        self._own()
+        self.is_lent = True
+        return vars(submodule(self.skeleton, path))[name]
+
+    def share(self) -> nn.Module:
+        """Returns the skeleton for a copy of the module; what is set later is set in one of them only."""
+        if self.is_lent:
+            return clone(self.skeleton)
+        self._is_own = False
+        return self.skeleton
+
+    def _own(self) -> None:
         if not self._is_own:
             self.skeleton = clone(self.skeleton)
             self._is_own = True
-        setattr(submodule(self.skeleton, path), name, value)
-        self.version += 1
 
     def mirror(self, module: nn.Module, path: str) -> None:
         """Gives a module that stands for the original's at ``path`` the numbers and strings whose names are free."""
@@ -58,7 +87,24 @@ class PythonState:
 
 
 class WithAttributes(nn.Module):
-    """A module that stands for one of the original's; what the original has as plain attributes is set there too."""
+    """A module that stands for one of the original's; what the original has as plain attributes is set there too.
+
+    Objects that the original keeps, such as its configuration, are there to be read and changed.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            place = vars(self).get("_sdp_place")
+            if place is None:
+                raise
+            state, path = place
+            try:
+                return state.lend(path, name)
+            except AttributeError:
+                pass
+            raise
 
     def __setattr__(self, name: str, value: Any) -> None:
         place = vars(self).get("_sdp_place")

@@ -312,6 +312,18 @@ class Tempered(Small):
         return h.relu() / self.temperature * self.first.gain
 
 
+class Configured(Small):
+    """One configuration, which parts of the model keep too, as in transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(scale=2.0, use_cache=True, names=["a", "b"])
+        self.first.config = self.config
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        return h.relu() * self.config.scale + len(self.first.config.names)
+
+
 class Assigning(Small):
     """Assigns tensors for the trainer: alone, in a list, in a child, in a dictionary."""
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from sdp_compile.capture import capture
 from sdp_compile.errors import CaptureError
-from sdp_compile.ir.reads import Read
+from sdp_compile.ir.plain import MISSING, frozen
+from sdp_compile.ir.reads import Read, changed_read
 from sdp_compile.structure.analysis import analyse
 from tests.capture import python_models as models
 from tests.capture.models import run
@@ -91,15 +92,22 @@ def test_what_forward_reads_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_read_sees_what_is_there_now(monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.Tempered()
-    assert Read("attribute", "first", "gain", None).now(model) == (int, 1)
-    model.first.gain = True
-    assert Read("attribute", "first", "gain", None).now(model) == (bool, True), "True is not 1"
-    del model.first.gain
-    assert Read("attribute", "first", "gain", None).now(model) == ("missing",)
-    monkeypatch.setattr(models, "SCALE", 4.0)
-    assert Read("global", models.__name__, "SCALE", None).now(model) == (float, 4.0)
+    gain = Read("attribute", "first", "gain", frozen(1))
+    missing = Read("attribute", "last", "gain", MISSING)
+    scale = Read("global", models.__name__, "SCALE", frozen(models.SCALE))
+    variable = Read("environment", "", "SDP_TEST_SCALE", None)
     monkeypatch.delenv("SDP_TEST_SCALE", raising=False)
-    assert Read("environment", "", "SDP_TEST_SCALE", None).now(model) is None
+    assert changed_read((gain, missing, scale, variable), model) is None
+    model.first.gain = True
+    assert changed_read((missing, gain), model) is gain, "True is not 1"
+    del model.first.gain
+    assert gain.now(model) is MISSING and changed_read((gain,), model) is gain
+    model.last.gain = None
+    assert changed_read((missing,), model) is missing
+    monkeypatch.setattr(models, "SCALE", 4.0)
+    assert scale.now(model) == 4.0 and changed_read((scale,), model) is scale
+    monkeypatch.setenv("SDP_TEST_SCALE", "3")
+    assert changed_read((variable,), model) is variable
 
 
 class Asking(models.Small):

@@ -25,7 +25,7 @@ from sdp_compile.capture.devices import retarget_devices
 from sdp_compile.capture.precision import autocast_of
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.program import Mode, Precision, Program, copy_program
-from sdp_compile.ir.reads import Read
+from sdp_compile.ir.reads import Read, changed_read
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.planning.making import refitted
 from sdp_compile.runtime.gradients.compiled import with_launches
@@ -192,15 +192,12 @@ class Programs:
     def _changed(self, name: str) -> str:
         """Returns what Python value has changed since a program was captured, or ``""``."""
         attributes, others = self._reads[name]
-        for read in others:
-            if read.now(self.module) != read.value:
-                return f"{read} has changed"
-        if self._seen.get(name) != self.state.version:
-            for read in attributes:
-                if read.now(self.state.skeleton) != read.value:
-                    return f"{read} has changed"
-            self._seen[name] = self.state.version
-        return ""
+        changed = changed_read(others, self.module)
+        if changed is None and (self.state.is_lent or self._seen.get(name) != self.state.version):
+            changed = changed_read(attributes, self.state.skeleton)
+            if changed is None:
+                self._seen[name] = self.state.version
+        return "" if changed is None else f"{changed} has changed"
 
     def _add(self, call: _Call) -> str:
         module, mode = self.module, call.mode

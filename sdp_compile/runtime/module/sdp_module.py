@@ -131,7 +131,7 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
         return _rebuild, self._arguments(self._tensors())
 
     def _arguments(self, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
-        capture = replace(self.capture, skeleton=self._programs.state.skeleton)
+        capture = replace(self.capture, skeleton=self._programs.state.share())
         return self.lowered, tensors, self._programs.programs, capture, self.training
 
     # -- what workers do together -----------------------------------------------------------------------------------
