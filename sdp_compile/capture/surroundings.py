@@ -69,6 +69,7 @@ class Surroundings:
         self.grad: str | None = None
         self._kind, self._model = type(model), model
         self._imports = 0
+        self._defaults_of: dict[CodeType, list[Any]] | None = None
         self._users: dict[CodeType, bool] = {}
         self._kept: dict[int, tuple[str, Any, Any, Callable[[], object]]] = {}
         kinds = dict.fromkeys(kind for module in model.modules() for kind in type(module).__mro__)
@@ -208,12 +209,11 @@ class Surroundings:
         held = {id(value) for name in names if _is_container(value := frame.f_locals.get(name))}
         if not held:
             return
-        for function in gc.get_referrers(code):
-            if isinstance(function, FunctionType):
-                defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-                for value in defaults:
-                    if id(value) in held:
-                        self._keep(f"a default argument of {code.co_name}()", value)
+        if self._defaults_of is None:
+            self._defaults_of = _containers_in_defaults()
+        for value in self._defaults_of.get(code, ()):
+            if id(value) in held:
+                self._keep(f"a default argument of {code.co_name}()", value)
 
     def _variable(self, what: str, scope: dict[str, Any], name: str, module: str) -> None:
         value = scope[name]
@@ -249,6 +249,18 @@ class Surroundings:
                     )
                 return
             outer = outer.f_back
+
+
+def _containers_in_defaults() -> dict[CodeType, list[Any]]:
+    """Returns the containers among the default arguments of every Python function that exists, by its code."""
+    found: dict[CodeType, list[Any]] = {}
+    for function in gc.get_objects():
+        if type(function) is FunctionType and (function.__defaults__ or function.__kwdefaults__):
+            defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+            containers = [value for value in defaults if _is_container(value)]
+            if containers:
+                found.setdefault(function.__code__, []).extend(containers)
+    return found
 
 
 def _undo(value: Any) -> Callable[[], object] | None:
