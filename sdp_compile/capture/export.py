@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
@@ -100,6 +100,7 @@ def export_mode(
         except Exception as error:
             failures[free] = error
             continue
+        _forget(program)
         observer.check()
         check_attributes(type(model), attributes, findings.caches)
         if failures:
@@ -167,6 +168,14 @@ def _return_attributes(subject: nn.Module, places: Sequence[Place]) -> None:
         return result, [getattr(submodule(subject, path), name) for path, name in places]
 
     vars(subject)["forward"] = returning  # a part of the model may have this name too
+
+
+def _forget(program: ExportedProgram) -> None:
+    """Empties the cache of operators on fake tensors, which torch keeps for as long as the process lives."""
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    fake = next((value for value in values if isinstance(value, FakeTensor)), None)
+    if fake is not None and hasattr(fake.fake_mode.shape_env, "fake_tensor_cache"):
+        fake.fake_mode.shape_env.fake_tensor_cache.clear()
 
 
 def captured_device(model: nn.Module, call: Call) -> torch.device:
