@@ -156,6 +156,14 @@ def test_a_buffer_that_is_not_updated_is_wrong(tmp_path: Path) -> None:
     assert (verdict.outcome, verdict.kinds) == ("wrong", ["buffer"])
 
 
+def test_an_attribute_that_the_training_loop_reads_must_be_right(tmp_path: Path) -> None:
+    def change(module: Any) -> None:
+        module.loss = 1.0
+
+    verdict = judge(source("self.loss = None", read=("loss",)), tmp_path, spoilt(change))
+    assert verdict.outcome in ("wrong", "refused")
+
+
 def test_the_model_that_is_given_must_not_change(tmp_path: Path) -> None:
     def compiler(model: Any, *args: Any, **kwargs: Any) -> Any:
         module = sdp.compile(model, *args, **kwargs)
