@@ -174,8 +174,9 @@ def _forget(program: ExportedProgram) -> None:
     """Empties the cache of operators on fake tensors, which torch keeps for as long as the process lives."""
     values = (node.meta.get("val") for node in program.graph.nodes)
     fake = next((value for value in values if isinstance(value, FakeTensor)), None)
-    if fake is not None and hasattr(fake.fake_mode.shape_env, "fake_tensor_cache"):
-        fake.fake_mode.shape_env.fake_tensor_cache.clear()
+    cache: Any = getattr(None if fake is None else fake.fake_mode.shape_env, "fake_tensor_cache", None)
+    if cache is not None:
+        cache.clear()
 
 
 def captured_device(model: nn.Module, call: Call) -> torch.device:
