@@ -49,15 +49,13 @@ class PythonState:
     def lend(self, path: str, name: str) -> Any:
         """Returns an object, such as a configuration, that is an attribute of the original at ``path``.
 
-        What is changed in it counts from the next call on.
-
-        Raises:
-            AttributeError: The original has no such object, or it is a tensor, a module or a function.
+        What is changed in it counts from the next call on. `MISSING` stands for what the original does not have, and
+        for tensors, modules and functions.
         """
         value = vars(submodule(self.skeleton, path)).get(name, MISSING)
         hidden = name in INTERNAL or value is MISSING or isinstance(value, Alias) or callable(value)
         if hidden or has_tensor(value):
-            raise AttributeError(name)
+            return MISSING
         self._own()
         self.is_lent = True
         return vars(submodule(self.skeleton, path))[name]
@@ -96,15 +94,11 @@ class WithAttributes(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            place = vars(self).get("_sdp_place")
-            if place is None:
+            state, path = vars(self).get("_sdp_place", (None, ""))
+            value = MISSING if state is None else state.lend(path, name)
+            if value is MISSING:
                 raise
-            state, path = place
-            try:
-                return state.lend(path, name)
-            except AttributeError:
-                pass
-            raise
+            return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         place = vars(self).get("_sdp_place")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import itertools
 import os
 import random
@@ -21,7 +20,6 @@ SCALE = 2.0
 COLLECTED: list[torch.Tensor] = []
 COUNTS = {"calls": 0}
 STEPS = 0
-SEARCHES = 0
 SETTINGS = SimpleNamespace(calls=0)
 
 
@@ -131,31 +129,6 @@ class NumpyNoise(Small):
 class Clock(Small):
     def between(self, h: torch.Tensor) -> torch.Tensor:
         return h * (time.time() % 2)
-
-
-class Collector(Small):
-    def between(self, h: torch.Tensor) -> torch.Tensor:
-        gc.collect()
-        return h
-
-
-class Finder:
-    """Counts the modules that Python looks for."""
-
-    asked: ClassVar[int] = 0
-
-    @classmethod
-    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> None:
-        global SEARCHES
-        SEARCHES += 1
-        cls.asked += 1
-
-
-class Importing(Small):
-    def between(self, h: torch.Tensor) -> torch.Tensor:
-        import colorsys
-
-        return h * colorsys.ONE_THIRD
 
 
 class Collecting(Small):
@@ -310,18 +283,6 @@ class Tempered(Small):
 
     def between(self, h: torch.Tensor) -> torch.Tensor:
         return h.relu() / self.temperature * self.first.gain
-
-
-class Configured(Small):
-    """One configuration, which parts of the model keep too, as in transformers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(scale=2.0, use_cache=True, names=["a", "b"])
-        self.first.config = self.config
-
-    def between(self, h: torch.Tensor) -> torch.Tensor:
-        return h.relu() * self.config.scale + len(self.first.config.names)
 
 
 class Assigning(Small):

@@ -85,3 +85,13 @@ def test_sizes_that_become_long_formulas_are_fixed() -> None:
 
     captured = capture(Padding(), torch.ones(2, 10))
     assert captured.programs["train"].inputs[0].dims == ("n0", 10)
+
+
+def test_sizes_that_depend_on_values_cannot_be_fixed() -> None:
+    class Selecting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = x[x[:, 0] > 0]
+            return nn.functional.pad(rows, (0, 0, 0, (7 - rows.shape[0] % 7) % 7))
+
+    with pytest.raises(CaptureError, match=r"test_observe\.py:\d+: "):
+        capture(Selecting(), torch.randn(6, 3))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import random
-import sys
 from typing import Any
 
 import numpy as np
@@ -113,30 +111,6 @@ def test_a_read_sees_what_is_there_now(monkeypatch: pytest.MonkeyPatch) -> None:
 class Asking(models.Small):
     def between(self, h: torch.Tensor) -> torch.Tensor:
         return h if torch.compiler.is_compiling() or torch.compiler.is_exporting() else h - h.mean(1, keepdim=True)
-
-
-def test_what_the_garbage_collector_calls_is_no_part_of_forward() -> None:
-    started: list[str] = []
-
-    def note(phase: str, _info: dict[str, int]) -> None:
-        started.append(phase)
-
-    gc.callbacks.append(note)
-    try:
-        capture(models.Collector(), torch.randn(4, 5))
-        assert note in gc.callbacks and gc.isenabled()
-    finally:
-        gc.callbacks.remove(note)
-
-
-def test_what_finds_modules_is_no_part_of_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages with parts that load late put a finder of their own before Python's."""
-    monkeypatch.setattr(sys, "meta_path", [models.Finder, *sys.meta_path])
-    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    before = models.Finder.asked
-    captured = capture(models.Importing(), torch.randn(4, 5))
-    assert models.Finder.asked > before
-    assert not captured.programs["train"].reads
 
 
 def test_code_for_compilers_is_not_taken() -> None:

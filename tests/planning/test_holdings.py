@@ -67,6 +67,10 @@ def test_masks_multiply_to_the_elements_that_the_worker_owns(name: str) -> None:
             assert torch.equal(product, plan.mask(parameter, rank))
 
 
+def test_every_mask_has_a_name_of_its_own() -> None:
+    assert len({mask_name(name, dim) for name in ("a.b", "a_b", "a__b", "a.b_0") for dim in (0, 1)}) == 8
+
+
 @pytest.mark.parametrize("masking", ["forward", "backward"])
 def test_the_masked_lowering_holds_zeros_where_nobody_reads(masking: str) -> None:
     plan = plan_for(mlp(), NeuronPolicy(masking=masking), 4)

@@ -156,12 +156,19 @@ def test_a_buffer_that_is_not_updated_is_wrong(tmp_path: Path) -> None:
     assert (verdict.outcome, verdict.kinds) == ("wrong", ["buffer"])
 
 
-def test_an_attribute_that_the_training_loop_reads_must_be_right(tmp_path: Path) -> None:
-    def change(module: Any) -> None:
-        module.loss = 1.0
+def test_an_attribute_that_the_training_loop_reads_must_be_there(tmp_path: Path) -> None:
+    def eager(model: Any, *_args: Any, **kwargs: Any) -> Any:
+        module = sdp.compile(model, *_args, **kwargs)
+        original = vars(module._programs.state.skeleton)  # an attribute that the module lacks is looked up there
+        original.pop("loss")
+        module.__dict__.pop("loss", None)
+        module.register_forward_hook(lambda *_: module.__dict__.pop("loss", None))
+        return module
 
-    verdict = judge(source("self.loss = None", read=("loss",)), tmp_path, spoilt(change))
+    verdict = judge(source("self.loss = None", read=("loss",)), tmp_path, eager)
     assert verdict.outcome in ("wrong", "refused")
+    if verdict.outcome == "wrong":
+        assert verdict.kinds == ["missing attribute"]
 
 
 def test_the_model_that_is_given_must_not_change(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,54 +167,6 @@ def test_numbers_can_be_set() -> None:
     assert len(module._programs.programs) == 4, "the first graphs serve again"
 
 
-def test_configurations_can_be_changed() -> None:
-    model, x = models.Configured().double(), torch.randn(4, 5).double()
-    module = compiled(model, x)
-
-    def same(programs: int) -> None:
-        assert_same(module, model, lambda called: called(x))
-        assert len(module._programs.programs) == programs
-
-    same(2)
-    same(2)
-    assert module.config.use_cache and module.config is module.first.config is not model.config
-    same(2)
-    model.config.scale = module.config.scale = 3.0
-    same(3)
-    for each in (module, model):
-        each.config.names.append("c")
-    same(4)
-    assert vars(copy.deepcopy(module).config) == vars(pickle.loads(pickle.dumps(module)).config) == vars(model.config)
-    model.config = module.config = SimpleNamespace(scale=5.0, names=[])
-    same(5)
-    model.config.scale = 6.0
-    same(6)
-    for name in ("missing", "between", "weight"):
-        with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
-            getattr(module, name)
-
-
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
-def test_what_is_set_after_a_copy_is_set_in_one(copied: Any) -> None:
-    model, x = models.Configured(), torch.randn(4, 5)
-    module = compiled(model, x)
-    module.config.scale = 1.0
-    other = copied(module)
-    module.config.scale = 5.0
-    assert other.config.scale == 1.0
-    for one in (module, other):
-        model.config.scale = one.config.scale
-        torch.testing.assert_close(one(x), model(x))
-    tempered = models.Tempered()
-    module = compiled(tempered, x)
-    module.temperature = 0.5
-    other = copied(module)
-    module.temperature = tempered.temperature = 0.25
-    torch.testing.assert_close(module(x), tempered(x))
-    tempered.temperature = 0.5
-    torch.testing.assert_close(other(x.double().float()), tempered(x))
-
-
 def test_a_copy_has_settings_of_its_own() -> None:
     model, x = models.Tempered(), torch.randn(4, 5)
     module = compiled(model, x)
@@ -244,16 +195,6 @@ def test_a_setting_under_torch_compile() -> None:
     fast = torch.compile(module, backend="eager", fullgraph=True)
     for temperature in (1.0, 0.1, 1.0, 2.0):
         module.temperature = model.temperature = temperature
-        torch.testing.assert_close(fast(x), model(x))
-
-
-def test_a_configuration_under_torch_compile() -> None:
-    model, x = models.Configured(), torch.randn(4, 5)
-    module = compiled(model, x)
-    fast = torch.compile(module, backend="eager", fullgraph=True)
-    for scale in (2.0, 0.1, 3.0):
-        module.config.scale = model.config.scale = scale
-        module.config = module.config
         torch.testing.assert_close(fast(x), model(x))
 
 
