@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import cProfile
-import gc
 import json
 import os
 import pstats
@@ -26,6 +25,7 @@ from sdp_compile.ir.program import Capture
 from sdp_compile.lowering import lower
 from sdp_compile.planning.making import make_plan
 from sdp_compile.structure.analysis import analyse
+from tests.distributed import run_workers
 
 MIB = 2**20
 POLICIES = (NeuronPolicy(coverage=0.5), BlockPolicy(coverage=0.5))
@@ -48,7 +48,6 @@ def peak_of(run: Callable[[], object]) -> int:
 @contextmanager
 def at_most(nbytes: int) -> Iterator[None]:
     """Within, allocating more than ``nbytes`` fails, used or not."""
-    gc.collect()  # what earlier tests left must not make room within
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (memory("VmData") + nbytes, limits[1]))
     try:
@@ -62,7 +61,7 @@ def llama(**sizes: int) -> nn.Module:
     return transformers.LlamaForCausalLM(config)
 
 
-def test_compiling_on_the_meta_device_allocates_no_weight() -> None:
+def compile_on_the_meta_device(rank: int) -> None:
     with torch.device("meta"):  # two layers of the 70 B model; one projection of its MLP has 896 MiB
         model = llama(
             hidden_size=8192,
@@ -81,6 +80,11 @@ def test_compiling_on_the_meta_device_allocates_no_weight() -> None:
             module = assemble(lower(analysis, plan, 5), model)
             assert all(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
             assert plan.memory(5).parameters < 0.85 * plan.memory().parameters
+
+
+def test_compiling_on_the_meta_device_allocates_no_weight() -> None:
+    # In a process of its own: what earlier tests allocated and freed would be used again, beside every limit.
+    run_workers(compile_on_the_meta_device, 1)
 
 
 class Block(nn.Module):
@@ -109,19 +113,25 @@ def zeros_on_disk(model: nn.Module, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("source", ["initialisers", "file"])
-def test_a_rank_holds_its_slices_and_one_full_tensor(source: str, tmp_path: Path) -> None:
+def fill_own_slices(rank: int, source: str, folder: Path) -> None:
     weights = None
     with torch.device("meta"):
         model = tower(depth=8, width=768, hidden=8192)  # 16 matrices of 24 MiB
     if source == "file":
-        weights = zeros_on_disk(model, tmp_path / "model.safetensors")
-    module = sdp_compile(model, NeuronPolicy(coverage=0.25), (torch.ones(2, 4),), workers=4, rank=1)
-    own, full = module.plan.memory(1).parameters, module.plan.memory().parameters
+        weights = zeros_on_disk(model, folder / "model.safetensors")
+    analysis = analyse(capture(model, (torch.ones(2, 4),)))
+    plan = make_plan(analysis, NeuronPolicy(coverage=0.25), 4)
+    module = assemble(lower(analysis, plan, 1), model)
+    own, full = plan.memory(1).parameters, plan.memory().parameters
     assert own < full / 3.5
     # What the allocator keeps of freed memory (glibc: at most 64 MiB) and modules imported on the way come on top.
     assert peak_of(lambda: module.materialize(weights)) < own + 24 * MIB + 96 * MIB < 0.7 * full
     assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+
+
+@pytest.mark.parametrize("source", ["initialisers", "file"])
+def test_a_rank_holds_its_slices_and_one_full_tensor(source: str, tmp_path: Path) -> None:
+    run_workers(fill_own_slices, 1, source, tmp_path)
 
 
 def test_a_file_without_computed_buffers_gives_the_original_model(tmp_path: Path) -> None:
