@@ -16,6 +16,7 @@ from sdp_compile.capture.clone import canonical_names, is_persistent, named_stat
 from sdp_compile.capture.export import Exported, captured_device, export_mode
 from sdp_compile.capture.graph import Constants, program_of
 from sdp_compile.capture.inputs import Call, example_call, requiring, with_batch
+from sdp_compile.capture.overlaps import refuse_overlaps
 from sdp_compile.capture.precision import autocast_dtype, autocast_of, call_in, skeleton_in
 from sdp_compile.capture.quiet import preserved_rng
 from sdp_compile.capture.refuse import refuse
@@ -56,6 +57,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
         program, exported = _program(model, call, with_batch(call), mode, device, precision, constants, sizes=sizes)
         programs[mode], sizes = program, exported.sizes
         notes += exported.notes
+    refuse_overlaps(model, programs.values())
     meta = call.map_tensors(to_meta)
     return Capture(
         programs=programs,

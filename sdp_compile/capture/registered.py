@@ -1,4 +1,4 @@
-"""Turns the tensors that modules keep as plain attributes into buffers, and refuses what cannot be told apart."""
+"""Turns the tensors that modules keep as plain attributes into buffers, and refuses those that nothing would train."""
 
 from __future__ import annotations
 
@@ -24,13 +24,11 @@ def registered(model: nn.Module) -> nn.Module:
         model: The model, which is not changed.
 
     Raises:
-        CaptureError: Tensors overlap in memory, or a tensor that requires gradients is not registered. The error names
-            them.
+        CaptureError: A tensor that requires gradients is not registered. The error names it.
     """
     state: dict[Any, str] = {}
     for name, tensor in named_state(model):
         state.setdefault(_memory(tensor), name)
-    _refuse_overlaps(model)
     plain: list[tuple[str, str, torch.Tensor]] = []
     for path, module in model.named_modules():
         for name, value in vars(module).items():
@@ -90,22 +88,3 @@ def _refuse_trained(model: nn.Module, path: str, name: str, value: Any, state: d
         f"{where}, outside its parameters, so nothing would train it. Make it an nn.Parameter, or put it in an "
         "nn.ParameterList."
     )
-
-
-def _refuse_overlaps(model: nn.Module) -> None:
-    """Raises `CaptureError` if two different tensors of the model show the same memory."""
-    seen: dict[int, list[tuple[Any, Any, int, str]]] = {}
-    for name, tensor in named_state(model):
-        if tensor.layout is not torch.strided or not tensor.numel():
-            continue
-        first = tensor.storage_offset() * tensor.dtype.itemsize
-        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        last = first + reach * tensor.dtype.itemsize
-        others = seen.setdefault(tensor.untyped_storage()._cdata, [])
-        for start, stop, identity, other in others:
-            if identity != id(tensor) and first < stop and start < last:
-                raise CaptureError(
-                    f"{name!r} and {other!r} of {type(model).__name__} are different tensors in the same memory, so a "
-                    "write to one changes the other. Register one tensor under both names, or copy it with clone()."
-                )
-        others.append((first, last, id(tensor), name))
