@@ -18,7 +18,6 @@ from types import (
     BuiltinMethodType,
     CodeType,
     FrameType,
-    FunctionType,
     ModuleType,
     SimpleNamespace,
     TracebackType,
@@ -31,6 +30,7 @@ import torch.compiler
 from torch import nn
 
 from sdp_compile.capture.attributes import INTERNAL
+from sdp_compile.capture.defaults import Defaults
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
 from sdp_compile.ir.plain import frozen, is_number
 from sdp_compile.ir.reads import Read, owner_of
@@ -69,7 +69,7 @@ class Surroundings:
         self.grad: str | None = None
         self._kind, self._model = type(model), model
         self._imports = 0
-        self._defaults_of: dict[CodeType, list[Any]] | None = None
+        self._defaults = Defaults()
         self._users: dict[CodeType, bool] = {}
         self._kept: dict[int, tuple[str, Any, Any, Callable[[], object]]] = {}
         kinds = dict.fromkeys(kind for module in model.modules() for kind in type(module).__mro__)
@@ -163,7 +163,7 @@ class Surroundings:
                 self._users[code] = known = is_users(code.co_filename)
                 if known:
                     self._globals(frame)
-                    self._defaults(frame)
+                    self._keep_defaults(frame)
             if known:
                 if code.co_freevars:
                     self._closure(frame)
@@ -202,18 +202,9 @@ class Surroundings:
             if name in held and not _is_running(frame.f_back, name, held[name]):
                 self._keep(f"variable {name!r} of an enclosing function", held[name])
 
-    def _defaults(self, frame: FrameType) -> None:
-        """Notes what default arguments hold: one list, say, serves all calls of the function."""
-        code = frame.f_code
-        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        held = {id(value) for name in names if _is_container(value := frame.f_locals.get(name))}
-        if not held:
-            return
-        if self._defaults_of is None:
-            self._defaults_of = _containers_in_defaults()
-        for value in self._defaults_of.get(code, ()):
-            if id(value) in held:
-                self._keep(f"a default argument of {code.co_name}()", value)
+    def _keep_defaults(self, frame: FrameType) -> None:
+        for value in self._defaults.containers(frame):
+            self._keep(f"a default argument of {frame.f_code.co_name}()", value)
 
     def _variable(self, what: str, scope: dict[str, Any], name: str, module: str) -> None:
         value = scope[name]
@@ -251,18 +242,6 @@ class Surroundings:
             outer = outer.f_back
 
 
-def _containers_in_defaults() -> dict[CodeType, list[Any]]:
-    """Returns the containers among the default arguments of every Python function that exists, by its code."""
-    found: dict[CodeType, list[Any]] = {}
-    for function in gc.get_objects():
-        if type(function) is FunctionType and (function.__defaults__ or function.__kwdefaults__):
-            defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-            containers = [value for value in defaults if _is_container(value)]
-            if containers:
-                found.setdefault(function.__code__, []).extend(containers)
-    return found
-
-
 def _undo(value: Any) -> Callable[[], object] | None:
     """Returns a function that gives a container or an object back what it holds now; None if it does not count."""
     if isinstance(value, (MutableSequence, deque)):
@@ -287,10 +266,6 @@ def _undo(value: Any) -> Callable[[], object] | None:
 def _refill(container: Any, fill: Callable[[Any], object], content: Any) -> None:
     container.clear()
     fill(content)
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, (MutableSequence, MutableMapping, set, deque))
 
 
 def _is_running(frame: FrameType | None, name: str, value: Any) -> bool:
