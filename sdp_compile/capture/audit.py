@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sdp_compile.capture.attributes import Attributes, Place
 from sdp_compile.capture.clone import clone, to_meta
-from sdp_compile.capture.inputs import Call
+from sdp_compile.capture.inputs import Call, answering, grad_answer
 from sdp_compile.capture.locating import line_of_change
 from sdp_compile.capture.observe import Unprofiled, Watch
 from sdp_compile.capture.quiet import preserved_rng, quiet
@@ -62,7 +62,7 @@ def audit(model: nn.Module, call: Call, mode: Mode, prepare: Prepare) -> Finding
             the line.
     """
     bones = clone(model, to_meta)
-    inputs = call.map_tensors(lambda tensor: to_meta(tensor).requires_grad_(tensor.requires_grad))
+    inputs = call.map_tensors(lambda tensor: answering(to_meta(tensor), grad_answer(tensor)))
 
     def on_meta() -> tuple[nn.Module, Call]:
         return clone(bones, to_meta).train(mode == "train"), inputs

@@ -22,7 +22,7 @@ from sdp_compile.capture.clone import clone
 from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
 from sdp_compile.capture.eager import as_in_eager
 from sdp_compile.capture.gradients import restored_transforms
-from sdp_compile.capture.inputs import Call
+from sdp_compile.capture.inputs import Call, answering, grad_answer
 from sdp_compile.capture.observe import Observer
 from sdp_compile.capture.quiet import quiet
 from sdp_compile.capture.sizes import Sizes
@@ -151,9 +151,9 @@ def prepared(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> 
             # Free strides would become conditions on the memory of later inputs.
             plain = tensor.detach()
             plain = plain.contiguous() if plain.layout is torch.strided else plain
-            return plain.requires_grad_(tensor.requires_grad)
+            return answering(plain, grad_answer(tensor))
         with fake_mode:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, requires_grad=tensor.requires_grad)
+            return answering(torch.empty(tensor.shape, dtype=tensor.dtype, device=device), grad_answer(tensor))
 
     return subject.train(mode == "train"), call.map_tensors(on_model_device)
 

@@ -129,10 +129,22 @@ def with_batch(call: Call) -> Call | None:
     )
 
 
-def requiring(call: Call, grad: Sequence[bool]) -> Call:
-    """Returns ``call`` with tensors that require gradients as the answers after the first in ``grad`` say."""
+def grad_answer(tensor: torch.Tensor) -> int:
+    """Returns what a tensor answers to questions about gradients: 0 if it requires none, 1 as a leaf, 2 as a result."""
+    return int(tensor.requires_grad) + int(not tensor.is_leaf)
+
+
+def requiring(call: Call, grad: Sequence[int]) -> Call:
+    """Returns ``call`` with tensors that give the answers after the first in ``grad``; see `grad_answer`."""
     wanted = iter(grad[1:])
-    return call.map_tensors(lambda tensor: tensor.detach().requires_grad_(next(wanted)))
+    return call.map_tensors(lambda tensor: answering(tensor, next(wanted)))
+
+
+def answering(tensor: torch.Tensor, answer: int) -> torch.Tensor:
+    """Returns a tensor like ``tensor`` that gives this answer; see `grad_answer`."""
+    leaf = tensor.detach().requires_grad_(answer > 0)
+    with torch.enable_grad():
+        return leaf.clone() if answer > 1 else leaf
 
 
 def describe(value: Any) -> str:

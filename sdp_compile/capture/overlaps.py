@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 from torch import nn
 
 from sdp_compile.capture.clone import named_state
@@ -56,7 +57,7 @@ class _Held:
         first = tensor.storage_offset() * tensor.dtype.itemsize
         return first, first + reach * tensor.dtype.itemsize
 
-    def mark(self, flags: np.ndarray, start: int, width: int) -> np.ndarray:
+    def mark(self, flags: NDArray[np.bool_], start: int, width: int) -> NDArray[np.bool_]:
         """Returns the view of ``flags``, one for every ``width`` bytes from ``start``, that shows this tensor."""
         tensor = self.tensor
         return as_strided(

@@ -78,7 +78,7 @@ def recapture(
     precision: Precision,
     device: torch.device,
     shapes: Sequence[Sequence[int]] | None = None,
-    grad: tuple[bool, ...] = (),
+    grad: tuple[int, ...] = (),
     values: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> Capture:
     """Captures one mode again, for another call, from the skeleton that ``captured`` holds.
@@ -89,7 +89,8 @@ def recapture(
         precision: The dtypes of the inputs, parameters and buffers, and the autocast state.
         device: The device that the graph's constants name.
         shapes: The shapes of the inputs, taken as they are; by default those of the first capture.
-        grad: Whether gradients are enabled, and required for each tensor input; by default enabled and not required.
+        grad: Whether gradients are enabled, and `grad_answer` of each tensor input; by default those of a first
+            call without gradients for its inputs.
         values: The values of buffers with one element, which forward may read.
 
     Returns:
@@ -124,7 +125,7 @@ def _program(
     device: torch.device,
     precision: Precision,
     constants: Constants,
-    grad: tuple[bool, ...] = (),
+    grad: tuple[int, ...] = (),
     sizes: tuple[Sizes, str] = ("all", ""),
 ) -> tuple[Program, Exported]:
     grad = grad or (True, *[False] * len(precision.inputs))

@@ -113,7 +113,8 @@ class Program:
         precision: The dtypes that the graph is for.
         reads: What forward read besides tensors; the graph holds these values.
         asks_grad: Whether forward asks if gradients are enabled or if its inputs require gradients.
-        grad: The answers that it got: whether gradients are enabled, and whether each tensor input requires them.
+        grad: The answers that it got: whether gradients are enabled, and for each tensor input 0 if it
+            requires none, 1 if it does as a leaf, 2 if it is a result that does.
         assigned: The attributes, as module path and name, that forward assigns tensors to. Their values are the last
             outputs of the graph.
         assigned_spec: How these outputs become the list of the attributes' values.
@@ -129,7 +130,7 @@ class Program:
     precision: Precision = field(default_factory=Precision)
     reads: tuple[Read, ...] = ()
     asks_grad: bool = False
-    grad: tuple[bool, ...] = ()
+    grad: tuple[int, ...] = ()
     assigned: tuple[tuple[str, str], ...] = ()
     assigned_spec: pytree.TreeSpec | None = None
 

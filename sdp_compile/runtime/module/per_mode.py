@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from sdp_compile.capture.inputs import grad_answer
 from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
 from sdp_compile.ir.program import Mode, Program
@@ -88,7 +89,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     inputs = caller.bind(args, kwargs)
     tensors = caller.tensors(inputs)
     dtypes, shapes = tuple([one.dtype for one in tensors]), [one.shape for one in tensors]
-    grad = (torch.is_grad_enabled(), *[one.requires_grad for one in tensors]) if caller.asks_grad else ()
+    grad = (torch.is_grad_enabled(), *[grad_answer(one) for one in tensors]) if caller.asks_grad else ()
     autocast, version = autocast_dtype(self._device.type), self._programs.state.version
     if torch.compiler.is_compiling():
         name = chosen_while_compiling(self.number, mode, dtypes, autocast, grad, None, version)

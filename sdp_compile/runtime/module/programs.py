@@ -121,7 +121,7 @@ class Programs:
         mode: Mode,
         dtypes: tuple[torch.dtype, ...],
         autocast: torch.dtype | None,
-        grad: tuple[bool, ...],
+        grad: tuple[int, ...],
         shapes: Shapes | None,
     ) -> str:
         """Returns the name of the program for a call; captures and lowers it if it does not exist yet.
@@ -130,7 +130,7 @@ class Programs:
             mode: The mode of the module.
             dtypes: The dtypes of the inputs that are tensors.
             autocast: The dtype of autocast; None if it is off.
-            grad: For a model that asks: whether gradients are enabled, and required for each tensor input.
+            grad: For a model that asks: whether gradients are enabled, and `grad_answer` of each tensor input.
             shapes: The shapes of the inputs that are tensors; None for any that were captured.
 
         Raises:
@@ -263,13 +263,14 @@ class _Call:
     Attributes:
         mode: The mode.
         precision: The dtypes.
-        grad: Whether gradients are enabled, and required for each tensor input; empty for a model that does not ask.
+        grad: Whether gradients are enabled, and `grad_answer` of each tensor input; empty for a model that
+            does not ask.
         shapes: The shapes of the tensor inputs; None for any that were captured.
     """
 
     mode: Mode
     precision: Precision
-    grad: tuple[bool, ...]
+    grad: tuple[int, ...]
     shapes: Shapes | None
 
 
@@ -279,7 +280,7 @@ def chosen_while_compiling(
     mode: Mode,
     dtypes: tuple[torch.dtype, ...],
     autocast: torch.dtype | None,
-    grad: tuple[bool, ...],
+    grad: tuple[int, ...],
     shapes: Shapes | None,
     version: int,
 ) -> str:

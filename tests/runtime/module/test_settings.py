@@ -121,7 +121,9 @@ def test_a_path_with_parameters_that_the_example_did_not_reach() -> None:
     model = OtherLayer()
     module = sdp_compile(model, "neuron", torch.randn(4, 5), workers=4, rank=0)
     module(torch.randn(5, 5))
-    with pytest.raises(SDPError, match=r"computes with 'rare\.weight', which the example inputs did not reach"):
+    with pytest.raises(
+        SDPError, match=r"computes with parameter 'rare\.weight', which the example inputs did not reach"
+    ):
         module(torch.randn(3, 5))
     alone = compiled(model, torch.randn(4, 5))
     x = torch.randn(3, 5)
@@ -238,6 +240,21 @@ def test_questions_about_gradients() -> None:
     torch.testing.assert_close(module(x), model(x))
     with torch.no_grad():
         torch.testing.assert_close(module(x), model(x))
+
+
+def test_an_input_that_is_a_result() -> None:
+    class Leaf(models.Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = super().forward(x * 2 if x.is_leaf else x / 3)
+            return out if x.grad_fn is None else out + 1
+
+    model, x = Leaf(), torch.randn(4, 5)
+    module = compiled(model, x)  # not under torch.compile, which takes one for the other in the original too
+    leaf = torch.randn(4, 5, requires_grad=True)
+    for given in (x, leaf, leaf.exp(), leaf, x, leaf.exp()[:2]):
+        torch.testing.assert_close(module(given), model(given))
+    (ours,), (theirs,) = (torch.autograd.grad(each(leaf.exp()).sum(), leaf) for each in (module, model))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_attributes_that_forward_assigns() -> None:
