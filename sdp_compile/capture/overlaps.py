@@ -55,7 +55,7 @@ class _Held:
         tensor = self.tensor
         reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
         first = tensor.storage_offset() * tensor.dtype.itemsize
-        return first, first + reach * tensor.dtype.itemsize
+        return int(first), int(first + reach * tensor.dtype.itemsize)
 
     def mark(self, flags: NDArray[np.bool_], start: int, width: int) -> NDArray[np.bool_]:
         """Returns the view of ``flags``, one for every ``width`` bytes from ``start``, that shows this tensor."""

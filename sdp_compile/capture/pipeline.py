@@ -129,7 +129,7 @@ def _program(
     sizes: tuple[Sizes, str] = ("all", ""),
 ) -> tuple[Program, Exported]:
     grad = grad or (True, *[False] * len(precision.inputs))
-    with preserved_rng(), torch.inference_mode(False), torch.set_grad_enabled(grad[0]):
+    with preserved_rng(), torch.inference_mode(False), torch.set_grad_enabled(bool(grad[0])):
         exported = _export(model, requiring(call, grad), batched and requiring(batched, grad), mode, device, sizes)
     program = program_of(model, exported, mode, canonical_names(model), constants)
     mark_regions(program.graph)
