@@ -77,7 +77,8 @@ def refitted(plan: Plan, analysis: Analysis, rank: int) -> Plan:
     if unseen and plan.workers > 1:
         raise PlanError(
             f"For this call the model computes with parameter {unseen[0]!r}, which the example inputs did not reach, "
-            "so no gradients would be averaged for it. Pass example inputs to sdp.compile() that use all that is trained."
+            "so no gradients would be averaged for it. Pass example inputs to sdp.compile() that use all that is "
+            "trained."
         )
     members = structure.members.get(plan.block_family, {}) if plan.block_family is not None else {}
     if {name: unit for name, unit in members.items() if name in plan.members} != plan.members:
