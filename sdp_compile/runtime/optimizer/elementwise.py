@@ -18,7 +18,7 @@ from sdp_compile.runtime.optimizer.trial import Setting
 _ROWS_AND_COLUMNS = "factors its state over whole rows and columns"
 _MATRICES = "orthogonalises whole matrices"
 _PRECONDITIONS = "preconditions whole matrices"
-_NORMS = "scales by norms of whole parameters"
+_NORMS = "scales by the norm of whole parameters"
 _STEP_SIZE = "estimates its step size from all elements of all parameters"
 _PROJECTS = "projects updates by scalar products of whole parameters"
 _BLOCKS = "quantises its state in blocks of neighbouring elements"
@@ -38,6 +38,7 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(["Adam4bit", "AdamW4bit", "AdamFp8", "AdamWFp8"], _BLOCKS),
     **dict.fromkeys(["SAM", "ASAM", "GSAM", "WSAM", "LookSAM", "FriendlySAM", "BSAM"], _SHARPNESS),
     **dict.fromkeys(["Adahessian", "AdaHessian", "SophiaH"], _CURVATURE),
+    "SWATS": "switches to SGD by scalar products of whole parameters",
     "LBFGS": "uses scalar products over all parameters",
     "ZeroRedundancyOptimizer": "sends whole parameters from one rank to all others",
 }

@@ -21,12 +21,14 @@ from torch.optim.optimizer import Optimizer
 
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.optimizer.replica import Replicate, replicas
-from sdp_compile.runtime.optimizer.trial import Setting, Trial
+from sdp_compile.runtime.optimizer.trial import Extent, Setting, Trial
 
-SMALL = ((9,), (12, 10), (6, 5, 4), (8, 4, 3, 3)), 40
-LARGE = ((160,), (144, 160), (5120,), (32, 16, 3, 3)), 20
-"""The shapes of a trial's parameters and its steps: some optimizers do something else after 25 steps, others with at
-least 4096 elements or 128 rows. What fails on small parameters can take minutes on large ones."""
+SMALL = Extent(
+    ((9,), (7,), (12, 10), (8, 6), (6, 5, 4), (5, 4, 6), (8, 4, 3, 3), (4, 6, 3, 2)), steps=40, drift=2.0
+)  # two of each, as every other one is disturbed
+LARGE = Extent(((160,), (5120,), (144, 160), (32, 16, 3, 3)), steps=20, drift=0.0)
+"""Some optimizers do something else after 25 steps, with gradients that keep a direction or do not, or to parameters of
+at least 4096 elements or 128 rows. What fails on small parameters can take minutes on large ones."""
 
 DIMENSIONS = ((1, 2, 3, 4), (2,), (1, 2))
 """Numbers of dimensions of the parameters that an optimizer is tried on: some optimizers refuse others."""
@@ -50,8 +52,8 @@ def problem_of(optimizer: Optimizer, group: Mapping[str, Any], setting: Setting)
     """
     with _undisturbed(setting.device):
         replicate, dtype, dimensions = _workable(optimizer, group, setting)
-        for sizes, steps in (SMALL, LARGE):
-            trial = Trial(replicate, [shape for shape in sizes if len(shape) in dimensions], steps, dtype, setting)
+        for extent in (SMALL, LARGE):
+            trial = Trial(replicate, extent.only(dimensions), dtype, setting)
             _check_that_it_moves(trial)
             try:
                 for question in QUESTIONS:
@@ -68,11 +70,10 @@ def _workable(
     """Returns the first way to try it that raises nothing: how to build it, a dtype and numbers of dimensions."""
     failure: Exception | None = None
     for dimensions in DIMENSIONS:
-        shapes = [shape for shape in SMALL[0] if len(shape) in dimensions]
         for dtype in (torch.float64, torch.float32):
             for replicate in replicas(optimizer, group):
                 try:
-                    Trial(replicate, shapes, 2, dtype, setting).stepped(_everything)
+                    Trial(replicate, SMALL.only(dimensions), dtype, setting).stepped(_everything)
                 except Exception as error:  # whatever the code of others raises
                     failure = failure or error
                 else:
@@ -82,8 +83,12 @@ def _workable(
 
 def draws_no_random_numbers(trial: Trial) -> str | None:
     """Whether it does the same whatever the random number generators return."""
-    found = trial.stepped(lambda number, tensor: tensor, seed=1)
-    return _compared(trial, found, _everything, "depends on random numbers, which workers draw differently")
+    return _compared(
+        trial,
+        trial.stepped(_everything, seed=1),
+        _everything,
+        "depends on random numbers, which workers draw differently",
+    )
 
 
 def parameters_do_not_interact(trial: Trial) -> str | None:
@@ -93,9 +98,8 @@ def parameters_do_not_interact(trial: Trial) -> str | None:
     def even(number: int, tensor: Tensor) -> Tensor | None:
         return None if number in odd else tensor
 
-    found = trial.stepped(_everything, disturbed=odd)
     what = "steps {} differently if other parameters have other gradients"
-    if seen := _compared(trial, found, even, what):
+    if seen := _compared(trial, trial.stepped(_everything, disturbed=odd), even, what):
         return seen
     what = "steps {} differently if other parameters are absent"
     if seen := _compared(trial, trial.stepped(even), even, what):
@@ -131,8 +135,12 @@ QUESTIONS: tuple[Callable[[Trial], str | None], ...] = (
 
 def _check_that_it_moves(trial: Trial) -> None:
     """Raises `SDPError` unless every parameter changes, to finite values: else the questions find nothing."""
-    for number, after in trial.whole.items():
-        what = f"{_parameter(after)} in {trial.steps} steps on random gradients"
+    try:
+        stepped = trial.whole
+    except Exception as error:  # whatever the code of others raises
+        raise SDPError(f"{type(error).__name__}: {error}") from error
+    for number, after in stepped.items():
+        what = f"{_parameter(after)} in {trial.extent.steps} steps on random gradients"
         if not bool(after.isfinite().all()):
             raise SDPError(f"it made infinite values of {what}")
         if torch.equal(after, trial.values[number]):
@@ -165,7 +173,9 @@ def _compared(
             apart = trial.difference(after, expected, start)
             if apart > worst:
                 worst, where = apart, trial.values[number]
-    return None if where is None else f"{what.format(_parameter(where))}, by {worst:.1g} after {trial.steps} steps"
+    if where is None:
+        return None
+    return f"{what.format(_parameter(where))}, by {worst:.1g} after {trial.extent.steps} steps"
 
 
 def _parameter(tensor: Tensor) -> str:

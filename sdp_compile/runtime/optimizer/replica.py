@@ -84,13 +84,18 @@ def _constructed(
     kind = type(optimizer)
     known = {**plain_attributes(optimizer), **optimizer.defaults, **options_of(optimizer, group)}
     known = {**{name.lstrip("_"): value for name, value in known.items()}, **known}
-    _, *names = inspect.signature(kind).parameters.values()
+    wrapped = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+    first, *others = inspect.signature(kind).parameters.values()
     arguments = {
         entry.name: copy.deepcopy(known[entry.name])
-        for entry in names
+        for entry in others
         if entry.name in known and entry.kind in (entry.POSITIONAL_OR_KEYWORD, entry.KEYWORD_ONLY)
     }
-    result = kind([{"params": parameters, **(options_of(optimizer, group) if with_options else {})}], **arguments)
+    if wrapped and "optimizer" in first.name:
+        inner = wrapped[0]
+        result = kind(_constructed(inner, inner.param_groups[0], parameters, with_options), **arguments)
+    else:
+        result = kind([{"params": parameters, **(options_of(optimizer, group) if with_options else {})}], **arguments)
     if len(result.param_groups) == 1:
         result.param_groups[0].update(options_of(optimizer, group))
     return result

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -32,26 +32,42 @@ class Setting:
     closure: bool = False
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What an optimizer is tried on.
+
+    Attributes:
+        shapes: The shapes of the parameters.
+        steps: How often it steps.
+        drift: How large the mean of an element's gradients is, compared to what changes in them.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    steps: int
+    drift: float
+
+    def only(self, dimensions: Collection[int]) -> Extent:
+        """Returns the same with parameters of these numbers of dimensions only."""
+        return replace(self, shapes=tuple(shape for shape in self.shapes if len(shape) in dimensions))
+
+
 class Trial:
     """Steps optimizers of one kind from the same values with the same gradients, held as a whole or in part.
 
     Gradients are of very different scale, and depend on the value of their own element alone.
     """
 
-    def __init__(
-        self, replicate: Replicate, shapes: Sequence[tuple[int, ...]], steps: int, dtype: torch.dtype, setting: Setting
-    ) -> None:
+    def __init__(self, replicate: Replicate, extent: Extent, dtype: torch.dtype, setting: Setting) -> None:
         """Draws values and gradients.
 
         Args:
             replicate: Builds an optimizer.
-            shapes: The shapes of the parameters.
-            steps: How often it steps.
-            dtype: Their dtype.
-            setting: Under what circumstances the optimizer is tried.
+            extent: What the optimizer is tried on.
+            dtype: The dtype of the parameters.
+            setting: Under what circumstances it is tried.
         """
+        self.extent = extent
         self.setting = setting
-        self.steps = steps
         self._replicate = replicate
         self._eps = torch.finfo(dtype).eps
         generator = torch.Generator().manual_seed(0)
@@ -65,10 +81,12 @@ class Trial:
             result[-1] *= 10
             return result
 
-        self.values = [normal(*shape).to(setting.device, dtype) for shape in shapes]
-        self._scales = [scale(shape).to(setting.device, dtype) for shape in shapes]
-        # A direction that lasts: optimizers that estimate their step size take steps only then.
-        self._noises = [(2 * normal(*shape) + normal(steps, *shape)).to(setting.device, dtype) for shape in shapes]
+        def noise(shape: tuple[int, ...]) -> Tensor:
+            return extent.drift * normal(*shape) + normal(extent.steps, *shape)
+
+        self.values = [normal(*shape).to(setting.device, dtype) for shape in extent.shapes]
+        self._scales = [scale(shape).to(setting.device, dtype) for shape in extent.shapes]
+        self._noises = [noise(shape).to(setting.device, dtype) for shape in extent.shapes]
 
     @cached_property
     def whole(self) -> dict[int, Tensor]:
@@ -84,9 +102,9 @@ class Trial:
             part: Which part of each parameter is held.
             without_gradient: Parameters whose gradient is None.
             disturbed: Parameters with other values, and gradients a hundred times as large.
-            seed: Of the random number generators.
+            seed: Of the random number generators of the CPU.
         """
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # those of accelerators go on, and so differ each time
         random.seed(seed)
         np.random.seed(seed)
         parameters: dict[int, nn.Parameter] = {}
@@ -109,13 +127,15 @@ class Trial:
             result = torch.zeros((), dtype=self.values[0].dtype, device=self.setting.device)
             for number, (scale, noise) in terms.items():
                 if number not in without_gradient:
-                    value = parameters[number].detach()
-                    parameters[number].grad = scale * (noise[step] + value.tanh())
-                    if self.setting.closure:
-                        result += (scale * (noise[step] * value + value.cosh().log())).sum()
+                    slope = noise[step]
+                    if self.setting.closure:  # of a loss that is a sum over elements
+                        value = parameters[number].detach()
+                        result += (scale * (slope * value + value.cosh().log())).sum()
+                        slope = slope + value.tanh()
+                    parameters[number].grad = scale * slope
             return result
 
-        for step in range(self.steps):
+        for step in range(self.extent.steps):
             if self.setting.closure:
                 optimizer.step(lambda step=step: loss(step))  # type: ignore[misc]  # mypy sees no default of a lambda
             else:
@@ -133,4 +153,4 @@ class Trial:
         """
         apart = (found - expected).abs()
         rounding = 100 * self._eps * expected.abs().max() + self._eps**0.5 * (expected - start).abs()
-        return 0.0 if bool((apart <= rounding).all()) else float(apart.max())
+        return 0.0 if bool((apart <= rounding).all()) else float(apart.nan_to_num(torch.inf).max())

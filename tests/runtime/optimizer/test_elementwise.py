@@ -101,6 +101,35 @@ class GlobalNorm(Own):
             parameter.sub_(1e-2 * parameter.grad / norm)
 
 
+class MatrixNorm(Own):
+    """Takes a norm over all parameters, but of those with two dimensions only."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        held = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.stack([p.grad.norm() for p in held if p.dim() == 2] or [torch.ones(())]).norm()
+        for parameter in held:
+            parameter.sub_(1e-2 * parameter.grad / (norm if parameter.dim() == 2 else 1))
+
+
+class OnlyMatrices(Own):
+    """Takes nothing else, and one scale for all of them."""
+
+    def __init__(self, params: Any, lr: float = 1e-3) -> None:
+        super().__init__(params, lr)
+        assert all(p.dim() == 2 for group in self.param_groups for p in group["params"])
+
+    def direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        return gradient / max(p.grad.abs().max() for group in self.param_groups for p in group["params"])
+
+
+class NotFinite(Own):
+    """Goes wrong for small parameters only."""
+
+    def direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        return gradient / 0 if parameter.dim() == 2 and parameter.shape[0] < 5 else gradient
+
+
 class Counting(Own):
     """Steps less the more parameters have a gradient."""
 
@@ -218,7 +247,7 @@ def test_element_wise_optimizers_of_timm(name: str) -> None:
         (lambda p: timm.optim.Lion(p, caution=True), "differently from the whole"),  # it takes a mean of the mask
         (lambda p: timm.optim.Lars(p, always_adapt=True), "differently from the whole"),
         (lambda p: timm.optim.AdafactorBigVision(p), "factors its state over whole rows"),
-        (lambda p: timm.optim.NvNovoGrad(p), "norms of whole parameters"),
+        (lambda p: timm.optim.NvNovoGrad(p), "norm of whole parameters"),
         (lambda p: timm.optim.AdamP(p), "projects updates"),
         (lambda p: optim.Adafactor(p), "Adafactor factors its state"),
         (lambda p: optim.LBFGS(p), "LBFGS uses scalar products"),
@@ -227,6 +256,9 @@ def test_element_wise_optimizers_of_timm(name: str) -> None:
         (Centred, "steps a slice of a .-dimensional parameter differently from the whole"),
         (LargeOnly, "steps a slice of a .-dimensional parameter differently from the whole, by .* after 20 steps"),
         (GlobalNorm, "if other parameters have other gradients"),
+        (MatrixNorm, "a 2-dimensional parameter differently if other parameters have other gradients"),
+        (lambda p: OnlyMatrices(p[:1]), "if other parameters"),
+        (NotFinite, "a slice of a 2-dimensional parameter differently from the whole, by inf"),
         (Counting, "if other parameters"),
         (Late, "differently from the whole, by .* after 40 steps"),
         (Noisy, "depends on random numbers"),
