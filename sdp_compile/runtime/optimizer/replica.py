@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,9 +41,9 @@ def replicas(optimizer: Optimizer, group: Mapping[str, Any]) -> Iterator[Replica
         optimizer: The optimizer to imitate.
         group: That one of its parameter groups whose options the replica has.
     """
-    for with_options in (True, False):
-        yield lambda parameters, w=with_options: _adjusted(optimizer, group, parameters, w)  # type: ignore[misc]
-    yield lambda parameters: _copied(optimizer, group, parameters)
+    yield partial(_adjusted, optimizer, group, True)
+    yield partial(_adjusted, optimizer, group, False)
+    yield partial(_copied, optimizer, group)
 
 
 def options_of(optimizer: Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,13 +65,15 @@ def plain_attributes(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _adjusted(
-    optimizer: Optimizer, group: Mapping[str, Any], parameters: list[nn.Parameter], with_options: bool
+    optimizer: Optimizer, group: Mapping[str, Any], with_options: bool, parameters: list[nn.Parameter]
 ) -> Optimizer:
     """Builds a replica, and sets those of its attributes that no argument sets and that parameters do not decide."""
-    result = _constructed(optimizer, group, parameters, with_options)
+    result = _constructed(optimizer, group, with_options, parameters)
     others = [
-        plain_attributes(_constructed(optimizer, group, [_like(parameters[0], shape)], with_options))
-        for shape in ((4, 3), (5, 2))
+        plain_attributes(
+            _constructed(optimizer, group, with_options, [_like(parameters[0], shape) for shape in shapes])
+        )
+        for shapes in ([(4, 3)], [(5, 2), (2, 3)])
     ]
     for name, value in plain_attributes(optimizer).items():
         if all(name in other for other in others) and others[0][name] == others[1][name]:
@@ -79,9 +82,9 @@ def _adjusted(
 
 
 def _constructed(
-    optimizer: Optimizer, group: Mapping[str, Any], parameters: list[nn.Parameter], with_options: bool
+    optimizer: Optimizer, group: Mapping[str, Any], with_options: bool, parameters: list[nn.Parameter]
 ) -> Optimizer:
-    kind = type(optimizer)
+    kind: Any = type(optimizer)  # what its constructor takes is known at run time only
     known = {**plain_attributes(optimizer), **optimizer.defaults, **options_of(optimizer, group)}
     known = {**{name.lstrip("_"): value for name, value in known.items()}, **known}
     wrapped = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
@@ -91,9 +94,10 @@ def _constructed(
         for entry in others
         if entry.name in known and entry.kind in (entry.POSITIONAL_OR_KEYWORD, entry.KEYWORD_ONLY)
     }
+    result: Optimizer
     if wrapped and "optimizer" in first.name:
         inner = wrapped[0]
-        result = kind(_constructed(inner, inner.param_groups[0], parameters, with_options), **arguments)
+        result = kind(_constructed(inner, inner.param_groups[0], with_options, parameters), **arguments)
     else:
         result = kind([{"params": parameters, **(options_of(optimizer, group) if with_options else {})}], **arguments)
     if len(result.param_groups) == 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,8 @@ class Trial:
 
         for step in range(self.extent.steps):
             if self.setting.closure:
-                optimizer.step(lambda step=step: loss(step))  # type: ignore[misc]  # mypy sees no default of a lambda
+                closure: Any = partial(loss, step)  # torch declares that it returns a float
+                optimizer.step(closure)
             else:
                 loss(step)
                 optimizer.step()

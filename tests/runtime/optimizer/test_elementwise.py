@@ -80,6 +80,17 @@ class PerTotal(Own):
         return gradient / self.total
 
 
+class PerNumber(Own):
+    """Its constructor counts parameters."""
+
+    def __init__(self, params: Any, lr: float = 1e-3) -> None:
+        super().__init__(params, lr)
+        self.total = sum(len(group["params"]) for group in self.param_groups)
+
+    def direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        return gradient / self.total
+
+
 class Centred(Own):
     def direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         return (
@@ -253,6 +264,7 @@ def test_element_wise_optimizers_of_timm(name: str) -> None:
         (lambda p: optim.LBFGS(p), "LBFGS uses scalar products"),
         (PerNumel, "PerNumel is not element-wise: it steps a slice of a .-dimensional parameter"),
         (PerTotal, "differently"),
+        (PerNumber, "differently if other parameters are absent"),
         (Centred, "steps a slice of a .-dimensional parameter differently from the whole"),
         (LargeOnly, "steps a slice of a .-dimensional parameter differently from the whole, by .* after 20 steps"),
         (GlobalNorm, "if other parameters have other gradients"),
