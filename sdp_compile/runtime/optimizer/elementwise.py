@@ -26,7 +26,7 @@ _SHARPNESS = "perturbs weights by the norm of all gradients"
 _CURVATURE = "estimates second derivatives, which are not averaged over the workers"
 
 REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(["Adafactor", "AdafactorBigVision", "CAME", "Adalite"], _ROWS_AND_COLUMNS),
+    **dict.fromkeys(["Adafactor", "AdaFactor", "AdafactorBigVision", "CAME", "Adalite"], _ROWS_AND_COLUMNS),
     **dict.fromkeys(["Muon", "AdaMuon", "DistributedMuon", "MuonClip", "NorMuon", "MuonWithAuxAdam"], _MATRICES),
     **dict.fromkeys(["SingleDeviceMuon", "SingleDeviceMuonWithAuxAdam", "SCION"], _MATRICES),
     **dict.fromkeys(["Shampoo", "ScalableShampoo", "DistributedShampoo", "SOAP", "Kron"], _PRECONDITIONS),

@@ -188,12 +188,13 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     hooks = "_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"
     before = {name: getattr(torch_optimizer, name) for name in hooks}
-    accelerators = [] if device.type == "cpu" else [device]
+    kind = device.type if device.type in ("cuda", "xpu") else "cuda"  # others keep no state by device
+    accelerators = [device] if device.type == kind else []
     try:
         for name in hooks:
             setattr(torch_optimizer, name, OrderedDict())
         with (
-            torch.random.fork_rng(accelerators, device_type="cuda" if device.type == "cpu" else device.type),
+            torch.random.fork_rng(accelerators, device_type=kind),
             torch.compiler.set_stance("force_eager"),
             torch.enable_grad(),
             warnings.catch_warnings(),
