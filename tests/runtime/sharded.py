@@ -16,6 +16,25 @@ from tests.runtime.stub import batch
 
 WORKERS = 4
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
+
+
+class Counting(torch.optim.Optimizer):
+    """An element-wise optimizer that torch does not have, with state of its own in the groups."""
+
+    def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "count": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["count"] += 1
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+                    mean.lerp_(parameter.grad + group["weight_decay"] * parameter, 0.1)
+                    parameter.sub_(group["lr"] / group["count"] * mean)
+
+
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     # A gradient that is 0 but for rounding must not be normalised to 1: hence eps.
     "adamw": (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.05, "eps": 1e-4}),
@@ -23,6 +42,7 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "nesterov": True}),
     "adagrad": (torch.optim.Adagrad, {"lr": 1e-2, "eps": 1e-4}),
     "nadam": (torch.optim.NAdam, {"lr": 1e-2, "eps": 1e-4}),
+    "own": (Counting, {"lr": 1e-1}),
 }
 Backward = Callable[[int], None]
 

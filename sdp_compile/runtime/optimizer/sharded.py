@@ -16,17 +16,18 @@ from sdp_compile.runtime.gradients.engine import GradientEngine
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.gradients.reduction import Reduction
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
-from sdp_compile.runtime.optimizer.guard import check_elementwise, install_optimizer_guard
+from sdp_compile.runtime.optimizer.elementwise import check_elementwise, check_name
+from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
 from sdp_compile.runtime.optimizer.shard_values import bound, publish
 from sdp_compile.runtime.sharding.shards import Shard
-from sdp_compile.runtime.state.full_state import enter
+from sdp_compile.runtime.state.full_state import device_of, enter
 from sdp_compile.runtime.subnetwork import unwrapped
 
 _NOT_OPTIONS = ("params", "param_names")
 
 
 class ShardedOptimizer(Optimizer):
-    """Splits the state of an element-wise optimizer of ``torch.optim`` among the owners of each unit. Collective.
+    """Splits the state of an element-wise optimizer among the owners of each unit. Collective.
 
     Each of P owners keeps 1/P of the state. ``ShardedOptimizer(model, torch.optim.AdamW, lr=1e-3)`` is used like
     ``torch.optim.AdamW(model.parameters(), lr=1e-3)``, with parameter groups and learning rate schedulers.
@@ -64,6 +65,7 @@ class ShardedOptimizer(Optimizer):
         super().__init__(module.parameters() if params is None else params, known)
         groups = [{**_options(group), "params": self._shard_parameters(group)} for group in self.param_groups]
         self._inner = optimizer(groups, **defaults)
+        check_elementwise(self._inner, device_of(module), flat=True)
         self.state = self._inner.state
         install_optimizer_guard()
         if peers is not None:
@@ -105,8 +107,10 @@ class ShardedOptimizer(Optimizer):
         parameters = parameters_of(self.module, self.module.plan)
         self._check_parameters(parameters)
         self._follow_options()
+        check_elementwise(self._inner, device_of(self.module), flat=True)
         with bound(self._layout, parameters, with_values=True):
             self._inner.step()
+            self._adopt()  # some optimizers keep state in their groups
             publish(self._layout, parameters, self._groups)
         return loss
 
@@ -180,7 +184,7 @@ class ShardedOptimizer(Optimizer):
                 "sdp.ShardedOptimizer(model, torch.optim.AdamW, lr=1e-3), got an object of type "
                 f"{type(optimizer).__name__}."
             )
-        check_elementwise(optimizer)
+        check_name(optimizer)
         peers = self.module.peers
         if peers is not None and isinstance(peers.engine.reduction, ReduceScatter):
             raise SDPError(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.optimizer.guard import needs_broadcast
+from sdp_compile.runtime.optimizer.elementwise import needs_broadcast
 from tests.distributed import run_workers
 from tests.runtime.connected import WORKERS, connected, full_of, loss_of
 from tests.runtime.stub import CYCLIC, SCATTERED, batch, capture_of, network, plan_of
@@ -44,10 +44,23 @@ def steps(rank: int, make: str) -> Any:
 
 
 class Own(torch.optim.SGD):
-    """An optimizer that nobody measured: its update depends on the rank's slices."""
+    """An element-wise optimizer that rounds differently at different positions, as some kernels do."""
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, lr=1e-2, momentum=0.9)
+
+    def step(self, closure: Any = None) -> None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        position = torch.arange(parameter.numel(), dtype=parameter.dtype).reshape(parameter.shape)
+                        rounding = torch.finfo(parameter.dtype).eps * (position % 8)
+                        parameter.sub_(1e-2 * parameter.grad * (1 + rounding))
+
+
+class PerNumel(torch.optim.SGD):
+    """Its steps are smaller in larger parameters."""
 
     def step(self, closure: Any = None) -> None:
         with torch.no_grad():
@@ -89,6 +102,10 @@ def refusals(rank: int) -> None:
 
     with pytest.raises(SDPError, match="norm of whole parameters"):
         Lamb(weights, lr=0.1).step()
+    before = [p.detach().clone() for p in weights]
+    with pytest.raises(SDPError, match="PerNumel is not element-wise: it steps a slice of a"):
+        PerNumel(weights, lr=0.1).step()
+    assert all(torch.equal(old, new) for old, new in zip(before, weights, strict=True))
     other = torch.nn.Linear(2, 2)
     other(torch.ones(1, 2)).sum().backward()
     torch.optim.Adafactor(other.parameters()).step()  # not ours

@@ -49,8 +49,8 @@ def test_training_of_compiled_models_equals_the_unsharded_optimizers() -> None:
 
 
 def twins(rank: int) -> None:
-    cases = [("sliced", 2**20), ("sliced", 96), ("masked", 2**20), ("sliced", 2**20)]
-    for kind, (lowering, bucket_bytes) in zip(("adam", "sgd", "adagrad", "nadam"), cases, strict=True):
+    cases = [("sliced", 2**20), ("sliced", 96), ("masked", 2**20), ("sliced", 2**20), ("sliced", 96)]
+    for kind, (lowering, bucket_bytes) in zip(("adam", "sgd", "adagrad", "nadam", "own"), cases, strict=True):
         found = []
         for sharded in (False, True):
             model: Any = connected(rank, SCATTERED, lowering, bucket_bytes=bucket_bytes)

@@ -121,7 +121,14 @@ def misuse(rank: int) -> None:
 
 
 class Own(torch.optim.SGD):
-    """What it does is not known."""
+    """Its steps are smaller in larger parameters."""
+
+    def step(self, closure: Any = None) -> None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad / parameter.numel())
 
 
 def test_misuse_is_an_error() -> None:
