@@ -71,7 +71,8 @@ class Scattered:
         self.layout = layout_of(self.module)
         self.parameters = parameters_of(self.module, self.module.plan)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1.0)
-        self.reduction = ReduceScatter(groups(), self.module, self.layout, self.optimizer)
+        self.engine: Any = SimpleNamespace(groups=groups())
+        self.reduction = ReduceScatter(self.engine, self.module, self.layout, self.optimizer)
         self.buckets = {bucket.number: bucket for bucket in self.module.plan.buckets(0, 64)}
 
     def reduce(self) -> None:
