@@ -55,7 +55,9 @@ def norm_of(tensors: Sequence[Tensor], order: float) -> Tensor:
         return torch.zeros((), dtype=torch.float64)
     by_wide: dict[torch.dtype | None, list[Tensor]] = {}
     for tensor in tensors:
-        by_wide.setdefault(torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None, []).append(tensor)
+        by_wide.setdefault(torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None, []).append(
+            tensor
+        )
     norms: list[Tensor] = []
     for wide, alike in by_wide.items():
         norms += torch._foreach_norm(alike, order, dtype=wide)
@@ -193,7 +195,7 @@ def gather_norm(own: Tensor, other: Tensor | None, order: float, owners: OwnerSe
         groups.traffic.add("control", "all_gather", rows.nbytes, len(owners))
     else:
         rows[0] = row
-    # Rounding may differ between devices. Asking a GPU costs a synchronisation, so only where there is something to ask.
+    # Rounding may differ between devices. Asking a GPU costs a synchronisation, so only where there are others.
     if other is not None and not torch.isclose(rows[:, 1], rows[0, 1], rtol=1e-4, atol=0, equal_nan=True).all():
         raise DistributedError(
             "The gradient norm of torch got tensors besides the compiled model's whose norms differ between workers: "

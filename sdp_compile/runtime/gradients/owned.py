@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdp_compile.runtime.full_results.gradient import PartialGradient
-from sdp_compile.runtime.full_results.norms import Engine, first_owned
+from sdp_compile.runtime.full_results.norms import first_owned
 
 
 class OwnedGradient(PartialGradient):
@@ -42,8 +42,9 @@ def mark(gradient: Tensor | None, name: str, engine: weakref.ref[Any]) -> None:
         name: The parameter's name in the full model.
         engine: What averages the gradient.
     """
-    if type(gradient) in (Tensor, OwnedGradient):
-        assert gradient is not None
+    if gradient is None or type(gradient) not in (Tensor, OwnedGradient):
+        return
+    if gradient.layout == torch.strided:
         gradient.__class__ = OwnedGradient  # the same object: autograd and the engine compare gradients by identity
         assert isinstance(gradient, OwnedGradient)
         gradient.parameter_name, gradient.engine_ref = name, engine

@@ -16,7 +16,6 @@ from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.sharding.gradient import local_gradient
 
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 

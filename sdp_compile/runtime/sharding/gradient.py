@@ -76,9 +76,9 @@ class ShardedGradient(PartialGradient):
             for gradient in args[0]:
                 _FOREACH[func](gradient, *args[1:])
             return None
-        if func in _ELEMENTWISE and isinstance(first, ShardedGradient):
-            if all(not isinstance(other, Tensor) or other.dim() == 0 for other in args[1:]):
-                return first._changed(func, args[1:], kwargs or {})
+        scalars = all(not isinstance(other, Tensor) or other.dim() == 0 for other in args[1:])
+        if func in _ELEMENTWISE and scalars and isinstance(first, ShardedGradient):
+            return first._changed(func, args[1:], kwargs or {})
         if func is _aten.detach.default and isinstance(first, ShardedGradient):
             return first._converted()
         if func is _aten._to_copy.default and isinstance(first, ShardedGradient):  # the module is converted
@@ -88,8 +88,8 @@ class ShardedGradient(PartialGradient):
         sharded = next(leaf for leaf in leaves if isinstance(leaf, ShardedGradient))
         raise SDPError(
             f"The gradient of {sharded.parameter_name!r} cannot be read or changed here ({func}): the model has a "
-            "ShardedOptimizer, so each owner holds only a shard of it. It can be scaled, clamped and clipped by its norm. "
-            "Delete the ShardedOptimizer to read gradients or to step another optimizer."
+            "ShardedOptimizer, so each owner holds only a shard of it. It can be scaled, clamped and clipped. Delete the "
+            "ShardedOptimizer to read gradients or to step another optimizer."
         )
 
     def _zero(self) -> ShardedGradient:
