@@ -88,8 +88,8 @@ class ShardedGradient(PartialGradient):
         sharded = next(leaf for leaf in leaves if isinstance(leaf, ShardedGradient))
         raise SDPError(
             f"The gradient of {sharded.parameter_name!r} cannot be read or changed here ({func}): the model has a "
-            "ShardedOptimizer, so each owner holds only a shard of it. It can be scaled, clamped and clipped. Delete the "
-            "ShardedOptimizer to read gradients or to step another optimizer."
+            "ShardedOptimizer, so each owner holds only a shard of it. It can be scaled, clamped and clipped. Delete "
+            "the ShardedOptimizer to read gradients or to step another optimizer."
         )
 
     def _zero(self) -> ShardedGradient:
