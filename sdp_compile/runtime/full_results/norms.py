@@ -169,8 +169,7 @@ def full_norm(shares: Sequence[Share], others: Sequence[Tensor], order: float) -
             "cannot take part. Pass all of the model's parameters, or call sdp.clip_grad_norm_()."
         )
     own = norm_of_norms([share.norm for share in shares], order)
-    other = norm_of_norms(others, order) if others else None
-    return gather_norm(own, other, order, owners, groups)
+    return gather_norm(own, norm_of_norms(others, order) if others else None, order, owners, groups)
 
 
 def gather_norm(own: Tensor, other: Tensor | None, order: float, owners: OwnerSet, groups: Groups) -> Tensor:

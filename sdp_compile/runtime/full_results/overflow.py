@@ -37,7 +37,7 @@ class FoundInf(Tensor):
         if func is not UNSCALE:  # which may also set the flag for plain gradients
             for leaf in pytree.tree_leaves((args, kwargs)):
                 if isinstance(leaf, FoundInf):
-                    _settle(leaf)
+                    _outside_graphs(leaf)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -70,12 +70,11 @@ def agree(flags: Sequence[Tensor], groups: Groups) -> None:
 
 
 def _as_plain(flag: Tensor) -> None:
-    if isinstance(flag, FoundInf):
+    if type(flag) is FoundInf:
         del flag.names
-        flag.__class__ = Tensor
+        flag.__class__ = Tensor  # type: ignore[assignment]  # not a subclass
 
 
-@torch.compiler.disable
 @torch.no_grad()
 def _settle(flag: FoundInf) -> None:
     names = flag.names
@@ -86,3 +85,6 @@ def _settle(flag: FoundInf) -> None:
             "not learn of an overflow. Give one optimizer all of the model's parameters."
         )
     agree([flag], groups)
+
+
+_outside_graphs = torch.compiler.disable(_settle)

@@ -52,7 +52,7 @@ class PartialNorm(Tensor):
         if func in NORMS:
             request = norm_request(func, args, kwargs)
             if request is not None and isinstance(request[0], PartialNorm):
-                return _combined(*request)
+                return _outside_graphs(*request)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
         if func in _KEEPING and isinstance(args[0], PartialNorm) and isinstance(result, Tensor):
@@ -92,7 +92,6 @@ def _stacked(result: Tensor, entries: Sequence[Tensor]) -> PartialNorm:
     return PartialNorm.of(result, orders.pop() if len(orders) == 1 else float("nan"), shares, [*nested, *others])
 
 
-@torch.compiler.disable
 @torch.no_grad()
 def _combined(norm: PartialNorm, order: float) -> Tensor:
     if norm.order != order:
@@ -102,3 +101,6 @@ def _combined(norm: PartialNorm, order: float) -> Tensor:
         )
     result = full_norm(norm.shares, norm.others, order)
     return result.to(norm.device, torch.float64 if norm.dtype == torch.float64 else torch.float32)
+
+
+_outside_graphs = torch.compiler.disable(_combined)
