@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdp_compile.errors import DistributedError
-from sdp_compile.runtime.full_results.norms import Engine, Share, check_order, norm_of
+from sdp_compile.runtime.full_results.norms import Engine, Share, check_order, norm_of_norms, norms_of
 from sdp_compile.runtime.full_results.overflow import UNSCALE, defer
 from sdp_compile.runtime.full_results.partial_norm import NORMS, PartialNorm, norm_request
 
@@ -85,16 +85,16 @@ def _foreach_norm(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[st
     ]
 
 
-@torch.no_grad()
 def _norm_of(gradient: PartialGradient, order: float) -> PartialNorm:
     check_order(order, f"the norm of the gradient of {gradient.parameter_name!r}")
     with torch._C.DisableTorchFunctionSubclass():
         held, counted = gradient.held(), gradient.counted()
-        norm = norm_of(held, order)
+        norms = norms_of(held, order)
         same = len(held) == len(counted) and all(a is b for a, b in zip(held, counted, strict=True))
-        share = Share(gradient.engine, gradient.parameter_name, norm if same else norm_of(counted, order))
-        value = norm.to(gradient.device, gradient.dtype.to_real())
-    return PartialNorm.of(value, order, [share])
+        share = Share(gradient.engine, gradient.parameter_name, norms if same else norms_of(counted, order))
+        value = norms[0] if len(norms) == 1 else norm_of_norms(norms, order)
+        value = value.to(gradient.device, gradient.dtype.to_real(), copy=True)  # users may change it
+    return PartialNorm.of(value, order, (share,))
 
 
 def _unscale(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

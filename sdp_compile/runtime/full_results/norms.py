@@ -41,31 +41,30 @@ class Share:
     Attributes:
         engine: What averages the gradient.
         name: The parameter.
-        norm: The norm over the elements whose first owner is this worker, a scalar in float64.
+        norms: The norms of the parts that this worker counts.
     """
 
     engine: Engine
     name: str
-    norm: Tensor
+    norms: Sequence[Tensor]
 
 
-def norm_of(tensors: Sequence[Tensor], order: float) -> Tensor:
-    """Returns the norm over all elements of all tensors, a scalar in float64; half precision is added in float32."""
+def norms_of(tensors: Sequence[Tensor], order: float) -> list[Tensor]:
+    """Returns the norm of each tensor, a scalar in its real dtype or in float32 for half precision."""
     if not tensors:
-        return torch.zeros((), dtype=torch.float64)
-    by_wide: dict[torch.dtype | None, list[Tensor]] = {}
-    for tensor in tensors:
-        by_wide.setdefault(torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None, []).append(
-            tensor
-        )
-    norms: list[Tensor] = []
-    for wide, alike in by_wide.items():
-        norms += torch._foreach_norm(alike, order, dtype=wide)
-    return norm_of_norms(norms, order)
+        return []
+    wide = [torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None for tensor in tensors]
+    if len(tensors) < 3 or len(set(wide)) > 1:
+        return [
+            torch.linalg.vector_norm(tensor, order, dtype=dtype) for tensor, dtype in zip(tensors, wide, strict=True)
+        ]
+    return list(torch._foreach_norm(tensors, order, dtype=wide[0]))
 
 
 def norm_of_norms(norms: Sequence[Tensor], order: float) -> Tensor:
     """Returns the norm of everything of which ``norms`` are the parts' norms, a scalar in float64."""
+    if not norms:
+        return torch.zeros((), dtype=torch.float64)
     stacked = torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms])
     result: Tensor = torch.linalg.vector_norm(stacked, order)
     return result
@@ -74,18 +73,18 @@ def norm_of_norms(norms: Sequence[Tensor], order: float) -> Tensor:
 def first_owned(gradient: Tensor, name: str, holdings: Holdings) -> list[Tensor]:
     """Returns the elements of a worker's gradient whose first owner is this worker, in any number of tensors."""
     known = _first_owned.setdefault(holdings, {})
-    regions = known.get(name)
-    if regions is None:
+    if name not in known:
         pieces = [piece for piece in holdings.plan.pieces(name) if piece.numel and piece.owners]
         own = [piece for piece in pieces if piece.owners[0] == holdings.rank]
-        regions = known[name] = tuple(holdings.region(piece) for piece in own)
-    if sum(region.numel for region in regions) == gradient.numel():
-        return [gradient] if gradient.numel() else []
+        known[name] = sum(piece.numel for piece in own), tuple(holdings.region(piece) for piece in own)
+    count, regions = known[name]
+    if count == gradient.numel():
+        return [gradient] if count else []
     return [region.read(gradient) for region in regions]
 
 
-_first_owned: WeakKeyDictionary[Holdings, dict[str, tuple[Region, ...]]] = WeakKeyDictionary()
-"""Where the elements that a worker counts lie in its tensors."""
+_first_owned: WeakKeyDictionary[Holdings, dict[str, tuple[int, tuple[Region, ...]]]] = WeakKeyDictionary()
+"""How many elements of its tensors a worker counts, and where they lie."""
 
 
 def check_order(order: float, what: str) -> None:
@@ -168,7 +167,7 @@ def full_norm(shares: Sequence[Share], others: Sequence[Tensor], order: float) -
             f"{what} got only parameters of which workers {_without(owners, groups.workers)} hold nothing, so they "
             "cannot take part. Pass all of the model's parameters, or call sdp.clip_grad_norm_()."
         )
-    own = norm_of_norms([share.norm for share in shares], order)
+    own = norm_of_norms([norm for share in shares for norm in share.norms], order)
     return gather_norm(own, norm_of_norms(others, order) if others else None, order, owners, groups)
 
 

@@ -39,10 +39,11 @@ class PartialNorm(Tensor):
 
     @staticmethod
     def of(value: Tensor, order: float, shares: Sequence[Share], others: Sequence[Tensor] = ()) -> PartialNorm:
-        """Returns a partial norm with the values of ``value``."""
-        result = value.as_subclass(PartialNorm)
-        result.order, result.shares, result.others = order, tuple(shares), tuple(others)
-        return result
+        """Makes the new tensor ``value`` a partial norm, and returns it."""
+        value.__class__ = PartialNorm
+        assert isinstance(value, PartialNorm)
+        value.order, value.shares, value.others = order, tuple(shares), tuple(others)
+        return value
 
     @classmethod
     def __torch_function__(

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.full_results.gradient import PartialGradient
-from sdp_compile.runtime.full_results.norms import check_averaged, check_order, first_owned, gather_norm, norm_of
+from sdp_compile.runtime.full_results.norms import (
+    check_averaged,
+    check_order,
+    first_owned,
+    gather_norm,
+    norm_of_norms,
+    norms_of,
+)
 from sdp_compile.runtime.sharding.gradient import held_gradients
 from sdp_compile.runtime.subnetwork import Subnetwork, require_peers, unwrapped
 
@@ -46,7 +53,7 @@ def clip_grad_norm_(
     if peers is not None:
         check_averaged(peers.engine, "sdp.clip_grad_norm_()")
     with torch._C.DisableTorchFunctionSubclass():
-        norm = norm_of(_counted(module), norm_type)
+        norm = norm_of_norms(norms_of(_counted(module), norm_type), norm_type)
         if peers is not None:
             norm = gather_norm(norm, None, norm_type, tuple(range(module.workers)), peers.groups)
         if error_if_nonfinite and not torch.isfinite(norm):

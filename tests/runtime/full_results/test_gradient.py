@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.full_results.norms import first_owned, norm_of
+from sdp_compile.runtime.full_results.norms import first_owned, norm_of_norms, norms_of
 from sdp_compile.runtime.full_results.partial_norm import PartialNorm
 from sdp_compile.runtime.gradients.owned import OwnedGradient, mark
 from tests.runtime.connected import subnet
@@ -79,7 +79,7 @@ def test_a_norm_looks_like_the_local_norm() -> None:
         assert type(norm + 1) is Tensor and type(copy.deepcopy(norm)) is Tensor
         counted = torch.cat([part.reshape(-1) for part in first_owned(values, "up.weight", module.holdings)])
         assert 0 < counted.numel() < values.numel()
-        torch.testing.assert_close(norm.shares[0].norm, torch.linalg.vector_norm(counted, order))
+        torch.testing.assert_close(norm_of_norms(norm.shares[0].norms, order), torch.linalg.vector_norm(counted, order))
     for func in (torch.norm, torch.linalg.norm, Tensor.norm, torch.linalg.vector_norm):
         assert isinstance(func(gradient), PartialNorm)
     assert type(torch.linalg.norm(gradient, 2)) is Tensor  # the largest singular value
@@ -89,8 +89,10 @@ def test_a_norm_looks_like_the_local_norm() -> None:
 
 def test_half_precision_is_added_in_single_precision() -> None:
     large = torch.full((4096,), 300.0, dtype=torch.float16)  # the sum of squares is beyond float16
-    assert norm_of([large, large.double()], 2.0).item() == pytest.approx(300 * 8192**0.5)
-    assert norm_of([], 2.0) == 0
+    for tensors in ([large], [large, large.double()], [large] * 5):
+        norm = norm_of_norms(norms_of(tensors, 2.0), 2.0)
+        assert norm.item() == pytest.approx(300 * (4096 * len(tensors)) ** 0.5)
+    assert norm_of_norms([], 2.0) == 0
 
 
 @pytest.mark.filterwarnings("ignore:Using backward")
