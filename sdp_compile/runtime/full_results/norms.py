@@ -58,7 +58,7 @@ def norms_of(tensors: Sequence[Tensor], order: float) -> list[Tensor]:
         return [
             torch.linalg.vector_norm(tensor, order, dtype=dtype) for tensor, dtype in zip(tensors, wide, strict=True)
         ]
-    return list(torch._foreach_norm(tensors, order, dtype=wide[0]))
+    return list(torch._foreach_norm(tuple(tensors), order, dtype=wide[0]))
 
 
 def norm_of_norms(norms: Sequence[Tensor], order: float) -> Tensor:
