@@ -38,7 +38,7 @@ for _ in range(steps):
     loss = F.cross_entropy(model(input_ids=tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten())
     optimizer.zero_grad()
     loss.backward()
-    sdp.clip_grad_norm_(model, 1.0)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
 
 state = model.full_state_dict()

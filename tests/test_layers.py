@@ -29,6 +29,7 @@ LAYERS = (
     ("runtime.tensors", "runtime.python_state"),
     ("runtime.containers",),
     ("runtime.comm",),
+    ("runtime.full_results",),
     ("runtime.sharding",),
     ("runtime.gradients",),
     ("runtime.peers",),

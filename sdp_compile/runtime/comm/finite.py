@@ -18,7 +18,8 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     if not named:
         return None
     # The largest absolute value is NaN where any element is.
-    norms = torch._foreach_norm([tensor for _, tensor in named], torch.inf)
+    with torch._C.DisableTorchFunctionSubclass():  # of these tensors, not of the full model's
+        norms = torch._foreach_norm([tensor for _, tensor in named], torch.inf)
     finite = torch.stack([norm.isfinite().to(norms[0].device) for norm in norms]).tolist()
     return next((name for (name, _), good in zip(named, finite, strict=True) if not good), None)
 

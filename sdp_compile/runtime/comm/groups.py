@@ -123,6 +123,10 @@ class Groups:
         common = self.group
         return common if len(owners) == self.workers else self.raw_group_of(owners)
 
+    def has(self, owners: OwnerSet) -> bool:
+        """Whether there is a process group of these workers, this one among them."""
+        return len(owners) == self.workers or _owner_groups.get(self.raw_group, {}).get(owners) is not None
+
     def raw_group_of(self, owners: OwnerSet) -> dist.ProcessGroup:
         """Returns the process group of an owner set that this rank is in, for collectives issued during backward."""
         if len(owners) == self.workers:

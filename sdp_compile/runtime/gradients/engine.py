@@ -93,7 +93,7 @@ class GradientEngine:
     def rehook(self) -> None:
         """Hooks the module's parameters. Call it after other Parameter objects have replaced them."""
         self._parameters = self._current_parameters()
-        self._hooks.attach(self, self._progress.follow(self._parameters))
+        self._hooks.attach(self, self._progress.follow(self._parameters), self.names())
         self._unequal_devices = None
 
     @property
@@ -220,6 +220,7 @@ class GradientEngine:
         for slot, flat, part in averages:
             if not self.reduction.keep(slot.bucket, flat, self._parameters):
                 slot.unpack(flat, part, self._parameters)
+        self._hooks.mark()
         self._accumulated = False
 
     @torch.no_grad()

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sdp_compile.runtime.gradients.owned import mark
+
 
 class Listener(Protocol):
     """What is told of completed gradients: a gradient engine."""
@@ -18,20 +20,32 @@ class Listener(Protocol):
 
 
 class Hook:
-    """The hook of one parameter, which is in the buckets ``slots``; it does not keep the engine alive."""
+    """The hook of one parameter; it does not keep the engine alive.
 
-    def __init__(self, engine: Listener, slots: Sequence[int]) -> None:
-        self._engine = weakref.ref(engine)
-        self._slots = slots
+    Args:
+        engine: What is told of the parameter's gradient.
+        slots: The positions of the parameter's buckets.
+        name: The parameter's name in the full model; None if it has no part in the plan.
+    """
+
+    def __init__(self, engine: Listener, slots: Sequence[int], name: str | None = None) -> None:
+        self.engine_ref = weakref.ref(engine)
+        self._slots, self._name = slots, name
 
     @property
     def engine(self) -> Listener | None:
-        return self._engine()
+        return self.engine_ref()
 
     def __call__(self, parameter: Tensor) -> None:
-        engine = self._engine()
+        engine = self.engine_ref()
         if engine is not None:
+            self.mark(parameter)
             engine.on_gradient(self._slots)
+
+    def mark(self, parameter: Tensor) -> None:
+        """Tells the parameter's gradient to which parameter of the full model it belongs."""
+        if self._name is not None:
+            mark(parameter.grad, self._name, self.engine_ref)
 
 
 class Hooks:
@@ -39,13 +53,31 @@ class Hooks:
 
     def __init__(self) -> None:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooked: list[tuple[nn.Parameter, Hook]] = []
 
-    def attach(self, engine: Listener, slots: Mapping[nn.Parameter, Sequence[int]]) -> None:
-        """Hooks these parameters, each with the positions of its buckets, in place of those hooked before."""
+    def attach(
+        self,
+        engine: Listener,
+        slots: Mapping[nn.Parameter, Sequence[int]],
+        names: Mapping[nn.Parameter, str] | None = None,
+    ) -> None:
+        """Hooks parameters in place of those hooked before.
+
+        Args:
+            engine: What is told of their gradients.
+            slots: The parameters, each with the positions of its buckets.
+            names: The names of the parameters in the full model.
+        """
         for handle in self._handles:
             handle.remove()
-        self._handles = [
-            parameter.register_post_accumulate_grad_hook(Hook(engine, positions))
+        self._hooked = [
+            (parameter, Hook(engine, positions, (names or {}).get(parameter)))
             for parameter, positions in slots.items()
             if parameter.is_leaf and parameter.requires_grad
         ]
+        self._handles = [parameter.register_post_accumulate_grad_hook(hook) for parameter, hook in self._hooked]
+
+    def mark(self) -> None:
+        """Tells all gradients to which parameters they belong, also those that no backward has accumulated."""
+        for parameter, hook in self._hooked:
+            hook.mark(parameter)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.planning.buckets import Bucket
-from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.full_results.norms import Engine
 from sdp_compile.runtime.gradients.reduction import EVERYTHING, Reduction
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout
 from sdp_compile.runtime.sharding.chunks import PendingChunks, scatter
@@ -24,15 +24,16 @@ class ReduceScatter(Reduction):
     ``.grad`` of the parameters becomes a `ShardedGradient`, which frees this worker's own gradient.
 
     Args:
-        groups: The workers' process groups.
+        engine: What averages the gradients.
         module: This worker's module.
         layout: Which elements of its parameters this worker steps.
         optimizer: The only optimizer that may step the module's parameters.
     """
 
-    def __init__(self, groups: Groups, module: nn.Module, layout: ShardLayout, optimizer: Optimizer) -> None:
-        super().__init__(groups)
+    def __init__(self, engine: Engine, module: nn.Module, layout: ShardLayout, optimizer: Optimizer) -> None:
+        super().__init__(engine.groups)
         self.layout = layout
+        self._engine = weakref.ref(engine)
         self._module = weakref.ref(module)
         self._optimizer = weakref.ref(optimizer)
         self._in_flight: dict[int, PendingChunks] = {}
@@ -75,7 +76,7 @@ class ReduceScatter(Reduction):
         if isinstance(parameter.grad, ShardedGradient):  # not zeroed since the last reduction: they add up
             parameter.grad.fresh = None
         else:
-            parameter.grad = ShardedGradient(name, parameter)
+            parameter.grad = ShardedGradient(name, parameter, self._engine)
         if name in self.layout.alone:
             for _, shard in self.layout.alone[name].shards:
                 part = torch.zeros_like(shard.parameter) if fresh is None else shard.part(fresh).clone()

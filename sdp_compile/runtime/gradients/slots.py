@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import reduce, wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,20 @@ from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.sharding.gradient import local_gradient
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _on_plain_tensors(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Spares a function the way through Python that gradients go at every operator."""
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **kwargs)
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,7 @@ class Slot:
         self.entries, self.numel = tuple(entries), start
         self.names = tuple(dict.fromkeys(entry.name for entry in entries))
 
+    @_on_plain_tensors
     def pack(self, parameters: Mapping[str, nn.Parameter], length: int, given: Mapping[str, Tensor]) -> Tensor:
         """Returns a new flat buffer with the gradients of the bucket, zeros where there are none.
 
@@ -89,6 +105,7 @@ class Slot:
                 out.zero_()
         return flat
 
+    @_on_plain_tensors
     def unpack(self, flat: Tensor, part: slice, parameters: Mapping[str, nn.Parameter]) -> None:
         """Writes the elements in ``part`` of the flat buffer into ``.grad``, which it creates if needed."""
         first, last, _ = part.indices(self.numel)

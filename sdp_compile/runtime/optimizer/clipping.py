@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.comm.groups import explained
-from sdp_compile.runtime.sharding.gradient import ShardedGradient, held_gradients
+from sdp_compile.errors import SDPError
+from sdp_compile.runtime.full_results.gradient import PartialGradient
+from sdp_compile.runtime.full_results.norms import (
+    check_averaged,
+    check_order,
+    first_owned,
+    gather_norm,
+    norm_of_norms,
+    norms_of,
+)
+from sdp_compile.runtime.sharding.gradient import held_gradients
 from sdp_compile.runtime.subnetwork import Subnetwork, require_peers, unwrapped
 
 
@@ -20,13 +25,15 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scales the gradients so that the full model's gradient has at most norm ``max_norm``. Collective.
 
-    Every element counts once, even if it has several owners.
+    Every element counts once, even if it has several owners. `torch.nn.utils.clip_grad_norm_` does the same on
+    ``model.parameters()``; this function also clips where some worker has no gradient at all, or gradients that the
+    user has replaced by other tensors.
 
     Args:
         model: An `SDPModule`, or the wrapper of one that ``torch.compile`` returns.
         max_norm: Upper bound of the norm.
         norm_type: The order p of the norm, positive; ``inf`` gives the largest absolute value.
-        error_if_nonfinite: Whether a norm that is infinite or NaN is an error.
+        error_if_nonfinite: Whether a norm that is infinite or NaN is an error, before any gradient changes.
 
     Returns:
         The norm of the full gradient before scaling, a scalar tensor that is equal on all ranks.
@@ -42,62 +49,35 @@ def clip_grad_norm_(
     module = unwrapped(model)
     peers = require_peers(module, "sdp.clip_grad_norm_()")
     norm_type, max_norm = float(norm_type), float(max_norm)
-    if not norm_type > 0:
-        raise SDPError(f"norm_type of sdp.clip_grad_norm_() must be positive, got {norm_type}. It may be infinite.")
-    if peers is not None and peers.engine.pending:
-        raise DistributedError(
-            "sdp.clip_grad_norm_() got gradients that were accumulated under no_sync() and differ between workers. "
-            "Run the last backward of a step outside no_sync(), or call sync_gradients() first."
-        )
-    gradients = [gradient for parameter in module.parameters() for gradient in held_gradients(parameter)]
-    total = _power_sum(module, norm_type)
+    check_order(norm_type, "sdp.clip_grad_norm_()")
     if peers is not None:
-        total = total.to(peers.groups.device)
-        with explained(tuple(range(module.workers)), "the gradient norm", module.rank):
-            operation = dist.ReduceOp.MAX if math.isinf(norm_type) else dist.ReduceOp.SUM
-            dist.all_reduce(total, op=operation, group=peers.group)
-        peers.groups.traffic.add("control", "all_reduce", total.nbytes, module.workers)
-    norm = total if math.isinf(norm_type) else total ** (1.0 / norm_type)
-    if error_if_nonfinite and not torch.isfinite(norm):
-        raise SDPError(
-            f"The norm of the gradient in sdp.clip_grad_norm_() is {norm.item()}, which is not finite. Check the "
-            "batches and the learning rate."
-        )
-    coefficient = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-    for gradient in gradients:
-        gradient.mul_(coefficient.to(gradient.device))
+        check_averaged(peers.engine, "sdp.clip_grad_norm_()")
+    with torch._C.DisableTorchFunctionSubclass():
+        norm = norm_of_norms(norms_of(_counted(module), norm_type), norm_type)
+        if peers is not None:
+            norm = gather_norm(norm, None, norm_type, tuple(range(module.workers)), peers.groups)
+        if error_if_nonfinite and not torch.isfinite(norm):
+            raise SDPError(
+                f"The norm of the gradient in sdp.clip_grad_norm_() is {norm.item()}, which is not finite. Check the "
+                "batches and the learning rate."
+            )
+        gradients = [gradient for parameter in module.parameters() for gradient in held_gradients(parameter)]
+        coefficient = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        for gradient in gradients:
+            gradient.mul_(coefficient.to(gradient.device))
     double = any(gradient.dtype in (torch.float64, torch.complex128) for gradient in gradients)
     device = gradients[0].device if gradients else norm.device
     return norm.to(device, torch.float64 if double else torch.float32)
 
 
-def _power_sum(module: Subnetwork, norm_type: float) -> Tensor:
-    """Returns the sum of |g|^p (the maximum for inf) over the elements whose first owner is this worker, in float64."""
+def _counted(module: Subnetwork) -> list[Tensor]:
+    """Returns the elements of all gradients that this worker counts."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    parts: list[Tensor] = []
+    result: list[Tensor] = []
     for name, tensor in module.plan.state.items():
         gradient = parameters[name].grad if tensor.kind == "parameter" and name in parameters else None
-        if gradient is None:
-            continue
-        if isinstance(gradient, ShardedGradient):  # no two workers hold the same element
-            parts += [_powers(part, norm_type) for part in gradient.parts.values()]
-            continue
-        for piece in module.plan.pieces(name):
-            if piece.numel and piece.owners and piece.owners[0] == module.rank:
-                parts.append(_powers(module.holdings.region(piece).read(gradient), norm_type))
-    if not parts:
-        return torch.zeros((), dtype=torch.float64)
-    stacked = torch.stack([part.to(parts[0].device) for part in parts])
-    return stacked.max() if math.isinf(norm_type) else stacked.sum()
-
-
-def _powers(values: Tensor, norm_type: float) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(values, norm_type, dtype=_wide(values)).double()
-    return norm if math.isinf(norm_type) else torch.pow(norm, norm_type)
-
-
-def _wide(gradient: Tensor) -> torch.dtype:
-    """Returns the dtype in which to accumulate: more precise than half precision."""
-    if gradient.dtype in (torch.float16, torch.bfloat16):
-        return torch.float32
-    return gradient.dtype
+        if isinstance(gradient, PartialGradient):
+            result += gradient.counted()
+        elif gradient is not None:  # set by the user, or there are no other workers
+            result += first_owned(gradient, name, module.holdings)
+    return result

@@ -17,13 +17,12 @@ from sdp_compile.runtime.sharding.shards import ShardedBucket
 
 
 @contextmanager
-def bound(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], with_values: bool) -> Iterator[None]:
-    """Within this context, the shards of parameters with a gradient have their part of it as ``.grad``.
+def bound(layout: ShardLayout, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Within this context, the shards of parameters with a gradient have their values, and their part of the gradient.
 
     Args:
         layout: The shards of this worker.
         parameters: The module's parameters by name.
-        with_values: Whether the shards also have their values.
 
     Raises:
         SDPError: If a gradient was not reduced to shards.
@@ -36,7 +35,7 @@ def bound(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], with_valu
             for shard in shards:
                 part = gradient.parts[shard] if isinstance(gradient, ShardedGradient) else gradient
                 if part is not None:
-                    shard.bind(shard.part(parameter.detach()) if with_values else part, part)
+                    shard.bind(shard.part(parameter.detach()), part)
         yield
     finally:
         for shards in layout.shards.values():

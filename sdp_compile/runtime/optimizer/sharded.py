@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -69,7 +68,7 @@ class ShardedOptimizer(Optimizer):
         self.state = self._inner.state
         install_optimizer_guard()
         if peers is not None:
-            reduction = ReduceScatter(peers.groups, module, self._layout, self)
+            reduction = ReduceScatter(peers.engine, module, self._layout, self)
             before, peers.engine.reduction = peers.engine.reduction, reduction
             weakref.finalize(self, _end, reduction, before, weakref.ref(peers.engine)).atexit = False
 
@@ -108,17 +107,11 @@ class ShardedOptimizer(Optimizer):
         self._check_parameters(parameters)
         self._follow_options()
         check_elementwise(self._inner, device_of(self.module), flat=True)
-        with bound(self._layout, parameters, with_values=True):
+        with bound(self._layout, parameters):
             self._inner.step()
             self._adopt()  # some optimizers keep state in their groups
             publish(self._layout, parameters, self._groups)
         return loss
-
-    @contextmanager
-    def gradients(self) -> Iterator[Optimizer]:
-        """Yields the wrapped optimizer, whose shards have their averaged gradients within this context."""
-        with bound(self._layout, parameters_of(self.module, self.module.plan), with_values=False):
-            yield self._inner
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of this worker's own shards, for the same worker of the same plan.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -63,6 +65,13 @@ def test_the_first_bucket_of_a_parameter_is_known() -> None:
     assert set(layout.first) == {*CUT, "tied"}
 
 
+class Engine:
+    """What averages the gradients."""
+
+    def __init__(self) -> None:
+        self.groups = groups()
+
+
 class Scattered:
     """Worker 0's reduction, without the collectives: chunk number n holds 100 n, 100 n + 1, ..."""
 
@@ -71,7 +80,8 @@ class Scattered:
         self.layout = layout_of(self.module)
         self.parameters = parameters_of(self.module, self.module.plan)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1.0)
-        self.reduction = ReduceScatter(groups(), self.module, self.layout, self.optimizer)
+        self.engine: Any = Engine()
+        self.reduction = ReduceScatter(self.engine, self.module, self.layout, self.optimizer)
         self.buckets = {bucket.number: bucket for bucket in self.module.plan.buckets(0, 64)}
 
     def reduce(self) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from sdp_compile import GradScaler, NeuronPolicy, sdp_compile
+from sdp_compile import BlockPolicy, GradScaler, NeuronPolicy, ShardedOptimizer, sdp_compile
 from tests.distributed import run_workers
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 def network() -> nn.Module:
@@ -17,13 +19,33 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
 
 
-def train(rank: int, fused: bool) -> tuple[list[float], list[bool], dict[str, torch.Tensor]]:
+class OtherDtypes(nn.Module):
+    """Residual branches of two dtypes: where blocks are dropped, workers hold gradients of different dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.outputs = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.branches = nn.ModuleList(nn.Linear(8, 8, dtype=dtype) for dtype in (torch.float64, torch.bfloat16) * 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inputs(x)
+        for branch in self.branches:
+            x = x + branch(x.to(branch.weight.dtype)).to(x.dtype)
+        return self.outputs(x)
+
+
+def train(rank: int, scaler: torch.amp.GradScaler, case: str) -> Any:
     """Three steps, in the second of which the loss of worker 2 overflows: scales, whether a step was made, weights."""
-    model = sdp_compile(network(), NeuronPolicy(coverage=0.5), torch.randn(4, 6))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
-    scaler = GradScaler(init_scale=1024.0)
+    torch.manual_seed(0)
+    blocks = case == "blocks"
+    original, policy = (OtherDtypes(), BlockPolicy(coverage=0.5)) if blocks else (network(), NeuronPolicy(coverage=0.5))
+    model = sdp_compile(original, policy, torch.randn(4, 6))
+    if case == "sharded":
+        optimizer: torch.optim.Optimizer = ShardedOptimizer(model, torch.optim.AdamW, lr=1e-2)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=case == "fused")
     generator = torch.Generator().manual_seed(rank)
-    scales, moved = [], []
+    scales, moved, norms = [], [], []
     for step in range(3):
         loss = model(torch.randn(4, 6, generator=generator)).square().mean()
         if (step, rank) == (1, 2):
@@ -31,22 +53,62 @@ def train(rank: int, fused: bool) -> tuple[list[float], list[bool], dict[str, to
         optimizer.zero_grad()
         before = [parameter.detach().clone() for parameter in model.parameters()]
         scaler.scale(loss).backward()
+        if case == "clipped":
+            scaler.unscale_(optimizer)
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1e-3).item())
         scaler.step(optimizer)
         scaler.update()
         scales.append(scaler.get_scale())
         pairs = zip(before, model.parameters(), strict=True)
         moved.append(any(not torch.equal(old, new) for old, new in pairs))
-    return scales, moved, model.full_state_dict()
+    return scales, moved, norms, model.full_state_dict()
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_all_workers_skip_together(fused: bool) -> None:
-    results = run_workers(train, 4, fused)
-    for scales, moved, state in results:
+KINDS = {"torch": lambda: torch.amp.GradScaler("cpu", init_scale=1024.0), "sdp": lambda: GradScaler(init_scale=1024.0)}
+CASES = ("plain", "fused", "clipped", "blocks", "sharded")
+
+
+def every_case(rank: int) -> dict[tuple[str, str], Any]:
+    return {(kind, case): train(rank, make(), case) for kind, make in KINDS.items() for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def trained() -> list[Any]:
+    return run_workers(every_case, 4, limit=240.0)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_workers_skip_together(kind: str, case: str, trained: list[Any]) -> None:
+    results = [own[kind, case] for own in trained]
+    for scales, moved, norms, state in results:
         assert scales == [1024.0, 512.0, 512.0] and moved == [True, False, True]
+        assert str(norms) == str(results[0][2])
         for name, value in state.items():
             assert torch.isfinite(value).all()
-            assert torch.equal(value, results[0][2][name])
+            assert torch.equal(value, results[0][3][name])
+        torch.testing.assert_close(state, trained[0]["sdp", case][3], rtol=0, atol=0)
+
+
+def without_gradient(rank: int) -> list[float]:
+    """Worker 1 has no gradient in the first step, and worker 3 finds an overflow in the second."""
+    model = sdp_compile(network(), NeuronPolicy(coverage=0.5), torch.randn(4, 6))
+    optimizer, scaler, scales = torch.optim.SGD(model.parameters(), lr=1e-2), GradScaler(init_scale=8.0), []
+    for step in range(2):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.randn(4, 6)).square().mean()).backward()
+        if step == 0 and rank == 1:
+            optimizer.zero_grad()
+        if step == 1 and rank == 3:
+            next(model.parameters()).grad[0] = float("nan")
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    return scales
+
+
+def test_a_worker_without_gradients_takes_part() -> None:
+    assert run_workers(without_gradient, 4) == [[8.0, 4.0]] * 4
 
 
 def test_it_is_the_original_without_peers() -> None:

@@ -1,0 +1,1 @@
+"""Torch's own functions of gradients, with the full model's results: total norms, and the check for overflow."""
