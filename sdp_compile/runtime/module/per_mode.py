@@ -13,7 +13,7 @@ from torch import fx
 from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
 from sdp_compile.ir.program import Mode, Program
-from sdp_compile.runtime.module.programs import Programs, chosen_while_compiling
+from sdp_compile.runtime.module.programs import Programs, chosen_while_compiling, numbers_of, numbers_while_compiling
 
 _instances = itertools.count()
 
@@ -100,6 +100,9 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if name != mode:
         caller = getattr(self, "_caller_" + name)
         inputs = caller.bind(args, kwargs)
+    if caller.has_numbers:
+        known = numbers_while_compiling if torch.compiler.is_compiling() else numbers_of
+        inputs = [*inputs, *known(self.number, name, version)]
     run = getattr(self, "_run_" + name)
     if not caller.autocast_devices or torch.compiler.is_compiling():
         outputs = run(*inputs)

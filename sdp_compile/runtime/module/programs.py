@@ -8,10 +8,11 @@ skeleton again, once and on this worker alone. The plan stays as it is.
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -24,7 +25,9 @@ from sdp_compile.capture import recapture
 from sdp_compile.capture.devices import retarget_devices
 from sdp_compile.capture.precision import autocast_of
 from sdp_compile.errors import SDPError
-from sdp_compile.ir.program import Mode, Precision, Program, copy_program
+from sdp_compile.ir.numbers import Place
+from sdp_compile.ir.plain import floats_since, frozen
+from sdp_compile.ir.program import Capture, Mode, Precision, Program, copy_program
 from sdp_compile.ir.reads import Read, changed_read
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.planning.making import refitted
@@ -66,6 +69,8 @@ class Programs:
         self._chosen: dict[tuple[object, ...], str] = {}
         self._reads: dict[str, tuple[list[Read], list[Read]]] = {}
         self._seen: dict[str, int] = {}
+        self._numbers: dict[str, tuple[float, ...]] = {}
+        self._fixed: set[tuple[Mode, Place]] = set()  # numbers that could not become inputs
         self.number = next(_numbers)
         _of_modules[self.number] = self
 
@@ -195,9 +200,37 @@ class Programs:
         changed = changed_read(others, self.module)
         if changed is None and (self.state.is_lent or self._seen.get(name) != self.state.version):
             changed = changed_read(attributes, self.state.skeleton)
+            numbers = self.programs[name].numbers
+            if changed is None and numbers is not None:
+                values = numbers.now(self.state.skeleton)
+                if values is None:
+                    return "a number has a value for which the model takes another path"
+                self._numbers[name] = values
+                if any(place.kind == "global" for places in numbers.places for place in places):
+                    return ""  # which may change without notice
             if changed is None:
                 self._seen[name] = self.state.version
         return "" if changed is None else f"{changed} has changed"
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Returns the numbers that a program takes after the inputs, for the call that it was chosen for."""
+        return self._numbers[name]
+
+    def _changing(self, mode: Mode) -> list[Place]:
+        """Returns where the original has numbers that have changed since the mode was captured."""
+        found: dict[Place, None] = {}
+        for program in self:
+            for read in program.reads if program.mode == mode else ():
+                if read.kind in ("attribute", "global"):
+                    now = frozen(read.now(self.state.skeleton))
+                    for path in floats_since(read.value, now):
+                        found[Place(read.kind, read.owner, read.name, path)] = None
+        skeleton = self.state.skeleton
+        return [
+            place
+            for place in found
+            if (mode, place) not in self._fixed and (value := place.now(skeleton)) and math.isfinite(value)
+        ]
 
     def _add(self, call: _Call) -> str:
         module, mode = self.module, call.mode
@@ -211,6 +244,7 @@ class Programs:
         name = f"{mode}_{len(known)}"
         self.programs[name] = program
         self.generate((name,))
+        self._changed(name)  # reads its numbers
         if len(known) == _MANY:
             warnings.warn(
                 f"{type(module.capture.skeleton).__name__} has been captured {len(known) + 1} times in {mode} mode for "
@@ -240,11 +274,32 @@ class Programs:
         return type(error)(message)
 
     def _captured_again(self, call: _Call) -> tuple[Program, dict[str, torch.Tensor]]:
-        """Returns the worker's program for another call, and the constants that only this program has."""
-        module, lowered = self.module, self._lowered
-        base = replace(module.capture, skeleton=self.state.skeleton)
-        values = {name: buffer for name, buffer in module.named_buffers() if buffer.numel() == 1}
-        captured = recapture(base, call.mode, call.precision, self.device, call.shapes, call.grad, values)
+        """Returns the worker's program for another call, and the constants that only this program has.
+
+        Numbers that have changed become its inputs where that is possible.
+        """
+        places = self._changing(call.mode)
+        captured = self._recapture(call, places)
+        numbers = captured.programs[call.mode].numbers
+        freed = {place for group in (() if numbers is None else numbers.places) for place in group}
+        if numbers is not None and numbers.now(self.state.skeleton) is None:  # such as a difference that is 0 now
+            return self._lowered_again(call, self._recapture(call))
+        self._fixed |= {(call.mode, place) for place in places if place not in freed}
+        try:
+            return self._lowered_again(call, captured)
+        except SDPError:
+            if not freed:
+                raise
+            self._fixed |= {(call.mode, place) for place in freed}
+        return self._lowered_again(call, self._recapture(call))  # the plan needs to know their values
+
+    def _recapture(self, call: _Call, places: Sequence[Place] = ()) -> Capture:
+        base = replace(self.module.capture, skeleton=self.state.skeleton)
+        values = {name: buffer for name, buffer in self.module.named_buffers() if buffer.numel() == 1}
+        return recapture(base, call.mode, call.precision, self.device, call.shapes, call.grad, values, places)
+
+    def _lowered_again(self, call: _Call, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
+        module, lowered, base = self.module, self._lowered, self.module.capture
         analysis = analyse(captured)
         plan = refitted(lowered.plan, analysis, lowered.rank)
         with autocast_of(call.precision, self.device):
@@ -252,7 +307,7 @@ class Programs:
         new = {name: tensor for name, tensor in captured.state.items() if name not in base.state}
         tensors = slice_tensors(again.holdings, replace(captured, state=new), {}, self.device)
         constants = {name: captured.constants[name] for name in new}
-        module.capture = replace(module.capture, state={**base.state, **new}, constants={**base.constants, **constants})
+        module.capture = replace(base, state={**base.state, **new}, constants={**base.constants, **constants})
         return again.programs[call.mode], tensors
 
 
@@ -298,3 +353,18 @@ def chosen_while_compiling(
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_of_modules[number].choose, mode, dtypes, autocast, grad, shapes).result()
+
+
+def numbers_of(number: int, name: str, version: int) -> tuple[float, ...]:
+    """Returns what `Programs.numbers` of a module says.
+
+    Args:
+        number: The module's number.
+        name: The name of the program.
+        version: The version of the module's plain attributes, so that TorchDynamo guards it.
+    """
+    return _of_modules[number].numbers(name)
+
+
+numbers_while_compiling = torch.compiler.assume_constant_result(numbers_of)
+"""`numbers_of` while TorchDynamo traces a call."""
