@@ -13,7 +13,7 @@ import math
 import random
 import struct
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -22,7 +22,6 @@ from torch import fx, nn
 
 from sdp_compile.capture.export import Exported
 from sdp_compile.capture.traced import MATH, Tape, Traced, traced_math
-from sdp_compile.errors import CaptureError
 from sdp_compile.ir.numbers import Numbers, Place, replay
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import with_free
@@ -36,14 +35,14 @@ Captured = tuple[Program, Exported]
 _OPAQUE = ("numpy", "cmath", "decimal", "fractions", "struct")
 _MOST = 4  # numbers that are tried one by one
 _KEEP_SHAPE = frozenset(
-    "addbmm addmm addmv addr alpha_dropout baddbmm batch_norm bernoulli binary_cross_entropy cdist constant_pad_nd "
-    "cosine_embedding_loss cosine_similarity cross_entropy_loss div dropout embedding_renorm exponential "
-    "feature_alpha_dropout feature_dropout fill full full_like group_norm hinge_embedding_loss huber_loss index_add "
-    "index_fill instance_norm kl_div layer_norm linalg_vector_norm log_normal margin_ranking_loss masked_fill mul "
-    "multi_margin_loss multilabel_soft_margin_loss native_batch_norm native_dropout native_group_norm "
-    "native_layer_norm new_full norm normal pad pairwise_distance pdist poisson_nll_loss renorm rms_norm rrelu rsub "
-    "scalar_tensor scaled_dot_product_attention scatter smooth_l1_loss soft_margin_loss sub add threshold "
-    "triplet_margin_loss uniform where".split()
+    "add addbmm addmm addmv addr alpha_dropout baddbmm batch_norm bernoulli binary_cross_entropy cdist "
+    "constant_pad_nd cosine_embedding_loss cosine_similarity cross_entropy_loss div dropout embedding_renorm "
+    "exponential feature_alpha_dropout feature_dropout fill full full_like group_norm gru hinge_embedding_loss "
+    "huber_loss index_add index_fill instance_norm kl_div layer_norm linalg_vector_norm log_normal lstm "
+    "margin_ranking_loss masked_fill mul multi_margin_loss multilabel_soft_margin_loss native_batch_norm "
+    "native_dropout native_group_norm native_layer_norm new_full norm normal pad pairwise_distance pdist "
+    "poisson_nll_loss renorm rms_norm rnn_relu rnn_tanh rrelu rsub scalar_tensor scaled_dot_product_attention "
+    "scatter smooth_l1_loss soft_margin_loss sub threshold triplet_margin_loss uniform where".split()
 )
 """Operators other than elementwise ones in which a number does not change the shape of the result."""
 
@@ -66,7 +65,7 @@ def with_free_numbers(
     if not places or _escapes(exported.functions):
         return program
     subject, slots = model(), dict[tuple[int, Any], list[Place]]()
-    for place in places:
+    for place in filter(lambda place: not _is_property(subject, place), places):
         slots.setdefault(_slot(subject, place), []).append(place)
     groups = list(map(tuple, slots.values()))
     found = _freed(captured, model(), groups, again)
@@ -95,9 +94,9 @@ def _freed(
         derived = [read for read in program.reads if _is_derived(model, read)]
         try:
             traced, twin = again(model)
-        except CaptureError:
+        except Exception:  # the model has been captured without this
             return None
-    if tape.lost or twin.calls_math or not _is_generic(tape, len(true), draw):
+    if tape.lost or twin.calls_math or _escapes(twin.functions) or not _is_generic(tape, len(true), draw):
         return None
     paths: dict[tuple[str, str, str], tuple[tuple[str | int, ...], ...]] = {}
     for place in (place for group in groups for place in group):
@@ -109,7 +108,7 @@ def _freed(
         return None
     result = copy_program(program)
     inputs = _Replacement(result.graph, traced.graph, tape).run()
-    if not inputs:
+    if inputs is None:
         return None
     numbers = Numbers(tuple(groups), tuple(tape.steps), tuple(tape.conditions.values()), tuple(inputs))
     return replace(result, reads=reads, numbers=numbers)
@@ -164,13 +163,14 @@ def _put(model: nn.Module, place: Place, value: Traced, stack: contextlib.ExitSt
     return place.now(model) is value
 
 
+def _is_property(model: nn.Module, place: Place | Read) -> bool:
+    owner = submodule(model, place.owner) if place.kind == "attribute" else None
+    return isinstance(getattr(type(owner), place.name, None), property)
+
+
 def _is_derived(model: nn.Module, read: Read) -> bool:
     """Whether an attribute is a property that computes its value from the numbers."""
-    if read.kind != "attribute" or read.name in vars(submodule(model, read.owner)):
-        return False
-    return isinstance(getattr(type(submodule(model, read.owner)), read.name, None), property) and isinstance(
-        read.now(model), Traced
-    )
+    return _is_property(model, read) and isinstance(read.now(model), Traced)
 
 
 # -- what user code can do with a number without a trace -------------------------------------------------------------
@@ -237,7 +237,6 @@ def _same_reads(
     return result if all(key in others or key in paths for key in known) else None
 
 
-@dataclass
 class _Different(Exception):
     """The two graphs differ."""
 
@@ -251,8 +250,8 @@ class _Replacement:
         self._twins: dict[fx.Node, fx.Node] = {}
         self._inputs: dict[int, fx.Node] = {}
 
-    def run(self) -> list[int]:
-        """Returns the numbers that became inputs; none if the graphs differ."""
+    def run(self) -> list[int] | None:
+        """Returns the numbers that became inputs; None if the graphs differ."""
         nodes, twins = list(self._graph.nodes), list(self._twin.nodes)
         try:
             if len(nodes) != len(twins):
@@ -267,7 +266,7 @@ class _Replacement:
                     node.kwargs = kwargs
                 self._twins[twin] = node
         except _Different:
-            return []
+            return None
         return list(self._inputs)
 
     def _pair(self, node: fx.Node, one: Any, other: Any) -> Any:

@@ -40,6 +40,10 @@ class Tape:
             if not all(isinstance(item, _FOLLOWED) or type(item) in _PLAIN for item in arguments):
                 self.lose(function)  # such as numbers of numpy and sizes
             return NotImplemented
+        if function in ("add", "mul"):  # in one order, so that no two steps have the same results
+            arguments = tuple(sorted(arguments, key=lambda item: item.index if type(item) is Traced else -1))
+            if type(arguments[0]) is int and arguments[0] == (function == "mul"):
+                return arguments[1]  # such as the 0 that sum() begins with
         step = Step(function, tuple(Ref(item.index) if type(item) is Traced else item for item in arguments))
         true, mark = step.value(self.true), step.value(self.marks)
         key = repr(step)

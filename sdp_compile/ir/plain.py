@@ -7,7 +7,7 @@ import pickle
 from collections import deque
 from collections.abc import Iterator, Mapping, Set
 from itertools import islice
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -133,7 +133,8 @@ class _Freezer:
         if isinstance(value, Set):
             return frozenset(self.freeze(item) for item in islice(value, max(0, self._left)))
         attributes = getattr(value, "__dict__", None)
-        if isinstance(attributes, dict) and attributes and "__reduce__" not in _own(type(value)):
+        plain = type(value) is SimpleNamespace or "__reduce__" not in _own(type(value))
+        if isinstance(attributes, dict) and attributes and plain:
             return tuple((name, self.freeze(item)) for name, item in list(attributes.items()))
         try:
             return pickle.dumps(value)

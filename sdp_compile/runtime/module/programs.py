@@ -44,6 +44,8 @@ Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 _REMEMBERED = 1000  # calls whose program is looked up at once
 _MANY = 8  # captures of one mode after which the user is told, as often as torch.compile compiles anew
 
+_PATHS = 8  # graphs of one precision that take a number; if it takes yet another path, it is fixed
+
 _numbers = itertools.count()
 _of_modules: weakref.WeakValueDictionary[int, Programs] = weakref.WeakValueDictionary()
 
@@ -216,11 +218,14 @@ class Programs:
         """Returns the numbers that a program takes after the inputs, for the call that it was chosen for."""
         return self._numbers[name]
 
-    def _changing(self, mode: Mode) -> list[Place]:
+    def _changing(self, call: _Call) -> list[Place]:
         """Returns where the original has numbers that have changed since the mode was captured."""
         found: dict[Place, None] = {}
+        paths: Counter[Place] = Counter()
         for program in self:
-            for read in program.reads if program.mode == mode else ():
+            if program.numbers is not None and program.mode == call.mode and program.precision == call.precision:
+                paths.update(place for places in program.numbers.places for place in places)
+            for read in program.reads if program.mode == call.mode else ():
                 if read.kind in ("attribute", "global"):
                     now = frozen(read.now(self.state.skeleton))
                     for path in floats_since(read.value, now):
@@ -229,7 +234,10 @@ class Programs:
         return [
             place
             for place in found
-            if (mode, place) not in self._fixed and (value := place.now(skeleton)) and math.isfinite(value)
+            if (call.mode, place) not in self._fixed
+            and paths[place] < _PATHS
+            and (value := place.now(skeleton))
+            and math.isfinite(value)
         ]
 
     def _add(self, call: _Call) -> str:
@@ -278,7 +286,7 @@ class Programs:
 
         Numbers that have changed become its inputs where that is possible.
         """
-        places = self._changing(call.mode)
+        places = self._changing(call)
         captured = self._recapture(call, places)
         numbers = captured.programs[call.mode].numbers
         freed = {place for group in (() if numbers is None else numbers.places) for place in group}
@@ -355,8 +363,9 @@ def chosen_while_compiling(
         return thread.submit(_of_modules[number].choose, mode, dtypes, autocast, grad, shapes).result()
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def numbers_of(number: int, name: str, version: int) -> tuple[float, ...]:
-    """Returns what `Programs.numbers` of a module says.
+    """Returns what `Programs.numbers` of a module says, also while TorchDynamo traces a call.
 
     Args:
         number: The module's number.
@@ -364,7 +373,3 @@ def numbers_of(number: int, name: str, version: int) -> tuple[float, ...]:
         version: The version of the module's plain attributes, so that TorchDynamo guards it.
     """
     return _of_modules[number].numbers(name)
-
-
-numbers_while_compiling = torch.compiler.assume_constant_result(numbers_of)
-"""`numbers_of` while TorchDynamo traces a call."""
