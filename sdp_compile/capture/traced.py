@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,8 @@ class Traced(float):
     """A float that stands for number ``index`` of a tape, or for a result of a step."""
 
     __slots__ = ("index", "tape")
+    index: int
+    tape: Tape
 
     def __new__(cls, tape: Tape, index: int) -> Traced:
         """Makes the float, whose value as such is its mark."""
@@ -92,7 +94,7 @@ class Traced(float):
         return self if self >= 0 else -self
 
     @property
-    def real(self) -> Traced:  # type: ignore[override]  # float has an attribute of C
+    def real(self) -> Traced:
         """The float itself."""
         return self
 
@@ -141,10 +143,12 @@ def traced_math(function: Any) -> Callable[..., Any]:
     """Returns a function of `math` that follows traced numbers."""
 
     def followed(*arguments: Any, **options: Any) -> Any:
-        tape = next((item.tape for item in (*arguments, *options.values()) if type(item) is Traced), None)
+        arguments = tuple(list(item) if isinstance(item, Iterable) else item for item in arguments)
+        inner = [part for item in arguments if isinstance(item, list) for part in item]
+        tape = next((item.tape for item in (*arguments, *inner, *options.values()) if type(item) is Traced), None)
         if tape is None:
             return function(*arguments, **options)
-        result = NotImplemented if options else tape.apply(f"math.{function.__name__}", *arguments)
+        result = NotImplemented if inner or options else tape.apply(f"math.{function.__name__}", *arguments)
         if result is NotImplemented:
             tape.lose(f"math.{function.__name__}")
             return function(*arguments, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,9 +38,10 @@ class Place:
 
     def now(self, model: nn.Module) -> Any:
         """Returns what is there now in ``model``; raises LookupError if there is nothing."""
-        value = Read(self.kind, self.owner, self.name, None).now(model)
+        value: Any = Read(self.kind, self.owner, self.name, None).now(model)
         for key in self.path:
-            value = value[key] if isinstance(value, (Mapping, list, deque)) else vars(value)[key]
+            inner: Any = value if isinstance(value, (Mapping, list)) else vars(value)
+            value = inner[key]
         return value
 
 
@@ -80,6 +80,11 @@ class Numbers:
     steps: tuple[Step, ...]
     conditions: tuple[tuple[Step, Any], ...]
     inputs: tuple[int, ...]
+
+    @property
+    def has_globals(self) -> bool:
+        """Whether some are global variables."""
+        return any(place.kind == "global" for places in self.places for place in places)
 
     def now(self, model: nn.Module) -> tuple[float, ...] | None:
         """Returns the values of the graph's inputs, or None if the graph is not right for what ``model`` holds.

@@ -84,7 +84,7 @@ def _is_row(kind: Any) -> bool:
 def _keys(kind: Any, parts: tuple[Any, ...]) -> list[Any]:
     """Returns the key of each part of a frozen value, None for those that no path leads to."""
     if _is_row(kind):
-        return [None if issubclass(kind, tuple) else number for number in range(len(parts) - 1)]
+        return [number if issubclass(kind, list) else None for number in range(len(parts) - 1)]
     return [part[0] if isinstance(part, tuple) and isinstance(part[0], str) else None for part in parts]
 
 

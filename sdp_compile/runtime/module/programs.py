@@ -8,7 +8,6 @@ skeleton again, once and on this worker alone. The plan stays as it is.
 from __future__ import annotations
 
 import itertools
-import math
 import warnings
 import weakref
 from collections import Counter
@@ -26,13 +25,13 @@ from sdp_compile.capture.devices import retarget_devices
 from sdp_compile.capture.precision import autocast_of
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.numbers import Place
-from sdp_compile.ir.plain import floats_since, frozen
 from sdp_compile.ir.program import Capture, Mode, Precision, Program, copy_program
 from sdp_compile.ir.reads import Read, changed_read
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.planning.making import refitted
 from sdp_compile.runtime.gradients.compiled import with_launches
 from sdp_compile.runtime.module.calls import Caller
+from sdp_compile.runtime.module.changing import ChangingNumbers
 from sdp_compile.runtime.module.recompute import executable
 from sdp_compile.runtime.module.user_names import hidden_parts, reading_parts
 from sdp_compile.runtime.python_state import PythonState
@@ -43,8 +42,6 @@ from sdp_compile.structure.analysis import analyse
 Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 _REMEMBERED = 1000  # calls whose program is looked up at once
 _MANY = 8  # captures of one mode after which the user is told, as often as torch.compile compiles anew
-
-_PATHS = 8  # graphs of one precision that take a number; if it takes yet another path, it is fixed
 
 _numbers = itertools.count()
 _of_modules: weakref.WeakValueDictionary[int, Programs] = weakref.WeakValueDictionary()
@@ -72,7 +69,7 @@ class Programs:
         self._reads: dict[str, tuple[list[Read], list[Read]]] = {}
         self._seen: dict[str, int] = {}
         self._numbers: dict[str, tuple[float, ...]] = {}
-        self._fixed: set[tuple[Mode, Place]] = set()  # numbers that could not become inputs
+        self._changing: dict[Mode, ChangingNumbers] = {"train": ChangingNumbers(), "eval": ChangingNumbers()}
         self.number = next(_numbers)
         _of_modules[self.number] = self
 
@@ -208,8 +205,8 @@ class Programs:
                 if values is None:
                     return "a number has a value for which the model takes another path"
                 self._numbers[name] = values
-                if any(place.kind == "global" for places in numbers.places for place in places):
-                    return ""  # which may change without notice
+                if numbers.has_globals:  # which change without notice
+                    return ""
             if changed is None:
                 self._seen[name] = self.state.version
         return "" if changed is None else f"{changed} has changed"
@@ -217,28 +214,6 @@ class Programs:
     def numbers(self, name: str) -> tuple[float, ...]:
         """Returns the numbers that a program takes after the inputs, for the call that it was chosen for."""
         return self._numbers[name]
-
-    def _changing(self, call: _Call) -> list[Place]:
-        """Returns where the original has numbers that have changed since the mode was captured."""
-        found: dict[Place, None] = {}
-        paths: Counter[Place] = Counter()
-        for program in self:
-            if program.numbers is not None and program.mode == call.mode and program.precision == call.precision:
-                paths.update(place for places in program.numbers.places for place in places)
-            for read in program.reads if program.mode == call.mode else ():
-                if read.kind in ("attribute", "global"):
-                    now = frozen(read.now(self.state.skeleton))
-                    for path in floats_since(read.value, now):
-                        found[Place(read.kind, read.owner, read.name, path)] = None
-        skeleton = self.state.skeleton
-        return [
-            place
-            for place in found
-            if (call.mode, place) not in self._fixed
-            and paths[place] < _PATHS
-            and (value := place.now(skeleton))
-            and math.isfinite(value)
-        ]
 
     def _add(self, call: _Call) -> str:
         module, mode = self.module, call.mode
@@ -286,20 +261,22 @@ class Programs:
 
         Numbers that have changed become its inputs where that is possible.
         """
-        places = self._changing(call)
+        changing, skeleton = self._changing[call.mode], self.state.skeleton
+        known = [program for program in self if program.mode == call.mode]
+        places = changing.find(known, call.precision, skeleton)
         captured = self._recapture(call, places)
         numbers = captured.programs[call.mode].numbers
-        freed = {place for group in (() if numbers is None else numbers.places) for place in group}
-        if numbers is not None and numbers.now(self.state.skeleton) is None:  # such as a difference that is 0 now
-            return self._lowered_again(call, self._recapture(call))
-        self._fixed |= {(call.mode, place) for place in places if place not in freed}
+        if places and (numbers is None or numbers.now(skeleton) is not None):
+            changing.fix(places, numbers)
+        elif places:  # a difference, say, is 0 at the moment
+            captured = self._recapture(call)
         try:
             return self._lowered_again(call, captured)
         except SDPError:
-            if not freed:
+            if captured.programs[call.mode].numbers is None:
                 raise
-            self._fixed |= {(call.mode, place) for place in freed}
-        return self._lowered_again(call, self._recapture(call))  # the plan needs to know their values
+        changing.fix(places, None)  # the plan depends on their values
+        return self._lowered_again(call, self._recapture(call))
 
     def _recapture(self, call: _Call, places: Sequence[Place] = ()) -> Capture:
         base = replace(self.module.capture, skeleton=self.state.skeleton)
