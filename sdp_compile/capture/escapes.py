@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import math
+import re
 from collections.abc import Iterator, Mapping
 from types import CodeType, ModuleType
 from typing import Any
@@ -21,11 +22,14 @@ _OPAQUE = frozenset(
 """Packages that read the value of a float where nothing sees it."""
 
 _READERS = ("type", "complex")  # built-in functions that do so
+_FORMAT = re.compile(r"%[-+#0]*\d*(?:\.\d+)?[diouxXeEfFgG]")  # as in "%.2f" % number
 
 
 def escapes(functions: Functions | None) -> bool:
     """Whether one of the functions that forward runs could read the value of a number, or ask for its type."""
     if functions is None:
+        return True
+    if any(isinstance(text, str) and _FORMAT.search(text) for code in functions for text in code.co_consts):
         return True
     for _scope, name, value in _loaded(functions):
         home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)

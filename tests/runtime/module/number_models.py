@@ -227,6 +227,11 @@ class Compared(Small):
         return h * 2 if self.asks[0](self.level) > 1.5 else h * 3
 
 
+class Percent(Reading):
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        return h * 2 if "%.3f" % self.level > "0.500" else h  # noqa: UP031
+
+
 class Vanishing(Reading):
     def between(self, h: torch.Tensor) -> torch.Tensor:
         return h * (self.level * 0 + 1) + self.level // 1
