@@ -17,9 +17,9 @@ from torch import nn
 
 from sdp_compile.capture.escapes import escapes, following_math
 from sdp_compile.capture.export import Exported
-from sdp_compile.capture.traced import Tape, Traced
-from sdp_compile.capture.twins import Replacement, bits
-from sdp_compile.ir.numbers import Numbers, Place, replay
+from sdp_compile.capture.traced import BecomingTensors, Tape, Traced
+from sdp_compile.capture.twins import Replacement
+from sdp_compile.ir.numbers import Numbers, Place
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import with_free
 from sdp_compile.ir.program import Program, copy_program
@@ -69,9 +69,10 @@ def _freed(
     program, exported = captured
     draw = random.Random(0)
     true = [group[0].now(model) for group in groups]
-    tape = Tape(_marks(true, draw), true)
+    tape = Tape([_mark(value, draw) for value in true], true)
     with contextlib.ExitStack() as stack:
         stack.enter_context(following_math(exported.functions or {}))
+        stack.enter_context(BecomingTensors(tape))
         for index, group in enumerate(groups):
             if not _put(model, group[0], Traced(tape, index), stack):
                 return None
@@ -80,7 +81,7 @@ def _freed(
             traced, twin = again(model)
         except Exception:  # the model has been captured without this
             return None
-    if tape.lost or twin.calls_math or escapes(twin.functions) or not _is_generic(tape, len(true), draw):
+    if tape.lost or twin.calls_math or escapes(twin.functions) or not tape.is_clear():
         return None
     paths: dict[tuple[str, str, str], tuple[tuple[str | int, ...], ...]] = {}
     for place in (place for group in groups for place in group):
@@ -101,17 +102,9 @@ def _freed(
 _EQUAL = ("inputs", "guards", "out_spec", "asks_grad", "assigned", "assigned_spec", "grad", "precision")
 
 
-def _marks(true: Sequence[float], draw: random.Random) -> list[float]:
-    """Returns numbers next to the true ones, in the same range of 0 to 1, that occur nowhere else."""
-    return [value * (1 - draw.uniform(0.5, 1) * 1e-6) if value else draw.uniform(0.5, 1) * 1e-9 for value in true]
-
-
-def _is_generic(tape: Tape, count: int, draw: random.Random) -> bool:
-    """Whether marks tell the results of all steps apart: a product with 0 is the same for all numbers."""
-    others = replay(_marks(tape.true[:count], draw), tape.steps)
-    return len({*map(bits, tape.marks)}) == len(tape.marks) and not any(
-        bits(one) == bits(other) for one, other in zip(tape.marks, others, strict=True)
-    )
+def _mark(value: float, draw: random.Random) -> float:
+    """Returns a number near another one, which is not 0, in the same range of 0 to 1; bfloat16 tells them apart."""
+    return value * draw.uniform(0.96, 0.98)
 
 
 # -- putting traced numbers into a model -----------------------------------------------------------------------------

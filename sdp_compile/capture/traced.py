@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from sdp_compile.ir.numbers import FUNCTIONS, Ref, Step
 
 _PLAIN = (bool, int, float)
+
+
+def bits(value: float) -> bytes:
+    """Returns what tells any two floats apart."""
+    return struct.pack("d", value)
 
 
 class Tape:
@@ -63,6 +71,11 @@ class Tape:
     def lose(self, what: str) -> None:
         """Notes that a number escaped."""
         self.lost = self.lost or what
+
+    def is_clear(self) -> bool:
+        """Whether each mark stands for one number only: that of ``0 * number`` could be any 0 of the graph."""
+        different = all(bits(mark) != bits(true) for mark, true in zip(self.marks, self.true, strict=True))
+        return different and len(set(map(bits, self.marks))) == len(self.marks)
 
 
 class Traced(float):
@@ -156,6 +169,29 @@ def traced_math(function: Any) -> Callable[..., Any]:
 
     return followed
 
+
+class BecomingTensors(TorchFunctionMode):
+    """Notes numbers from which tensors are made: the graph would hold the tensors."""
+
+    def __init__(self, tape: Tape) -> None:
+        """Notes them on ``tape``."""
+        super().__init__()
+        self._tape = tape
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _MAKING and any(type(leaf) is Traced for leaf in pytree.tree_leaves((args, kwargs))):
+            self._tape.lose(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+_MAKING = {
+    torch.tensor,
+    torch.as_tensor,
+    torch.asarray,
+    torch.Tensor.new_tensor,
+    torch.Tensor.new,
+    torch.Tensor.__setitem__,
+}
 
 MATH = {id(function) for name, function in vars(math).items() if callable(function) and f"math.{name}" in FUNCTIONS}
 """The identities of the functions of `math`."""

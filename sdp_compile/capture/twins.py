@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import torch
 from torch import fx
 
-from sdp_compile.capture.traced import Tape
+from sdp_compile.capture.traced import Tape, bits
 from sdp_compile.ir.schema import functional_name, functional_variant, operator_name
 
 _KEEP_SHAPE = frozenset(
@@ -22,11 +21,6 @@ _KEEP_SHAPE = frozenset(
     "scatter smooth_l1_loss soft_margin_loss sub threshold triplet_margin_loss uniform where".split()
 )
 """Operators other than elementwise ones in which a number does not change the shape of the result."""
-
-
-def bits(value: float) -> bytes:
-    """Returns what tells any two floats apart."""
-    return struct.pack("d", value)
 
 
 class _Different(Exception):

@@ -110,11 +110,3 @@ class Numbers:
             return None
         inputs = tuple(known[index] for index in self.inputs)
         return inputs if all(inputs) else None
-
-
-def replay(numbers: Sequence[float], steps: Sequence[Step]) -> list[Any]:
-    """Returns the numbers and the results of the steps."""
-    known: list[Any] = list(numbers)
-    for step in steps:
-        known.append(step.value(known))
-    return known

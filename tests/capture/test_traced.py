@@ -13,13 +13,20 @@ import pytest
 import torch
 
 from sdp_compile.capture.escapes import escapes, following_math
-from sdp_compile.capture.traced import Tape, Traced, traced_math
-from sdp_compile.ir.numbers import Numbers, Place, replay
+from sdp_compile.capture.traced import BecomingTensors, Tape, Traced, traced_math
+from sdp_compile.ir.numbers import Numbers, Place
 
 
 def traced(value: float = 0.9) -> tuple[Tape, Traced]:
     tape = Tape([value - 1e-7], [value])
     return tape, Traced(tape, 0)
+
+
+def replay(value: float, tape: Tape) -> list[Any]:
+    known = [value]
+    for step in tape.steps:
+        known.append(step.value(known))
+    return known
 
 
 COMPUTED: list[Callable[[Any], Any]] = [
@@ -39,9 +46,9 @@ def test_steps_give_what_python_computes(function: Callable[[Any], Any]) -> None
     assert type(result) is Traced and not tape.lost
     assert tape.true[result.index] == function(0.9)
     for value in (0.8, 1.3, 0.31):
-        answers = [step.value(replay([value], tape.steps)) for step, _ in tape.conditions.values()]
+        answers = [step.value(replay(value, tape)) for step, _ in tape.conditions.values()]
         if answers == [answer for _, answer in tape.conditions.values()]:
-            assert replay([value], tape.steps)[result.index] == function(value)
+            assert replay(value, tape)[result.index] == function(value)
 
 
 def test_questions_are_answered_with_the_true_value() -> None:
@@ -86,6 +93,27 @@ def test_tensors_and_copies_are_no_way_out() -> None:
     assert copy.deepcopy([x])[0] is x and copy.copy(x) is x and x.real is x and +x is x
     assert isinstance(x, float) and type(pickle.loads(pickle.dumps(x))) is float
     assert not tape.lost and not tape.steps
+
+
+def test_tensors_made_from_numbers_are_noted() -> None:
+    h = torch.ones(3)
+
+    def assign(x: float) -> None:
+        h[0] = x
+
+    for function in (torch.tensor, torch.as_tensor, lambda x: torch.tensor([[x]]), h.new_tensor, assign):
+        tape, x = traced()
+        with BecomingTensors(tape):
+            function(x)
+        assert tape.lost
+
+
+@pytest.mark.parametrize("function", [lambda x: x * 0 + 1, lambda x: x // 1, lambda x: x / 2 - x * 0.5])
+def test_marks_that_tell_nothing(function: Callable[[Any], Any]) -> None:
+    tape, x = traced()
+    assert tape.is_clear()
+    function(x)
+    assert not tape.is_clear()
 
 
 def of_math(x: float) -> float:

@@ -217,6 +217,13 @@ class Tensor(Reading):
         return h * torch.tensor(self.level, dtype=h.dtype)
 
 
+class Rounded(Reading):
+    """Makes a tensor that is the same for numbers next to each other."""
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        return h * torch.tensor([self.level * 10], dtype=torch.long, device=h.device)
+
+
 class Compared(Small):
     def __init__(self) -> None:
         super().__init__()

@@ -84,6 +84,7 @@ FIXED = [
     models.Formatted,
     models.Converted,
     models.Tensor,
+    models.Rounded,
     models.Percent,
     models.Compared,
     models.Vanishing,
