@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -36,6 +37,8 @@ class Findings:
         caches: The attributes with dictionaries that a first run fills with tensors, and a second one leaves.
         compiling: Where it asks whether it is being compiled; None if it does not.
         grad: Where it asks whether gradients are wanted; None if it does not.
+        functions: The user's functions that it called, with their global variables; None if it did not finish.
+        calls_math: Whether they call functions of `math` themselves.
     """
 
     reads: tuple[Read, ...] = ()
@@ -43,6 +46,8 @@ class Findings:
     caches: frozenset[Place] = frozenset()
     compiling: str | None = None
     grad: str | None = None
+    functions: Mapping[CodeType, dict[str, Any]] | None = None
+    calls_math: bool = False
 
 
 def audit(model: nn.Module, call: Call, mode: Mode, prepare: Prepare) -> Findings:
@@ -115,6 +120,8 @@ def _run(
             caches,
             surroundings.compiling,
             surroundings.grad or watch.asked_requires_grad,
+            surroundings.functions if finished else None,
+            surroundings.calls_math,
         ),
         finished,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ class Exported:
         asks_grad: Whether forward asks if gradients are wanted.
         sizes: Which sizes of the inputs are free, and why the others are not.
         notes: What had to be given up.
+        functions: The user's functions that forward called, with their global variables; None if that is not known.
+        calls_math: Whether they call functions of `math` themselves.
     """
 
     program: ExportedProgram
@@ -55,6 +58,8 @@ class Exported:
     asks_grad: bool
     sizes: tuple[Sizes, str]
     notes: tuple[str, ...]
+    functions: Mapping[CodeType, dict[str, Any]] | None
+    calls_math: bool
 
 
 def export_mode(
@@ -117,6 +122,8 @@ def export_mode(
             (findings.grad or observer.watch.asked_requires_grad) is not None,
             sizes,
             tuple(notes),
+            findings.functions,
+            findings.calls_math,
         )
     # Free sizes can fail where the model is fine. The error with fixed sizes is about the user's model alone.
     last = failures.get("none") or next(iter(failures.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from sdp_compile.capture.checkpoints import mark_regions
 from sdp_compile.capture.clone import canonical_names, is_persistent, named_state, skeleton, to_meta
 from sdp_compile.capture.export import Exported, captured_device, export_mode
+from sdp_compile.capture.free import with_free_numbers
 from sdp_compile.capture.graph import Constants, program_of
 from sdp_compile.capture.inputs import Call, example_call, requiring, with_batch
 from sdp_compile.capture.overlaps import refuse_overlaps
@@ -23,6 +25,7 @@ from sdp_compile.capture.refuse import refuse
 from sdp_compile.capture.registered import registered
 from sdp_compile.capture.sizes import Sizes
 from sdp_compile.errors import CaptureError
+from sdp_compile.ir.numbers import Place
 from sdp_compile.ir.program import Capture, Mode, Precision, Program, StateTensor
 
 _MODES: tuple[Mode, Mode] = ("train", "eval")
@@ -80,6 +83,7 @@ def recapture(
     shapes: Sequence[Sequence[int]] | None = None,
     grad: tuple[int, ...] = (),
     values: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    places: Sequence[Place] = (),
 ) -> Capture:
     """Captures one mode again, for another call, from the skeleton that ``captured`` holds.
 
@@ -92,6 +96,7 @@ def recapture(
         grad: Whether gradients are enabled, and `grad_answer` of each tensor input; by default those of a first
             call without gradients for its inputs.
         values: The values of buffers with one element, which forward may read.
+        places: Where forward reads numbers that change often. They become inputs of the graph where that is possible.
 
     Returns:
         ``captured`` with the new program in place of the mode's old one.
@@ -104,7 +109,14 @@ def recapture(
     with autocast_of(precision, device):
         call = call_in(precision, captured, shapes)
         batched = with_batch(call) if shapes is None else None
-        program, _exported = _program(model, call, batched, mode, device, precision, constants, grad)
+
+        def again(model: nn.Module) -> tuple[Program, Exported]:
+            known = Constants(model, constants.values)
+            return _program(model, call, batched, mode, device, precision, known, grad)
+
+        first = _program(model, call, batched, mode, device, precision, constants, grad)
+        copied = partial(skeleton_in, precision, captured, device, values)
+        program = with_free_numbers(first, copied, places, again)
     state = {
         name: replace(tensor, dtype=precision.cast(name, tensor.dtype)) if tensor.kind != "constant" else tensor
         for name, tensor in captured.state.items()

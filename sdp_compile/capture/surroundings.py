@@ -32,6 +32,7 @@ from torch import nn
 from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.defaults import Defaults
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
+from sdp_compile.capture.traced import MATH
 from sdp_compile.ir.plain import frozen, is_number
 from sdp_compile.ir.reads import Read, owner_of
 
@@ -60,9 +61,13 @@ class Surroundings:
         impure: Calls that return something else each time, with their lines.
         compiling: Where they ask whether the model is being compiled; None if they do not.
         grad: Where they ask whether gradients are enabled; None if they do not.
+        functions: The functions of theirs that ran, with their global variables.
+        calls_math: Whether they call functions of `math` themselves, which nothing could follow.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.functions: dict[CodeType, dict[str, Any]] = {}
+        self.calls_math = False
         self.reads: dict[tuple[str, str, str], Read] = {}
         self.impure: dict[str, str] = {}
         self.compiling: str | None = None
@@ -162,6 +167,7 @@ class Surroundings:
             if known is None:
                 self._users[code] = known = is_users(code.co_filename)
                 if known:
+                    self.functions[code] = frame.f_globals
                     self._globals(frame)
                     self._keep_defaults(frame)
             if known:
@@ -177,6 +183,8 @@ class Surroundings:
                 self.impure.setdefault(f"calls {_IMPURE[id(argument)]}", calling_line(self._kind))
             elif id(argument) in _GRAD and self.grad is None and self._asked_by_user(frame):
                 self.grad = calling_line(self._kind)
+            elif id(argument) in MATH and not self.calls_math:
+                self.calls_math = self._asked_by_user(frame)
 
     def _asked_by_user(self, frame: FrameType | None) -> bool:
         return frame is not None and is_users(frame.f_code.co_filename)

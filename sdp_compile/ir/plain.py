@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 import pickle
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from itertools import islice
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ _MOST = 5000  # parts of one value that are compared
 
 MISSING = ("missing",)
 """Stands for an attribute that does not exist."""
+
+FREE = ("free",)
+"""Stands in a frozen value for a number that may be any."""
 
 
 def is_number(value: Any) -> bool:
@@ -38,6 +41,55 @@ def frozen(value: Any) -> Any:
     if is_number(value):
         return _number(value)
     return _Freezer().freeze(value)
+
+
+def floats_since(before: Any, now: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yields the keys that lead to each float in a frozen value that was another number in an earlier one, or free."""
+    if before == now or not isinstance(before, tuple) or not isinstance(now, tuple) or len(now) != 2:
+        return
+    if before == FREE or before[0] in (int, float):
+        if now[0] is float:
+            yield path
+        return
+    kind, parts = now
+    same = before[0] is kind and isinstance(before[1], tuple) and isinstance(parts, tuple)
+    if not same or len(parts) != len(before[1]):
+        return
+    for key, one, other in zip(_keys(kind, parts), _items(kind, before[1]), _items(kind, parts), strict=True):
+        if key is not None:
+            yield from floats_since(one, other, (*path, key))
+
+
+def with_free(value: Any, path: tuple[Any, ...]) -> Any:
+    """Returns a frozen value with `FREE` in place of what ``path`` leads to; the value itself if it leads nowhere."""
+    if not path:
+        return FREE
+    if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[1], tuple):
+        return value
+    kind, parts = value
+    keys = _keys(kind, parts)
+    if path[0] not in keys:
+        return value
+    place = keys.index(path[0])
+    inner = with_free(_items(kind, parts)[place], path[1:])
+    if _is_row(kind):
+        return kind, (*parts[: place + 1], inner, *parts[place + 2 :])
+    return kind, (*parts[:place], (parts[place][0], inner), *parts[place + 1 :])
+
+
+def _is_row(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, (list, tuple, deque))
+
+
+def _keys(kind: Any, parts: tuple[Any, ...]) -> list[Any]:
+    """Returns the key of each part of a frozen value, None for those that no path leads to."""
+    if _is_row(kind):
+        return [number if issubclass(kind, list) else None for number in range(len(parts) - 1)]
+    return [part[0] if isinstance(part, tuple) and isinstance(part[0], str) else None for part in parts]
+
+
+def _items(kind: Any, parts: Any) -> Any:
+    return parts[1:] if _is_row(kind) else [part[1] if isinstance(part, tuple) else part for part in parts]
 
 
 def _number(value: Any) -> Any:
@@ -81,7 +133,8 @@ class _Freezer:
         if isinstance(value, Set):
             return frozenset(self.freeze(item) for item in islice(value, max(0, self._left)))
         attributes = getattr(value, "__dict__", None)
-        if isinstance(attributes, dict) and attributes and "__reduce__" not in _own(type(value)):
+        plain = type(value) is SimpleNamespace or "__reduce__" not in _own(type(value))
+        if isinstance(attributes, dict) and attributes and plain:
             return tuple((name, self.freeze(item)) for name, item in list(attributes.items()))
         try:
             return pickle.dumps(value)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sdp_compile.ir.numbers import Numbers
 from sdp_compile.ir.reads import Read
 from sdp_compile.ir.record import graph_from_record, graph_record
 
@@ -97,9 +98,9 @@ class InputSpec:
 class Program:
     """One mode of the model as an FX graph of ATen calls.
 
-    The placeholders are the flat user inputs. Each parameter, buffer or constant is one ``get_attr`` node whose target
-    is its canonical name. The output node returns a flat list. Nodes keep ``meta["val"]`` (fake tensors of the full
-    model), ``meta["nn_module_stack"]`` and ``meta["stack_trace"]``.
+    The placeholders are the flat user inputs, and then the numbers that may change. Each parameter, buffer or constant
+    is one ``get_attr`` node whose target is its canonical name. The output node returns a flat list. Nodes keep
+    ``meta["val"]`` (fake tensors of the full model), ``meta["nn_module_stack"]`` and ``meta["stack_trace"]``.
 
     Attributes:
         mode: The mode that was captured.
@@ -118,6 +119,7 @@ class Program:
         assigned: The attributes, as module path and name, that forward assigns tensors to. Their values are the last
             outputs of the graph.
         assigned_spec: How these outputs become the list of the attributes' values.
+        numbers: The numbers that the graph takes after the user's inputs; None if it takes none.
     """
 
     mode: Mode
@@ -133,6 +135,7 @@ class Program:
     grad: tuple[int, ...] = ()
     assigned: tuple[tuple[str, str], ...] = ()
     assigned_spec: pytree.TreeSpec | None = None
+    numbers: Numbers | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**{item.name: getattr(self, item.name) for item in fields(self)}, "graph": graph_record(self.graph)}

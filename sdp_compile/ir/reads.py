@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from sdp_compile.ir.parts import submodule
-from sdp_compile.ir.plain import MISSING, frozen
+from sdp_compile.ir.plain import MISSING, frozen, with_free
 
 ReadKind = Literal["attribute", "buffer", "global", "environment"]
 
@@ -27,12 +27,14 @@ class Read:
         owner: The path of the module, what `owner_of` calls the Python module of the global variable, or ``""``.
         name: The name in it; of a buffer the full name.
         value: The frozen value.
+        free: The paths to the floats in it that may change, as in `sdp_compile.ir.numbers.Place`.
     """
 
     kind: ReadKind
     owner: str
     name: str
     value: Any
+    free: tuple[tuple[str | int, ...], ...] = ()
 
     def now(self, model: nn.Module) -> Any:
         """Returns the value that forward would read now, `MISSING` if there is none.
@@ -43,7 +45,7 @@ class Read:
         if self.kind == "environment":
             return os.environ.get(self.name)
         if self.kind == "global":
-            return _scope(self.owner).get(self.name, MISSING)
+            return scope_of(self.owner).get(self.name, MISSING)
         if self.kind == "buffer":
             return model.get_buffer(self.name).item()
         return getattr(submodule(model, self.owner), self.name, MISSING)
@@ -70,7 +72,10 @@ def changed_read(reads: Iterable[Read], model: nn.Module) -> Read | None:
         value = read.now(model)
         if id(value) not in known:
             known[id(value)] = frozen(value), value  # kept, so that no other value gets its identity
-        if known[id(value)][0] != read.value:
+        now = known[id(value)][0]
+        for path in read.free:
+            now = with_free(now, path)
+        if now != read.value:
             return read
     return None
 
@@ -96,7 +101,8 @@ def owner_of(module: str, scope: Mapping[str, Any]) -> str:
     return name
 
 
-def _scope(owner: str) -> Mapping[str, Any]:
+def scope_of(owner: str) -> Mapping[str, Any]:
+    """Returns the variables that `owner_of` gave the name ``owner``."""
     return _other_scopes[owner] if owner in _other_scopes else _variables(sys.modules.get(owner))
 
 

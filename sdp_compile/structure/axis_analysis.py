@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -151,6 +152,8 @@ class AxisAnalysis:
         def whole(tensor: Any) -> Any:
             if isinstance(tensor, (list, tuple)):
                 return [whole(item) for item in tensor]
+            if isinstance(tensor, float):
+                return math.nan  # a number that may change: rules take it for neither 0 nor anything else
             if not isinstance(tensor, torch.Tensor):
                 return None
             lengths = self.sizes.distinct(tensor)

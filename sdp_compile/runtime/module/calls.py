@@ -52,6 +52,7 @@ class Caller:
         self.assigned = program.assigned
         self.assigned_spec = program.assigned_spec
         self.results = program.out_spec.num_leaves
+        self.has_numbers = program.numbers is not None
         self.guards = program.guards
         self.autocast_devices = autocast_devices(program.graph)
         self.violated = compiled_guards(program.guards, [spec.name for spec in program.inputs.values()])

@@ -14,7 +14,7 @@ from sdp_compile.capture.inputs import grad_answer
 from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
 from sdp_compile.ir.program import Mode, Program
-from sdp_compile.runtime.module.programs import Programs, chosen_while_compiling
+from sdp_compile.runtime.module.programs import Programs, chosen_while_compiling, numbers_of
 
 _instances = itertools.count()
 
@@ -92,15 +92,17 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     grad = (torch.is_grad_enabled(), *[grad_answer(one) for one in tensors]) if caller.asks_grad else ()
     autocast, version = autocast_dtype(self._device.type), self._programs.state.version
     if torch.compiler.is_compiling():
-        name = chosen_while_compiling(self.number, mode, dtypes, autocast, grad, None, version)
+        name = chosen_while_compiling(self._programs.number, mode, dtypes, autocast, grad, None, version)
         if getattr(self, "_caller_" + name).mismatch(shapes):
             fixed = tuple([tuple([int(size) for size in shape]) for shape in shapes])
-            name = chosen_while_compiling(self.number, mode, dtypes, autocast, grad, fixed, version)
+            name = chosen_while_compiling(self._programs.number, mode, dtypes, autocast, grad, fixed, version)
     else:
         name = self._programs.choose(mode, dtypes, autocast, grad, tuple([tuple(shape) for shape in shapes]))
     if name != mode:
         caller = getattr(self, "_caller_" + name)
         inputs = caller.bind(args, kwargs)
+    if caller.has_numbers:
+        inputs = [*inputs, *numbers_of(self._programs.number, name, version)]
     run = getattr(self, "_run_" + name)
     if not caller.autocast_devices or torch.compiler.is_compiling():
         outputs = run(*inputs)

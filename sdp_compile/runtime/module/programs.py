@@ -11,7 +11,7 @@ import itertools
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -24,12 +24,14 @@ from sdp_compile.capture import recapture
 from sdp_compile.capture.devices import retarget_devices
 from sdp_compile.capture.precision import autocast_of
 from sdp_compile.errors import SDPError
-from sdp_compile.ir.program import Mode, Precision, Program, copy_program
+from sdp_compile.ir.numbers import Place
+from sdp_compile.ir.program import Capture, Mode, Precision, Program, copy_program
 from sdp_compile.ir.reads import Read, changed_read
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.planning.making import refitted
 from sdp_compile.runtime.gradients.compiled import with_launches
 from sdp_compile.runtime.module.calls import Caller
+from sdp_compile.runtime.module.changing import ChangingNumbers
 from sdp_compile.runtime.module.recompute import executable
 from sdp_compile.runtime.module.user_names import hidden_parts, reading_parts
 from sdp_compile.runtime.python_state import PythonState
@@ -66,6 +68,8 @@ class Programs:
         self._chosen: dict[tuple[object, ...], str] = {}
         self._reads: dict[str, tuple[list[Read], list[Read]]] = {}
         self._seen: dict[str, int] = {}
+        self._numbers: dict[str, tuple[float, ...]] = {}
+        self._changing: dict[Mode, ChangingNumbers] = {"train": ChangingNumbers(), "eval": ChangingNumbers()}
         self.number = next(_numbers)
         _of_modules[self.number] = self
 
@@ -195,9 +199,21 @@ class Programs:
         changed = changed_read(others, self.module)
         if changed is None and (self.state.is_lent or self._seen.get(name) != self.state.version):
             changed = changed_read(attributes, self.state.skeleton)
+            numbers = self.programs[name].numbers
+            if changed is None and numbers is not None:
+                values = numbers.now(self.state.skeleton)
+                if values is None:
+                    return "a number has a value for which the model takes another path"
+                self._numbers[name] = values
+                if numbers.has_globals:  # which change without notice
+                    return ""
             if changed is None:
                 self._seen[name] = self.state.version
         return "" if changed is None else f"{changed} has changed"
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Returns the numbers that a program takes after the inputs, for the call that it was chosen for."""
+        return self._numbers[name]
 
     def _add(self, call: _Call) -> str:
         module, mode = self.module, call.mode
@@ -211,6 +227,7 @@ class Programs:
         name = f"{mode}_{len(known)}"
         self.programs[name] = program
         self.generate((name,))
+        self._changed(name)  # reads its numbers
         if len(known) == _MANY:
             warnings.warn(
                 f"{type(module.capture.skeleton).__name__} has been captured {len(known) + 1} times in {mode} mode for "
@@ -240,11 +257,34 @@ class Programs:
         return type(error)(message)
 
     def _captured_again(self, call: _Call) -> tuple[Program, dict[str, torch.Tensor]]:
-        """Returns the worker's program for another call, and the constants that only this program has."""
-        module, lowered = self.module, self._lowered
-        base = replace(module.capture, skeleton=self.state.skeleton)
-        values = {name: buffer for name, buffer in module.named_buffers() if buffer.numel() == 1}
-        captured = recapture(base, call.mode, call.precision, self.device, call.shapes, call.grad, values)
+        """Returns the worker's program for another call, and the constants that only this program has.
+
+        Numbers that have changed become its inputs where that is possible.
+        """
+        changing, skeleton = self._changing[call.mode], self.state.skeleton
+        known = [program for program in self if program.mode == call.mode]
+        places = changing.find(known, call.precision, skeleton)
+        captured = self._recapture(call, places)
+        numbers = captured.programs[call.mode].numbers
+        if places and (numbers is None or numbers.now(skeleton) is not None):
+            changing.fix(places, numbers)
+        elif places:  # a difference, say, is 0 at the moment
+            captured = self._recapture(call)
+        try:
+            return self._lowered_again(call, captured)
+        except SDPError:
+            if captured.programs[call.mode].numbers is None:
+                raise
+        changing.fix(places, None)  # the plan depends on their values
+        return self._lowered_again(call, self._recapture(call))
+
+    def _recapture(self, call: _Call, places: Sequence[Place] = ()) -> Capture:
+        base = replace(self.module.capture, skeleton=self.state.skeleton)
+        values = {name: buffer for name, buffer in self.module.named_buffers() if buffer.numel() == 1}
+        return recapture(base, call.mode, call.precision, self.device, call.shapes, call.grad, values, places)
+
+    def _lowered_again(self, call: _Call, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
+        module, lowered, base = self.module, self._lowered, self.module.capture
         analysis = analyse(captured)
         plan = refitted(lowered.plan, analysis, lowered.rank)
         with autocast_of(call.precision, self.device):
@@ -252,7 +292,7 @@ class Programs:
         new = {name: tensor for name, tensor in captured.state.items() if name not in base.state}
         tensors = slice_tensors(again.holdings, replace(captured, state=new), {}, self.device)
         constants = {name: captured.constants[name] for name in new}
-        module.capture = replace(module.capture, state={**base.state, **new}, constants={**base.constants, **constants})
+        module.capture = replace(base, state={**base.state, **new}, constants={**base.constants, **constants})
         return again.programs[call.mode], tensors
 
 
@@ -299,3 +339,15 @@ def chosen_while_compiling(
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_of_modules[number].choose, mode, dtypes, autocast, grad, shapes).result()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def numbers_of(number: int, name: str, version: int) -> tuple[float, ...]:
+    """Returns what `Programs.numbers` of a module says, also while TorchDynamo traces a call.
+
+    Args:
+        number: The module's number.
+        name: The name of the program.
+        version: The version of the module's plain attributes, so that TorchDynamo guards it.
+    """
+    return _of_modules[number].numbers(name)

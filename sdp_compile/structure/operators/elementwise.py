@@ -87,7 +87,9 @@ def _power(call: Call) -> Outcome:
 
 
 def _threshold(call: Call) -> Outcome:
-    return zero_if(call.zero("self") and (call.arguments["threshold"] < 0 or call.zero("value")))
+    threshold = call.arguments["threshold"]
+    below = isinstance(threshold, int | float) and threshold < 0
+    return zero_if(call.zero("self") and (below or call.zero("value")))
 
 
 def _clamped(call: Call) -> Outcome:
