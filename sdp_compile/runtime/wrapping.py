@@ -87,7 +87,7 @@ def refuse_wrappers(frame: FrameType | None) -> None:
         frame = frame.f_back
 
 
-def in_checkpoint(frame: FrameType | None, deep: bool = True) -> bool:
+def in_checkpoint(frame: FrameType | None, deep: bool) -> bool:
     """Whether torch.distributed.checkpoint is calling.
 
     Args:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import ItemsView, Mapping
+from collections.abc import ItemsView, KeysView, Mapping
 from functools import cached_property, partial
+from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,8 +74,7 @@ class Origin:
 
     def _mark(self, module: nn.Module, state: Mapping[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
         if self.is_cut:
-            if in_checkpoint(sys._getframe(1)):
-                raise SDPError(_checkpoint_text())
+            _refuse_checkpoint(sys._getframe(1), deep=True)
             metadata[KEY] = mark_of(self._holdings)
 
     def _check(
@@ -120,7 +120,10 @@ class Origin:
 
 
 class SliceState(OrderedDict[str, Any]):
-    """A worker's ``state_dict()``, which torch.distributed.checkpoint refuses. Pickles and copies are plain."""
+    """A worker's ``state_dict()``, which torch.distributed.checkpoint refuses. Pickles and copies are plain.
+
+    It has the two methods of a ``Stateful``, because a checkpoint calls them first, outside of its collectives.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -128,18 +131,32 @@ class SliceState(OrderedDict[str, Any]):
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]  # the view's own class is private
         """Returns the names and values; raises `SDPError` if torch.distributed.checkpoint asks."""
-        if in_checkpoint(sys._getframe(1), deep=False):
-            raise SDPError(_checkpoint_text())
+        _refuse_checkpoint(sys._getframe(1))
         return super().items()
 
+    def keys(self) -> KeysView[str]:  # type: ignore[override]
+        """Returns the names; raises `SDPError` if torch.distributed.checkpoint asks."""
+        _refuse_checkpoint(sys._getframe(1))
+        return super().keys()
+
+    def state_dict(self) -> SliceState:
+        """Returns this state; raises `SDPError` if torch.distributed.checkpoint asks."""
+        _refuse_checkpoint(sys._getframe(1))
+        return self
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replaces values by those of ``state``; raises `SDPError` if torch.distributed.checkpoint asks."""
+        _refuse_checkpoint(sys._getframe(1))
+        self.update(state)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        if in_checkpoint(sys._getframe(1), deep=False):
-            raise SDPError(_checkpoint_text())
+        _refuse_checkpoint(sys._getframe(1))
         return OrderedDict, (), vars(self).copy(), None, iter(super().items())
 
 
-def _checkpoint_text() -> str:
-    return (
-        "torch.distributed.checkpoint would keep one worker's slices of each tensor and drop the others', because they "
-        "have the same names. Save full_state_dict() instead, and load it with load_full_state_dict()."
-    )
+def _refuse_checkpoint(frame: FrameType, deep: bool = False) -> None:
+    if in_checkpoint(frame, deep):
+        raise SDPError(
+            "torch.distributed.checkpoint would keep one worker's slices of each tensor and drop the others', because "
+            "they have the same names. Save full_state_dict() instead, and load it with load_full_state_dict()."
+        )
