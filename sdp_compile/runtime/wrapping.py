@@ -67,7 +67,8 @@ class Unwrappable(nn.Module):
         # Within this module, the outermost one has looked.
         if not torch.compiler.is_compiling() and not (memo and _is_within(sys._getframe(1))):
             refuse_wrappers(sys._getframe(1))
-        return super().named_modules(memo, prefix, remove_duplicate)
+        listed: Iterator[tuple[str, nn.Module]] = super().named_modules(memo, prefix, remove_duplicate)
+        return listed
 
 
 def refuse_wrappers(frame: FrameType | None) -> None:

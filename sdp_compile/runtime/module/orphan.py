@@ -24,10 +24,10 @@ def refuse_backward(module: nn.Module) -> None:
 
     hook_parameters()
     # load_state_dict(assign=True) replaces parameters.
-    module.register_load_state_dict_post_hook(hook_parameters)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_post_hook(hook_parameters)
 
 
-@unserializable_hook  # type: ignore[no-untyped-call, untyped-decorator]
+@unserializable_hook  # type: ignore[untyped-decorator]
 def _refuse(gradient: Any) -> None:
     raise DistributedError(
         "This module was unpickled, so it has no connection to the other workers and its gradients would not be "

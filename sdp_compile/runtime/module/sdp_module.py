@@ -133,21 +133,21 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SDPModule:
         tensors = {name: copy.deepcopy(tensor, memo) for name, tensor in self._tensors().items()}
-        result = _rebuild(*self._arguments(tensors), self._is_orphan)
+        result = _rebuild(*self._arguments(tensors, self._is_orphan))
         memo[id(self)] = result
         if self.peers is not None:
             result.peers = self.peers.attach(result, result.number)
         return result
 
     def __copy__(self) -> SDPModule:
-        return _rebuild(*self._arguments(self._tensors()), self._is_orphan)
+        return _rebuild(*self._arguments(self._tensors(), self._is_orphan))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (*self._arguments(self._tensors()), self._is_orphan or self.peers is not None)
+        return _rebuild, self._arguments(self._tensors(), self._is_orphan or self.peers is not None)
 
-    def _arguments(self, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    def _arguments(self, tensors: Mapping[str, Tensor], is_orphan: bool) -> tuple[Any, ...]:
         capture = replace(self.capture, skeleton=self._programs.state.share())
-        return self.lowered, tensors, self._programs.programs, capture, self.training
+        return self.lowered, tensors, self._programs.programs, capture, self.training, is_orphan
 
     # -- what workers do together -----------------------------------------------------------------------------------
 
