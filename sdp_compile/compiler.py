@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 
 from sdp_compile.capture import capture, plain_tensors
 from sdp_compile.errors import DistributedError, PlanError
@@ -43,6 +43,7 @@ def sdp_compile(
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     comm_dtype: torch.dtype | None = None,
     check_finite: bool = False,
+    broadcast_from: int | None = 0,
 ) -> SDPModule:
     """Compiles ``model`` into this worker's subnetwork, a module that trains together with the other workers'.
 
@@ -63,6 +64,9 @@ def sdp_compile(
             cost less latency.
         comm_dtype: The dtype in which gradients travel; by default their own.
         check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
+        broadcast_from: The rank whose parameters and buffers all workers start from, so that weights loaded on one rank
+            are enough; a warning says so if the ranks had different ones. With None the values of each unit are those
+            of its first owner, as for a model on the meta device.
 
     Returns:
         The module of this worker, with the original's names, modes and calling convention.
@@ -77,6 +81,8 @@ def sdp_compile(
     with Handshake(base) as handshake:
         _check(model, lowering, bucket_bytes, comm_dtype)
         workers, rank = _seat(base, workers, rank)
+        if broadcast_from is not None:
+            broadcast_from = checked_rank(broadcast_from, workers, "broadcast_from")
         chosen = resolve_policy(policy)
         pipeline = _pipeline(passes, lowering, chosen, bucket_bytes)
         analysis = analyse(capture(model, example_inputs))
@@ -87,10 +93,12 @@ def sdp_compile(
             f"passes: {', '.join(map(repr, pipeline))}",
             f"comm_dtype: {comm_dtype}",
             f"check_finite: {check_finite}",
+            f"broadcast_from: {broadcast_from}",
         )
-        handshake.agree(plan.digest, (*fingerprint(analysis.capture), *options))
+        values = _values(model)
+        handshake.agree(plan.digest, (*fingerprint(analysis.capture, values), *options))
     if base is not None:
-        connect(module, Groups(base), bucket_bytes_of(pipeline), comm_dtype, check_finite)
+        connect(module, Groups(base), bucket_bytes_of(pipeline), comm_dtype, check_finite, broadcast_from, values)
     return module
 
 
@@ -117,8 +125,7 @@ def plan(model: nn.Module, policy: PolicyLike = "auto", example_inputs: Any = No
 
 def assemble(lowered: Lowered, model: nn.Module) -> SDPModule:
     """Returns the module of one worker, with its slices of the values of ``model``."""
-    values = {**plain_tensors(model), **dict(model.named_parameters()), **dict(model.named_buffers())}
-    tensors = slice_tensors(lowered.holdings, lowered.analysis.capture, values)
+    tensors = slice_tensors(lowered.holdings, lowered.analysis.capture, _values(model))
     lowered.holdings.clear_unowned(tensors)
     return SDPModule(lowered, {**tensors, **lowered.holdings.constants})
 
@@ -130,11 +137,16 @@ def checked_workers(workers: Any) -> int:
     return workers
 
 
-def checked_rank(rank: Any, workers: int) -> int:
+def checked_rank(rank: Any, workers: int, argument: str = "rank") -> int:
     """Returns the number of a worker; raises `PlanError` if it is not an integer below ``workers``."""
     if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < workers:
-        raise PlanError(f"rank must be an integer from 0 to {workers - 1}, got {rank!r}.")
+        raise PlanError(f"{argument} must be an integer from 0 to {workers - 1}, got {rank!r}.")
     return rank
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the tensors of a model by canonical name."""
+    return {**plain_tensors(model), **dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _base_group(group: Any) -> dist.ProcessGroup | None:

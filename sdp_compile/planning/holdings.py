@@ -6,6 +6,7 @@ reference, holds full-size parameters and masks.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -106,6 +107,17 @@ class Holdings(ABC):
     def keeps(self, name: str) -> bool:
         """Whether the worker holds any part of this parameter, buffer or constant."""
         return self.shape(name) is not None
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells apart workers whose tensors of the same name hold different elements."""
+        text = hashlib.sha256(f"{self.lowering} {self.plan.masking}".encode())
+        for name, tensor in self.plan.state.items():
+            kept = self.plan.kept(name, self.rank)
+            text.update(f"\n{name} {tensor.shape} {kept is not None}".encode())
+            for index in kept or ():
+                text.update(index.tobytes())
+        return text.hexdigest()[:16]
 
     def held(self) -> Iterator[Held]:
         """Yields everything that the worker holds of the full tensors: owned parts, then unowned parts if any."""

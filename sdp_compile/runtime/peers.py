@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from sdp_compile.errors import DistributedError
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.planning.holdings import Holdings
+from sdp_compile.runtime.comm.agreement import known_to_any
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.refresh import Refresh
-from sdp_compile.runtime.comm.transfer import equalise
+from sdp_compile.runtime.comm.transfer import equalise, hand_out
 from sdp_compile.runtime.gradients.all_to_all import AllToAll, is_crowded
 from sdp_compile.runtime.gradients.compiled import launched_by
 from sdp_compile.runtime.gradients.engine import GradientEngine
@@ -36,6 +38,11 @@ class Peers:
         bucket_bytes: Upper bound of the size of one gradient reduction in bytes.
         comm_dtype: The dtype in which gradients travel; by default their own.
         check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
+        broadcast_from: The worker whose ``values`` all workers start from; None for each piece's first owner.
+        values: The full tensors by name, on the same devices (meta or not) on all workers.
+
+    Attributes:
+        differing: The tensors that some worker would have started with other values of, if ``broadcast_from`` is set.
 
     Raises:
         DistributedError: If the process group has another size or rank than the module's plan.
@@ -50,6 +57,8 @@ class Peers:
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
         comm_dtype: torch.dtype | None = None,
         check_finite: bool = False,
+        broadcast_from: int | None = None,
+        values: Mapping[str, Tensor] | None = None,
     ) -> None:
         plan, rank = holdings.plan, holdings.rank
         if groups.workers != plan.workers or groups.rank != rank:
@@ -61,7 +70,11 @@ class Peers:
         self.bucket_bytes, self.comm_dtype, self.check_finite = bucket_bytes, comm_dtype, check_finite
         groups.create(plan.groups)
         self._connect(module, number)
-        self.equalise(module)
+        self.differing: tuple[str, ...] = ()
+        if broadcast_from is None or values is None:
+            self.equalise(module)
+        else:
+            self._start_from(broadcast_from, values, module)
 
     def attach(self, module: nn.Module, number: int) -> Peers:
         """Returns the connection of a copy of the module, with the same groups and its own hooks. Not collective."""
@@ -101,6 +114,17 @@ class Peers:
     def rehook(self) -> None:
         """Hooks the module's parameters again, after other Parameter objects have replaced them."""
         self.engine.rehook()
+
+    def _start_from(self, source: int, values: Mapping[str, Tensor], module: nn.Module) -> None:
+        """Gives all workers the values of one, and notes what would have differed. Collective."""
+        state = [name for name, tensor in self.holdings.plan.state.items() if tensor.kind != "constant"]
+        sent = {name: values[name] for name in state if not values[name].is_meta}
+        tensors, changed = local_tensors(module), set[str]()
+        hand_out(source, sent, tensors, self.holdings, self.groups, changed)
+        equalise([(name, tensors[name]) for name in sent if name in tensors], self.holdings, self.groups, changed)
+        self.differing = known_to_any(changed, list(sent), self.groups)
+        if len(sent) == len(state):
+            self.refresh_parameters()
 
     def equalise(self, module: nn.Module) -> None:
         """Gives all owners the first owner's values, and all workers the shared buffers of worker 0. Collective."""

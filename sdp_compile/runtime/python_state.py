@@ -11,6 +11,7 @@ from sdp_compile.capture.attributes import INTERNAL, Alias, has_tensor
 from sdp_compile.capture.clone import clone
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, is_number
+from sdp_compile.runtime.wrapping import Unwrappable
 
 
 class PythonState:
@@ -84,7 +85,7 @@ class PythonState:
                 vars(module)[name] = value
 
 
-class WithAttributes(nn.Module):
+class WithAttributes(Unwrappable):
     """A module that stands for one of the original's; what the original has as plain attributes is set there too.
 
     Objects that the original keeps, such as its configuration, are there to be read and changed.

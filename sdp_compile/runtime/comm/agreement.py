@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import astuple, dataclass
 
 import torch
@@ -51,3 +52,13 @@ def maxima(values: list[float], what: str, groups: Groups) -> list[float]:
     groups.traffic.add("control", "all_reduce", everyone.nbytes, groups.workers)
     largest: list[float] = everyone.tolist()
     return largest
+
+
+def known_to_any(mine: Set[str], names: Sequence[str], groups: Groups) -> tuple[str, ...]:
+    """Returns those of ``names``, the same on all workers, that any worker has in ``mine``. Collective."""
+    if groups.workers == 1 or not names:
+        return tuple(name for name in names if name in mine)
+    flags = torch.tensor([name in mine for name in names], dtype=torch.uint8, device=groups.device)
+    with explained(tuple(range(groups.workers)), "differences between initial values", groups.rank):
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=groups.group)
+    return tuple(name for name, flag in zip(names, flags.tolist(), strict=True) if flag)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
-from types import TracebackType
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 
 from sdp_compile.errors import DistributedError
@@ -24,11 +25,17 @@ LIMIT_SECONDS = 55.0
 """How long a rank waits for the others at the start: all have raised within a minute of the first arrival."""
 
 
-def fingerprint(capture: Capture) -> tuple[str, ...]:
-    """Returns one line per parameter, buffer and tie of a model, which must be the same on all ranks."""
+def fingerprint(capture: Capture, values: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[str, ...]:
+    """Returns one line per parameter, buffer and tie of a model, which must be the same on all ranks.
+
+    Args:
+        capture: The captured model.
+        values: Its tensors; all ranks must have the same ones on the meta device.
+    """
     lines = [
         f"{name}: {tensor.kind} {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
         + (" requires_grad" if tensor.requires_grad else "")
+        + (" on the meta device" if name in values and values[name].is_meta else "")
         for name, tensor in capture.state.items()
     ]
     ties = [f"{name}: tied to {target}" for name, target in sorted(capture.aliases.items()) if name != target]

@@ -20,7 +20,9 @@ CHUNK_BYTES = 64 * 2**20
 
 
 @torch.no_grad()
-def equalise(names: Iterable[tuple[str, Tensor]], holdings: Holdings, groups: Groups) -> None:
+def equalise(
+    names: Iterable[tuple[str, Tensor]], holdings: Holdings, groups: Groups, changed: set[str] | None = None
+) -> None:
     """Gives all owners of a piece the values of its first owner. Collective.
 
     Owner sets are visited in the plan's global order.
@@ -30,6 +32,7 @@ def equalise(names: Iterable[tuple[str, Tensor]], holdings: Holdings, groups: Gr
             optimizer state. The order must be the same on all owners of a piece.
         holdings: Which tensors this worker holds.
         groups: The workers' process groups.
+        changed: Takes up the names of tensors that had other values on this worker.
     """
     by_owners: dict[tuple[int, ...], list[tuple[Piece, Tensor]]] = {}
     for name, tensor in names:
@@ -45,7 +48,57 @@ def equalise(names: Iterable[tuple[str, Tensor]], holdings: Holdings, groups: Gr
             with explained(owners, "state", groups.rank):
                 groups.broadcast(flat, owners[0], owners)
             if owners[0] != groups.rank:
+                if changed is not None:
+                    changed |= _differing(flat, [piece.name for piece, _ in pieces[batch]], regions)
                 _unpack(flat, regions)
+
+
+@torch.no_grad()
+def hand_out(
+    source: int,
+    values: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    holdings: Holdings,
+    groups: Groups,
+    changed: set[str],
+) -> None:
+    """Gives the first owners the values of one worker, of which it needs no piece twice. Collective.
+
+    Args:
+        source: The worker that has all values.
+        values: The full tensors by name, on all workers the same names and dtypes; only those of ``source`` are read.
+        tensors: This worker's slices.
+        holdings: Where they lie in the full tensors.
+        groups: The workers' process groups.
+        changed: Takes up the names of tensors that had other values on this worker.
+    """
+    pieces = [
+        piece
+        for name in values
+        for piece in holdings.plan.pieces(name)
+        if piece.owners and piece.numel and piece.owners[0] != source
+    ]
+    pieces.sort(key=lambda piece: piece.owners[0])
+    sizes = [
+        (piece.numel * values[piece.name].element_size(), (piece.owners[0], values[piece.name].dtype))
+        for piece in pieces
+    ]
+    for batch in batches(sizes):
+        part = pieces[batch]
+        target, dtype = part[0].owners[0], values[part[0].name].dtype
+        if groups.rank == source:
+            read = [Region(piece.index).read(values[piece.name]).reshape(-1) for piece in part]
+            flat = torch.cat([one.to(groups.device) for one in read])
+        elif groups.rank == target:
+            flat = torch.empty(sum(piece.numel for piece in part), dtype=dtype, device=groups.device)
+        else:
+            continue
+        with explained((source, target), "initial values", groups.rank):
+            _send(flat, source, target, groups)
+        if groups.rank == target:
+            regions = [(holdings.region(piece), tensors[piece.name]) for piece in part]
+            changed |= _differing(flat, [piece.name for piece in part], regions)
+            _unpack(flat, regions)
 
 
 @dataclass(frozen=True)
@@ -135,6 +188,17 @@ def _send(flat: Tensor, source: int, target: int, groups: Groups) -> None:
 def _flat(parts: Sequence[Tensor], groups: Groups | None) -> Tensor:
     flat = torch.cat([part.detach().reshape(-1) for part in parts])
     return flat if groups is None else flat.to(groups.wire(flat.device))
+
+
+def _differing(flat: Tensor, names: Sequence[str], regions: Sequence[tuple[Region, Tensor]]) -> set[str]:
+    """Returns the names of tensors whose bytes in their region are not those in ``flat``."""
+    result, offset = set(), 0
+    for name, (region, tensor) in zip(names, regions, strict=True):
+        mine, theirs = region.read(tensor.detach()).reshape(-1), flat[offset : offset + region.numel]
+        offset += region.numel
+        if not torch.equal(mine.contiguous().view(torch.uint8), theirs.to(mine.device).view(torch.uint8)):
+            result.add(name)
+    return result
 
 
 def _unpack(flat: Tensor, regions: Iterable[tuple[Region, Tensor]]) -> None:

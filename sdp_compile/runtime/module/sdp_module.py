@@ -16,6 +16,7 @@ from sdp_compile.ir.program import Capture, Program
 from sdp_compile.lowering import Lowered
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.runtime.containers import register_tensors, retie, tensor_places
+from sdp_compile.runtime.module.orphan import refuse_backward
 from sdp_compile.runtime.module.per_mode import GraphPerMode
 from sdp_compile.runtime.module.programs import Programs
 from sdp_compile.runtime.module.user_names import UserNames
@@ -23,6 +24,7 @@ from sdp_compile.runtime.optimizer import full_state as optimizer_state
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
 from sdp_compile.runtime.python_state import PythonState, WithAttributes
 from sdp_compile.runtime.state import full_state, initialisation
+from sdp_compile.runtime.state.origin import Origin, SliceState
 from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.analysis import Analysis
 
@@ -45,6 +47,7 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
     """
 
     lowered: Lowered
+    _is_orphan = False
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
         self.lowered, self.holdings = lowered, lowered.holdings
         self.capture = capture or lowered.analysis.capture
         self.peers = None
+        self._origin = Origin(self.holdings)
         state = PythonState(self.capture.skeleton)
         self._programs = Programs(
             self, lowered, state, programs or {str(mode): one for mode, one in lowered.programs.items()}
@@ -77,6 +81,7 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
         for module in self.modules():
             module.training = self.capture.training
         self.register_load_state_dict_post_hook(_follow_dtypes)  # type: ignore[no-untyped-call]
+        self._origin.watch(self)
         self.recompile()
 
     @property
@@ -116,23 +121,33 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
         """Returns each parameter and buffer once, by canonical name."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the worker's slices under the original names, marked as this worker's.
+
+        `load_state_dict` takes only a state with the mark of the same slices. ``torch.save`` and ``copy.deepcopy`` keep
+        the mark; safetensors files and plain dict copies do not. See `full_state_dict` for the whole model.
+        """
+        if not args and kwargs.get("destination") is None and self._origin.is_cut:
+            kwargs["destination"] = SliceState()
+        return super().state_dict(*args, **kwargs)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> SDPModule:
         tensors = {name: copy.deepcopy(tensor, memo) for name, tensor in self._tensors().items()}
-        result = _rebuild(*self._arguments(tensors))
+        result = _rebuild(*self._arguments(tensors, self._is_orphan))
         memo[id(self)] = result
         if self.peers is not None:
             result.peers = self.peers.attach(result, result.number)
         return result
 
     def __copy__(self) -> SDPModule:
-        return _rebuild(*self._arguments(self._tensors()))
+        return _rebuild(*self._arguments(self._tensors(), self._is_orphan))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, self._arguments(self._tensors())
+        return _rebuild, self._arguments(self._tensors(), self._is_orphan or self.peers is not None)
 
-    def _arguments(self, tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    def _arguments(self, tensors: Mapping[str, Tensor], is_orphan: bool) -> tuple[Any, ...]:
         capture = replace(self.capture, skeleton=self._programs.state.share())
-        return self.lowered, tensors, self._programs.programs, capture, self.training
+        return self.lowered, tensors, self._programs.programs, capture, self.training, is_orphan
 
     # -- what workers do together -----------------------------------------------------------------------------------
 
@@ -305,8 +320,16 @@ def _follow_dtypes(module: SDPModule, _keys: Any) -> None:
 
 
 def _rebuild(
-    lowered: Lowered, tensors: Mapping[str, Tensor], programs: Mapping[str, Program], capture: Capture, training: bool
+    lowered: Lowered,
+    tensors: Mapping[str, Tensor],
+    programs: Mapping[str, Program],
+    capture: Capture,
+    training: bool,
+    is_orphan: bool,
 ) -> SDPModule:
     module = SDPModule(lowered, tensors, programs, capture)
     module.train(training)
+    if is_orphan and module.workers > 1:
+        module._is_orphan = True
+        refuse_backward(module)
     return module

@@ -40,7 +40,7 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(["Adahessian", "AdaHessian", "SophiaH"], _CURVATURE),
     "SWATS": "switches to SGD by scalar products of whole parameters",
     "LBFGS": "uses scalar products over all parameters",
-    "ZeroRedundancyOptimizer": "sends whole parameters from one rank to all others",
+    "ZeroRedundancyOptimizer": "sends whole parameters from one rank to all others (use sdp.ShardedOptimizer)",
 }
 """Why optimizers are refused, by class name: their update of an element depends on others that a worker may not own."""
 

@@ -16,6 +16,7 @@ from sdp_compile.runtime.optimizer.param_groups import decode, encode, merged_gr
 from sdp_compile.runtime.optimizer.shard_states import slices_of
 from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 from sdp_compile.runtime.state.full_state import device_of, enter, responsible
+from sdp_compile.runtime.state.origin import KEY
 from sdp_compile.runtime.subnetwork import Subnetwork
 
 
@@ -108,10 +109,10 @@ def load_full_optimizer_state_dict(module: Subnetwork, optimizer: Optimizer, sta
                 f"The parameters of group {number} of the optimizer are in several groups of the loaded state. Build "
                 "the optimizer with the groups of the saved one."
             )
-        options = {key: value for key, value in group.items() if key != "params"}
+        options = {key: value for key, value in group.items() if key not in ("params", KEY)}
         if members:
             saved = source[members[0]]
-            options.update((key, value) for key, value in saved.items() if key not in ("params", "param_names"))
+            options.update((key, value) for key, value in saved.items() if key not in ("params", "param_names", KEY))
         groups.append({**options, "params": members})
         states.update(
             (name, _sliced(name, state["state"][name], holdings)) for name in members if name in state["state"]
@@ -138,7 +139,7 @@ def _described(module: Subnetwork, optimizer: Optimizer) -> dict[str, Any]:
         options = {
             key: encode(value, f"the optimizer's option {key!r}")
             for key, value in group.items()
-            if key not in ("params", "param_names")
+            if key not in ("params", "param_names", KEY)
         }
         groups.append({"options": options, "names": members, "named": "param_names" in group})
         for name, parameter in zip(members, group["params"], strict=True):

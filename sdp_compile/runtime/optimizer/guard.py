@@ -12,6 +12,7 @@ from sdp_compile.runtime.comm.transfer import equalise
 from sdp_compile.runtime.gradients.engine import GradientEngine, engine_of
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.optimizer.elementwise import check_elementwise, needs_broadcast
+from sdp_compile.runtime.optimizer.origin import check_origin
 
 _installed = False
 
@@ -29,6 +30,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     engines = engines_of(optimizer)
     if not engines:
         return
+    check_origin(optimizer)
     reductions = [engine.reduction for engine in engines if isinstance(engine.reduction, ReduceScatter)]
     if not all(reduction.serves(optimizer) for reduction in reductions):
         raise SDPError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -57,7 +58,8 @@ def training(rank: int, policy: str, lowering: Any, sharded: bool) -> Any:
         optimizer.zero_grad()
         assert traffic.sent["refresh"] == module.plan.communication(rank).refresh
     assert not differing(module)
-    state = {key: value + 1 if "weight" in key else value for key, value in module.state_dict().items()}
+    state = copy.deepcopy(module.state_dict())
+    state.update((key, value + 1) for key, value in module.state_dict().items() if "weight" in key)
     module.load_state_dict(state)
     assert not differing(module)
     with torch.no_grad():
