@@ -37,6 +37,7 @@ class Findings:
         caches: The attributes with dictionaries that a first run fills with tensors, and a second one leaves.
         compiling: Where it asks whether it is being compiled; None if it does not.
         grad: Where it asks whether gradients are wanted; None if it does not.
+        surroundings: What it read outside of its module, to be compared after a later run.
         functions: The user's functions that it called, with their global variables; None if it did not finish.
         calls_math: Whether they call functions of `math` themselves.
     """
@@ -46,6 +47,7 @@ class Findings:
     caches: frozenset[Place] = frozenset()
     compiling: str | None = None
     grad: str | None = None
+    surroundings: Surroundings | None = None
     functions: Mapping[CodeType, dict[str, Any]] | None = None
     calls_math: bool = False
 
@@ -109,7 +111,7 @@ def _run(
     changed = surroundings.changed()
     surroundings.restore()
     if changed:
-        raise _lost(kind, changed[0], _line(again, surroundings))
+        raise _lost(kind, changed[0], _line(again, surroundings) or surroundings.lines.get(changed[0], ""))
     for what, line in surroundings.impure.items():
         raise _lost(kind, what, line)
     check_attributes(kind, attributes, caches, again)
@@ -120,11 +122,23 @@ def _run(
             caches,
             surroundings.compiling,
             surroundings.grad or watch.asked_requires_grad,
+            surroundings,
             surroundings.functions if finished else None,
             surroundings.calls_math,
         ),
         finished,
     )
+
+
+def check_surroundings(kind: type[nn.Module], surroundings: Surroundings | None) -> None:
+    """Raises `CaptureError` if a later run changed what is outside of the model, such as a list, and gives it back.
+
+    A list that forward empties and fills with the sizes of its inputs is the same after each call with one size.
+    """
+    changed = [] if surroundings is None else surroundings.changed_variables()
+    if surroundings is not None and changed:
+        surroundings.restore()
+        raise _lost(kind, changed[0], surroundings.lines.get(changed[0], ""))
 
 
 def check_attributes(

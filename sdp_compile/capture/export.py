@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from sdp_compile.capture.attributes import Attributes, Place
-from sdp_compile.capture.audit import audit, check_attributes
+from sdp_compile.capture.audit import audit, check_attributes, check_surroundings
 from sdp_compile.capture.buffers import copy_assigned
 from sdp_compile.capture.clone import clone
 from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
@@ -105,6 +105,8 @@ def export_mode(
         except Exception as error:
             failures[free] = error
             continue
+        finally:
+            check_surroundings(type(model), findings.surroundings)
         _forget(program)
         observer.check()
         check_attributes(type(model), attributes, findings.caches)

@@ -40,6 +40,8 @@ _STANDARD = (sysconfig.get_path("stdlib") + os.sep, sysconfig.get_path("platstdl
 _CLOCKS = ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time")
 _IMPURE = {id(getattr(time, name)): f"time.{name}()" for name in _CLOCKS} | {id(os.urandom): "os.urandom()"}
 _GRAD = {id(torch.is_grad_enabled), id(torch._C.is_grad_enabled)}
+_GROWING = {"append", "appendleft", "extend", "insert", "add", "update", "setdefault"}
+_CHANGES = _GROWING | {"pop", "popleft", "popitem", "remove", "discard", "clear", "reverse", "sort"}
 QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
 """The functions of `torch.compiler` that answer otherwise during capture than in eager execution."""
 
@@ -58,7 +60,8 @@ class Surroundings:
 
     Attributes:
         reads: The plain global variables and environment variables that they read.
-        impure: Calls that return something else each time, with their lines.
+        impure: Calls that return something else each time, and those that empty a container, with their lines.
+        lines: Where methods changed containers, by what `changed` says of it.
         compiling: Where they ask whether the model is being compiled; None if they do not.
         grad: Where they ask whether gradients are enabled; None if they do not.
         functions: The functions of theirs that ran, with their global variables.
@@ -70,6 +73,7 @@ class Surroundings:
         self.calls_math = False
         self.reads: dict[tuple[str, str, str], Read] = {}
         self.impure: dict[str, str] = {}
+        self.lines: dict[str, str] = {}
         self.compiling: str | None = None
         self.grad: str | None = None
         self._kind, self._model = type(model), model
@@ -123,7 +127,11 @@ class Surroundings:
             )
             if before != after
         ]
-        found += [f"changes {what}" for what, value, before, _undo in self._kept.values() if frozen(value) != before]
+        return found + self.changed_variables()
+
+    def changed_variables(self) -> list[str]:
+        """Returns which containers, objects and variables outside its module this or a later run changed."""
+        found = [f"changes {what}" for what, value, before, _undo in self._kept.values() if frozen(value) != before]
         found += [
             f"changes {what}"
             for what, scope, name, before in self._variables.values()
@@ -181,10 +189,20 @@ class Surroundings:
         elif event == "c_call":
             if id(argument) in _IMPURE and self._asked_by_user(frame):
                 self.impure.setdefault(f"calls {_IMPURE[id(argument)]}", calling_line(self._kind))
+            elif argument.__name__ in _CHANGES:
+                self._note_change(frame, argument)
             elif id(argument) in _GRAD and self.grad is None and self._asked_by_user(frame):
                 self.grad = calling_line(self._kind)
             elif id(argument) in MATH and not self.calls_math:
                 self.calls_math = self._asked_by_user(frame)
+
+    def _note_change(self, frame: FrameType, method: Any) -> None:
+        """Notes where the user's code calls a method that changes a container from outside of forward."""
+        known = self._kept.get(id(getattr(method, "__self__", None)))
+        if known is not None and self._asked_by_user(frame):
+            self.lines.setdefault(f"changes {known[0]}", calling_line(self._kind))
+            if method.__name__ == "clear":  # what is refilled with the same may be read and cleared by others
+                self.impure.setdefault(f"clears {known[0]}", calling_line(self._kind))
 
     def _asked_by_user(self, frame: FrameType | None) -> bool:
         return frame is not None and is_users(frame.f_code.co_filename)

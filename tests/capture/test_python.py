@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -74,6 +75,28 @@ def test_a_hook_that_collects_is_refused_and_leaves_no_tensor_behind(collect: st
     with pytest.raises(CaptureError, match=r"(test_python|python_models)\.py:\d+: .*(features|collect)"):
         capture(model, torch.randn(4, 5))
     assert not features
+
+
+@pytest.mark.parametrize("way", ["clear", "slice", "key"])
+def test_a_hook_that_puts_sizes_where_they_already_are_is_refused(way: str) -> None:
+    """After a call in eager mode the list holds what a run of capture with the same sizes puts there again."""
+    sizes: Any = {} if way == "key" else []
+
+    def collect(output: torch.Tensor) -> None:
+        if way == "clear":
+            sizes.clear()
+            sizes.append(output.shape[0])
+        else:
+            sizes["size" if way == "key" else slice(None)] = [output.shape[0]]
+
+    model, x = models.hooked(collect), torch.randn(4, 5)
+    model(x)
+    before = copy.copy(sizes)
+    with pytest.raises(CaptureError, match=r"(changes|clears) variable 'sizes'") as caught:
+        capture(model, x)
+    assert repr(sizes) == repr(before), "no symbolic size is left behind"
+    if way == "clear":
+        assert "sizes.clear()" in str(caught.value)
 
 
 def test_what_forward_reads_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
