@@ -27,6 +27,8 @@ LAYERS = (
     ("passes",),
     ("lowering",),
     ("runtime.tensors", "runtime.python_state"),
+    ("runtime.asking",),
+    ("runtime.parts",),
     ("runtime.containers",),
     ("runtime.comm",),
     ("runtime.full_results",),

@@ -14,6 +14,7 @@ from sdp_compile.capture.attributes import Attributes, Place
 from sdp_compile.capture.clone import clone, to_meta
 from sdp_compile.capture.inputs import Call, answering, grad_answer
 from sdp_compile.capture.locating import line_of_change
+from sdp_compile.capture.modes import in_mode
 from sdp_compile.capture.observe import Unprofiled, Watch
 from sdp_compile.capture.quiet import preserved_rng, quiet
 from sdp_compile.capture.surroundings import Surroundings
@@ -65,7 +66,7 @@ def audit(model: nn.Module, call: Call, mode: Mode, prepare: Prepare) -> Finding
     inputs = call.map_tensors(lambda tensor: answering(to_meta(tensor), grad_answer(tensor)))
 
     def on_meta() -> tuple[nn.Module, Call]:
-        return clone(bones, to_meta).train(mode == "train"), inputs
+        return in_mode(clone(bones, to_meta), mode), inputs
 
     def on_fake() -> tuple[nn.Module, Call]:
         return prepare(bones, inputs)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sdp_compile.capture.clone import canonical_names, is_persistent
 from sdp_compile.ir.program import Capture
-from sdp_compile.runtime.python_state import Part, PythonState
+from sdp_compile.runtime.parts import Part, part_of
+from sdp_compile.runtime.python_state import PythonState
 
 
 def register_tensors(
@@ -70,7 +71,7 @@ def _mirror(
             continue
         container = made.get(id(child))
         if container is None:
-            container = Part()
+            container = part_of(type(child))()
             _mirror(child, f"{prefix}{key}.", container, canonical, tensors, state, made)
         target._modules[key] = container
     state.mirror(target, prefix[:-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,21 +16,25 @@ from sdp_compile.ir.plain import MISSING, is_number
 
 
 class PythonState:
-    """The attributes of one compiled module, kept in a copy of the original model without weights.
+    """The attributes, modes and forward hooks of one compiled module, kept in a copy of the original without weights.
 
-    The copy is shared with what the module was made from until an attribute is set.
+    The copy is shared with what the module was made from until something in it is set.
 
     Attributes:
         skeleton: The original model without weights.
         version: Counts the attributes that were set.
+        switches: The parts whose mode is not the model's, and the numbers of all hooks.
         is_lent: Whether an object in the copy was handed out, which may change then at any time.
     """
 
     def __init__(self, skeleton: nn.Module) -> None:
         self.skeleton = skeleton
         self.version = 0
+        self.switches: tuple[tuple[str, ...], tuple[int, ...]] = ((), ())
         self.is_lent = False
         self._is_own = False
+        self._switching = 0
+        self._note_switches()
 
     def has(self, path: str, name: str) -> bool:
         """Whether the original module at ``path`` has a plain attribute called ``name``."""
@@ -41,7 +47,7 @@ class PythonState:
 
     def set(self, path: str, name: str, value: Any) -> None:
         """Sets a plain attribute; the next call captures the model again if its code has read another value."""
-        self._own()
+        self.own()
         self.is_lent |= not is_number(value)
         setattr(submodule(self.skeleton, path), name, value)
         self.version += 1
@@ -56,9 +62,34 @@ class PythonState:
         hidden = name in INTERNAL or value is MISSING or isinstance(value, Alias) or callable(value)
         if hidden or has_tensor(value):
             return MISSING
-        self._own()
+        self.own()
         self.is_lent = True
         return vars(submodule(self.skeleton, path))[name]
+
+    def set_mode(self, path: str, training: bool) -> None:
+        """Sets the mode of one part."""
+        if submodule(self.skeleton, path).training != training:
+            self.own()
+            vars(submodule(self.skeleton, path))["training"] = training
+        if not self._switching:
+            self._note_switches()
+
+    @contextmanager
+    def switching(self) -> Iterator[None]:
+        """Context in which many switches are set, and `switches` follows at the end."""
+        self._switching += 1
+        try:
+            yield
+        finally:
+            self._switching -= 1
+            if not self._switching:
+                self._note_switches()
+
+    def _note_switches(self) -> None:
+        parts = dict(self.skeleton.named_modules())
+        modes = tuple(path for path, module in parts.items() if module.training != self.skeleton.training)
+        hooks = tuple(number for m in parts.values() for number in (*m._forward_hooks, *m._forward_pre_hooks))
+        self.switches = modes, hooks
 
     def share(self) -> nn.Module:
         """Returns the skeleton for a copy of the module; what is set later is set in one of them only."""
@@ -67,55 +98,23 @@ class PythonState:
         self._is_own = False
         return self.skeleton
 
-    def _own(self) -> None:
+    def own(self) -> None:
+        """Makes the skeleton this state's own before it is changed."""
         if not self._is_own:
             self.skeleton = clone(self.skeleton)
             self._is_own = True
 
     def mirror(self, module: nn.Module, path: str) -> None:
-        """Gives a module that stands for the original's at ``path`` the numbers and strings whose names are free."""
+        """Gives a module that stands for the original's at ``path`` its mode, and its numbers whose names are free."""
         vars(module)["_sdp_place"] = (self, path)
         owner = submodule(self.skeleton, path)
+        vars(module)["training"] = owner.training
         held: dict[str, Any] = {}
         for kind in reversed(type(owner).__mro__[: type(owner).__mro__.index(nn.Module)]):
             held.update((name, value) for name, value in vars(kind).items() if not name.startswith("__"))
         for name, value in {**held, **vars(owner)}.items():
             if name not in INTERNAL and is_number(value) and not _is_taken(module, name):
                 vars(module)[name] = value
-
-
-class WithAttributes(nn.Module):
-    """A module that stands for one of the original's; what the original has as plain attributes is set there too.
-
-    Objects that the original keeps, such as its configuration, are there to be read and changed.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            state, path = vars(self).get("_sdp_place", (None, ""))
-            value = MISSING if state is None else state.lend(path, name)
-            if value is MISSING:
-                raise
-            return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        place = vars(self).get("_sdp_place")
-        if place is None or isinstance(value, (torch.Tensor, nn.Module)) or hasattr(type(self), name):
-            super().__setattr__(name, value)
-            return
-        state, path = place
-        known = name not in self._parameters and name not in self._buffers and name not in self._modules
-        if known and state.has(path, name):
-            state.set(path, name, value)
-            vars(self)[name] = value
-        else:
-            super().__setattr__(name, value)
-
-
-class Part(WithAttributes):
-    """A module of the original, as far as a worker holds it: its tensors and its plain attributes."""
 
 
 def _is_taken(module: nn.Module, name: str) -> bool:

@@ -90,12 +90,13 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     tensors = caller.tensors(inputs)
     dtypes, shapes = tuple([one.dtype for one in tensors]), [one.shape for one in tensors]
     grad = (torch.is_grad_enabled(), *[grad_answer(one) for one in tensors]) if caller.asks_grad else ()
-    autocast, version = autocast_dtype(self._device.type), self._programs.state.version
+    autocast, state = autocast_dtype(self._device.type), self._programs.state
     if torch.compiler.is_compiling():
-        name = chosen_while_compiling(self.number, mode, dtypes, autocast, grad, None, version)
+        settings = state.version, state.switches
+        name = chosen_while_compiling(self.number, mode, dtypes, autocast, grad, None, settings)
         if getattr(self, "_caller_" + name).mismatch(shapes):
             fixed = tuple([tuple([int(size) for size in shape]) for shape in shapes])
-            name = chosen_while_compiling(self.number, mode, dtypes, autocast, grad, fixed, version)
+            name = chosen_while_compiling(self.number, mode, dtypes, autocast, grad, fixed, settings)
     else:
         name = self._programs.choose(mode, dtypes, autocast, grad, tuple([tuple(shape) for shape in shapes]))
     if name != mode:
