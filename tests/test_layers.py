@@ -27,6 +27,7 @@ LAYERS = (
     ("passes",),
     ("lowering",),
     ("runtime.tensors", "runtime.python_state"),
+    ("runtime.changing",),
     ("runtime.asking",),
     ("runtime.parts",),
     ("runtime.containers",),

@@ -195,7 +195,7 @@ class Attributes:
         own = name in vars(module)
         if own and has_tensor(value):
             self.carried.setdefault(place, calling_line(type(self._model)))
-        elif value is MISSING or is_number(value) or (own and not callable(value)):
+        elif value is MISSING or is_number(value) or own:
             self.reads[place] = None
 
     def _written(self, module: nn.Module, name: str) -> None:

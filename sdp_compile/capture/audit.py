@@ -83,7 +83,7 @@ def _run(
     model: nn.Module, mode: Mode, subject: nn.Module, call: Call, again: Callable[[], tuple[nn.Module, Call]]
 ) -> tuple[Findings, bool]:
     kind = type(model)
-    attributes, surroundings, watch = Attributes(subject), Surroundings(model), Watch(model, subject)
+    attributes, surroundings, watch = Attributes(subject), Surroundings(model, subject), Watch(model, subject)
     finished = False
     with quiet(), ExitStack() as stack:
         stack.enter_context(_mode_of(call, subject))

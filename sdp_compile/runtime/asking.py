@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from types import BuiltinFunctionType, FunctionType, GeneratorType, MethodType
 from typing import Any
 
@@ -19,13 +20,19 @@ from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.modes import WithoutOperators
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.plain import MISSING
+from sdp_compile.runtime.changing import fixed_tree
 
+_CHANGING = frozenset({"append", "extend", "insert", "pop", "popitem", "clear", "update", "setdefault"})
 _WHOLE = frozenset({"generate", "save_pretrained", "push_to_hub"})
 """Methods that do something else before they come to the weights."""
 
 
 class NotCompiledError(SDPError, AttributeError):
     """A property computes with weights, of which a worker holds slices; to ``hasattr`` it is not there."""
+
+
+class NotHeldError(SDPError, AttributeError):
+    """The worker holds nothing of a tensor; to ``hasattr`` it is not there."""
 
 
 def ask(module: nn.Module, part: nn.Module, owner: nn.Module, name: str) -> Any:
@@ -40,9 +47,11 @@ def ask(module: nn.Module, part: nn.Module, owner: nn.Module, name: str) -> Any:
     Raises:
         NotCompiledError: It is a property that computes.
     """
+    kind = type(owner)
+    if name in owner._parameters or name in owner._buffers:
+        raise NotHeldError(f"The worker holds nothing of {name!r} of {kind.__name__}: other workers own all of it.")
     if name in INTERNAL or name.startswith("__"):
         return MISSING
-    kind = type(owner)
     own = vars(owner).get(name, MISSING)
     if isinstance(own, MethodType) and own.__self__ is owner:
         return _guarded(module, part, kind, own.__func__, name)
@@ -52,6 +61,8 @@ def ask(module: nn.Module, part: nn.Module, owner: nn.Module, name: str) -> Any:
         if base in (nn.Module, object) or name not in vars(base):
             continue
         held = vars(base)[name]
+        if isinstance(held, FunctionType) and name in _CHANGING and base.__module__.startswith("torch.nn."):
+            return partial(_refusing, vars(module)["_sdp_place"][1])
         if isinstance(held, FunctionType):
             return _guarded(module, part, kind, held, name)
         if isinstance(held, (staticmethod, classmethod)) or not hasattr(held, "__get__"):
@@ -62,6 +73,10 @@ def ask(module: nn.Module, part: nn.Module, owner: nn.Module, name: str) -> Any:
             raise NotCompiledError(_message(kind, name, watched.found))
         return module if value is part else value
     return MISSING
+
+
+def _refusing(path: str, *_args: Any, **_kwargs: Any) -> None:
+    raise fixed_tree(path)
 
 
 def _guarded(

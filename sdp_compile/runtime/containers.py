@@ -62,12 +62,15 @@ def _mirror(
         name = canonical.get(prefix + key, "")
         if name in tensors:
             target._parameters[key] = tensors[name]  # type: ignore[assignment]
+        elif source._parameters[key] is None:
+            target._parameters[key] = None
     for key in source._buffers:
         name = canonical.get(prefix + key, "")
         if name in tensors:
             _put_buffer(target, key, tensors[name], is_persistent(source, key))
     for key, child in source._modules.items():
         if child is None:
+            target._modules[key] = None
             continue
         container = made.get(id(child))
         if container is None:

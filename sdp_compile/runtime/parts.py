@@ -6,7 +6,6 @@ import functools
 from types import MethodType
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from sdp_compile.capture.modes import WithoutOperators
@@ -14,12 +13,16 @@ from sdp_compile.errors import SDPError
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING
 from sdp_compile.runtime.asking import ask, not_callable
-from sdp_compile.runtime.python_state import PythonState
+from sdp_compile.runtime.changing import fixed_tree, refuse_change, refuse_removal
+from sdp_compile.runtime.python_state import Place
 
 Self = TypeVar("Self", bound="WithAttributes")
 
+_CODE = ("__class__", "forward")
 _CONTAINER = ("__len__", "__iter__", "__reversed__", "__getitem__", "__contains__")
 """Methods that look into a container, which Python takes from its class alone."""
+
+_CHANGING = ("__setitem__", "__delitem__", "__iadd__")
 
 
 class WithAttributes(nn.Module):
@@ -32,7 +35,7 @@ class WithAttributes(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            state, path = vars(self).get("_sdp_place", (None, ""))
+            state, path, _ = vars(self).get("_sdp_place", (None, "", ()))
             if state is None:
                 raise
             value = state.lend(path, name)
@@ -45,20 +48,25 @@ class WithAttributes(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         place = vars(self).get("_sdp_place")
-        if place is not None and name == "training":
+        if place is None:
+            super().__setattr__(name, value)
+        elif name == "training":
             vars(self)[name] = value
             place[0].set_mode(place[1], value)
-            return
-        if place is None or isinstance(value, (torch.Tensor, nn.Module)) or hasattr(type(self), name):
+        elif name in place[2] or (hasattr(type(self), name) and name not in _CODE):
             super().__setattr__(name, value)
-            return
-        state, path = place
-        known = name not in self._parameters and name not in self._buffers and name not in self._modules
-        if known and state.has(path, name):
-            state.set(path, name, value)
-            vars(self)[name] = value
         else:
-            super().__setattr__(name, value)
+            refuse_change(self, place[0], place[1], name, value)
+            if place[0].set(place[1], name, value):
+                vars(self)[name] = value
+            else:
+                super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        place = vars(self).get("_sdp_place")
+        if place is not None and name not in place[2]:
+            refuse_removal(place[0], place[1], name)
+        super().__delattr__(name)
 
     def train(self: Self, mode: bool = True) -> Self:
         """Sets the mode of this part and of those in it, as the original's own ``train()`` does."""
@@ -73,7 +81,7 @@ class WithAttributes(nn.Module):
         if place is None:
             getattr(nn.Module, name)(self, *mode)
             return self
-        state, path = place
+        state, path, _ = place
         owner = submodule(state.skeleton, path)
         kind = type(owner)
         own = vars(owner).get(name, MISSING)
@@ -94,15 +102,59 @@ class WithAttributes(nn.Module):
 
 
 class Part(WithAttributes):
-    """A module of the original, as far as a worker holds it: its tensors and its plain attributes."""
+    """A module of the original, as far as a worker holds it: its tensors and its plain attributes.
+
+    Forward hooks are part of the next call's graph.
+    """
+
+    def add_module(self, *_args: Any) -> None:
+        """Refuses: the graph does not know what is added."""
+        raise fixed_tree(_path(self))
+
+    def register_forward_hook(self, hook: Any, **options: Any) -> Any:
+        """Registers a hook as `torch.nn.Module` does; it sees full tensors without values when the model is captured.
+
+        Raises:
+            SDPError: At the next call, if the hook does what a graph would lose. The error names the line.
+        """
+        return self._hooked("register_forward_hook", hook, options)
+
+    def register_forward_pre_hook(self, hook: Any, **options: Any) -> Any:
+        """Registers a hook before forward; see `register_forward_hook`."""
+        return self._hooked("register_forward_pre_hook", hook, options)
+
+    def _hooked(self, name: str, hook: Any, options: dict[str, Any]) -> Any:
+        place: Place | None = vars(self).get("_sdp_place")
+        if place is None or not place[1]:
+            return getattr(nn.Module, name)(self, hook, **options)
+        return place[0].hook(place[1], name, hook, options)
+
+    def register_full_backward_hook(self, *_args: Any, **_options: Any) -> Any:
+        """Refuses the hook, which would never run."""
+        raise self._no_backward_hook()
+
+    def register_full_backward_pre_hook(self, *_args: Any, **_options: Any) -> Any:
+        """Refuses the hook, which would never run."""
+        raise self._no_backward_hook()
+
+    def register_backward_hook(self, *_args: Any, **_options: Any) -> Any:
+        """Refuses the hook, which would never run."""
+        raise self._no_backward_hook()
+
+    def _no_backward_hook(self) -> SDPError:
+        return SDPError(
+            f"Part {_path(self)!r} of a compiled model cannot have a backward hook, because its graph runs as a whole. "
+            "Register a hook on a parameter (parameter.register_hook), or in a forward hook compute what changes the "
+            "gradient from its output."
+        )
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
         """Refuses the call: only the whole model is compiled."""
-        raise not_callable(vars(self).get("_sdp_place", (None, ""))[1])
+        raise not_callable(_path(self))
 
     def extra_repr(self) -> str:
         """Returns what the original prints of itself."""
-        place: tuple[PythonState, str] | None = vars(self).get("_sdp_place")
+        place: Place | None = vars(self).get("_sdp_place")
         return "" if place is None else submodule(place[0].skeleton, place[1]).extra_repr()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -118,9 +170,31 @@ def part_of(kind: type[nn.Module]) -> type[Part]:
 
     What looks into a container, such as ``len()`` and indexing, is the original's.
     """
-    held = {name: getattr(kind, name) for name in _CONTAINER if hasattr(kind, name)}
+    held: dict[str, Any] = {name: getattr(kind, name) for name in _CONTAINER if hasattr(kind, name)}
+    held |= {name: _refusing for name in _CHANGING if hasattr(kind, name)}
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": Part.__doc__}
     return type(kind.__name__, (Part,), {**held, **names, "__class__": property(lambda _: kind), "_sdp_kind": kind})
+
+
+def open_container(module: type[nn.Module], kind: type[nn.Module]) -> None:
+    """Gives the class of one module the methods with which one looks into a container, if ``kind`` has them."""
+    for name in _CONTAINER:
+        if hasattr(kind, name):
+            setattr(module, name, _looking(getattr(kind, name), kind))
+    for name in _CHANGING:
+        if hasattr(kind, name):
+            setattr(module, name, _refusing)
+
+
+def _looking(function: Any, kind: type[nn.Module]) -> Any:
+    def look(module: nn.Module, *args: Any) -> Any:
+        return function(standing_for(module, kind), *args)
+
+    return look
+
+
+def _refusing(part: nn.Module, *_args: Any) -> Any:
+    raise fixed_tree(_path(part))
 
 
 def standing_for(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
@@ -130,6 +204,11 @@ def standing_for(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     part = part_of(kind).__new__(part_of(kind))
     object.__setattr__(part, "__dict__", vars(module))
     return part
+
+
+def _path(part: nn.Module) -> str:
+    place: Place | None = vars(part).get("_sdp_place")
+    return "" if place is None else place[1]
 
 
 def _restored(kind: type[nn.Module] | None, state: dict[str, Any]) -> Part:

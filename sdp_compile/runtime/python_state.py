@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from sdp_compile.capture.attributes import INTERNAL, Alias, has_tensor
 from sdp_compile.capture.clone import clone
@@ -21,6 +24,7 @@ class PythonState:
     The copy is shared with what the module was made from until something in it is set.
 
     Attributes:
+        missed: The attributes that forward has asked for without finding them.
         skeleton: The original model without weights.
         version: Counts the attributes that were set.
         switches: The parts whose mode is not the model's, and the numbers of all hooks.
@@ -28,6 +32,7 @@ class PythonState:
     """
 
     def __init__(self, skeleton: nn.Module) -> None:
+        self.missed: set[tuple[str, str]] = set()
         self.skeleton = skeleton
         self.version = 0
         self.switches: tuple[tuple[str, ...], tuple[int, ...]] = ((), ())
@@ -45,12 +50,24 @@ class PythonState:
             return not isinstance(vars(owner)[name], (torch.Tensor, Alias))
         return is_number(getattr(type(owner), name, self))
 
-    def set(self, path: str, name: str, value: Any) -> None:
-        """Sets a plain attribute; the next call captures the model again if its code has read another value."""
+    def set(self, path: str, name: str, value: Any) -> bool:
+        """Sets a plain attribute; the next call captures the model again if its code has read another value.
+
+        Returns:
+            Whether it is an attribute that the original has or could have.
+        """
+        has = self.has(path, name)
+        if not has and not _is_plain(name, value):
+            return False
         self.own()
-        self.is_lent |= not is_number(value)
-        setattr(submodule(self.skeleton, path), name, value)
-        self.version += 1
+        owner = submodule(self.skeleton, path)
+        if has or (path, name) in self.missed:
+            self.is_lent |= not is_number(value)
+            setattr(owner, name, value)
+            self.version += 1
+        elif name not in owner._parameters and name not in owner._buffers and name not in owner._modules:
+            vars(owner)[name] = value
+        return True
 
     def lend(self, path: str, name: str) -> Any:
         """Returns an object, such as a configuration, that is an attribute of the original at ``path``.
@@ -91,6 +108,34 @@ class PythonState:
         hooks = tuple(number for m in parts.values() for number in (*m._forward_hooks, *m._forward_pre_hooks))
         self.switches = modes, hooks
 
+    def hook(self, path: str, name: str, hook: Any, options: Mapping[str, Any]) -> RemovableHandle:
+        """Registers a forward hook; the next call captures the model with it.
+
+        Args:
+            path: The path of the module.
+            name: The method of `torch.nn.Module` that registers it.
+            hook: The hook.
+            options: The method's options.
+        """
+        self.own()
+        handle = getattr(nn.Module, name)(submodule(self.skeleton, path), hook, **options)
+        self._note_switches()
+        return _Handle(self, path, handle)
+
+    def unhook(self, path: str, number: int) -> None:
+        """Removes a forward hook, if it is still there."""
+        self.own()
+        owner: Any = submodule(self.skeleton, path)
+        for kept in (
+            owner._forward_hooks,
+            owner._forward_hooks_with_kwargs,
+            owner._forward_hooks_always_called,
+            owner._forward_pre_hooks,
+            owner._forward_pre_hooks_with_kwargs,
+        ):
+            kept.pop(number, None)
+        self._note_switches()
+
     def share(self) -> nn.Module:
         """Returns the skeleton for a copy of the module; what is set later is set in one of them only."""
         if self.is_lent:
@@ -106,7 +151,7 @@ class PythonState:
 
     def mirror(self, module: nn.Module, path: str) -> None:
         """Gives a module that stands for the original's at ``path`` its mode, and its numbers whose names are free."""
-        vars(module)["_sdp_place"] = (self, path)
+        vars(module)["_sdp_place"] = (self, path, frozenset(vars(module)) - {"training"})
         owner = submodule(self.skeleton, path)
         vars(module)["training"] = owner.training
         held: dict[str, Any] = {}
@@ -115,6 +160,29 @@ class PythonState:
         for name, value in {**held, **vars(owner)}.items():
             if name not in INTERNAL and is_number(value) and not _is_taken(module, name):
                 vars(module)[name] = value
+
+
+class _Handle(RemovableHandle):
+    """Removes a hook, also after the skeleton has been copied."""
+
+    def __init__(self, state: PythonState, path: str, handle: RemovableHandle) -> None:
+        self.id, self.hooks_dict_ref, self.extra_dict_ref = handle.id, handle.hooks_dict_ref, handle.extra_dict_ref
+        self._state, self._path = state, path
+
+    def remove(self) -> None:
+        self._state.unhook(self._path, self.id)
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    """Whether a new attribute is a setting, which the original's code may look for, and nothing of torch's own."""
+    if name in INTERNAL or name.startswith(("__", "_torch", "_dynamo", "_sdp")):
+        return False
+    plain = isinstance(value, (list, tuple, dict, set, FunctionType, partial))
+    return is_number(value) or (plain and not has_tensor(value))
+
+
+Place = tuple[PythonState, str, frozenset[str]]
+"""Whose attributes a part has, its path, and the attributes that are its own."""
 
 
 def _is_taken(module: nn.Module, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import types
 from collections.abc import Mapping
@@ -72,6 +73,7 @@ class GraphPerMode(fx.GraphModule):
         codes = self._programs.generate()
         cls: Any = type(self)
         cls.forward = _own_code(_forward)
+        cls.forward.__signature__ = _signature(self._programs.state.skeleton)
         return codes[self._programs.name(self.mode)]
 
     def _follow_device(self) -> None:
@@ -111,6 +113,13 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if caller.assigned:
         caller.assign(self, outputs)
     return caller.result(outputs)
+
+
+def _signature(original: Any) -> inspect.Signature:
+    """Returns the signature of the original's forward, by which libraries choose the inputs that they pass."""
+    signature = inspect.signature(original.forward)
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    return signature.replace(parameters=[this, *signature.parameters.values()])
 
 
 def _own_code(function: Any) -> Any:

@@ -22,7 +22,7 @@ from sdp_compile.runtime.module.programs import Programs
 from sdp_compile.runtime.module.user_names import UserNames
 from sdp_compile.runtime.optimizer import full_state as optimizer_state
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
-from sdp_compile.runtime.parts import WithAttributes
+from sdp_compile.runtime.parts import WithAttributes, open_container
 from sdp_compile.runtime.python_state import PythonState
 from sdp_compile.runtime.state import full_state, initialisation
 from sdp_compile.runtime.subnetwork import Subnetwork
@@ -74,6 +74,7 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
         self.number = self._programs.number
         self._device = self._programs.device
         register_tensors(self, self.capture, tensors, state)  # last: parts may have the names of these attributes
+        open_container(type(self), type(state.skeleton))
         self._follow_dtypes()
         self._follow_device()
         self.register_load_state_dict_post_hook(_follow_dtypes)  # type: ignore[no-untyped-call]
