@@ -43,6 +43,11 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
                 f"torch.no_grad(), load whole values with load_full_state_dict(), or change the original model and "
                 "compile it again."
             )
+    elif isinstance(value, (torch.Tensor, nn.Module)) and (path, name) in state.asked:
+        raise SDPError(
+            f"{where!r} cannot become a {type(value).__name__}, because its graph was captured without. Register it in "
+            "the original model and compile it again."
+        )
     elif name in ("__class__", "forward") and (path or name != "forward"):
         raise SDPError(f"{where!r} cannot be set: the code of a compiled model is a graph already. {_REMEDY}")
     elif name not in INTERNAL and name not in vars(owner) and _is_code(getattr(type(owner), name, MISSING)):
@@ -53,7 +58,7 @@ def refuse_removal(state: PythonState, path: str, name: str) -> None:
     """Raises `SDPError` if an attribute that is about to be removed belongs to the original."""
     owner = submodule(state.skeleton, path)
     registered = name in owner._modules or name in owner._parameters or name in owner._buffers
-    if registered or state.has(path, name):
+    if registered or (path, name) in state.asked:
         where = f"{path}.{name}".lstrip(".")
         raise SDPError(f"{where!r} of a compiled model cannot be removed, because its graph may hold it. {_REMEDY}")
 

@@ -66,6 +66,7 @@ class WithAttributes(nn.Module):
         place = vars(self).get("_sdp_place")
         if place is not None and name not in place[2]:
             refuse_removal(place[0], place[1], name)
+            place[0].remove(place[1], name)
         super().__delattr__(name)
 
     def train(self: Self, mode: bool = True) -> Self:
@@ -155,7 +156,12 @@ class Part(WithAttributes):
     def extra_repr(self) -> str:
         """Returns what the original prints of itself."""
         place: Place | None = vars(self).get("_sdp_place")
-        return "" if place is None else submodule(place[0].skeleton, place[1]).extra_repr()
+        if place is None:
+            return ""
+        owner = submodule(place[0].skeleton, place[1])
+        if isinstance(owner, (nn.ParameterList, nn.ParameterDict)):
+            return type(owner).extra_repr(self)  # type: ignore[arg-type]  # a part is one of them, as far as this goes
+        return owner.extra_repr()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _restored, (getattr(type(self), "_sdp_kind", None), self.__getstate__())

@@ -24,7 +24,7 @@ class PythonState:
     The copy is shared with what the module was made from until something in it is set.
 
     Attributes:
-        missed: The attributes that forward has asked for without finding them.
+        asked: The attributes that forward has asked for, also without finding them.
         skeleton: The original model without weights.
         version: Counts the attributes that were set.
         switches: The parts whose mode is not the model's, and the numbers of all hooks.
@@ -32,7 +32,7 @@ class PythonState:
     """
 
     def __init__(self, skeleton: nn.Module) -> None:
-        self.missed: set[tuple[str, str]] = set()
+        self.asked: set[tuple[str, str]] = set()
         self.skeleton = skeleton
         self.version = 0
         self.switches: tuple[tuple[str, ...], tuple[int, ...]] = ((), ())
@@ -57,17 +57,20 @@ class PythonState:
             Whether it is an attribute that the original has or could have.
         """
         has = self.has(path, name)
-        if not has and not _is_plain(name, value):
+        if isinstance(value, (torch.Tensor, nn.Module)) or not (has or _is_plain(name, value)):
             return False
         self.own()
         owner = submodule(self.skeleton, path)
-        if has or (path, name) in self.missed:
-            self.is_lent |= not is_number(value)
-            setattr(owner, name, value)
-            self.version += 1
-        elif name not in owner._parameters and name not in owner._buffers and name not in owner._modules:
-            vars(owner)[name] = value
+        vars(owner)[name] = value
+        self.is_lent |= has and not is_number(value)
+        self.version += (path, name) in self.asked
         return True
+
+    def remove(self, path: str, name: str) -> None:
+        """Removes an attribute that was added, if it is there."""
+        if name in vars(submodule(self.skeleton, path)):
+            self.own()
+            del vars(submodule(self.skeleton, path))[name]
 
     def lend(self, path: str, name: str) -> Any:
         """Returns an object, such as a configuration, that is an attribute of the original at ``path``.

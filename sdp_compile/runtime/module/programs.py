@@ -24,7 +24,6 @@ from sdp_compile.capture import recapture
 from sdp_compile.capture.devices import retarget_devices
 from sdp_compile.capture.precision import autocast_of
 from sdp_compile.errors import SDPError
-from sdp_compile.ir.plain import MISSING
 from sdp_compile.ir.program import Mode, Precision, Program, copy_program
 from sdp_compile.ir.reads import Read, changed_read
 from sdp_compile.lowering import Lowered, lower
@@ -114,7 +113,7 @@ class Programs:
             self._sources[name] = recomputed + code.src
             vars(module)[f"_caller_{name}"] = Caller(module.capture.skeleton, program)
             self._reads[name] = {kind: [] for kind in ("attribute", "switch", "other")}
-            self.state.missed.update((r.owner, r.name) for r in program.reads if r.value is MISSING)
+            self.state.asked.update((read.owner, read.name) for read in program.reads if read.kind == "attribute")
             for read in program.reads:
                 self._reads[name][read.kind if read.kind in self._reads[name] else "other"].append(read)
         return codes
