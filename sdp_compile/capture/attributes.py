@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from types import CodeType, TracebackType
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, TracebackType
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from sdp_compile.ir.reads import SWITCHES, Read, switch
 
 INTERNAL = frozenset({*vars(nn.Module()), *vars(nn.Module), "T_destination"})
 """The attributes that `torch.nn.Module` itself keeps."""
+
+FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, partial, type)
+"""What may be called and is compared by where it is written."""
 
 # This file of torch takes parts of a module as attributes, which those of its class may hide.
 _ACCESSOR = os.path.join(os.path.dirname(nn.__file__), "utils", "_named_member_accessor")
@@ -195,7 +199,7 @@ class Attributes:
         own = name in vars(module)
         if own and has_tensor(value):
             self.carried.setdefault(place, calling_line(type(self._model)))
-        elif value is MISSING or is_number(value) or own:
+        elif value is MISSING or is_number(value) or (own and (not callable(value) or isinstance(value, FUNCTIONS))):
             self.reads[place] = None
 
     def _written(self, module: nn.Module, name: str) -> None:

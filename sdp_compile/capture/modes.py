@@ -42,18 +42,18 @@ class WithoutOperators(TorchDispatchMode):
 
     def __init__(self, kind: type[nn.Module]) -> None:
         """Lines are looked for in the code of ``kind``."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._kind = kind
         self.found = ""
 
     def __enter__(self) -> WithoutOperators:
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Any:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         return isinstance(error, _Computes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -268,7 +268,8 @@ def _undo(value: Any) -> Callable[[], object] | None:
     if type(value).__module__ == "itertools":
         return int  # cannot be set back
     if _is_of_users(type(value)) and not callable(value) and getattr(value, "__dict__", None):
-        inner = [undo for held in vars(value).values() if _is_container(held) and (undo := _undo(held)) is not None]
+        kinds = (MutableSequence, MutableMapping, set, deque)
+        inner = [undo for held in vars(value).values() if isinstance(held, kinds) and (undo := _undo(held)) is not None]
         return partial(_all, [*inner, partial(_refill, vars(value), vars(value).update, dict(vars(value)))])
     return None
 

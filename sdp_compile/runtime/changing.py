@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdp_compile.capture.attributes import INTERNAL
+from sdp_compile.capture.attributes import FUNCTIONS, INTERNAL
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING
@@ -50,7 +50,7 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
         )
     elif name in ("__class__", "forward") and (path or name != "forward"):
         raise SDPError(f"{where!r} cannot be set: the code of a compiled model is a graph already. {_REMEDY}")
-    elif name not in INTERNAL and name not in vars(owner) and _is_code(getattr(type(owner), name, MISSING)):
+    elif name not in INTERNAL and _is_code(owner, name, value):
         raise SDPError(f"{where!r} is code of the original model, which its graph holds as it was. {_REMEDY}")
 
 
@@ -69,5 +69,10 @@ def fixed_tree(path: str) -> SDPError:
     return SDPError(f"{where} of a compiled model cannot get or lose modules, because its graph is fixed. {_REMEDY}")
 
 
-def _is_code(held: Any) -> bool:
+def _is_code(owner: nn.Module, name: str, value: Any) -> bool:
+    """Whether a graph holds what an attribute does, and does not notice another value."""
+    if name in vars(owner):
+        held = vars(owner)[name]
+        return callable(held) and not isinstance(held, FUNCTIONS) and held is not value
+    held = getattr(type(owner), name, MISSING)
     return isinstance(held, property) or callable(held)

@@ -69,6 +69,15 @@ class WithAttributes(nn.Module):
             place[0].remove(place[1], name)
         super().__delattr__(name)
 
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Refuses to change the original's tree, which the graphs hold; the model itself can get more modules."""
+        place: Place | None = vars(self).get("_sdp_place")
+        if place is not None and self._modules.get(name) is module:
+            return
+        if place is not None and (place[1] or name in submodule(place[0].skeleton, "")._modules):
+            raise fixed_tree(place[1])
+        super().add_module(name, module)
+
     def train(self: Self, mode: bool = True) -> Self:
         """Sets the mode of this part and of those in it, as the original's own ``train()`` does."""
         return self._switch("train", mode)
@@ -85,7 +94,7 @@ class WithAttributes(nn.Module):
         state, path, _ = place
         owner = submodule(state.skeleton, path)
         kind = type(owner)
-        own = vars(owner).get(name, MISSING)
+        own: Any = vars(owner).get(name, MISSING)
         with state.switching():
             if own is MISSING and getattr(kind, name) is getattr(nn.Module, name):
                 getattr(nn.Module, name)(self, *mode)
@@ -108,9 +117,15 @@ class Part(WithAttributes):
     Forward hooks are part of the next call's graph.
     """
 
-    def add_module(self, *_args: Any) -> None:
-        """Refuses: the graph does not know what is added."""
-        raise fixed_tree(_path(self))
+    def get_extra_state(self) -> Any:
+        """Returns what the original keeps in ``state_dict()`` besides tensors."""
+        state, path, _ = vars(self)["_sdp_place"]
+        return submodule(state.skeleton, path).get_extra_state()
+
+    def set_extra_state(self, extra: Any) -> None:
+        """Sets what the original keeps in ``state_dict()`` besides tensors; the next call counts with it."""
+        state, path, _ = vars(self)["_sdp_place"]
+        state.set_extra(path, extra)
 
     def register_forward_hook(self, hook: Any, **options: Any) -> Any:
         """Registers a hook as `torch.nn.Module` does; it sees full tensors without values when the model is captured.
@@ -171,7 +186,7 @@ class Part(WithAttributes):
 
 
 @functools.cache
-def part_of(kind: type[nn.Module]) -> type[Part]:
+def part_of(kind: Any) -> type[Part]:
     """Returns the class of parts that stand for modules of a class: to ``isinstance`` they are of that class.
 
     What looks into a container, such as ``len()`` and indexing, is the original's.

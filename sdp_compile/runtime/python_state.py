@@ -66,6 +66,12 @@ class PythonState:
         self.version += (path, name) in self.asked
         return True
 
+    def set_extra(self, path: str, extra: Any) -> None:
+        """Gives a module its extra state, which may change anything in it."""
+        self.own()
+        submodule(self.skeleton, path).set_extra_state(extra)
+        self.version += 1
+
     def remove(self, path: str, name: str) -> None:
         """Removes an attribute that was added, if it is there."""
         if name in vars(submodule(self.skeleton, path)):

@@ -213,3 +213,35 @@ def test_under_torch_compile() -> None:
     torch.testing.assert_close(fast(X), model(X))
     torch.testing.assert_close(fast(X), model(X))
     assert len(fast.layers) == 3 and fast.no_weight_decay() == {"scales.0"}
+
+
+class WithExtra(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(5, 4)
+        self.scale = 2.0
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * self.scale
+
+    def get_extra_state(self) -> float:
+        return self.scale
+
+    def set_extra_state(self, state: float) -> None:
+        self.scale = state
+
+
+def test_extra_state_of_a_part() -> None:
+    model: Any = nn.Sequential(WithExtra(), nn.Linear(4, 2)).double()
+    module: Any = compiled(model, X)
+    assert module.state_dict()["0._extra_state"] == 2.0 and module.state_dict().keys() == model.state_dict().keys()
+    for each in (module, model):
+        each.load_state_dict({**each.state_dict(), "0._extra_state": 3.0})
+    assert_same(module, model, lambda each: each(X))
+
+
+def test_a_tree_that_is_walked_and_put_together_again() -> None:
+    module, _ = pair()
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(module) is module
+    normalised: Any = compiled(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).double(), X)
+    with pytest.raises(SDPError, match="cannot get or lose modules"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(normalised)
