@@ -227,12 +227,14 @@ def test_a_train_that_changes_weights_is_refused() -> None:
     assert torch.equal(before, model.layer.weight)
 
 
-def test_workers_with_parts_in_another_mode() -> None:
+@pytest.mark.parametrize("start", ["bn", "part of eval", None])
+def test_workers_with_parts_in_another_mode(start: str | None) -> None:
     """Outputs, gradients and statistics are those of the masked original with the same modes."""
     model: Any = without_randomness(randomise(Net().double()))
+    SWITCHES.get(start or "", lambda each: each)(model)
     plan = sdp_plan(model, "neuron", X, workers=2)
     modules: list[Any] = [sdp_compile(model, "neuron", X, workers=2, rank=rank) for rank in range(2)]
-    for switch in SWITCHES.values():
+    for switch in (lambda each: each, *SWITCHES.values()):
         for each in (model, *modules):
             each.train()
             switch(each)
