@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -17,6 +16,8 @@ from sdp_compile.runtime.changing import fixed_tree, refuse_change, refuse_remov
 from sdp_compile.runtime.python_state import Place
 
 Self = TypeVar("Self", bound="WithAttributes")
+
+_classes: dict[type[nn.Module], type[Part]] = {}
 
 _CODE = ("__class__", "forward")
 _CONTAINER = ("__len__", "__iter__", "__reversed__", "__getitem__", "__contains__")
@@ -94,15 +95,17 @@ class WithAttributes(nn.Module):
         state, path, _ = place
         owner = submodule(state.skeleton, path)
         kind = type(owner)
-        own: Any = vars(owner).get(name, MISSING)
+        held: Any = vars(owner).get(name)
         with state.switching():
-            if own is MISSING and getattr(kind, name) is getattr(nn.Module, name):
+            if held is None and getattr(kind, name) is getattr(nn.Module, name):
                 getattr(nn.Module, name)(self, *mode)
                 return self
-            if own is MISSING or (isinstance(own, MethodType) and own.__self__ is owner):
-                own = MethodType(getattr(kind, name) if own is MISSING else own.__func__, standing_for(self, kind))
+            if held is None:
+                held = MethodType(getattr(kind, name), standing_for(self, kind))
+            elif isinstance(held, MethodType) and held.__self__ is owner:
+                held = MethodType(held.__func__, standing_for(self, kind))
             with WithoutOperators(kind) as watched:
-                own(*mode)
+                held(*mode)
         if watched.found:
             raise SDPError(
                 f"{name}() of {kind.__name__} computes with tensors ({watched.found}), and the worker holds only "
@@ -185,16 +188,18 @@ class Part(WithAttributes):
         return dict(vars(self))
 
 
-@functools.cache
-def part_of(kind: Any) -> type[Part]:
+def part_of(kind: type[nn.Module]) -> type[Part]:
     """Returns the class of parts that stand for modules of a class: to ``isinstance`` they are of that class.
 
     What looks into a container, such as ``len()`` and indexing, is the original's.
     """
-    held: dict[str, Any] = {name: getattr(kind, name) for name in _CONTAINER if hasattr(kind, name)}
-    held |= {name: _refusing for name in _CHANGING if hasattr(kind, name)}
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": Part.__doc__}
-    return type(kind.__name__, (Part,), {**held, **names, "__class__": property(lambda _: kind), "_sdp_kind": kind})
+    if kind not in _classes:
+        held: dict[str, Any] = {name: getattr(kind, name) for name in _CONTAINER if hasattr(kind, name)}
+        held |= {name: _refusing for name in _CHANGING if hasattr(kind, name)}
+        held |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": Part.__doc__}
+        held |= {"__class__": property(lambda _: kind), "_sdp_kind": kind}
+        _classes[kind] = type(kind.__name__, (Part,), held)
+    return _classes[kind]
 
 
 def open_container(module: type[nn.Module], kind: type[nn.Module]) -> None:
