@@ -232,7 +232,10 @@ class Programs:
         """
         caller: Caller = getattr(self.module, f"_caller_{call.mode}")
         difference = self._differs(call, call.mode, self.programs[call.mode])
-        if self.programs[call.mode].precision != call.precision:
+        switched = changed_read(self._reads[call.mode]["switch"], self.state.skeleton)
+        if switched is not None:
+            message = f"{caller.name} cannot be captured again after a change of {switched}. {error}"
+        elif self.programs[call.mode].precision != call.precision:
             message = (
                 f"{caller.name} was compiled for other dtypes and cannot be captured with {call.precision}. {error}"
             )

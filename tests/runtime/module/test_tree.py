@@ -245,3 +245,22 @@ def test_a_tree_that_is_walked_and_put_together_again() -> None:
     normalised: Any = compiled(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).double(), X)
     with pytest.raises(SDPError, match="cannot get or lose modules"):
         nn.SyncBatchNorm.convert_sync_batchnorm(normalised)
+
+
+def test_parameter_groups_of_timm() -> None:
+    import timm
+    from timm.optim import create_optimizer_v2
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=16, depth=1, num_classes=4)
+    module = sdp_compile(model, "neuron", torch.randn(2, 3, 32, 32), workers=2, rank=0)
+
+    def groups(each: nn.Module) -> dict[str, tuple[float, float]]:
+        names = {id(parameter): name for name, parameter in each.named_parameters()}
+        optimizer = create_optimizer_v2(each, opt="adamw", weight_decay=0.05, layer_decay=0.7)
+        return {
+            names[id(parameter)]: (group["weight_decay"], group["lr_scale"])
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    assert groups(module) == groups(model) and len(set(groups(model).values())) > 3
