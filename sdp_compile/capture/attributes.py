@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from types import CodeType, TracebackType
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, TracebackType
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from torch.utils import _pytree as pytree
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, frozen, is_number
-from sdp_compile.ir.reads import Read
+from sdp_compile.ir.reads import SWITCHES, Read, switch
 
 INTERNAL = frozenset({*vars(nn.Module()), *vars(nn.Module), "T_destination"})
 """The attributes that `torch.nn.Module` itself keeps."""
+
+FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, partial, type)
+"""What may be called and is compared by where it is written."""
 
 # This file of torch takes parts of a module as attributes, which those of its class may hide.
 _ACCESSOR = os.path.join(os.path.dirname(nn.__file__), "utils", "_named_member_accessor")
@@ -47,7 +51,8 @@ class Alias:
 class Attributes:
     """Context manager around a run of ``model`` that notes reads and writes of its modules' own attributes.
 
-    Parameters, buffers and submodules are no such attributes, nor are those that `torch.nn.Module` itself keeps.
+    Parameters, buffers and submodules are no such attributes, nor are those that `torch.nn.Module` itself keeps, apart
+    from modes and forward hooks.
 
     Attributes:
         reads: The attributes without tensors that were read.
@@ -57,6 +62,7 @@ class Attributes:
 
     def __init__(self, model: nn.Module) -> None:
         self.reads: dict[Place, None] = {}
+        self._switches: dict[Place, Any] = {}
         self.writes: dict[Place, str] = {}
         self.carried: dict[Place, str] = {}
         self._model = model
@@ -77,7 +83,7 @@ class Attributes:
         watched: Any = nn.Module
         self._original_set = watched.__setattr__
         set_attribute, note_read, note_write = self._original_set, self._read, self._written
-        paths, model = self._paths, self._model
+        paths, model, switches = self._paths, self._model, self._switches
         hidden = {
             (id(module), name)
             for module in self._modules.values()
@@ -94,7 +100,10 @@ class Attributes:
                 if id(module) in paths and not _holds(module, name):
                     note_read(module, name, MISSING)
                 raise
-            if name not in INTERNAL and id(module) in paths:
+            if name in SWITCHES:
+                if id(module) in paths:
+                    switches.setdefault((paths[id(module)], name), switch(module, name))
+            elif name not in INTERNAL and id(module) in paths:
                 if isinstance(value, Alias):
                     return value.tensor(model)
                 note_read(module, name, value)
@@ -102,6 +111,8 @@ class Attributes:
 
         def write(module: nn.Module, name: str, value: Any) -> None:
             if id(module) in paths:
+                if name in SWITCHES:  # what forward itself sets is no setting
+                    switches.setdefault((paths[id(module)], name), None)
                 note_write(module, name)
             set_attribute(module, name, value)
 
@@ -118,7 +129,13 @@ class Attributes:
     def read(self, original: nn.Module) -> list[Read]:
         """Returns what was read, with the values that it has in the original, of which a prepared copy ran."""
         values = {place: Read("attribute", *place, None).now(original) for place in self.reads}
-        return [Read("attribute", *place, value) for place, value in _frozen_all(values).items()]
+        found = [Read("attribute", *place, value) for place, value in _frozen_all(values).items()]
+        for place, value in self._switches.items():
+            if value is not None:
+                # The mode is that of the copy that ran, but to its hooks torch adds some while it captures.
+                kept = value if place[1] == "training" else Read("switch", *place, None).now(original)
+                found.append(Read("switch", *place, frozen(kept)))
+        return found
 
     def created(self) -> list[Place]:
         """Returns the parameters, buffers and submodules that the run added."""
@@ -182,7 +199,7 @@ class Attributes:
         own = name in vars(module)
         if own and has_tensor(value):
             self.carried.setdefault(place, calling_line(type(self._model)))
-        elif value is MISSING or is_number(value) or (own and not callable(value)):
+        elif value is MISSING or is_number(value) or (own and (not callable(value) or isinstance(value, FUNCTIONS))):
             self.reads[place] = None
 
     def _written(self, module: nn.Module, name: str) -> None:

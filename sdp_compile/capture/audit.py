@@ -15,6 +15,7 @@ from sdp_compile.capture.attributes import Attributes, Place
 from sdp_compile.capture.clone import clone, to_meta
 from sdp_compile.capture.inputs import Call, answering, grad_answer
 from sdp_compile.capture.locating import line_of_change
+from sdp_compile.capture.modes import in_mode
 from sdp_compile.capture.observe import Unprofiled, Watch
 from sdp_compile.capture.quiet import preserved_rng, quiet
 from sdp_compile.capture.surroundings import Surroundings
@@ -72,7 +73,7 @@ def audit(model: nn.Module, call: Call, mode: Mode, prepare: Prepare) -> Finding
     inputs = call.map_tensors(lambda tensor: answering(to_meta(tensor), grad_answer(tensor)))
 
     def on_meta() -> tuple[nn.Module, Call]:
-        return clone(bones, to_meta).train(mode == "train"), inputs
+        return in_mode(clone(bones, to_meta), mode), inputs
 
     def on_fake() -> tuple[nn.Module, Call]:
         return prepare(bones, inputs)
@@ -89,7 +90,7 @@ def _run(
     model: nn.Module, mode: Mode, subject: nn.Module, call: Call, again: Callable[[], tuple[nn.Module, Call]]
 ) -> tuple[Findings, bool]:
     kind = type(model)
-    attributes, surroundings, watch = Attributes(subject), Surroundings(model), Watch(model, subject)
+    attributes, surroundings, watch = Attributes(subject), Surroundings(model, subject), Watch(model, subject)
     finished = False
     with quiet(), ExitStack() as stack:
         stack.enter_context(_mode_of(call, subject))

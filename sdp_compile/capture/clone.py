@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
+from sdp_compile.capture.hooks import holds_no_module, hook_objects
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.parts import submodule
 
@@ -49,6 +50,9 @@ def clone(
             # deepcopy refuses results of an earlier forward call, which weight norm and caches keep.
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 memo.setdefault(id(value), value.detach())
+    for _, value in hook_objects(model):
+        if holds_no_module(value):
+            memo.setdefault(id(value), value)  # what hooks collect is to be found where the user looks for it
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

@@ -24,6 +24,7 @@ from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
 from sdp_compile.capture.eager import as_in_eager
 from sdp_compile.capture.gradients import restored_transforms
 from sdp_compile.capture.inputs import Call, answering, grad_answer
+from sdp_compile.capture.modes import in_mode
 from sdp_compile.capture.observe import Observer
 from sdp_compile.capture.quiet import quiet
 from sdp_compile.capture.sizes import Sizes
@@ -164,7 +165,7 @@ def prepared(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> 
         with fake_mode:
             return answering(torch.empty(tensor.shape, dtype=tensor.dtype, device=device), grad_answer(tensor))
 
-    return subject.train(mode == "train"), call.map_tensors(on_model_device)
+    return in_mode(subject, mode), call.map_tensors(on_model_device)
 
 
 def _return_attributes(subject: nn.Module, places: Sequence[Place]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,7 +33,8 @@ _MODES: tuple[Mode, Mode] = ("train", "eval")
 def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     """Captures ``model`` in training and evaluation mode, in the autocast state of the caller.
 
-    The model, its weights, its mode and the random state are not changed.
+    The model, its weights, its mode and the random state are not changed. In the mode that the model is in, its parts
+    keep modes of their own; the other mode is what ``train()`` or ``eval()`` makes of it.
 
     Args:
         model: The model, on any device. On the meta device, no weight is ever allocated.
@@ -54,7 +54,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
     precision = Precision(call.dtypes, autocast_dtype(device.type))
     constants = Constants(model)
     programs: dict[Mode, Program] = {}
-    notes = _mixed_modes(model)
+    notes: list[str] = []
     sizes: tuple[Sizes, str] = "all", ""
     for mode in _MODES:
         program, exported = _program(model, call, with_batch(call), mode, device, precision, constants, sizes=sizes)
@@ -161,21 +161,6 @@ def _export(
             f"{mode} graph captured for batches of size 1 only, because capture failed with the inputs repeated to 2"
         )
         return replace(exported, notes=(*exported.notes, remark))
-
-
-def _mixed_modes(model: nn.Module) -> list[str]:
-    """Warns about modules that are in another mode than the model, since each graph is captured in one mode."""
-    name = {True: "training", False: "evaluation"}
-    other = [path for path, module in model.named_modules() if module.training != model.training]
-    if not other:
-        return []
-    remark = (
-        f"Module {other[0]!r} is in {name[not model.training]} mode while the model is in {name[model.training]} mode "
-        f"({len(other)} in all); the compiled model is in {name[model.training]} mode throughout, as after "
-        f"model.{'train' if model.training else 'eval'}(). To keep a part frozen, override its train() method."
-    )
-    warnings.warn(remark, stacklevel=3)
-    return [remark]
 
 
 def _state(model: nn.Module, constants: Constants) -> dict[str, StateTensor]:

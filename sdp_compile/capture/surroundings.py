@@ -12,7 +12,7 @@ import sysconfig
 import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping, MutableSequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence
 from functools import partial
 from types import (
     BuiltinMethodType,
@@ -32,6 +32,7 @@ from torch import nn
 from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.defaults import Defaults
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
+from sdp_compile.capture.hooks import hook_objects
 from sdp_compile.capture.traced import MATH
 from sdp_compile.ir.plain import frozen, is_number
 from sdp_compile.ir.reads import Read, owner_of
@@ -68,7 +69,8 @@ class Surroundings:
         calls_math: Whether they call functions of `math` themselves, which nothing could follow.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, subject: nn.Module) -> None:
+        """Watches a run of ``subject``, a copy of ``model``."""
         self.functions: dict[CodeType, dict[str, Any]] = {}
         self.calls_math = False
         self.reads: dict[tuple[str, str, str], Read] = {}
@@ -76,7 +78,7 @@ class Surroundings:
         self.lines: dict[str, str] = {}
         self.compiling: str | None = None
         self.grad: str | None = None
-        self._kind, self._model = type(model), model
+        self._kind, self._model, self._subject = type(model), model, subject
         self._imports = 0
         self._defaults = Defaults()
         self._users: dict[CodeType, bool] = {}
@@ -95,6 +97,13 @@ class Surroundings:
                     where = f"module {path!r} of " if path else ""
                     what = f"attribute {name!r} of {where}the original model, which a hook or a function holds,"
                     self._keep(what, value)
+        for place, value in hook_objects(self._subject):
+            what = f"the {type(value).__name__} behind a {place}"
+            self._keep(what, value)
+            if _is_of_users(type(value)) and id(value) not in self._kept:
+                self._kept[id(value)] = (what, vars(value), frozen(vars(value)), _undo(vars(value)) or int)
+            for name, held in vars(value).items():
+                self._keep(f"attribute {name!r} of {what}", held)
         for kind in self._classes:
             for name, value in vars(kind).items():
                 what = f"attribute {name!r} of class {kind.__name__}"
@@ -285,8 +294,15 @@ def _undo(value: Any) -> Callable[[], object] | None:
     if type(value).__module__ == "itertools":
         return int  # cannot be set back
     if _is_of_users(type(value)) and not callable(value) and getattr(value, "__dict__", None):
-        return partial(_refill, vars(value), vars(value).update, dict(vars(value)))
+        kinds = (MutableSequence, MutableMapping, set, deque)
+        inner = [undo for held in vars(value).values() if isinstance(held, kinds) and (undo := _undo(held)) is not None]
+        return partial(_all, [*inner, partial(_refill, vars(value), vars(value).update, dict(vars(value)))])
     return None
+
+
+def _all(functions: Iterable[Callable[[], object]]) -> None:
+    for function in functions:
+        function()
 
 
 def _refill(container: Any, fill: Callable[[Any], object], content: Any) -> None:

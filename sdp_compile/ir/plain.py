@@ -6,6 +6,7 @@ import enum
 import pickle
 from collections import deque
 from collections.abc import Iterator, Mapping, Set
+from functools import partial
 from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -33,8 +34,8 @@ def is_number(value: Any) -> bool:
 def frozen(value: Any) -> Any:
     """Returns something that equals the frozen later value exactly if no plain data in it has changed.
 
-    Containers and objects are compared by what they hold. The values of tensors, and modules, functions and classes, do
-    not count, nor does more than the first thousands of parts.
+    Containers and objects are compared by what they hold, and functions by where they are written. The values of
+    tensors, and modules and classes, do not count, nor does more than the first thousands of parts.
     """
     if value is MISSING:
         return value
@@ -102,6 +103,17 @@ def _own(kind: type) -> set[str]:
     return {name for base in kind.__mro__ if base is not object for name in vars(base)}
 
 
+def _function(value: FunctionType) -> Any:
+    """Returns what tells two functions apart: where they are written, and the numbers that they enclose."""
+    code, held = value.__code__, []
+    for cell in value.__closure__ or ():
+        try:
+            held.append(_number(cell.cell_contents) if is_number(cell.cell_contents) else "")
+        except ValueError:  # a variable without a value
+            held.append("")
+    return value.__module__, value.__qualname__, code.co_filename, code.co_firstlineno, tuple(held)
+
+
 class _Freezer:
     def __init__(self) -> None:
         self._left = _MOST
@@ -114,6 +126,10 @@ class _Freezer:
             return _number(value)
         if isinstance(value, torch.Tensor):
             return ("tensor",)
+        if isinstance(value, FunctionType):
+            return _function(value)
+        if isinstance(value, partial):
+            return kind, self.freeze(value.func), self.freeze(value.args), self.freeze(value.keywords)
         if isinstance(value, _OPAQUE) or self._left < 0:
             return kind, getattr(value, "__qualname__", "")
         if isinstance(value, enum.Enum):

@@ -14,7 +14,10 @@ from torch import nn
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, frozen, with_free
 
-ReadKind = Literal["attribute", "buffer", "global", "environment"]
+ReadKind = Literal["attribute", "switch", "buffer", "global", "environment"]
+
+SWITCHES = frozenset({"training", "_forward_hooks", "_forward_pre_hooks"})
+"""What `torch.nn.Module` itself keeps and a graph depends on."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Read:
     """One Python value that forward read.
 
     Attributes:
-        kind: An attribute of a module, the value of a buffer with one element, a global variable or an environment
-            variable.
+        kind: An attribute of a module, a switch that `torch.nn.Module` itself keeps (its mode or its forward hooks),
+            the value of a buffer with one element, a global variable or an environment variable.
         owner: The path of the module, what `owner_of` calls the Python module of the global variable, or ``""``.
         name: The name in it; of a buffer the full name.
         value: The frozen value.
@@ -48,6 +51,8 @@ class Read:
             return scope_of(self.owner).get(self.name, MISSING)
         if self.kind == "buffer":
             return model.get_buffer(self.name).item()
+        if self.kind == "switch":
+            return switch(submodule(model, self.owner), self.name)
         return getattr(submodule(model, self.owner), self.name, MISSING)
 
     def __str__(self) -> str:
@@ -55,9 +60,18 @@ class Read:
             return f"environment variable {self.name}"
         if self.kind == "buffer":
             return f"the value of buffer {self.name!r}"
+        if self.kind == "switch":
+            what = "mode" if self.name == "training" else "forward hooks"
+            return f"the {what} of {f'module {self.owner!r}' if self.owner else 'the model'}"
         where = f" of module {self.owner!r}" if self.kind == "attribute" and self.owner else ""
         where = f" of {self.owner.partition('#')[0]}" if self.kind == "global" else where
         return f"{'global variable' if self.kind == 'global' else 'attribute'} {self.name!r}{where}"
+
+
+def switch(module: nn.Module, name: str) -> bool | tuple[int, ...]:
+    """Returns the value of one of `SWITCHES`: the mode, or the numbers of the hooks."""
+    value = vars(module)[name]
+    return value if isinstance(value, bool) else tuple(value)
 
 
 def changed_read(reads: Iterable[Read], model: nn.Module) -> Read | None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sdp_compile.capture.clone import canonical_names, is_persistent
 from sdp_compile.ir.program import Capture
-from sdp_compile.runtime.python_state import Part, PythonState
+from sdp_compile.runtime.parts import Part, part_of
+from sdp_compile.runtime.python_state import PythonState
 
 
 def register_tensors(
@@ -61,16 +62,19 @@ def _mirror(
         name = canonical.get(prefix + key, "")
         if name in tensors:
             target._parameters[key] = tensors[name]  # type: ignore[assignment]
+        elif source._parameters[key] is None:
+            target._parameters[key] = None
     for key in source._buffers:
         name = canonical.get(prefix + key, "")
         if name in tensors:
             _put_buffer(target, key, tensors[name], is_persistent(source, key))
     for key, child in source._modules.items():
         if child is None:
+            target._modules[key] = None
             continue
         container = made.get(id(child))
         if container is None:
-            container = Part()
+            container = part_of(type(child))()
             _mirror(child, f"{prefix}{key}.", container, canonical, tensors, state, made)
         target._modules[key] = container
     state.mirror(target, prefix[:-1])

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from sdp_compile.capture.attributes import INTERNAL, Alias, has_tensor
 from sdp_compile.capture.clone import clone
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, is_number
-from sdp_compile.runtime.wrapping import Unwrappable
 
 
 class PythonState:
-    """The attributes of one compiled module, kept in a copy of the original model without weights.
+    """The attributes, modes and forward hooks of one compiled module, kept in a copy of the original without weights.
 
-    The copy is shared with what the module was made from until an attribute is set.
+    The copy is shared with what the module was made from until something in it is set.
 
     Attributes:
+        asked: The attributes that forward has asked for, also without finding them.
         skeleton: The original model without weights.
         version: Counts the attributes that were set.
+        switches: The parts whose mode is not the model's, and the numbers of all hooks.
         is_lent: Whether an object in the copy was handed out, which may change then at any time.
     """
 
     def __init__(self, skeleton: nn.Module) -> None:
+        self.asked: set[tuple[str, str]] = set()
         self.skeleton = skeleton
         self.version = 0
+        self.switches: tuple[tuple[str, ...], tuple[int, ...]] = ((), ())
         self.is_lent = False
         self._is_own = False
+        self._switching = 0
+        self._note_switches()
 
     def has(self, path: str, name: str) -> bool:
         """Whether the original module at ``path`` has a plain attribute called ``name``."""
@@ -40,12 +50,33 @@ class PythonState:
             return not isinstance(vars(owner)[name], (torch.Tensor, Alias))
         return is_number(getattr(type(owner), name, self))
 
-    def set(self, path: str, name: str, value: Any) -> None:
-        """Sets a plain attribute; the next call captures the model again if its code has read another value."""
-        self._own()
-        self.is_lent |= not is_number(value)
-        setattr(submodule(self.skeleton, path), name, value)
+    def set(self, path: str, name: str, value: Any) -> bool:
+        """Sets a plain attribute; the next call captures the model again if its code has read another value.
+
+        Returns:
+            Whether it is an attribute that the original has or could have.
+        """
+        has = self.has(path, name)
+        if isinstance(value, (torch.Tensor, nn.Module)) or not (has or _is_plain(name, value)):
+            return False
+        self.own()
+        owner = submodule(self.skeleton, path)
+        vars(owner)[name] = value
+        self.is_lent |= has and not is_number(value)
+        self.version += (path, name) in self.asked
+        return True
+
+    def set_extra(self, path: str, extra: Any) -> None:
+        """Gives a module its extra state, which may change anything in it."""
+        self.own()
+        submodule(self.skeleton, path).set_extra_state(extra)
         self.version += 1
+
+    def remove(self, path: str, name: str) -> None:
+        """Removes an attribute that was added, if it is there."""
+        if name in vars(submodule(self.skeleton, path)):
+            self.own()
+            del vars(submodule(self.skeleton, path))[name]
 
     def lend(self, path: str, name: str) -> Any:
         """Returns an object, such as a configuration, that is an attribute of the original at ``path``.
@@ -57,9 +88,62 @@ class PythonState:
         hidden = name in INTERNAL or value is MISSING or isinstance(value, Alias) or callable(value)
         if hidden or has_tensor(value):
             return MISSING
-        self._own()
+        self.own()
         self.is_lent = True
         return vars(submodule(self.skeleton, path))[name]
+
+    def set_mode(self, path: str, training: bool) -> None:
+        """Sets the mode of one part."""
+        if submodule(self.skeleton, path).training != training:
+            self.own()
+            vars(submodule(self.skeleton, path))["training"] = training
+        if not self._switching:
+            self._note_switches()
+
+    @contextmanager
+    def switching(self) -> Iterator[None]:
+        """Context in which many switches are set, and `switches` follows at the end."""
+        self._switching += 1
+        try:
+            yield
+        finally:
+            self._switching -= 1
+            if not self._switching:
+                self._note_switches()
+
+    def _note_switches(self) -> None:
+        parts = dict(self.skeleton.named_modules())
+        modes = tuple(path for path, module in parts.items() if module.training != self.skeleton.training)
+        hooks = tuple(number for m in parts.values() for number in (*m._forward_hooks, *m._forward_pre_hooks))
+        self.switches = modes, hooks
+
+    def hook(self, path: str, name: str, hook: Any, options: Mapping[str, Any]) -> RemovableHandle:
+        """Registers a forward hook; the next call captures the model with it.
+
+        Args:
+            path: The path of the module.
+            name: The method of `torch.nn.Module` that registers it.
+            hook: The hook.
+            options: The method's options.
+        """
+        self.own()
+        handle = getattr(nn.Module, name)(submodule(self.skeleton, path), hook, **options)
+        self._note_switches()
+        return _Handle(self, path, handle)
+
+    def unhook(self, path: str, number: int) -> None:
+        """Removes a forward hook, if it is still there."""
+        self.own()
+        owner: Any = submodule(self.skeleton, path)
+        for kept in (
+            owner._forward_hooks,
+            owner._forward_hooks_with_kwargs,
+            owner._forward_hooks_always_called,
+            owner._forward_pre_hooks,
+            owner._forward_pre_hooks_with_kwargs,
+        ):
+            kept.pop(number, None)
+        self._note_switches()
 
     def share(self) -> nn.Module:
         """Returns the skeleton for a copy of the module; what is set later is set in one of them only."""
@@ -68,15 +152,17 @@ class PythonState:
         self._is_own = False
         return self.skeleton
 
-    def _own(self) -> None:
+    def own(self) -> None:
+        """Makes the skeleton this state's own before it is changed."""
         if not self._is_own:
             self.skeleton = clone(self.skeleton)
             self._is_own = True
 
     def mirror(self, module: nn.Module, path: str) -> None:
-        """Gives a module that stands for the original's at ``path`` the numbers and strings whose names are free."""
-        vars(module)["_sdp_place"] = (self, path)
+        """Gives a module that stands for the original's at ``path`` its mode, and its numbers whose names are free."""
+        vars(module)["_sdp_place"] = (self, path, frozenset(vars(module)) - {"training"})
         owner = submodule(self.skeleton, path)
+        vars(module)["training"] = owner.training
         held: dict[str, Any] = {}
         for kind in reversed(type(owner).__mro__[: type(owner).__mro__.index(nn.Module)]):
             held.update((name, value) for name, value in vars(kind).items() if not name.startswith("__"))
@@ -85,38 +171,27 @@ class PythonState:
                 vars(module)[name] = value
 
 
-class WithAttributes(Unwrappable):
-    """A module that stands for one of the original's; what the original has as plain attributes is set there too.
+class _Handle(RemovableHandle):
+    """Removes a hook, also after the skeleton has been copied."""
 
-    Objects that the original keeps, such as its configuration, are there to be read and changed.
-    """
+    def __init__(self, state: PythonState, path: str, handle: RemovableHandle) -> None:
+        self.id, self.hooks_dict_ref, self.extra_dict_ref = handle.id, handle.hooks_dict_ref, handle.extra_dict_ref
+        self._state, self._path = state, path
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            state, path = vars(self).get("_sdp_place", (None, ""))
-            value = MISSING if state is None else state.lend(path, name)
-            if value is MISSING:
-                raise
-            return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        place = vars(self).get("_sdp_place")
-        if place is None or isinstance(value, (torch.Tensor, nn.Module)) or hasattr(type(self), name):
-            super().__setattr__(name, value)
-            return
-        state, path = place
-        known = name not in self._parameters and name not in self._buffers and name not in self._modules
-        if known and state.has(path, name):
-            state.set(path, name, value)
-            vars(self)[name] = value
-        else:
-            super().__setattr__(name, value)
+    def remove(self) -> None:
+        self._state.unhook(self._path, self.id)
 
 
-class Part(WithAttributes):
-    """A module of the original, as far as a worker holds it: its tensors and its plain attributes."""
+def _is_plain(name: str, value: Any) -> bool:
+    """Whether a new attribute is a setting, which the original's code may look for, and nothing of torch's own."""
+    if name in INTERNAL or name.startswith(("__", "_torch", "_dynamo", "_sdp")):
+        return False
+    plain = isinstance(value, (list, tuple, dict, set, FunctionType, partial))
+    return is_number(value) or (plain and not has_tensor(value))
+
+
+Place = tuple[PythonState, str, frozenset[str]]
+"""Whose attributes a part has, its path, and the attributes that are its own."""
 
 
 def _is_taken(module: nn.Module, name: str) -> bool:

@@ -96,13 +96,16 @@ def test_meta_models_yield_graphs_that_run(inputs_device: str) -> None:
     assert torch.equal(run(copy.deepcopy(real), captured, "train", x)["y"], real(x)["y"])
 
 
-def test_modules_in_another_mode_than_the_model_are_told() -> None:
+def test_modules_keep_a_mode_of_their_own_in_the_mode_of_the_model() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
     model[1].eval()
-    with pytest.warns(UserWarning, match="'1' is in evaluation mode") as caught:
-        captured = capture(model, torch.randn(4, 6))
-    assert any("'1'" in note for note in captured.notes)
-    assert caught[0].filename == __file__, "the warning names the caller's line"
+    captured = capture(model, torch.randn(4, 6))
+    assert not captured.notes and not captured.skeleton[1].training  # type: ignore[index]
+    updates = {mode: "add_" in program.graph.python_code("self").src for mode, program in captured.programs.items()}
+    assert updates == {"train": False, "eval": False}
+    model.eval()
+    captured = capture(model, torch.randn(4, 6))
+    assert "add_" in captured.programs["train"].graph.python_code("self").src, "what train() makes of it"
 
 
 class Casting(nn.Module):

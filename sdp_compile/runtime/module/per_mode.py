@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import types
 from collections.abc import Mapping
@@ -72,6 +73,7 @@ class GraphPerMode(fx.GraphModule):
         codes = self._programs.generate()
         cls: Any = type(self)
         cls.forward = _own_code(_forward)
+        cls.forward.__signature__ = _signature(self._programs.state.skeleton)
         return codes[self._programs.name(self.mode)]
 
     def _follow_device(self) -> None:
@@ -90,19 +92,20 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     tensors = caller.tensors(inputs)
     dtypes, shapes = tuple([one.dtype for one in tensors]), [one.shape for one in tensors]
     grad = (torch.is_grad_enabled(), *[grad_answer(one) for one in tensors]) if caller.asks_grad else ()
-    autocast, version = autocast_dtype(self._device.type), self._programs.state.version
+    autocast, state = autocast_dtype(self._device.type), self._programs.state
     if torch.compiler.is_compiling():
-        name = chosen_while_compiling(self._programs.number, mode, dtypes, autocast, grad, None, version)
+        settings = state.version, state.switches
+        name = chosen_while_compiling(self._programs.number, mode, dtypes, autocast, grad, None, settings)
         if getattr(self, "_caller_" + name).mismatch(shapes):
             fixed = tuple([tuple([int(size) for size in shape]) for shape in shapes])
-            name = chosen_while_compiling(self._programs.number, mode, dtypes, autocast, grad, fixed, version)
+            name = chosen_while_compiling(self._programs.number, mode, dtypes, autocast, grad, fixed, settings)
     else:
         name = self._programs.choose(mode, dtypes, autocast, grad, tuple([tuple(shape) for shape in shapes]))
     if name != mode:
         caller = getattr(self, "_caller_" + name)
         inputs = caller.bind(args, kwargs)
     if caller.has_numbers:
-        inputs = [*inputs, *numbers_of(self._programs.number, name, version)]
+        inputs = [*inputs, *numbers_of(self._programs.number, name, state.version)]
     run = getattr(self, "_run_" + name)
     if not caller.autocast_devices or torch.compiler.is_compiling():
         outputs = run(*inputs)
@@ -112,6 +115,13 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     if caller.assigned:
         caller.assign(self, outputs)
     return caller.result(outputs)
+
+
+def _signature(original: Any) -> inspect.Signature:
+    """Returns the signature of the original's forward, by which libraries choose the inputs that they pass."""
+    signature = inspect.signature(original.forward)
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    return signature.replace(parameters=[this, *signature.parameters.values()])
 
 
 def _own_code(function: Any) -> Any:

@@ -66,7 +66,7 @@ class Programs:
         self._names: dict[Mode, str] = {"train": "train", "eval": "eval"}
         self._casts: tuple[tuple[torch.dtype | str, torch.dtype], ...] = ()
         self._chosen: dict[tuple[object, ...], str] = {}
-        self._reads: dict[str, tuple[list[Read], list[Read]]] = {}
+        self._reads: dict[str, dict[str, list[Read]]] = {}
         self._seen: dict[str, int] = {}
         self._numbers: dict[str, tuple[float, ...]] = {}
         self._changing: dict[Mode, ChangingNumbers] = {"train": ChangingNumbers(), "eval": ChangingNumbers()}
@@ -116,8 +116,10 @@ class Programs:
             setattr(type(module), f"_run_{name}", _forward_from_src(code.src, bound, {}))
             self._sources[name] = recomputed + code.src
             vars(module)[f"_caller_{name}"] = Caller(module.capture.skeleton, program)
-            attributes = [read for read in program.reads if read.kind == "attribute"]
-            self._reads[name] = attributes, [read for read in program.reads if read.kind != "attribute"]
+            self._reads[name] = {kind: [] for kind in ("attribute", "switch", "other")}
+            self.state.asked.update((read.owner, read.name) for read in program.reads if read.kind == "attribute")
+            for read in program.reads:
+                self._reads[name][read.kind if read.kind in self._reads[name] else "other"].append(read)
         return codes
 
     def choose(
@@ -140,7 +142,7 @@ class Programs:
         Raises:
             SDPError: If the model does not run like this, or does not fit the plan then.
         """
-        key = (mode, dtypes, autocast, grad, shapes)
+        key = (mode, dtypes, autocast, grad, shapes, self.state.switches)
         name = self._chosen.get(key)
         if name is None or self._changed(name):
             call = _Call(mode, Precision(dtypes, autocast, self._casts), grad, shapes)
@@ -190,15 +192,17 @@ class Programs:
         if program.asks_grad and call.grad and program.grad != call.grad:
             return "gradients are enabled or required where they were not, or the other way round"
         caller: Caller = getattr(self.module, f"_caller_{name}")
+        switched = changed_read(self._reads[name]["switch"], self.state.skeleton)
+        if switched is not None:
+            return f"{switched} has changed"
         sizes = caller.mismatch(call.shapes) if call.shapes is not None else ""
         return sizes or self._changed(name)
 
     def _changed(self, name: str) -> str:
         """Returns what Python value has changed since a program was captured, or ``""``."""
-        attributes, others = self._reads[name]
-        changed = changed_read(others, self.module)
+        changed = changed_read(self._reads[name]["other"], self.module)
         if changed is None and (self.state.is_lent or self._seen.get(name) != self.state.version):
-            changed = changed_read(attributes, self.state.skeleton)
+            changed = changed_read(self._reads[name]["attribute"], self.state.skeleton)
             numbers = self.programs[name].numbers
             if changed is None and numbers is not None:
                 values = numbers.now(self.state.skeleton)
@@ -245,7 +249,10 @@ class Programs:
         """
         caller: Caller = getattr(self.module, f"_caller_{call.mode}")
         difference = self._differs(call, call.mode, self.programs[call.mode])
-        if self.programs[call.mode].precision != call.precision:
+        switched = changed_read(self._reads[call.mode]["switch"], self.state.skeleton)
+        if switched is not None:
+            message = f"{caller.name} cannot be captured again after a change of {switched}. {error}"
+        elif self.programs[call.mode].precision != call.precision:
             message = (
                 f"{caller.name} was compiled for other dtypes and cannot be captured with {call.precision}. {error}"
             )
@@ -322,7 +329,7 @@ def chosen_while_compiling(
     autocast: torch.dtype | None,
     grad: tuple[int, ...],
     shapes: Shapes | None,
-    version: int,
+    settings: object,
 ) -> str:
     """Calls `Programs.choose` while TorchDynamo traces a call; the caller guards everything it depends on.
 
@@ -335,7 +342,7 @@ def chosen_while_compiling(
         autocast: The dtype of autocast.
         grad: Answers about gradients.
         shapes: The shapes.
-        version: The version of the module's plain attributes, so that TorchDynamo guards it.
+        settings: The version of the module's plain attributes and its switches, so that TorchDynamo guards them.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_of_modules[number].choose, mode, dtypes, autocast, grad, shapes).result()

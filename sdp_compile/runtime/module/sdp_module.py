@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.program import Capture, Program
 from sdp_compile.lowering import Lowered
 from sdp_compile.planning.holdings import LoweringKind
@@ -22,7 +23,8 @@ from sdp_compile.runtime.module.programs import Programs
 from sdp_compile.runtime.module.user_names import UserNames
 from sdp_compile.runtime.optimizer import full_state as optimizer_state
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
-from sdp_compile.runtime.python_state import PythonState, WithAttributes
+from sdp_compile.runtime.parts import WithAttributes, open_container
+from sdp_compile.runtime.python_state import PythonState
 from sdp_compile.runtime.state import full_state, initialisation
 from sdp_compile.runtime.state.origin import Origin, SliceState
 from sdp_compile.runtime.subnetwork import Subnetwork
@@ -76,10 +78,9 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
         self.number = self._programs.number
         self._device = self._programs.device
         register_tensors(self, self.capture, tensors, state)  # last: parts may have the names of these attributes
+        open_container(type(self), type(state.skeleton))
         self._follow_dtypes()
         self._follow_device()
-        for module in self.modules():
-            module.training = self.capture.training
         self.register_load_state_dict_post_hook(_follow_dtypes)  # type: ignore[no-untyped-call]
         self._origin.watch(self)
         self.recompile()
@@ -147,7 +148,8 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
 
     def _arguments(self, tensors: Mapping[str, Tensor], is_orphan: bool) -> tuple[Any, ...]:
         capture = replace(self.capture, skeleton=self._programs.state.share())
-        return self.lowered, tensors, self._programs.programs, capture, self.training, is_orphan
+        capture = replace(capture, training=self.training)
+        return self.lowered, tensors, self._programs.programs, capture, is_orphan
 
     # -- what workers do together -----------------------------------------------------------------------------------
 
@@ -189,13 +191,16 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
         """Returns a new copy of the original model with the values of all workers. Collective.
 
         Returns:
-            The model on this module's device and in its mode. Call `calibrate` on it if it has running statistics.
+            The model on this module's device and in its modes. Call `calibrate` on it if it has running statistics.
 
         Raises:
             SDPError: If the module is on the meta device.
             DistributedError: If there is no process group, or the ranks call different things.
         """
-        return full_state.full_model(self)
+        model = full_state.full_model(self)
+        for path, part in model.named_modules():
+            part.training = submodule(self, path).training
+        return model
 
     def full_optimizer_state_dict(
         self, optimizer: torch.optim.Optimizer, rank0_only: bool = False, cpu_offload: bool = False
@@ -324,11 +329,9 @@ def _rebuild(
     tensors: Mapping[str, Tensor],
     programs: Mapping[str, Program],
     capture: Capture,
-    training: bool,
     is_orphan: bool,
 ) -> SDPModule:
     module = SDPModule(lowered, tensors, programs, capture)
-    module.train(training)
     if is_orphan and module.workers > 1:
         module._is_orphan = True
         refuse_backward(module)

@@ -48,7 +48,7 @@ def test_configurations_can_be_changed() -> None:
     same(5)
     model.config.scale = 6.0
     same(6)
-    for name in ("missing", "between", "weight"):
+    for name in ("missing", "weight"):
         with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
             getattr(module, name)
 
