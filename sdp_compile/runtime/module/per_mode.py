@@ -15,7 +15,8 @@ from sdp_compile.capture.inputs import grad_answer
 from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
 from sdp_compile.ir.program import Mode, Program
-from sdp_compile.runtime.module.programs import Programs, chosen_while_compiling, numbers_of
+from sdp_compile.runtime.module.programs import Programs
+from sdp_compile.runtime.module.while_compiling import chosen_while_compiling, numbers_of
 
 _instances = itertools.count()
 

@@ -12,7 +12,6 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -118,6 +117,8 @@ class Programs:
             vars(module)[f"_caller_{name}"] = Caller(module.capture.skeleton, program)
             self._reads[name] = {kind: [] for kind in ("attribute", "switch", "other")}
             self.state.asked.update((read.owner, read.name) for read in program.reads if read.kind == "attribute")
+            for places in () if program.numbers is None else program.numbers.places:
+                self.state.asked.update((place.owner, place.name) for place in places if place.kind == "attribute")
             for read in program.reads:
                 self._reads[name][read.kind if read.kind in self._reads[name] else "other"].append(read)
         return codes
@@ -321,40 +322,6 @@ class _Call:
     shapes: Shapes | None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def chosen_while_compiling(
-    number: int,
-    mode: Mode,
-    dtypes: tuple[torch.dtype, ...],
-    autocast: torch.dtype | None,
-    grad: tuple[int, ...],
-    shapes: Shapes | None,
-    settings: object,
-) -> str:
-    """Calls `Programs.choose` while TorchDynamo traces a call; the caller guards everything it depends on.
-
-    It runs in a thread of its own, because a capture must not see the state of the trace that is in progress.
-
-    Args:
-        number: The module's number.
-        mode: See `Programs.choose`, as for the following.
-        dtypes: The dtypes.
-        autocast: The dtype of autocast.
-        grad: Answers about gradients.
-        shapes: The shapes.
-        settings: The version of the module's plain attributes and its switches, so that TorchDynamo guards them.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_of_modules[number].choose, mode, dtypes, autocast, grad, shapes).result()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def numbers_of(number: int, name: str, version: int) -> tuple[float, ...]:
-    """Returns what `Programs.numbers` of a module says, also while TorchDynamo traces a call.
-
-    Args:
-        number: The module's number.
-        name: The name of the program.
-        version: The version of the module's plain attributes, so that TorchDynamo guards it.
-    """
-    return _of_modules[number].numbers(name)
+def programs_of(number: int) -> Programs:
+    """Returns the programs of a module, by the module's number."""
+    return _of_modules[number]

@@ -148,8 +148,7 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
 
     def _arguments(self, tensors: Mapping[str, Tensor], is_orphan: bool) -> tuple[Any, ...]:
         capture = replace(self.capture, skeleton=self._programs.state.share())
-        capture = replace(capture, training=self.training)
-        return self.lowered, tensors, self._programs.programs, capture, is_orphan
+        return self.lowered, tensors, self._programs.programs, replace(capture, training=self.training), is_orphan
 
     # -- what workers do together -----------------------------------------------------------------------------------
 
@@ -325,11 +324,7 @@ def _follow_dtypes(module: SDPModule, _keys: Any) -> None:
 
 
 def _rebuild(
-    lowered: Lowered,
-    tensors: Mapping[str, Tensor],
-    programs: Mapping[str, Program],
-    capture: Capture,
-    is_orphan: bool,
+    lowered: Lowered, tensors: Mapping[str, Tensor], programs: Mapping[str, Program], capture: Capture, is_orphan: bool
 ) -> SDPModule:
     module = SDPModule(lowered, tensors, programs, capture)
     if is_orphan and module.workers > 1:
