@@ -23,6 +23,7 @@ from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.handshake import Handshake, fingerprint
 from sdp_compile.runtime.module.connecting import connect
 from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.optimizer.originals import remember_original
 from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.structure.analysis import analyse
 
@@ -99,6 +100,7 @@ def sdp_compile(
         handshake.agree(plan.digest, (*fingerprint(analysis.capture, values), *options))
     if base is not None:
         connect(module, Groups(base), bucket_bytes_of(pipeline), comm_dtype, check_finite, broadcast_from, values)
+        remember_original(model, module)
     return module
 
 

@@ -36,6 +36,7 @@ LAYERS = (
     ("runtime.full_results",),
     ("runtime.sharding",),
     ("runtime.gradients",),
+    ("runtime.owners",),
     ("runtime.peers",),
     ("runtime.subnetwork",),
     ("runtime.state",),

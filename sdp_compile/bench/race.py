@@ -24,11 +24,15 @@ _RESERVE = 0.08
 
 @dataclass(frozen=True)
 class Turn:
-    """One timed block of steps. Turns of the same ``wave`` and ``round`` were close in time."""
+    """One timed block of steps. Turns of the same ``wave`` and ``round`` were close in time.
+
+    ``check`` is the processor time per step of the check that owners apply the same, without waiting for others.
+    """
 
     wave: int
     round: int
     seconds: float
+    check: float = 0.0
 
 
 @dataclass
@@ -138,7 +142,8 @@ def _take_turn(one: _Running, turn: Turn, settings: BenchSettings, begin: Callab
         _fail(one.entry, one.team, failure)
         return False
     seconds = max(float(answer["seconds"]) for answer in answers)
-    one.entry.turns.append(Turn(turn.wave, turn.round, seconds))
+    check = max(float(answer.get("check", 0.0)) for answer in answers)
+    one.entry.turns.append(Turn(turn.wave, turn.round, seconds, check))
     if one.entry.variant.kind == "local":
         one.entry.probes.append(answers)
     return True

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from os import cpu_count
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 from sdp_compile.bench.formula import flops_imbalance
@@ -87,6 +87,7 @@ def _variant(settings: BenchSettings, entry: Entry, good: dict[str, Entry]) -> d
         **head,
         "status": "ok",
         "step_seconds": {**asdict(seconds), "turns": [asdict(turn) for turn in entry.turns]},
+        "check_share": median(turn.check / turn.seconds for turn in entry.turns),
         "ratio": {
             peer: asdict(paired_ratio(entry, good[peer]))
             for peer in dict.fromkeys(peers)

@@ -97,7 +97,10 @@ def _serve(
         if variant.kind == "local":
             _send(pipe, probe(contestant, device))
         else:
-            _send(pipe, {"seconds": timed(contestant.step, command["steps"], device)})
+            before = _check_seconds(contestant)
+            seconds = timed(contestant.step, command["steps"], device)
+            check = (_check_seconds(contestant) - before) / command["steps"]
+            _send(pipe, {"seconds": seconds, "check": check})
 
 
 def _join(rank: int, port: int, settings: BenchSettings) -> torch.device:
@@ -180,6 +183,12 @@ def _count(contestant: Contestant, variant: Variant) -> tuple[float, int]:
             "This is a bug; please report it."
         )
     return below.nbytes, len(below.collectives)
+
+
+def _check_seconds(contestant: Contestant) -> float:
+    """Returns the processor time that the check of owners has taken so far."""
+    own = contestant.module.peers if isinstance(contestant.module, SDPModule) else None
+    return 0.0 if own is None else own.groups.traffic.seconds["check"]
 
 
 def timed(step: Callable[[], Any], steps: int, device: torch.device) -> float:

@@ -80,6 +80,7 @@ class Peers:
         """Returns the connection of a copy of the module, with the same groups and its own hooks. Not collective."""
         result = copy.copy(self)
         result._connect(module, number)
+        result.engine.values_are_compared = False  # an average of weights over time may round each slice differently
         return result
 
     def _connect(self, module: nn.Module, number: int) -> None:

@@ -23,6 +23,9 @@ from sdp_compile.runtime.comm.traffic import Traffic
 _owner_groups: WeakKeyDictionary[dist.ProcessGroup, dict[OwnerSet, dist.ProcessGroup | None]] = WeakKeyDictionary()
 """Owner groups by common group, shared by all compilations and copies of modules in this process."""
 
+_control_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
+"""The Gloo groups beside those common groups that cannot send tensors on the host."""
+
 
 class Groups:
     """The common group of all workers and its owner groups.
@@ -87,12 +90,17 @@ class Groups:
         backend = self._backends.get(device.type)
         return self.device if backend is None or backend == "gloo" else device
 
+    @property
+    def control(self) -> dist.ProcessGroup:
+        """The group of all workers for small tensors on the host, also during backward."""
+        return _control_groups.get(self.raw_group, self.raw_group)
+
     def global_rank(self, worker: int) -> int:
         """Returns the rank of a worker in the world."""
         return self._global_ranks[worker]
 
     def create(self, owner_sets: Sequence[OwnerSet]) -> None:
-        """Creates the groups of those owner sets that this rank is in.
+        """Creates the groups of those owner sets that this rank is in, and the group for control.
 
         Args:
             owner_sets: The owner sets of the plan, in the same order on all ranks, which must all call this.
@@ -102,17 +110,26 @@ class Groups:
             if len(owners) < self.workers and owners not in made:
                 # Sets of others are recorded too: all ranks must agree on which groups exist.
                 made[owners] = self._create(owners, len(made))
+        if "cpu" not in self._backends and self.raw_group not in _control_groups:
+            # On the host, workers can compare what they do without waiting for a device.
+            control = self._create(tuple(range(self.workers)), -1, "gloo")
+            if control is not None:
+                _control_groups[self.raw_group] = control
 
-    def _create(self, owners: OwnerSet, number: int) -> dist.ProcessGroup | None:
+    def _create(self, owners: OwnerSet, number: int, backend: str | None = None) -> dist.ProcessGroup | None:
         ranks = [self.global_rank(worker) for worker in owners]
         description = f"sdp owners {owners}" if len(owners) <= 8 else f"sdp {len(owners)} owners"
         if self.workers == dist.get_world_size():
             # Every rank takes part, so PyTorch can number the groups; ranks that are not members return at once.
-            group = dist.new_group(ranks, timeout=self.timeout, group_desc=description)
+            group = dist.new_group(ranks, timeout=self.timeout, backend=backend, group_desc=description)
         elif is_member(self.rank, owners):
             with _common_name(f"{self.group.group_name}/{number}"):
                 group = dist.new_group(
-                    ranks, timeout=self.timeout, use_local_synchronization=True, group_desc=description
+                    ranks,
+                    timeout=self.timeout,
+                    backend=backend,
+                    use_local_synchronization=True,
+                    group_desc=description,
                 )
         else:
             return None

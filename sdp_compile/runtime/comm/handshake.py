@@ -146,7 +146,7 @@ class Handshake:
         messages: list[dict[str, str]] = [json.loads(text) for text in texts]
         failed = {rank: message["error"] for rank, message in enumerate(messages) if "error" in message}
         if failed:
-            return f"{_workers_text(failed)} failed in {self._topic}: " + _quoted(failed)
+            return f"{workers_text(failed)} failed in {self._topic}: " + _quoted(failed)
         if len({message["topic"] for message in messages}) > 1:
             return "The workers made different calls: " + _quoted(_split(messages, "topic"))
         if len({message["details"] for message in messages}) > 1:
@@ -168,10 +168,10 @@ class Handshake:
         lines = [lines[position] if position < len(lines) else "nothing" for lines in (here, there)]
         same = [rank for rank, hash_ in enumerate(hashes) if hash_ == ours]
         return (
-            f"The workers have different models or options: {_workers_text(same)} has `{lines[0]}` where "
-            f"{_workers_text([rank for rank, hash_ in enumerate(hashes) if hash_ == hashes[others[0]]])} has "
+            f"The workers have different models or options: {workers_text(same)} has `{lines[0]}` where "
+            f"{workers_text([rank for rank, hash_ in enumerate(hashes) if hash_ == hashes[others[0]]])} has "
             f"`{lines[1]}`"
-            + (f" ({_workers_text(others)} differ from worker 0)" if len(set(hashes)) > 2 else "")
+            + (f" ({workers_text(others)} differ from worker 0)" if len(set(hashes)) > 2 else "")
             + ". Build the same model and pass the same options on every rank."
         )
 
@@ -180,7 +180,7 @@ class Handshake:
         if not absent:
             return f"Worker 0 received every rank's statement in {self._topic} but did not answer in time."
         return (
-            f"{_workers_text(absent)} did not reach {self._topic} within {self._limit:.0f} s of the others. Every rank "
+            f"{workers_text(absent)} did not reach {self._topic} within {self._limit:.0f} s of the others. Every rank "
             "must call it: look at the output of the missing ranks. In a training loop, check that all ranks have the "
             "same number of batches (the case for which DDP has `Join`)."
         )
@@ -202,7 +202,8 @@ def _split(messages: list[dict[str, str]], field: str) -> dict[int, str]:
     return {rank: message[field] for rank, message in enumerate(messages)}
 
 
-def _workers_text(ranks: Iterable[int]) -> str:
+def workers_text(ranks: Iterable[int]) -> str:
+    """Returns "worker 3" or "workers 0, 1, 2"; of many workers it names the first ones."""
     numbers = sorted(ranks)
     shown = ", ".join(map(str, numbers[:16])) + (f" and {len(numbers) - 16} more" if len(numbers) > 16 else "")
     return f"worker {shown}" if len(numbers) == 1 else f"workers {shown}"
@@ -213,7 +214,7 @@ def _quoted(texts: dict[int, str]) -> str:
     ranks: dict[str, list[int]] = {}
     for rank, text in texts.items():
         ranks.setdefault(text, []).append(rank)
-    return "; ".join(f"{_workers_text(numbers)}: {text}" for text, numbers in ranks.items())
+    return "; ".join(f"{workers_text(numbers)}: {text}" for text, numbers in ranks.items())
 
 
 def _first_line(error: BaseException) -> str:

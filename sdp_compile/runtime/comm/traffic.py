@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,10 +29,12 @@ class Traffic:
     Attributes:
         sent: Bytes.
         calls: Collectives.
+        seconds: Processor time of what the host computes for them, where it is measured.
     """
 
     sent: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, what: str, kind: CollectiveKind, payload: float, members: int) -> None:
         """Counts one ring collective; ``what`` is its purpose: "gradients", "refresh", "shards", "control", ..."""
@@ -53,3 +55,4 @@ class Traffic:
         """Sets all counts to zero."""
         self.sent.clear()
         self.calls.clear()
+        self.seconds.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from sdp_compile.runtime.comm.agreement import Flags, agree, device_code
 from sdp_compile.runtime.comm.finite import first_not_finite, require_finite
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.issuer import issuer_of
+from sdp_compile.runtime.comm.meeting import Meeting, Statement
 from sdp_compile.runtime.comm.refresh import Refresh
 from sdp_compile.runtime.gradients.hooks import Hook, Hooks
 from sdp_compile.runtime.gradients.launch_state import LaunchState
@@ -26,6 +28,11 @@ from sdp_compile.runtime.sharding.gradient import local_gradient
 
 _Average = tuple[Slot, Tensor, slice]
 """A bucket, its flat buffer, and the part of the buffer that holds averages."""
+
+_numbers = count()
+_engines: weakref.WeakSet[GradientEngine] = weakref.WeakSet()
+
+_IN_BACKWARD = Statement("in a backward pass that averages gradients")
 
 
 class GradientEngine:
@@ -49,6 +56,9 @@ class GradientEngine:
     Attributes:
         reduction: How a bucket is averaged.
         refresher: Refreshes the values of other workers after a step, under backward masking.
+        number: The engine's number among those of its common group, the same on all workers.
+        created: Its number among all engines of this process.
+        values_are_compared: Whether `full_state_dict` compares the owners' values: not in a copy that nothing steps.
 
     Raises:
         SDPError: If ``comm_dtype`` is not a floating-point type.
@@ -85,10 +95,13 @@ class GradientEngine:
         self._backward = -1
         self._hooks = Hooks()
         self.refresher: Refresh | None = None
+        self.values_are_compared = True
+        self._issuer = issuer_of(groups.raw_group)
         self.rehook()
         self._begin()
-        self._issuer = issuer_of(groups.raw_group)
-        self._issuer.add(self)
+        self.number = self._issuer.add(self)
+        self.created = next(_numbers)
+        _engines.add(self)
 
     def rehook(self) -> None:
         """Hooks the module's parameters. Call it after other Parameter objects have replaced them."""
@@ -121,6 +134,14 @@ class GradientEngine:
         state = self.holdings.plan.state
         return {parameter: name for name, parameter in self._current_parameters().items() if name in state}
 
+    def held(self) -> list[str]:
+        """The keys of the parameters of which this worker holds a part."""
+        return [self.key(name) for name in self.names().values()]
+
+    def key(self, name: str) -> str:
+        """Returns the name of a parameter among those of all engines of the common group."""
+        return f"{self.number}:{name}"
+
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Within this context, backward only accumulates."""
@@ -139,6 +160,10 @@ class GradientEngine:
             self._issuer.settle()
             self._begin()
             self._issuer.reduce(self)
+
+    def meet(self, statement: Statement = _IN_BACKWARD) -> Meeting:
+        """Tells the other workers what this one is about to do; by default, that a backward begins to reduce."""
+        return Meeting(statement, self.groups, self._issuer.held)
 
     # -- during backward -----------------------------------------------------------------------------------------
 
@@ -198,7 +223,7 @@ class GradientEngine:
                     "averaged. Call requires_grad_() on the original model, before sdp.compile()."
                 )
         self._launches.arrivals.forget()
-        self._progress.begin(self.reduction)
+        self._progress.begin(self.reduction, self._issuer.may_issue)
 
     # -- at the end of backward ----------------------------------------------------------------------------------
 
@@ -261,6 +286,11 @@ class GradientEngine:
     def _current_parameters(self) -> dict[str, nn.Parameter]:
         module = self._module()
         return {} if module is None else dict(module.named_parameters(remove_duplicate=False))
+
+
+def engines() -> list[GradientEngine]:
+    """Returns all engines of this process."""
+    return list(_engines)
 
 
 def engine_of(parameter: Tensor) -> GradientEngine | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +41,16 @@ class Progress:
                 positions[parameter].append(position)
         return positions
 
-    def begin(self, reduction: Reduction) -> None:
-        """Starts from the beginning: nothing is complete, launched or issued."""
+    def begin(self, reduction: Reduction, may_issue: Callable[[], bool] = lambda: True) -> None:
+        """Starts from the beginning: nothing is complete, launched or issued.
+
+        Args:
+            reduction: How a bucket is averaged.
+            may_issue: Whether a bucket may be issued before `start_all`.
+        """
         self._reduction = reduction
         self.issued: list[int] = []
-        self._in_order = InOrder(len(self._slots), self._issue)
+        self._in_order = InOrder(len(self._slots), self._issue, may_issue)
         self._missing = [sum(parameter.requires_grad for parameter in members) for members in self._members]
         self._launched: dict[int, Tensor | None] = {}
         self._packed: list[tuple[str, Tensor, int]] = []

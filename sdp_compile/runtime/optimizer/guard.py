@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -13,6 +15,8 @@ from sdp_compile.runtime.gradients.engine import GradientEngine, engine_of
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.optimizer.elementwise import check_elementwise, needs_broadcast
 from sdp_compile.runtime.optimizer.origin import check_origin
+from sdp_compile.runtime.optimizer.originals import refuse_original
+from sdp_compile.runtime.optimizer.owner_check import check_step
 
 _installed = False
 
@@ -26,9 +30,11 @@ def install_optimizer_guard() -> None:
         _installed = True
 
 
+@torch.compiler.disable(reason="All workers compare what they step; compile optimizer.step without fullgraph=True.")  # type: ignore[untyped-decorator]
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     engines = engines_of(optimizer)
     if not engines:
+        refuse_original(optimizer)
         return
     check_origin(optimizer)
     reductions = [engine.reduction for engine in engines if isinstance(engine.reduction, ReduceScatter)]
@@ -46,8 +52,12 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
             "The optimizer would step with gradients that were never synchronised: the last backward ran under "
             "no_sync(). Run the last backward of a step outside no_sync(), or call sync_gradients() before the step."
         )
+    began = time.thread_time()
+    check_step(optimizer, list(engines))
+    next(iter(engines)).groups.traffic.seconds["check"] += time.thread_time() - began
 
 
+@torch.compiler.disable(reason="All workers compare what they step; compile optimizer.step without fullgraph=True.")  # type: ignore[untyped-decorator]
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for engine, parameters in engines_of(optimizer).items():
         is_sharded = isinstance(engine.reduction, ReduceScatter)  # each value was computed by one worker

@@ -15,6 +15,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.handshake import Handshake
 from sdp_compile.runtime.comm.transfer import Request, assemble
+from sdp_compile.runtime.owners.comparison import check_values
 from sdp_compile.runtime.peers import Peers
 from sdp_compile.runtime.state.statistics import merge_running_statistics, running_statistics
 from sdp_compile.runtime.subnetwork import Subnetwork, require_peers
@@ -41,9 +42,12 @@ def full_state_dict(module: Subnetwork, rank0_only: bool = False, cpu_offload: b
 
     Raises:
         SDPError: If the module is on the meta device.
-        DistributedError: If there is no process group, or the ranks call different things.
+        DistributedError: If there is no process group, the ranks call different things, or the owners of an element
+            hold different values.
     """
     peers, _ = enter(module, "full_state_dict()", f"rank0_only={rank0_only}", lambda: None)
+    if peers is not None:
+        check_values(peers.engine, "in full_state_dict()")
     plan, keys = module.plan, list(module.capture.skeleton.state_dict())
     names = list(dict.fromkeys(plan.aliases[key] for key in keys if key in plan.aliases))
     tensors = {**local_tensors(module), **merge_running_statistics(module)}

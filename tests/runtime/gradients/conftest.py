@@ -11,6 +11,18 @@ from sdp_compile.runtime.gradients import engine as source
 from tests.runtime.gradients.one_engine import Engine
 
 
+class Met:
+    """Stands for a meeting of workers that agree."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def is_agreed(self) -> bool:
+        return True
+
+    def finish(self) -> bool:
+        return False
+
+
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Flags]:
     """What the worker tells the others, who say the same."""
@@ -21,6 +33,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Flags]:
         return flags
 
     monkeypatch.setattr(source, "agree", agree)
+    monkeypatch.setattr(source, "Meeting", Met)
     return result
 
 

@@ -1,0 +1,36 @@
+"""Notices an optimizer of the original model's parameters, which would train nothing."""
+
+from __future__ import annotations
+
+import weakref
+
+from torch import nn
+from torch.optim.optimizer import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
+
+from sdp_compile.errors import SDPError
+
+_compiled: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The compiled module, as a weak reference, by parameter of the original model."""
+
+
+def remember_original(model: nn.Module, module: nn.Module) -> None:
+    """Notes that ``model`` was compiled into ``module``, whose parameters are others."""
+    reference = weakref.ref(module)
+    for parameter in model.parameters():
+        _compiled[parameter] = reference
+
+
+def refuse_original(optimizer: Optimizer) -> None:
+    """Raises `SDPError` if only the compiled module has gradients and ``optimizer`` holds the original's parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(parameter.grad is not None for parameter in parameters):
+        return  # the original is trained too
+    for parameter in parameters:
+        reference = _compiled.get(parameter)
+        module = None if reference is None else reference()
+        if module is not None and any(own.grad is not None for own in module.parameters()):
+            raise SDPError(
+                f"{type(optimizer).__name__} was given the parameters of the original model, which have no gradients, "
+                "so it would train nothing. Build it after sdp.compile(), from the parameters of the compiled model."
+            )

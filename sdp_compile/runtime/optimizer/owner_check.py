@@ -1,0 +1,208 @@
+"""Checks at each step that all owners are about to apply the same, so that no change on one worker goes unnoticed.
+
+Before a step all workers compare in one small all-reduce that they step, with which options, and checksums of a part of
+the gradients and values, bit by bit. The parts rotate, so that any difference is found within `SHARES` steps. The first
+step of an optimizer compares everything.
+
+On an accelerator the host does not wait for the checksums: they are compared at the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from sdp_compile.planning.regions import full
+from sdp_compile.runtime.comm.meeting import Statement, mixed, share_of_zero
+from sdp_compile.runtime.comm.verdict import OUTSIDE, Details
+from sdp_compile.runtime.gradients.engine import GradientEngine, engines
+from sdp_compile.runtime.owners.checksums import fetched, is_finite
+from sdp_compile.runtime.owners.comparison import Comparison, Item, items, read
+from sdp_compile.runtime.owners.parts import SHARES, holder_factor
+from sdp_compile.runtime.sharding.gradient import local_gradient
+
+LATE = False
+"""Whether checksums are compared at the next step on the CPU too, as on an accelerator; for tests."""
+
+_SAMPLES = 4
+"""Of how many gradients a worker looks at each step whether they are finite: its smallest ones."""
+
+_NOT_OPTIONS = ("params", "param_names")
+
+
+class StepCheck:
+    """The check of an optimizer's steps among the workers of one common group.
+
+    Args:
+        optimizer: The optimizer.
+        own: The engines of this group that average gradients for the optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer, own: Sequence[GradientEngine]) -> None:
+        known = {parameter: (engine, name) for engine in own for parameter, name in engine.names().items()}
+        elsewhere = {parameter for engine in engines() for parameter in engine.names()}.difference(known)
+        everyone = range(own[0].groups.workers)
+        self.keys: list[list[str]] = []
+        self.factors: list[int] = []
+        self.items: list[Item] = []
+        outside = 0
+        for group in optimizer.param_groups:
+            keys, factor = [], 0
+            for parameter in group["params"]:
+                if parameter in known:
+                    engine, name = known[parameter]
+                    keys.append(engine.key(name))
+                    factor += holder_factor(engine, name)
+                elif parameter.requires_grad and parameter not in elsewhere and type(parameter) is nn.Parameter:
+                    key = f"{OUTSIDE}:parameter {outside} of shape {list(parameter.shape)} outside the compiled model"
+                    keys.append(key)
+                    factor += share_of_zero(own[0].groups.rank, everyone) * mixed(key)
+                    self.items += _outside(parameter, key, outside % SHARES, own[0])
+                    outside += 1
+            self.keys.append(keys)
+            self.factors.append(factor)
+        given = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        for engine in own:
+            parameters = {name: parameter for parameter, name in engine.names().items() if parameter in given}
+            self.items += items(engine, parameters, with_gradients=True)
+        self._samples = sorted(given, key=Tensor.numel)[:_SAMPLES]
+
+    def meet(
+        self, optimizer: Optimizer, own: Sequence[GradientEngine], count: int, late: Comparison | None
+    ) -> Comparison | None:
+        """Compares a step with the other workers'. Collective.
+
+        Args:
+            optimizer: The optimizer, which is about to step.
+            own: The engines of this group that average its gradients.
+            count: How many steps it has taken.
+            late: Checksums of the step before, which are compared now.
+
+        Returns:
+            Checksums that are compared at the next step.
+
+        Raises:
+            DistributedError: On all workers, if any of them steps with other options, gradients or values.
+        """
+        compared = [item for item in self.items if not count or item.share == count % SHARES]
+        for keys, factor, group in zip(self.keys, self.factors, optimizer.param_groups, strict=True):
+            compared += _options_on_devices(group, keys, factor)
+        devices = {parameter.device.type for group in optimizer.param_groups for parameter in group["params"]}
+        waits = LATE or devices != {"cpu"} or any(engine.unequal_devices for engine in own)
+        comparison = new = Comparison(compared, waits)
+        if waits:
+            comparison = Comparison([], False) if late is None else late
+        options = [_options(optimizer, group, count) for group in optimizer.param_groups]
+        suspicious = not (waits or self._are_finite())
+        if self._meet(own, options, comparison, suspicious) and not waits:
+            self._meet(own, options, Comparison(self.items, False), False)
+        for engine in own:
+            engine.values_are_compared = True
+        return new if waits else None
+
+    def _meet(
+        self, own: Sequence[GradientEngine], options: Sequence[Mapping[str, str]], comparison: Comparison, flag: bool
+    ) -> bool:
+        """Compares a step. Returns whether the flag is set on any worker."""
+        hashes = [mixed(*chosen.items()) for chosen in options]
+        stated = sum(factor * hash_ for factor, hash_ in zip(self.factors, hashes, strict=True))
+
+        def details() -> Details:
+            steps = {key: number for number, keys in enumerate(self.keys) for key in keys}
+            return Details(steps=steps, options=options, items=comparison.details())
+
+        return own[0].meet(Statement("in an optimizer's step", (stated, comparison.term()), flag, details)).finish()
+
+    def _are_finite(self) -> bool:
+        """Whether a sample of this worker's gradients is finite.
+
+        A value that is not finite on one owner makes all its gradients so, and after the next step those of all owners,
+        which then agree. So everything is compared before that step.
+        """
+        gradients = [local_gradient(parameter) for parameter in self._samples]
+        return all(fetched([is_finite(gradient) for gradient in gradients if gradient is not None], False)())
+
+
+class _Watch:
+    """What is known of an optimizer since its first step."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.parameters: list[list[nn.Parameter]] = []
+        self.checks: dict[dist.ProcessGroup, StepCheck] = {}
+        self.late: dict[dist.ProcessGroup, Comparison | None] = {}
+
+
+_watches: WeakKeyDictionary[Optimizer, _Watch] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def check_step(optimizer: Optimizer, own: Sequence[GradientEngine]) -> None:
+    """Raises the same error on all workers unless they are about to take the same step. Collective.
+
+    Args:
+        optimizer: The optimizer that is about to step.
+        own: The engines with more than one worker that average its gradients.
+
+    Raises:
+        DistributedError: If a worker steps with other options, gradients or values than another owner, or not at all.
+    """
+    watch = _watches.setdefault(optimizer, _Watch())
+    parameters = [list(group["params"]) for group in optimizer.param_groups]
+    if [list(map(id, group)) for group in parameters] != [list(map(id, group)) for group in watch.parameters]:
+        watch.parameters, watch.checks = parameters, {}
+    by_group: dict[dist.ProcessGroup, list[GradientEngine]] = {}
+    for engine in sorted(own, key=lambda engine: engine.created):
+        by_group.setdefault(engine.groups.raw_group, []).append(engine)
+    for group, members in by_group.items():
+        if group not in watch.checks:
+            watch.checks[group] = StepCheck(optimizer, members)
+        with torch._C.DisableTorchFunctionSubclass():  # this worker's part of a gradient, not the full model's
+            watch.late[group] = watch.checks[group].meet(optimizer, members, watch.count, watch.late.get(group))
+    watch.count += 1
+
+
+def _outside(parameter: nn.Parameter, key: str, share: int, engine: GradientEngine) -> Iterator[Item]:
+    factor = share_of_zero(engine.groups.rank, range(engine.groups.workers)) * mixed(key)
+    name = key.partition(":")[2]
+    for kind in ("gradient", "value"):
+        tensor = partial(read, parameter, kind, full(parameter.shape))
+        yield Item(f"{kind}:{key}", OUTSIDE, f"The {kind} of {name}", tensor, share, factor)
+
+
+def _options(optimizer: Optimizer, group: Mapping[str, Any], count: int) -> dict[str, str]:
+    """Returns what decides a step, as text."""
+    kind = type(optimizer)
+    return {
+        **{key: _text(value) for key, value in sorted(group.items()) if key not in _NOT_OPTIONS},
+        "the optimizer's class": f"{kind.__module__}.{kind.__qualname__}",
+        "the number of its earlier steps": str(count),
+    }
+
+
+def _options_on_devices(group: Mapping[str, Any], keys: Sequence[str], factor: int) -> Iterator[Item]:
+    """Yields the options that are tensors on a device, such as a learning rate, which the host cannot read at once."""
+    for option, value in group.items():
+        if isinstance(value, Tensor) and value.device.type != "cpu" and keys:
+            yield Item(f"{keys[0]}:{option}", "option", f"The option {option!r}", partial(_same, value), 0, factor)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return str(value.item()) if value.numel() == 1 and value.device.type == "cpu" else type(value).__name__
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_text, value))})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_text(item)}' for key, item in value.items())}}}"
+    return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__

@@ -1,0 +1,1 @@
+"""Compares what the owners of an element hold, bit by bit."""
