@@ -183,7 +183,10 @@ class Part(WithAttributes):
         return owner.extra_repr()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _restored, (getattr(type(self), "_sdp_kind", None), self.__getstate__())
+        return _empty, (getattr(type(self), "_sdp_kind", None),), self.__getstate__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -238,7 +241,6 @@ def _path(part: nn.Module) -> str:
     return "" if place is None else place[1]
 
 
-def _restored(kind: type[nn.Module] | None, state: dict[str, Any]) -> Part:
-    part = Part() if kind is None else part_of(kind)()
-    vars(part).update(state)
-    return part
+def _empty(kind: type[nn.Module] | None) -> Part:
+    """Returns a part without anything, for copies and pickles: hooks in its state may refer to it."""
+    return object.__new__(Part if kind is None else part_of(kind))
