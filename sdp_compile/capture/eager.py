@@ -9,7 +9,8 @@ from types import FunctionType
 
 import torch.compiler
 
-from sdp_compile.capture.surroundings import QUESTIONS, is_users
+from sdp_compile.capture.surroundings import QUESTIONS
+from sdp_compile.capture.users import is_users
 
 
 def answer(original: bool) -> bool:

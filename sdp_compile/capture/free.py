@@ -128,12 +128,13 @@ def _slot(model: nn.Module, place: Place) -> tuple[int, Any]:
 def _put(model: nn.Module, place: Place, value: Traced, stack: contextlib.ExitStack) -> bool:
     """Puts a number in its place; outside of the model only for as long as ``stack`` is open."""
     holder, key = _holder(model, place)
-    if place.kind == "global":
-        stack.callback(holder.__setitem__, key, holder[key])
+    before = holder[key]
     try:
         holder[key] = value
     except Exception:  # a configuration may check what it is given
         return False
+    if place.kind == "global":
+        stack.callback(holder.__setitem__, key, before)
     return place.now(model) is value
 
 

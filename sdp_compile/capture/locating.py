@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from sdp_compile.capture.surroundings import is_users
+from sdp_compile.capture.users import is_users
 
 
 def line_of_change(run: Callable[[], object], probe: Callable[[], Any]) -> str | None:

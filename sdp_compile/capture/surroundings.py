@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import dis
 import gc
 import importlib._bootstrap
 import os
 import random
 import sys
-import sysconfig
 import time
-from argparse import Namespace
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from types import (
     BuiltinMethodType,
     CodeType,
     FrameType,
     ModuleType,
-    SimpleNamespace,
     TracebackType,
 )
 from typing import Any
@@ -31,13 +25,15 @@ from torch import nn
 
 from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.defaults import Defaults
-from sdp_compile.capture.diagnosis import calling_line, is_user_file
+from sdp_compile.capture.diagnosis import calling_line
 from sdp_compile.capture.hooks import hook_objects
 from sdp_compile.capture.traced import MATH
-from sdp_compile.ir.plain import frozen, is_number
+from sdp_compile.capture.undoing import undo_of
+from sdp_compile.capture.users import is_of_users, is_users
+from sdp_compile.capture.variables import attribute_of, cells_of, chains, is_small
+from sdp_compile.ir.plain import MISSING, frozen, is_number
 from sdp_compile.ir.reads import Read, owner_of
 
-_STANDARD = (sysconfig.get_path("stdlib") + os.sep, sysconfig.get_path("platstdlib") + os.sep)
 _CLOCKS = ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time")
 _IMPURE = {id(getattr(time, name)): f"time.{name}()" for name in _CLOCKS} | {id(os.urandom): "os.urandom()"}
 _GRAD = {id(torch.is_grad_enabled), id(torch._C.is_grad_enabled)}
@@ -50,10 +46,6 @@ _COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()"
 _IMPORT = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
 _AUDIT = os.path.join(os.path.dirname(__file__), "audit.py")  # where forward is called
-_BELOW_TORCH = ("sympy", "mpmath", "numpy", "networkx")  # packages that torch is built on
-_NOT_USERS = frozenset({*sys.stdlib_module_names, "torch", "sdp_compile", *_BELOW_TORCH})
-_FEW = 100
-_BELOW_TORCH_PATHS = tuple(os.sep.join(("", "site-packages", name, "")) for name in _BELOW_TORCH)
 
 
 class Surroundings:
@@ -82,35 +74,24 @@ class Surroundings:
         self._imports = 0
         self._defaults = Defaults()
         self._users: dict[CodeType, bool] = {}
+        self._enclosed: set[tuple[CodeType, str]] = set()
         self._kept: dict[int, tuple[str, Any, Any, Callable[[], object]]] = {}
         kinds = dict.fromkeys(kind for module in model.modules() for kind in type(module).__mro__)
-        self._classes = [kind for kind in kinds if _is_of_users(kind)]
+        self._classes = [kind for kind in kinds if is_of_users(kind)]
         self._variables: dict[tuple[int, str], tuple[str, Mapping[str, Any], str, Any]] = {}
+        self._inside = set(map(id, subject.modules()))
 
     def __enter__(self) -> Surroundings:
-        for path, module in self._model.named_modules():  # a hook may hold the original, of which a copy runs
-            for name, value in vars(module).items():
-                if name not in INTERNAL and is_number(value):
-                    what = f"attribute {name!r} of the original model, which a hook or a function holds"
-                    self._variables[id(vars(module)), name] = (what, vars(module), name, frozen(value))
-                elif name not in INTERNAL:
-                    where = f"module {path!r} of " if path else ""
-                    what = f"attribute {name!r} of {where}the original model, which a hook or a function holds,"
-                    self._keep(what, value)
+        self._keep_module("the original model, which a hook or a function holds,", self._model)
         for place, value in hook_objects(self._subject):
             what = f"the {type(value).__name__} behind a {place}"
             self._keep(what, value)
-            if _is_of_users(type(value)) and id(value) not in self._kept:
-                self._kept[id(value)] = (what, vars(value), frozen(vars(value)), _undo(vars(value)) or int)
+            if is_of_users(type(value)) and id(value) not in self._kept:
+                self._kept[id(value)] = (what, vars(value), frozen(vars(value)), undo_of(vars(value)) or int)
             for name, held in vars(value).items():
                 self._keep(f"attribute {name!r} of {what}", held)
-        for kind in self._classes:
-            for name, value in vars(kind).items():
-                what = f"attribute {name!r} of class {kind.__name__}"
-                if is_number(value) and not name.startswith("__"):
-                    self._variables[id(kind), name] = (what, vars(kind), name, frozen(value))
-                elif not name.startswith("__"):
-                    self._keep(what, value)
+        for kind in list(self._classes):
+            self._keep_class(kind)
         self._random = _random_states()
         self._collects, self._callbacks = gc.isenabled(), gc.callbacks[:]
         gc.disable()  # what it deletes is no part of forward, nor are its callbacks, where torch collects by hand
@@ -182,7 +163,10 @@ class Surroundings:
         if event == "call":
             known = self._users.get(code)
             if known is None:
-                self._users[code] = known = is_users(code.co_filename)
+                known = is_users(code.co_filename)
+                if known and code.co_name == "<module>":  # an expression that is evaluated, perhaps by torch
+                    known = self._asked_by_user(frame.f_back)
+                self._users[code] = known
                 if known:
                     self.functions[code] = frame.f_globals
                     self._globals(frame)
@@ -218,24 +202,44 @@ class Surroundings:
 
     def _globals(self, frame: FrameType) -> None:
         """Notes the global variables that a function reads, and those in modules of the user's that it reads from."""
-        scope, module = frame.f_globals, frame.f_globals.get("__name__", "")
-        instructions = list(dis.get_instructions(frame.f_code))
-        for one, following in zip(instructions, [*instructions[1:], None], strict=True):
-            if one.opname not in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL") or one.argval not in scope:
-                continue
-            value = scope[one.argval]
+        for name, *rest in dict.fromkeys(chains(frame.f_code, frame.f_globals)):
+            scope, module = frame.f_globals, frame.f_globals.get("__name__", "")
+            value = scope[name]
             if isinstance(value, ModuleType):
-                inner = following.argval if following is not None and following.opname.startswith("LOAD_") else None
-                if is_users(getattr(value, "__file__", None) or "<none>") and inner in vars(value):
-                    self._variable(f"global variable {inner!r} of {value.__name__}", vars(value), inner, value.__name__)
-            else:
-                self._variable(f"global variable {one.argval!r} of {module}", scope, one.argval, module)
+                users = is_users(getattr(value, "__file__", None) or "<none>")
+                if not users or not rest or rest[0] not in vars(value):
+                    continue
+                scope, module, name, *rest = vars(value), value.__name__, *rest
+            self._variable(f"global variable {name!r} of {module}", scope, name, module)
+            self._attributes(owner_of(module, scope), name, scope[name], rest)
+
+    def _attributes(self, owner: str, path: str, value: Any, names: Iterable[str]) -> None:
+        """Notes what a function reads through a global variable that is too large to be compared as a whole."""
+        for name in names:
+            if is_small(value) or isinstance(value, torch.Tensor):
+                return
+            inner = attribute_of(value, name)
+            if inner is MISSING:
+                return
+            if is_small(inner):
+                where = f"{owner}:{path}"
+                self.reads.setdefault(("global", where, name), Read("global", where, name, frozen(inner)))
+            self._keep(f"attribute {name!r} of {path}", inner)
+            path, value = f"{path}.{name}", inner
 
     def _closure(self, frame: FrameType) -> None:
         held = frame.f_locals
         for name in frame.f_code.co_freevars:
-            if name in held and not _is_running(frame.f_back, name, held[name]):
-                self._keep(f"variable {name!r} of an enclosing function", held[name])
+            if name not in held or name == "__class__" or _is_running(frame.f_back, name, held[name]):
+                continue
+            what = f"variable {name!r} of an enclosing function"
+            if (frame.f_code, name) not in self._enclosed and is_small(held[name]):
+                cells = cells_of(frame, name)
+                if cells is not None:
+                    owner = owner_of(f"a function around {frame.f_code.co_name}()", cells)
+                    self.reads.setdefault(("global", owner, name), Read("global", owner, name, frozen(held[name])))
+            self._enclosed.add((frame.f_code, name))
+            self._keep(what, held[name])
 
     def _keep_defaults(self, frame: FrameType) -> None:
         for value in self._defaults.containers(frame):
@@ -243,7 +247,7 @@ class Surroundings:
 
     def _variable(self, what: str, scope: dict[str, Any], name: str, module: str) -> None:
         value = scope[name]
-        if is_number(value) or _is_small(value):
+        if is_small(value):
             owner = owner_of(module, scope)
             self.reads.setdefault(("global", owner, name), Read("global", owner, name, frozen(value)))
         if is_number(value):
@@ -255,12 +259,40 @@ class Surroundings:
         """Notes what a container or an object holds, and how to give it back."""
         if isinstance(value, BuiltinMethodType):
             value = value.__self__  # such as the method append of a list
+        if isinstance(value, nn.Module):
+            self._keep_module(what, value)
+        elif isinstance(value, type) and is_of_users(value):
+            self._keep_class(value)
         if id(value) in self._kept or isinstance(value, (type, ModuleType, torch.Tensor, nn.Module)):
             return
-        undo = _undo(value)
+        undo = undo_of(value)
         if undo is None:
             return
         self._kept[id(value)] = (what, value, frozen(value), undo)
+
+    def _keep_module(self, what: str, root: nn.Module) -> None:
+        """Notes the attributes of a module that is not the one that runs, but that a hook or a function may hold."""
+        for path, module in root.named_modules():
+            if id(module) in self._inside:
+                continue
+            self._inside.add(id(module))
+            where = f"module {path!r} of {what}" if path else what
+            for name, value in vars(module).items():
+                if name not in INTERNAL and is_number(value):
+                    attribute = f"attribute {name!r} of {where}"
+                    self._variables[id(vars(module)), name] = (attribute, vars(module), name, frozen(value))
+                elif name not in INTERNAL:
+                    self._keep(f"attribute {name!r} of {where}", value)
+
+    def _keep_class(self, kind: type) -> None:
+        if kind not in self._classes:
+            self._classes.append(kind)
+        for name, value in vars(kind).items():
+            what = f"attribute {name!r} of class {kind.__name__}"
+            if is_number(value) and not name.startswith("__"):
+                self._variables[id(kind), name] = (what, vars(kind), name, frozen(value))
+            elif not name.startswith("__") and not isinstance(value, type):
+                self._keep(what, value)
 
     def _environment(self, frame: FrameType) -> None:
         outer = frame.f_back
@@ -277,39 +309,6 @@ class Surroundings:
             outer = outer.f_back
 
 
-def _undo(value: Any) -> Callable[[], object] | None:
-    """Returns a function that gives a container or an object back what it holds now; None if it does not count."""
-    if isinstance(value, (MutableSequence, deque)):
-        return partial(_refill, value, value.extend, list(value))
-    if isinstance(value, MutableMapping):
-        return partial(_refill, value, value.update, dict(value))
-    if isinstance(value, set):
-        return partial(_refill, value, value.update, set(value))
-    if isinstance(value, random.Random):
-        return partial(value.setstate, value.getstate())
-    if isinstance(value, np.random.Generator):
-        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
-    if isinstance(value, np.random.RandomState):
-        return partial(value.set_state, value.get_state())
-    if type(value).__module__ == "itertools":
-        return int  # cannot be set back
-    if _is_of_users(type(value)) and not callable(value) and getattr(value, "__dict__", None):
-        kinds = (MutableSequence, MutableMapping, set, deque)
-        inner = [undo for held in vars(value).values() if isinstance(held, kinds) and (undo := _undo(held)) is not None]
-        return partial(_all, [*inner, partial(_refill, vars(value), vars(value).update, dict(vars(value)))])
-    return None
-
-
-def _all(functions: Iterable[Callable[[], object]]) -> None:
-    for function in functions:
-        function()
-
-
-def _refill(container: Any, fill: Callable[[Any], object], content: Any) -> None:
-    container.clear()
-    fill(content)
-
-
 def _is_running(frame: FrameType | None, name: str, value: Any) -> bool:
     """Whether a variable belongs to a function that forward has called, so that it is new in each call."""
     while frame is not None and frame.f_code.co_filename != _AUDIT:
@@ -319,31 +318,6 @@ def _is_running(frame: FrameType | None, name: str, value: Any) -> bool:
     return False
 
 
-def is_users(filename: str) -> bool:
-    """Whether a file is source of the user or a model library: not of torch, what it is built on, or this package.
-
-    Source without a file is the user's: ``python -c`` and ``exec`` call it ``<string>``.
-    """
-    return filename == "<string>" or (
-        is_user_file(filename)
-        and ("site-packages" in filename or not filename.startswith(_STANDARD))
-        and not any(part in filename for part in _BELOW_TORCH_PATHS)
-    )
-
-
-def _is_of_users(kind: type) -> bool:
-    """Whether a class is the user's: objects of the standard library, such as loggers, keep caches of their own."""
-    package = kind.__module__.partition(".")[0]
-    return kind in (SimpleNamespace, Namespace) or package == "__main__" or package not in _NOT_USERS
-
-
 def _random_states() -> tuple[Any, Any]:
     state: Any = np.random.get_state()
     return random.getstate(), (state[0], state[1].tobytes(), *state[2:])
-
-
-def _is_small(value: Any) -> bool:
-    """Whether a value is a short list, tuple, set or dictionary of numbers and strings."""
-    if isinstance(value, dict):
-        return len(value) <= _FEW and all(is_number(key) and is_number(item) for key, item in value.items())
-    return isinstance(value, (list, tuple, set, frozenset)) and len(value) <= _FEW and all(map(is_number, value))

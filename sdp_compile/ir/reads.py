@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from types import CellType, ModuleType
 from typing import Any, Literal
 
 from torch import nn
@@ -64,7 +64,11 @@ class Read:
             what = "mode" if self.name == "training" else "forward hooks"
             return f"the {what} of {f'module {self.owner!r}' if self.owner else 'the model'}"
         where = f" of module {self.owner!r}" if self.kind == "attribute" and self.owner else ""
-        where = f" of {self.owner.partition('#')[0]}" if self.kind == "global" else where
+        if self.kind == "global":
+            module, _, path = self.owner.partition(":")
+            where = f" of {module.partition('#')[0]}"
+            if path:
+                return f"attribute {self.name!r} of {path!r}{where}"
         return f"{'global variable' if self.kind == 'global' else 'attribute'} {self.name!r}{where}"
 
 
@@ -115,9 +119,68 @@ def owner_of(module: str, scope: Mapping[str, Any]) -> str:
     return name
 
 
-def scope_of(owner: str) -> Mapping[str, Any]:
-    """Returns the variables that `owner_of` gave the name ``owner``."""
-    return _other_scopes[owner] if owner in _other_scopes else _variables(sys.modules.get(owner))
+def scope_of(owner: str) -> Any:
+    """Returns the variables that `owner_of` gave the name ``owner``, by name.
+
+    Args:
+        owner: The name; after a colon a variable of the scope and attributes of it, to get the last one's attributes.
+    """
+    owner, _, path = owner.partition(":")
+    scope = _other_scopes[owner] if owner in _other_scopes else _variables(sys.modules.get(owner))
+    return AttributesOf(scope, path.split(".")) if path else scope
+
+
+class AttributesOf:
+    """The attributes of what a variable leads to now, by name.
+
+    Args:
+        scope: The scope of the variable.
+        path: The name of the variable, and of attributes.
+    """
+
+    def __init__(self, scope: Mapping[str, Any], path: Sequence[str]) -> None:
+        self._scope, self._path = scope, path
+
+    def _holder(self) -> Any:
+        value = self._scope.get(self._path[0], MISSING)
+        for name in self._path[1:]:
+            value = getattr(value, name, MISSING)
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns an attribute, or ``default`` if there is none."""
+        return getattr(self._holder(), name, default)
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self._holder(), name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self._holder(), name, value)
+
+
+class Cells(dict[str, Any]):
+    """Variables of a function that inner functions read, by name, as they are now.
+
+    Args:
+        cells: Where they are kept.
+    """
+
+    def __init__(self, cells: Mapping[str, CellType]) -> None:
+        super().__init__()
+        self._cells = cells
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns the value of a variable, or ``default`` if it has none."""
+        try:
+            return self._cells[name].cell_contents
+        except (KeyError, ValueError):
+            return default
+
+    def __getitem__(self, name: str) -> Any:
+        return self._cells[name].cell_contents
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._cells[name].cell_contents = value
 
 
 def _variables(module: ModuleType | None) -> Mapping[str, Any]:

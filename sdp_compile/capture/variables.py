@@ -1,0 +1,87 @@
+"""Finds what functions read through their global variables and the variables of enclosing functions."""
+
+from __future__ import annotations
+
+import dis
+import gc
+import inspect
+from collections.abc import Iterator, Mapping
+from types import CellType, CodeType, FrameType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdp_compile.capture.users import is_of_users
+from sdp_compile.ir.plain import MISSING, is_number
+from sdp_compile.ir.reads import Cells
+
+_BY_NAME = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL")
+_BETWEEN = ("COPY", "DUP_TOP", "CACHE", "PUSH_NULL")  # as in ``settings.steps += 1``
+_MOST = 200  # numbers in a value that is compared at each call
+
+
+def chains(code: CodeType, scope: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yields each global variable that a function names, with the attributes that it takes of it at once.
+
+    Args:
+        code: The function's code.
+        scope: Its global variables.
+    """
+    chain: tuple[str, ...] = ()
+    for one in dis.get_instructions(code):
+        if chain and one.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            chain = (*chain, one.argval)
+        elif not chain or one.opname not in _BETWEEN:
+            if chain:
+                yield chain
+            chain = (one.argval,) if one.opname in _BY_NAME and one.argval in scope else ()
+    if chain:
+        yield chain
+
+
+def attribute_of(value: Any, name: str) -> Any:
+    """Returns an attribute of an object, a module or a class, `MISSING` if it has none or would compute it."""
+    found = inspect.getattr_static(value, name, MISSING)
+    return MISSING if hasattr(type(found), "__get__") and not isinstance(found, type) else found
+
+
+def cells_of(frame: FrameType, name: str) -> Cells | None:
+    """Returns the variable of an enclosing function that the function of a frame reads under ``name``."""
+    code = frame.f_code
+    place = code.co_freevars.index(name)
+    for function in gc.get_referrers(code):
+        if type(function) is FunctionType and function.__closure__ is not None:
+            cell: CellType = function.__closure__[place]
+            try:
+                if cell.cell_contents is frame.f_locals.get(name):
+                    return Cells({name: cell})
+            except ValueError:  # an empty cell
+                continue
+    return None
+
+
+def is_small(value: Any) -> bool:
+    """Whether a value is numbers and strings, or containers and plain objects of few of them."""
+    return _count(value, _MOST) <= _MOST
+
+
+def _count(value: Any, most: int) -> int:
+    if is_number(value):
+        return 1
+    if most <= 0 or isinstance(value, (type, ModuleType, torch.Tensor, nn.Module)) or callable(value):
+        return most + 1
+    if isinstance(value, Mapping):
+        parts: list[Any] = [*value.keys(), *value.values()] if len(value) <= most else [None] * (most + 1)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts = list(value) if len(value) <= most else [None] * (most + 1)
+    elif is_of_users(type(value)) and getattr(value, "__dict__", None):
+        parts = list(vars(value).values()) if len(vars(value)) <= most else [None] * (most + 1)
+    else:
+        return most + 1
+    total = 1
+    for part in parts:
+        total += _count(part, most - total)
+        if total > most:
+            break
+    return total
