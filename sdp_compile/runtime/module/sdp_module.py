@@ -127,6 +127,13 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
 
         `load_state_dict` takes only a state with the mark of the same slices. ``torch.save`` and ``copy.deepcopy`` keep
         the mark; safetensors files and plain dict copies do not. See `full_state_dict` for the whole model.
+
+        Args:
+            args: The positional arguments of `torch.nn.Module.state_dict`.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            The tensors by name.
         """
         if not args and kwargs.get("destination") is None and self._origin.is_cut:
             kwargs["destination"] = SliceState()
