@@ -161,7 +161,7 @@ def _prepare(
 
 
 def _count(contestant: Contestant, variant: Variant) -> tuple[float, int]:
-    """Bytes and number of collectives of one step.
+    """Bytes and number of collectives of one step, without the bytes by which workers compare what they do.
 
     A compiled subnetwork launches its collectives inside one operator, where only its own engine counts them. In eager
     mode both counts are taken and must agree.
@@ -175,14 +175,15 @@ def _count(contestant: Contestant, variant: Variant) -> tuple[float, int]:
     if own is None:
         return below.nbytes, len(below.collectives)
     traffic = own.groups.traffic
+    control = traffic.sent["control"]
     if variant.compiled:
-        return float(traffic.total), traffic.calls.total()
+        return float(traffic.total - control), traffic.calls.total()
     if abs(traffic.total - below.nbytes) > 0.01 * below.nbytes + 1024:  # a few control bytes are not payload
         raise SDPError(
             f"The engine counts {traffic.total:,} bytes sent in a step, c10d's operators count {below.nbytes:,.0f}. "
             "This is a bug; please report it."
         )
-    return below.nbytes, len(below.collectives)
+    return below.nbytes - control, len(below.collectives)
 
 
 def _check_seconds(contestant: Contestant) -> float:
