@@ -32,7 +32,7 @@ LAYERS = (
     ("runtime.asking",),
     ("runtime.parts",),
     ("runtime.containers",),
-    ("runtime.comm",),
+    ("runtime.comm", "runtime.probing"),
     ("runtime.full_results",),
     ("runtime.sharding",),
     ("runtime.gradients",),

@@ -13,10 +13,10 @@ from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.comm.transfer import equalise
 from sdp_compile.runtime.gradients.engine import GradientEngine, engine_of
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
-from sdp_compile.runtime.optimizer.elementwise import check_elementwise, needs_broadcast
 from sdp_compile.runtime.optimizer.origin import check_origin
 from sdp_compile.runtime.optimizer.originals import refuse_original
 from sdp_compile.runtime.optimizer.owner_check import check_step
+from sdp_compile.runtime.probing.elementwise import check_elementwise, needs_broadcast
 
 _installed = False
 

@@ -15,9 +15,9 @@ from sdp_compile.runtime.gradients.engine import GradientEngine
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.gradients.reduction import Reduction
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
-from sdp_compile.runtime.optimizer.elementwise import check_elementwise, check_name
 from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
 from sdp_compile.runtime.optimizer.shard_values import bound, publish
+from sdp_compile.runtime.probing.elementwise import check_elementwise, check_name
 from sdp_compile.runtime.sharding.shards import Shard
 from sdp_compile.runtime.state.full_state import device_of, enter
 from sdp_compile.runtime.subnetwork import unwrapped

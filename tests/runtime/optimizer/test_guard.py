@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.optimizer.elementwise import needs_broadcast
+from sdp_compile.runtime.probing.elementwise import needs_broadcast
 from tests.distributed import run_workers
 from tests.runtime.connected import WORKERS, connected, full_of, loss_of
 from tests.runtime.stub import CYCLIC, SCATTERED, batch, capture_of, network, plan_of

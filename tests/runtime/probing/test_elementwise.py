@@ -15,10 +15,10 @@ from torch import nn, optim
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.optimizer import elementwise
-from sdp_compile.runtime.optimizer.elementwise import ELEMENTWISE, check_elementwise
-from sdp_compile.runtime.optimizer.probe import problem_of
-from sdp_compile.runtime.optimizer.trial import Setting
+from sdp_compile.runtime.probing import elementwise
+from sdp_compile.runtime.probing.elementwise import ELEMENTWISE, check_elementwise
+from sdp_compile.runtime.probing.probe import problem_of
+from sdp_compile.runtime.probing.trial import Setting
 from tests.runtime.optimizer.optimizers import (
     Around,
     Centred,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdp_compile.runtime.optimizer.replica import Replicate
+from sdp_compile.runtime.probing.replica import Replicate
 
 Part = Callable[[int, Tensor], Tensor | None]
 """Takes the number of a parameter and a tensor of its shape; returns the part to hold of it, None to leave it out."""

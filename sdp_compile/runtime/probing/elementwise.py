@@ -11,9 +11,9 @@ from torch import Tensor, optim
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.optimizer.probe import problem_of
-from sdp_compile.runtime.optimizer.replica import NOT_OPTIONS, plain_attributes
-from sdp_compile.runtime.optimizer.trial import Setting
+from sdp_compile.runtime.probing.probe import problem_of
+from sdp_compile.runtime.probing.replica import NOT_OPTIONS, plain_attributes
+from sdp_compile.runtime.probing.trial import Setting
 
 _ROWS_AND_COLUMNS = "factors its state over whole rows and columns"
 _MATRICES = "orthogonalises whole matrices"

@@ -20,8 +20,8 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.optimizer.replica import Replicate, replicas
-from sdp_compile.runtime.optimizer.trial import Extent, Setting, Trial
+from sdp_compile.runtime.probing.replica import Replicate, replicas
+from sdp_compile.runtime.probing.trial import Extent, Setting, Trial
 
 SMALL = Extent(
     ((9,), (7,), (12, 10), (8, 6), (6, 5, 4), (5, 4, 6), (8, 4, 3, 3), (4, 6, 3, 2)), steps=40, drift=2.0
