@@ -92,9 +92,10 @@ def tensors_of(output: Any) -> list[torch.Tensor]:
 
 def scalar(outputs: list[torch.Tensor]) -> torch.Tensor:
     """Returns a loss to which every finite output element contributes with a different weight."""
-    total = torch.zeros((), dtype=outputs[0].dtype)
+    total = torch.zeros((), dtype=outputs[0].dtype, device=outputs[0].device)
     for number, output in enumerate(outputs):
-        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(number), dtype=output.dtype)
+        drawn = torch.randn(output.shape, generator=torch.Generator().manual_seed(number), dtype=output.dtype)
+        weights = drawn.to(output.device)
         if not torch.isfinite(output.detach()).all():
             output = output.masked_fill(torch.isinf(output.detach()), 0.0)  # masked logits are -inf on purpose
         total = total + (output * weights).sum()
@@ -118,7 +119,8 @@ def run_original(
         buffers: The buffers, such as those that an earlier run left; by default the model's.
     """
     parameters = {
-        name: (p.detach() * masks(name)).requires_grad_(p.requires_grad) for name, p in model.named_parameters()
+        name: (p.detach() * masks(name).to(p.device)).requires_grad_(p.requires_grad)
+        for name, p in model.named_parameters()
     }
     buffers = {name: buffer.clone() for name, buffer in (buffers or dict(model.named_buffers())).items()}
     outputs = tensors_of(functional_call(model, {**parameters, **buffers}, args, dict(kwargs)))

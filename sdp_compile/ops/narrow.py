@@ -127,7 +127,8 @@ def _for_gradient_of(owned: Tensor, x: Tensor, runs: Runs | None) -> Tensor | No
     """Returns the channels of the input that the gradient of the owned part needs; None where it has no gradient."""
     if not (torch.is_grad_enabled() and owned.requires_grad):
         return None
-    return (x if runs is None else owned_part(x, 1, runs)).contiguous()
+    part = (x if runs is None else owned_part(x, 1, runs)).contiguous()
+    return part.view_as(part) if part is x else part  # TorchDynamo takes no tensor twice as input of a Function
 
 
 def _complex_convolution(

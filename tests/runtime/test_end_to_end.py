@@ -53,13 +53,14 @@ def masked_gradients(model: nn.Module, name: str, plan: Plan, seeds: dict[int, l
     gradients only (backward masking).
     """
     parameters = dict(model.named_parameters())
+    device = next(model.parameters()).device
     total = {key: torch.zeros_like(value) for key, value in parameters.items()}
     owners = {key: torch.zeros_like(value) for key, value in parameters.items()}
     for rank, own in seeds.items():
-        masks = {key: plan.mask(key, rank).double() for key in parameters}
+        masks = {key: plan.mask(key, rank).double().to(device) for key in parameters}
         leaves = {key: value.detach().clone().requires_grad_() for key, value in parameters.items()}
         for seed in own:
-            x = batch(name, seed)
+            x = batch(name, seed).to(device)
             buffers = {key: value.clone() for key, value in model.named_buffers()}
             masked = {key: leaves[key] * masks[key] for key in leaves} if plan.masking == "forward" else leaves
             output = functional_call(model, {**masked, **buffers}, (x,), tie_weights=True)
@@ -83,17 +84,17 @@ def seed_of(rank: int, step: int) -> int:
 
 
 def backward(module: nn.Module, name: str, seed: int) -> None:
-    x = batch(name, seed)
+    x = batch(name, seed).to(next(module.parameters()).device)
     loss_of(name, module(x), x).backward()
 
 
-def everything(rank: int, name: str, policy: str, compiled: bool) -> Any:
+def everything(rank: int, name: str, policy: str, compiled: bool, device: str = "cpu") -> Any:
     warnings.simplefilter("ignore")
-    model = build(name, seed=rank)  # other values on each rank: the start makes them equal
-    module = sdp_compile(model, POLICIES[policy](), (batch(name, 0),))
+    model = build(name, seed=rank).to(device)  # other values on each rank: the start makes them equal
+    module = sdp_compile(model, POLICIES[policy](), (batch(name, 0).to(device),))
     run = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
     plan = module.plan
-    reference = build(name)
+    reference = build(name).to(device)
     reference.load_state_dict(module.full_state_dict(), strict=True)
     assert all(value.storage_offset() == 0 for value in model.parameters())
 
@@ -102,7 +103,7 @@ def everything(rank: int, name: str, policy: str, compiled: bool) -> Any:
     backward(run, name, seed_of(rank, 0))
     check_gradients(module, expected)
     if policy == "full":
-        replica = DistributedDataParallel(build(name, seed=rank))
+        replica = DistributedDataParallel(build(name, seed=rank).to(device))
         replica.module.load_state_dict(reference.state_dict())
         backward(replica, name, seed_of(rank, 0))
         for key, parameter in replica.module.named_parameters():
@@ -136,6 +137,7 @@ def everything(rank: int, name: str, policy: str, compiled: bool) -> Any:
                 reference.get_parameter(key).grad = gradient
             dense.step()
     full, state = module.full_state_dict(), module.full_optimizer_state_dict(optimizer)
+    assert {value.device.type for value in full.values()} == {torch.device(device).type}
     build(name).load_state_dict(full, strict=True)
     torch.optim.AdamW(build(name).parameters()).load_state_dict(state)
     if rank == 0:
@@ -154,14 +156,19 @@ def everything(rank: int, name: str, policy: str, compiled: bool) -> Any:
         for key, value in module.named_parameters()
         for entry in ("exp_avg", "exp_avg_sq")
     }
-    evaluated = module.full_model().eval()(batch(name, 7))
+    evaluated = module.full_model().eval()(batch(name, 7).to(device))
     dist.barrier()
-    return plan.to_json(), values | moments, full, evaluated
+    found = {key: value.cpu() for key, value in (values | moments).items()}
+    return plan.to_json(), found, {key: value.cpu() for key, value in full.items()}, evaluated.cpu()
 
 
 @pytest.mark.parametrize(("name", "policy"), CASES)
 def test_training_equals_the_masked_original(name: str, policy: str) -> None:
-    found = run_workers(everything, WORKERS, name, policy, False, limit=220)
+    check_owners(run_workers(everything, WORKERS, name, policy, False, limit=220))
+
+
+def check_owners(found: Any) -> None:
+    """All owners have the same bits, and all workers assemble the same full model."""
     plan = Plan.from_json(found[0][0])
     for key in {key for _, tensors, _, _ in found for key in tensors}:
         fqn = key.split(":")[0]

@@ -32,6 +32,7 @@ class GraphPerMode(fx.GraphModule):
 
     _programs: Programs
     _device: torch.device
+    _lineno_map = None  # TorchDynamo reads it; GraphModule sets it where it generates its only forward
     number: int
 
     @property

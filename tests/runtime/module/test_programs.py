@@ -191,3 +191,27 @@ def test_a_graph_that_contradicts_the_plan_is_refused() -> None:
     module = sdp_compile(Sorting(), NeuronPolicy(coverage=0.5), torch.randn(4, 6), workers=2, rank=0).double()
     with pytest.raises(SDPError, match=r"needs all of 'up\.weight', which the plan cuts"):
         module(torch.randn(4, 6).double())
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_cut_convolution_is_one_graph(dim: int) -> None:
+    """Under backward masking, where the gradient of the owned part needs all inputs, or only some."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 5)).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    policy = NeuronPolicy(coverage=0.5, masking="backward")
+    module = sdp_compile(model, policy, x, workers=2, rank=dim)
+    module(x).square().sum().backward()
+    wanted = {name: parameter.grad for name, parameter in module.named_parameters()}
+    module.zero_grad()
+    torch.compile(module, backend="aot_eager", fullgraph=True)(x).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name])
+
+
+def test_a_compiled_graph_that_breaks() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)), torch.randn(4, 6)
+    module = compiled(model, x)
+    with module.graph.inserting_before(module.graph.output_node()):
+        module.graph.call_function(torch._dynamo.graph_break)
+    module.recompile()
+    torch.testing.assert_close(torch.compile(module, backend="aot_eager")(x), model(x))

@@ -1,0 +1,90 @@
+"""Subnetworks on the device compute what the original eager model computes there with masked parameters."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sdp_compile.checking.oracle import Run
+from sdp_compile.planning.plan import Plan
+from tests.accelerator.examples import POLICIES, RANK, example
+from tests.oracle import assert_exact, owned, run_compiled, run_original
+
+MODELS = [
+    pytest.param(name, marks=pytest.mark.xdist_group(name))  # each is captured once
+    for name in ("gpt2", "resnet18", "llama", "swin_t")
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", MODELS)
+def test_exact_in_float64(name: str, policy: str, device: torch.device) -> None:
+    given = example(name, device)
+    module, plan = given.subnetwork(policy)
+    assert {tensor.device.type for tensor in module.state_dict().values()} == {device.type}
+    assert_exact(module, given.model, plan, RANK, given.args, given.kwargs)
+
+
+@pytest.mark.parametrize("policy", ["neuron", "backward neuron"])
+@pytest.mark.parametrize("name", MODELS)
+def test_as_exact_as_the_original_under_autocast(name: str, policy: str, device: torch.device) -> None:
+    """In bfloat16 a subnetwork is about as far from float32 as the masked original is."""
+    given = example(name, device, torch.float32)
+    module, plan = given.subnetwork(policy)
+    module.train(), given.model.train()
+
+    def original(autocast: bool) -> Run:
+        whole = plan.masking == "backward"
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            return run_original(given.model, given.args, given.kwargs, lambda name: plan.mask(name, RANK) | whole)
+
+    with torch.autocast(device.type, torch.bfloat16):
+        found = run_compiled(module, given.args, given.kwargs)
+    precise, rounded = original(False), original(True)
+    for mine, theirs, true in zip(found.outputs, rounded.outputs, precise.outputs, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert distance(mine, true) <= 1.5 * distance(theirs, true)
+    mine, theirs, true = (gradients(run, plan) for run in (found, rounded, precise))
+    assert distance(mine, true) <= 1.5 * distance(theirs, true)
+
+
+def distance(found: torch.Tensor, true: torch.Tensor) -> float:
+    found, true = found.double(), true.double()
+    return float((found - true).norm() / true.norm())
+
+
+def gradients(run: Run, plan: Plan) -> torch.Tensor:
+    """All gradients of what the worker owns, of a run of the original or of the subnetwork."""
+    parts = []
+    for name, gradient in sorted(run.gradients.items()):
+        wanted = plan.mask(name, RANK)
+        parts.append(owned(gradient, plan, name, RANK) if gradient.shape == wanted.shape else gradient.reshape(-1))
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def test_channels_last(device: torch.device) -> None:
+    """A model in channels-last stays in it, and exact."""
+    given = example("resnet18", device)
+    model = copy.deepcopy(given.model).to(memory_format=torch.channels_last)
+    args = tuple(x.to(memory_format=torch.channels_last) for x in given.args)
+    module, plan = given.subnetwork("neuron")
+    module.to(memory_format=torch.channels_last)
+    seen: list[torch.Tensor] = []
+    module.layer1[0].conv1.register_forward_hook(lambda *call: seen.append(call[2]))
+    assert_exact(module, model, plan, RANK, args, {})
+    outputs = [one for one in seen if one.dim() == 4]
+    assert outputs and all(one.is_contiguous(memory_format=torch.channels_last) for one in outputs)
+
+
+def test_on_the_device_as_on_the_cpu(device: torch.device) -> None:
+    """A module that was compiled on the CPU can be moved."""
+    given = example("gpt2", torch.device("cpu"))
+    module, plan = given.subnetwork("neuron")
+    module.to(device)
+    model: nn.Module = copy.deepcopy(given.model).to(device)
+    kwargs: dict[str, Any] = {key: value.to(device) for key, value in given.kwargs.items()}
+    assert_exact(module, model, plan, RANK, (), kwargs)
