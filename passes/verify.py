@@ -50,7 +50,7 @@ class Verify(Pass):
         _check_border(program, context)
         # Some sizes depend on values, such as the number of elements that a boolean mask selects.
         with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) as mode:
-            _Checker(program.graph, context, context.holdings.kept_units, mode).check()
+            _Checker(program, context, context.holdings.kept_units, mode).check()
         if self.marks:
             check_marks(program.graph, context.plan, context.rank)
         return program
@@ -73,8 +73,9 @@ def _check_border(program: Program, context: PassContext) -> None:
 class _Checker(fx.Interpreter):
     """Runs a graph on fake tensors and compares shapes."""
 
-    def __init__(self, graph: fx.Graph, context: PassContext, kept: Mapping[str, int], mode: FakeTensorMode) -> None:
-        super().__init__(torch.nn.Module(), graph=graph)
+    def __init__(self, program: Program, context: PassContext, kept: Mapping[str, int], mode: FakeTensorMode) -> None:
+        super().__init__(torch.nn.Module(), graph=program.graph)
+        self.captured = context.analysis.programs[program.mode].graph
         self.context = context
         self.kept = kept
         self.sizes = Sizes()
@@ -101,11 +102,15 @@ class _Checker(fx.Interpreter):
                 raise LoweringError(
                     f"The graph still reads {target!r}, of which worker {self.context.rank} owns nothing."
                 )
-            device = next(
-                (n.meta["val"].device for n in self.graph.nodes if n.target == target and "val" in n.meta), "cpu"
-            )
-            self.fakes[target] = torch.empty(shape, dtype=tensor.dtype, device=device)
+            self.fakes[target] = torch.empty(shape, dtype=tensor.dtype, device=self._device(target))
         return self.fakes[target]
+
+    def _device(self, target: str) -> torch.device:
+        """Returns the device of a tensor, or of the captured one of which it is a part; by default that of the rest."""
+        captured = self.captured
+        devices = {str(n.target): n.meta["val"].device for n in captured.nodes if n.op == "get_attr"}
+        source = next((held.source for held in self.context.holdings.held() if held.name == target), target)
+        return devices.get(source) or next(iter(devices.values()), torch.device("cpu"))
 
     def run_node(self, n: fx.Node) -> Any:
         try:

@@ -129,7 +129,9 @@ def assemble(lowered: Lowered, model: nn.Module) -> SDPModule:
     """Returns the module of one worker, with its slices of the values of ``model``."""
     tensors = slice_tensors(lowered.holdings, lowered.analysis.capture, _values(model))
     lowered.holdings.clear_unowned(tensors)
-    return SDPModule(lowered, {**tensors, **lowered.holdings.constants})
+    device = next((one.device for one in tensors.values() if not one.is_meta), torch.device("cpu"))
+    constants = {name: one.to(device) for name, one in lowered.holdings.constants.items()}
+    return SDPModule(lowered, {**tensors, **constants})
 
 
 def checked_workers(workers: Any) -> int:

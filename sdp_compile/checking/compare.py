@@ -42,6 +42,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor, floor: float = 
     """
     if actual.shape != expected.shape:
         return float("inf")
+    actual, expected = actual.detach(), expected.detach()
     if not expected.numel():
         return 0.0
     if torch.isinf(expected).any():
@@ -50,7 +51,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor, floor: float = 
             return float("inf")
         actual, expected = actual.masked_fill(infinite, 0.0), expected.masked_fill(infinite, 0.0)
     scale = expected.abs().max().clamp(min=floor)
-    return float((actual.detach() - expected.detach()).abs().max() / scale)
+    return float((actual - expected).abs().max() / scale)
 
 
 def owned(full: torch.Tensor, plan: Plan, name: str, rank: int) -> torch.Tensor:

@@ -32,6 +32,10 @@ class Region:
             for dim, (positions, evenly) in enumerate(zip(lists, self._slices, strict=True))
             if evenly is None
         }
+        self._moved: dict[torch.device, dict[int, Tensor]] = {}
+
+    def __reduce__(self) -> tuple[type[Region], tuple[tuple[Indices, ...]]]:
+        return Region, (self.index,)  # a copy makes its own lists on devices
 
     @property
     def numel(self) -> int:
@@ -41,8 +45,8 @@ class Region:
     def read(self, tensor: Tensor) -> Tensor:
         """Returns the region of ``tensor``: a view if all lists are slices, else a copy."""
         view = self._view(tensor)
-        for dim, positions in self._lists.items():
-            view = view.index_select(dim, positions.to(view.device))
+        for dim, positions in self._lists_on(view.device).items():
+            view = view.index_select(dim, positions)
         return view
 
     def copy(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
@@ -50,23 +54,37 @@ class Region:
         view, last = self._view(tensor), max(self._lists, default=None)
         if last is None:
             return view.clone() if out is None else out.copy_(view)
-        for dim, positions in self._lists.items():
+        lists = self._lists_on(view.device)
+        for dim, positions in lists.items():
             if dim != last:
-                view = view.index_select(dim, positions.to(view.device))
-        return torch.index_select(view, last, self._lists[last].to(view.device), out=out)
+                view = view.index_select(dim, positions)
+        return torch.index_select(view, last, lists[last], out=out)
 
     def write(self, tensor: Tensor, values: Tensor) -> None:
         """Copies ``values``, of any shape with the right number of elements, into the region of ``tensor``."""
         view, values = self._view(tensor), values.reshape(self.shape).to(tensor.device, tensor.dtype)
         if not self._lists:
             view.copy_(values)
-        elif len(self._lists) == 1:
-            ((dim, positions),) = self._lists.items()
-            view.index_copy_(dim, positions.to(view.device), values)
+            return
+        lists = self._lists_on(view.device)
+        if len(lists) == 1:
+            ((dim, positions),) = lists.items()
+            view.index_copy_(dim, positions, values)
         else:
-            everything = [torch.arange(size) for size in view.shape]
-            grid = torch.meshgrid(*(self._lists.get(dim, all_) for dim, all_ in enumerate(everything)), indexing="ij")
-            view.index_put_(tuple(positions.to(view.device) for positions in grid), values)
+            everything = [torch.arange(size, device=view.device) for size in view.shape]
+            grid = torch.meshgrid(*(lists.get(dim, all_) for dim, all_ in enumerate(everything)), indexing="ij")
+            view.index_put_(grid, values)
+
+    def _lists_on(self, device: torch.device) -> dict[int, Tensor]:
+        """Returns the uneven lists on a device, copied there once: the host waits for such a copy."""
+        if device.type == "cpu":
+            return self._lists
+        moved = self._moved.get(device)
+        if moved is None:
+            moved = {dim: positions.to(device) for dim, positions in self._lists.items()}
+            if all(type(positions) is Tensor for positions in moved.values()):  # no fake ones
+                self._moved[device] = moved
+        return moved
 
     def _view(self, tensor: Tensor) -> Tensor:
         return tensor[tuple(slice(None) if evenly is None else evenly for evenly in self._slices)]

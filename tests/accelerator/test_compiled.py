@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from tests.accelerator.examples import RANK, example
-from tests.oracle import assert_exact, run_compiled
+from tests.oracle import assert_exact, relative_error, run_compiled, tensors_of
 
 
 @pytest.mark.parametrize(("name", "policy"), [("gpt2", "neuron"), ("resnet18", "backward neuron")])
 def test_exact_under_torch_compile(name: str, policy: str, device: torch.device) -> None:
+    """As exact as the compiled original: Inductor computes some functions of float64 less precisely on CUDA."""
     given = example(name, device)
     module, plan = given.subnetwork(policy)
     module.compile()
-    assert_exact(module, given.model, plan, RANK, given.args, given.kwargs)
+    original = copy.deepcopy(given.model).eval()
+    outputs = [tensors_of(run(*given.args, **given.kwargs)) for run in (original, torch.compile(original))]
+    precision = max(relative_error(two, one) for one, two in zip(*outputs, strict=True))
+    assert precision < 1e-5
+    assert_exact(module, given.model, plan, RANK, given.args, given.kwargs, max(1e-9, 10 * precision))
 
 
 def test_exact_in_captured_cuda_graphs(cuda: torch.device) -> None:

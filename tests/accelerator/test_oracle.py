@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdp_compile.checking.oracle import Run
+from sdp_compile.compiler import assemble
+from sdp_compile.lowering import lower
+from sdp_compile.passes import pipeline
+from sdp_compile.planning.making import make_plan
 from sdp_compile.planning.plan import Plan
-from tests.accelerator.examples import POLICIES, RANK, example
-from tests.oracle import assert_exact, owned, run_compiled, run_original
+from tests.accelerator.examples import POLICIES, RANK, WORKERS, example
+from tests.oracle import assert_exact, owned, relative_error, run_compiled, run_original
 
 MODELS = [
     pytest.param(name, marks=pytest.mark.xdist_group(name))  # each is captured once
@@ -66,18 +71,52 @@ def gradients(run: Run, plan: Plan) -> torch.Tensor:
     return torch.cat([part.reshape(-1) for part in parts])
 
 
-def test_channels_last(device: torch.device) -> None:
+class Convolutions(TorchDispatchMode):
+    """Notes whether the results of convolutions are in channels-last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if "convolution" in str(func) and "backward" not in str(func):
+            self.found.append(result.is_contiguous(memory_format=torch.channels_last))
+        return result
+
+
+@pytest.mark.xdist_group("resnet18")
+@pytest.mark.parametrize("policy", ["neuron", "backward neuron"])
+def test_channels_last(policy: str, device: torch.device) -> None:
     """A model in channels-last stays in it, and exact."""
     given = example("resnet18", device)
     model = copy.deepcopy(given.model).to(memory_format=torch.channels_last)
     args = tuple(x.to(memory_format=torch.channels_last) for x in given.args)
-    module, plan = given.subnetwork("neuron")
+    module, plan = given.subnetwork(policy)
     module.to(memory_format=torch.channels_last)
-    seen: list[torch.Tensor] = []
-    module.layer1[0].conv1.register_forward_hook(lambda *call: seen.append(call[2]))
     assert_exact(module, model, plan, RANK, args, {})
-    outputs = [one for one in seen if one.dim() == 4]
-    assert outputs and all(one.is_contiguous(memory_format=torch.channels_last) for one in outputs)
+    with Convolutions() as convolutions:
+        module(*args)
+    assert len(convolutions.found) == 20 and all(convolutions.found)
+
+
+@pytest.mark.parametrize("policy", ["neuron", "backward neuron"])
+@pytest.mark.parametrize("name", [MODELS[0]])
+def test_masked_lowering(name: str, policy: str, device: torch.device) -> None:
+    given = example(name, device)
+    plan = make_plan(given.analysis, POLICIES[policy], WORKERS)
+    lowered = lower(given.analysis, plan, RANK, pipeline("masked", plan.masking))
+    module = assemble(lowered, given.model)
+    whole = plan.masking == "backward"
+    for training in (True, False):
+        given.model.train(training), module.train(training)
+        expected = run_original(given.model, given.args, given.kwargs, lambda name: plan.mask(name, RANK) | whole)
+        found = run_compiled(module, given.args, given.kwargs)
+        for mine, theirs in zip(found.outputs, expected.outputs, strict=True):
+            assert relative_error(mine, theirs) < 1e-9
+        for name, gradient in expected.gradients.items():
+            mask = plan.mask(name, RANK).to(device)
+            assert relative_error(found.gradients[name] * mask, gradient * mask, 1e-6) < 1e-9, name
 
 
 def test_on_the_device_as_on_the_cpu(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Tests the package on this machine's accelerator and writes a JSON file; see ``python -m tools.accelerator --help``."""
+"""Tests the package on this machine's accelerator and writes a file; see ``python -m tools.accelerator --help``."""
 
 from __future__ import annotations
 

@@ -46,9 +46,11 @@ def agree(flags: Flags, groups: Groups) -> Flags:
 
 def maxima(values: list[float], what: str, groups: Groups) -> list[float]:
     """Returns the maximum of each value over all workers; ``what`` names the collective in errors. Collective."""
-    everyone = torch.tensor(values, dtype=torch.float32, device=groups.device)
+    if groups.workers == 1:
+        return values
+    everyone = torch.tensor(values, dtype=torch.float32)  # on the host, which waits for its peers, but for no device
     with explained(tuple(range(groups.workers)), what, groups.rank):
-        dist.all_reduce(everyone, op=dist.ReduceOp.MAX, group=groups.group)
+        dist.all_reduce(everyone, op=dist.ReduceOp.MAX, group=groups.control)
     groups.traffic.add("control", "all_reduce", everyone.nbytes, groups.workers)
     largest: list[float] = everyone.tolist()
     return largest
