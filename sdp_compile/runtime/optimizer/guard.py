@@ -61,7 +61,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for engine, parameters in engines_of(optimizer).items():
         is_sharded = isinstance(engine.reduction, ReduceScatter)  # each value was computed by one worker
-        if not is_sharded and needs_broadcast(optimizer, engine.unequal_devices):
+        if not is_sharded and needs_broadcast(optimizer, parameters[0].device, engine.unequal_devices):
             names = engine.names()
             position = {name: number for number, name in enumerate(engine.holdings.plan.state)}
             tensors: list[tuple[str, Tensor]] = []

@@ -11,7 +11,7 @@ from torch import Tensor, optim
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.probing.probe import problem_of
+from sdp_compile.runtime.probing.probe import depends_on_position, problem_of
 from sdp_compile.runtime.probing.replica import NOT_OPTIONS, plain_attributes
 from sdp_compile.runtime.probing.trial import Setting
 
@@ -44,28 +44,31 @@ REFUSED: Mapping[str, str] = {
 }
 """Why optimizers are refused, by class name: their update of an element depends on others that a worker may not own."""
 
-POSITION_INDEPENDENT = {
-    optim.AdamW,
-    optim.Adam,
-    optim.Adagrad,
+ELEMENTWISE = {
     optim.Adadelta,
+    optim.Adagrad,
+    optim.Adam,
     optim.Adamax,
+    optim.AdamW,
+    optim.ASGD,
     optim.NAdam,
     optim.RAdam,
+    optim.RMSprop,
     optim.Rprop,
+    optim.SGD,
 }
-"""Optimizers whose update of a slice is bitwise the slice of the update: measured, default kernels, all dtypes."""
-
-POSITION_INDEPENDENT_IN_FULL_PRECISION = {optim.SGD, optim.RMSprop, optim.ASGD}
-"""The same in float32 and float64 only: in bfloat16 their kernels round a tensor's last elements differently."""
-
-ELEMENTWISE = POSITION_INDEPENDENT | POSITION_INDEPENDENT_IN_FULL_PRECISION
 """Optimizers that need not be tried: whatever their options, their update of an element depends on no other element."""
 
 _INSTEAD = "Use an element-wise optimizer: AdamW, Adam, SGD, RMSprop, ..."
 
 _problems: dict[Any, str | None] = {}
 """What was seen of each class with its options."""
+
+_positions: dict[Any, bool] = {}
+"""Whether the bits depend on the position, of each class with its options, by dtype and device."""
+
+_dependent: WeakKeyDictionary[Optimizer, tuple[Any, bool]] = WeakKeyDictionary()
+"""The same of optimizers, with what it was asked for."""
 
 _accepted: WeakKeyDictionary[Optimizer, Any] = WeakKeyDictionary()
 """Optimizers that passed, with those of their options that schedules do not change."""
@@ -114,20 +117,44 @@ def check_elementwise(
     _accepted[optimizer] = lasting
 
 
-def needs_broadcast(optimizer: Optimizer, unequal_devices: bool) -> bool:
+def needs_broadcast(optimizer: Optimizer, device: torch.device, unequal_devices: bool = False) -> bool:
     """Whether two owners could compute different bits from equal gradients.
+
+    It is tried once for each class, options, dtype and device.
 
     Args:
         optimizer: The optimizer that all owners use.
+        device: Where its parameters are.
         unequal_devices: Whether the workers compute on different kinds of devices.
     """
-    kind = type(optimizer)
-    if unequal_devices or any(group.get("fused") for group in optimizer.param_groups):
+    if unequal_devices:
         return True
-    if kind in POSITION_INDEPENDENT_IN_FULL_PRECISION:
-        dtypes = {parameter.dtype for group in optimizer.param_groups for parameter in group["params"]}
-        return bool(dtypes & {torch.bfloat16, torch.float16})
-    return kind not in POSITION_INDEPENDENT
+    dtypes = {parameter.dtype for group in optimizer.param_groups for parameter in group["params"]}
+    lasting = [device, dtypes, *_lasting(optimizer)]
+    if optimizer not in _dependent or _dependent[optimizer][0] != lasting:
+        _dependent[optimizer] = lasting, any(_depends(optimizer, group, device) for group in optimizer.param_groups)
+    return _dependent[optimizer][1]
+
+
+def _depends(optimizer: Optimizer, group: Mapping[str, Any], device: torch.device) -> bool:
+    """Whether what the optimizer does to an element of the group depends on where the element stands."""
+    options = _coarse({key: value for key, value in group.items() if key not in NOT_OPTIONS})
+    setting = Setting(device)
+    for dtype in sorted({dtype for parameter in group["params"] for dtype in _tried(parameter.dtype)}, key=str):
+        key = setting, options, _kinds(optimizer), dtype
+        if key not in _positions:
+            _positions[key] = depends_on_position(optimizer, group, dtype, setting)
+        if _positions[key]:
+            return True
+    return False
+
+
+def _tried(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Returns the dtypes to try for parameters of a dtype.
+
+    Kernels compute in float32 for shorter types. Rounding hides most of what differs there, but not all.
+    """
+    return (dtype, torch.float32) if dtype in (torch.bfloat16, torch.float16) else (dtype,)
 
 
 def _lasting(optimizer: Optimizer) -> list[Any]:

@@ -11,6 +11,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ SMALL = Extent(
 LARGE = Extent(((160,), (5120,), (144, 160), (32, 16, 3, 3)), steps=20, drift=0.0)
 """Some optimizers do something else after 25 steps, with gradients that keep a direction or do not, or to parameters of
 at least 4096 elements or 128 rows. What fails on small parameters can take minutes on large ones."""
+
+BITS = Extent(((161,), (7,), (5121,), (40, 1024), (33, 37), (15, 16, 3, 3)), steps=10, drift=1.0, size=0.01)
+"""Kernels treat the last elements of a tensor, of a vector register or of a thread's part in a way of their own. The
+squares of these gradients are finite in float16."""
 
 DIMENSIONS = ((1, 2, 3, 4), (2,), (1, 2))
 """Numbers of dimensions of the parameters that an optimizer is tried on: some optimizers refuse others."""
@@ -64,13 +69,51 @@ def problem_of(optimizer: Optimizer, group: Mapping[str, Any], setting: Setting)
     return None
 
 
+def depends_on_position(optimizer: Optimizer, group: Mapping[str, Any], dtype: torch.dtype, setting: Setting) -> bool:
+    """Whether an element-wise optimizer may step an element to other bits if it stands elsewhere in a tensor.
+
+    Then two owners, which hold the same elements in different places, would drift apart. The optimizer and all random
+    number generators stay as they are.
+
+    Args:
+        optimizer: The optimizer; others like it are tried.
+        group: One of its parameter groups.
+        dtype: The dtype of the parameters.
+        setting: Under what circumstances.
+    """
+    with _undisturbed(setting.device):
+        try:
+            replicate, dtype, dimensions = _workable(optimizer, group, setting, [dtype])
+            return not steps_slices_to_the_bit(Trial(replicate, BITS.only(dimensions), dtype, setting))
+        except Exception:  # whatever the code of others raises: nothing is known then
+            return True
+
+
+def steps_slices_to_the_bit(trial: Trial) -> bool:
+    """Whether slices of any length, from any place, are stepped to the bits of the whole."""
+    generator = torch.Generator().manual_seed(2)
+    whole = trial.everything(_everything)
+    for cut in SLICES:
+        for portion in (0.3, 0.8):
+            kept = [_some_of(value, cut, generator, portion) for value in trial.values]
+            part = partial(_slice, kept, trial.setting.flat)
+            for (number, key), after in trial.everything(part).items():
+                expected = part(number, whole[number, key])
+                if not bool(((after == expected) | (after.isnan() & expected.isnan())).all()):
+                    return False
+    return bool(torch.cat([value.isfinite().flatten() for value in whole.values()]).double().mean() > 0.5)
+
+
 def _workable(
-    optimizer: Optimizer, group: Mapping[str, Any], setting: Setting
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    setting: Setting,
+    dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
 ) -> tuple[Replicate, torch.dtype, Sequence[int]]:
     """Returns the first way to try it that raises nothing: how to build it, a dtype and numbers of dimensions."""
     failure: Exception | None = None
     for dimensions in DIMENSIONS:
-        for dtype in (torch.float64, torch.float32):
+        for dtype in dtypes:
             for replicate in replicas(optimizer, group):
                 try:
                     Trial(replicate, SMALL.only(dimensions), dtype, setting).stepped(_everything)
@@ -112,13 +155,7 @@ def steps_slices_as_the_whole(trial: Trial) -> str | None:
     """Whether a slice of a parameter is stepped as that slice of the whole parameter."""
     generator = torch.Generator().manual_seed(1)
     for cut in SLICES:
-        kept = [_some_of(value, cut, generator) for value in trial.values]
-
-        def part(number: int, tensor: Tensor, kept: list[list[Tensor]] = kept) -> Tensor:
-            for dim, indices in enumerate(kept[number]):
-                tensor = tensor.index_select(dim, indices)
-            return tensor.reshape(-1)[1:] if trial.setting.flat else tensor
-
+        part = partial(_slice, [_some_of(value, cut, generator) for value in trial.values], trial.setting.flat)
         shape = "a flat run of elements" if trial.setting.flat else "a slice"
         if seen := _compared(trial, trial.stepped(part), part, f"steps {shape} of {{}} differently from the whole"):
             return seen
@@ -151,13 +188,24 @@ def _everything(number: int, tensor: Tensor) -> Tensor | None:
     return tensor
 
 
-def _some_of(tensor: Tensor, cut: tuple[int, ...], generator: torch.Generator) -> list[Tensor]:
-    """Returns which indices are kept in each dimension: half of them where it is cut."""
+def _slice(kept: Sequence[Sequence[Tensor]], flat: bool, number: int, tensor: Tensor) -> Tensor:
+    """Returns the kept indices of a tensor, given by its number, as a flat run of elements if wanted."""
+    for dim, indices in enumerate(kept[number]):
+        tensor = tensor.index_select(dim, indices)
+    return tensor.reshape(-1)[1:] if flat else tensor
+
+
+def _some_of(
+    tensor: Tensor, cut: tuple[int, ...], generator: torch.Generator, portion: float | None = None
+) -> list[Tensor]:
+    """Returns which indices are kept in each dimension: half of them at random where it is cut, or about a portion."""
     result = []
     for dim, size in enumerate(tensor.shape):
         kept = torch.arange(size)
         if dim in cut:
-            kept = torch.randperm(size, generator=generator)[: size // 2].sort().values
+            # An odd number of elements fills no vector register.
+            count = size // 2 if portion is None else int(size * portion) | 1
+            kept = torch.randperm(size, generator=generator)[:count].sort().values
         result.append(kept.to(tensor.device))
     return result
 

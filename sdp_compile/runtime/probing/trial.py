@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
 
 from sdp_compile.runtime.probing.replica import Replicate
 
@@ -41,11 +42,13 @@ class Extent:
         shapes: The shapes of the parameters.
         steps: How often it steps.
         drift: How large the mean of an element's gradients is, compared to what changes in them.
+        size: A factor of all gradients.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     steps: int
     drift: float
+    size: float = 1.0
 
     def only(self, dimensions: Collection[int]) -> Extent:
         """Returns the same with parameters of these numbers of dimensions only."""
@@ -77,7 +80,7 @@ class Trial:
             return torch.randn(shape, generator=generator, dtype=torch.float64)
 
         def scale(shape: tuple[int, ...]) -> Tensor:
-            result = 10 ** normal(*shape).clamp(-2, 1)
+            result = extent.size * 10 ** normal(*shape).clamp(-2, 1)
             result[0] = 0  # a unit without gradient
             result[-1] *= 10
             return result
@@ -94,6 +97,20 @@ class Trial:
         """The values of the whole parameters after the steps, by number."""
         return self.stepped(lambda number, tensor: tensor)
 
+    def everything(self, part: Part) -> dict[tuple[int, str], Tensor]:
+        """Returns the values of the held parts after the steps, and the state of each of their elements.
+
+        Args:
+            part: Which part of each parameter is held.
+        """
+        parameters, optimizer = self._step(part)
+        result = {(number, "value"): parameter.detach() for number, parameter in parameters.items()}
+        for number, parameter in parameters.items():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    result[number, str(key)] = value
+        return result
+
     def stepped(
         self, part: Part, without_gradient: Collection[int] = (), disturbed: Collection[int] = (), seed: int = 0
     ) -> dict[int, Tensor]:
@@ -105,6 +122,12 @@ class Trial:
             disturbed: Parameters with other values, and gradients a hundred times as large.
             seed: Of the random number generators of the CPU.
         """
+        parameters, _ = self._step(part, without_gradient, disturbed, seed)
+        return {number: parameter.detach() for number, parameter in parameters.items()}
+
+    def _step(
+        self, part: Part, without_gradient: Collection[int] = (), disturbed: Collection[int] = (), seed: int = 0
+    ) -> tuple[dict[int, nn.Parameter], Optimizer]:
         torch.default_generator.manual_seed(seed)  # those of accelerators go on, and so differ each time
         random.seed(seed)
         np.random.seed(seed)
@@ -143,7 +166,7 @@ class Trial:
             else:
                 loss(step)
                 optimizer.step()
-        return {number: parameter.detach() for number, parameter in parameters.items()}
+        return parameters, optimizer
 
     def difference(self, found: Tensor, expected: Tensor, start: Tensor) -> float:
         """Returns by how much the values of a part differ from what they should be; 0 if by no more than rounding.

@@ -116,11 +116,37 @@ def test_optimizers_that_need_whole_parameters_are_refused() -> None:
 
 
 def test_which_optimizers_are_trusted() -> None:
+    """Fused kernels of the CPU, and momentum in bfloat16, round a tensor's last elements differently."""
+    cpu = torch.device("cpu")
     full, half = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16()
-    assert not needs_broadcast(torch.optim.AdamW(full.parameters()), False)
-    assert not needs_broadcast(torch.optim.AdamW(half.parameters()), False)
-    assert not needs_broadcast(torch.optim.SGD(full.parameters(), lr=0.1, momentum=0.9), False)
-    assert needs_broadcast(torch.optim.SGD(half.parameters(), lr=0.1, momentum=0.9), False)
-    assert needs_broadcast(torch.optim.AdamW(full.parameters(), fused=True), False)
-    assert needs_broadcast(torch.optim.AdamW(full.parameters()), True)
-    assert needs_broadcast(Own(full.parameters()), False)
+    assert not needs_broadcast(torch.optim.AdamW(full.parameters()), cpu)
+    assert not needs_broadcast(torch.optim.AdamW(full.parameters(), foreach=True), cpu)
+    assert not needs_broadcast(torch.optim.AdamW(half.parameters()), cpu)
+    assert not needs_broadcast(torch.optim.SGD(full.parameters(), lr=0.1, momentum=0.9), cpu)
+    assert needs_broadcast(torch.optim.SGD(half.parameters(), lr=0.1, momentum=0.9), cpu)
+    assert needs_broadcast(torch.optim.AdamW(full.parameters(), fused=True), cpu)
+    assert needs_broadcast(torch.optim.AdamW(half.parameters(), fused=True), cpu)
+    assert needs_broadcast(torch.optim.AdamW(full.parameters()), cpu, True)
+    assert needs_broadcast(Own(full.parameters()), cpu)
+
+
+def test_each_kind_of_optimizer_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[torch.dtype] = []
+
+    def counting(optimizer: Any, group: Any, dtype: torch.dtype, setting: Any) -> bool:
+        tried.append(dtype)
+        return False
+
+    monkeypatch.setattr("sdp_compile.runtime.probing.elementwise.depends_on_position", counting)
+    monkeypatch.setattr("sdp_compile.runtime.probing.elementwise._positions", {})
+    full, half = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16()
+    for _ in range(2):
+        optimizer = torch.optim.AdamW(full.parameters(), lr=0.1)
+        for lr in (0.1, 0.2):
+            optimizer.param_groups[0]["lr"] = lr
+            assert not needs_broadcast(optimizer, torch.device("cpu"))
+    assert tried == [torch.float32]
+    assert not needs_broadcast(torch.optim.AdamW(half.parameters()), torch.device("cpu"))
+    assert tried == [torch.float32, torch.bfloat16]
+    assert not needs_broadcast(torch.optim.AdamW(full.parameters(), weight_decay=0.0), torch.device("cpu"))
+    assert tried == [torch.float32, torch.bfloat16, torch.float32]
