@@ -9,7 +9,9 @@ torch.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,26 @@ for _link in ("passes", "policies"):
             f"sdp_compile/{_link} must be a link to the folder {_link} beside the package, and this copy has lost it "
             "(some archives and Windows checkouts do). Use `git clone -c core.symlinks=true`, or install a wheel."
         )
+
+_OLDEST_TORCH = (2, 11)
+
+
+def _check_torch() -> None:
+    """Raises ImportError if the installed torch is too old. It is not imported; without one, its import will say so."""
+    try:
+        installed = version("torch")
+    except PackageNotFoundError:
+        return
+    numbers = re.match(r"(\d+)\.(\d+)", installed)
+    if numbers and (int(numbers[1]), int(numbers[2])) < _OLDEST_TORCH:
+        oldest = ".".join(map(str, _OLDEST_TORCH))
+        raise ImportError(
+            f"sdp_compile needs torch {oldest} or newer, and {installed} is installed. Update it with "
+            f"`pip install 'torch>={oldest}'`."
+        )
+
+
+_check_torch()
 
 if TYPE_CHECKING:
     from sdp_compile.checking.check import check

@@ -55,3 +55,16 @@ def test_a_copy_without_its_links_says_so_in_one_line(tmp_path: Path) -> None:
     )
     assert found.returncode != 0
     assert "sdp_compile/passes must be a link to the folder passes" in found.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("installed", "refused"), [("2.10.1+cu126", True), ("2.11.0", False), ("3.0.0a0", False)])
+def test_an_older_torch_is_refused(installed: str, refused: bool, tmp_path: Path) -> None:
+    metadata = tmp_path / "torch-0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {installed}\n")
+    code = f"import sys; sys.path[:0] = {[str(tmp_path), str(ROOT)]!r}; import sdp_compile"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (found.returncode != 0) == refused
+    if refused:
+        last = found.stderr.splitlines()[-1]
+        assert last.startswith(f"ImportError: sdp_compile needs torch 2.11 or newer, and {installed} is installed.")

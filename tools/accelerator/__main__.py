@@ -11,7 +11,7 @@ import pytest
 
 from tools.accelerator.recorder import Recorder
 
-FILES = ("test_oracle.py", "test_workers.py", "test_streams.py", "test_compiled.py")
+FILES = ("test_oracle.py", "test_workers.py", "test_streams.py", "test_compiled.py", "test_kernels.py")
 """What is tested, the most important first."""
 
 
