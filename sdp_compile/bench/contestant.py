@@ -103,7 +103,7 @@ def _fsdp2(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Mo
 
 
 def _local(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Module, Callable[..., Any]]:
-    return work.model, work.model
+    return work.model, torch.compile(work.model) if variant.compiled else work.model
 
 
 def _sdp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[SDPModule, Callable[..., Any]]:

@@ -52,7 +52,7 @@ class Subject:
             bucket_bytes = self._settings.bucket_bytes or DEFAULT_BUCKET_BYTES
             try:
                 prediction = simulate(
-                    self.plan(variant), cluster, _strategy(variant), bucket_bytes=bucket_bytes, algorithm=algorithm
+                    self.plan(variant), cluster, strategy_of(variant), bucket_bytes=bucket_bytes, algorithm=algorithm
                 )
                 outcomes.append(Outcome(variant, prediction))
             except SDPError as error:
@@ -60,7 +60,8 @@ class Subject:
         return outcomes
 
 
-def _strategy(variant: Variant) -> Strategy:
+def strategy_of(variant: Variant) -> Strategy:
+    """Returns what the simulator calls a variant. Raises `SDPError` where it has no prediction."""
     if variant.kind == "sdp":
         return "sdp-sharded" if variant.sharded else "sdp"
     if variant.kind == "local":

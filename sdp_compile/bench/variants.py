@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -59,30 +59,31 @@ REFERENCES = ("ddp", "fsdp2")
 """The variants to which the others are compared; they take part in every wave."""
 
 # The eager and compiled form of a variant are neighbours, so that they run in the same wave and can be compared.
-VARIANTS = {
-    variant.name: variant for base in BASES for variant in (base, Variant(**{**base.__dict__, "compiled": True}))
-}
+VARIANTS = {variant.name: variant for base in BASES for variant in (base, replace(base, compiled=True))}
 
 
-def choose(patterns: Sequence[str], compile: bool = True) -> tuple[Variant, ...]:
-    """Returns the variants that match any pattern, in the order of `VARIANTS`.
+def choose(
+    patterns: Sequence[str], compile: bool = True, variants: Mapping[str, Variant] = VARIANTS
+) -> tuple[Variant, ...]:
+    """Returns the variants that match any pattern, in the order of ``variants``.
 
     Args:
         patterns: Names such as ``sdp-neuron`` or ``ddp+compile``, with or without wildcards (``sdp-*``); empty for all.
         compile: Whether to include compiled variants.
+        variants: All variants by name.
 
     Raises:
         SDPError: If a pattern matches no variant.
     """
-    known = [name for name, variant in VARIANTS.items() if compile or not variant.compiled]
+    known = [name for name, variant in variants.items() if compile or not variant.compiled]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
-            if pattern in VARIANTS:
+            if pattern in variants:
                 raise SDPError(f"--variants {pattern} and --no-compile exclude each other. Leave one of them out.")
             raise SDPError(
                 f"--variants {pattern} matches no variant.{did_you_mean(pattern, known)} "
                 f"The variants are {', '.join(known)}; patterns such as 'sdp-*' work too."
             )
     return tuple(
-        VARIANTS[name] for name in known if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+        variants[name] for name in known if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
     )

@@ -25,7 +25,7 @@ def render(result: Mapping[str, Any]) -> RenderableType:
         parts += [_time(good), _memory(good), _traffic(good)]
     failed = [variant for variant in variants if variant["status"] != "ok"]
     if failed:
-        parts.append(_failed(failed))
+        parts.append(failed_table(failed))
     return Group(*parts)
 
 
@@ -140,7 +140,8 @@ def _traffic(variants: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _failed(variants: Sequence[Mapping[str, Any]]) -> Table:
+def failed_table(variants: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of the variants without figures, and why."""
     table = Table(
         title="Without figures", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of the GPT. By default it learns the look of source text in minutes on two cores."""
+    """Sizes of the GPT. By default it learns the look of source text in minutes on two cores.
+
+    With ``tied``, the head has the weight of the token embedding.
+    """
 
     layers: int = 6
     width: int = 256
@@ -19,6 +22,7 @@ class GPTConfig:
     hidden: int = 1024
     vocabulary: int = 256
     sequence: int = 128
+    tied: bool = False
 
 
 class Attention(nn.Module):
@@ -78,6 +82,8 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        if config.tied:
+            self.head.weight = self.tokens.weight
         self.apply(self._initialise)
         # Residual branches start small, so that their sum keeps its scale, as in GPT-2.
         for name, parameter in self.named_parameters():

@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import PrefixStore
 
 from sdp_compile.errors import DistributedError
 from sdp_compile.ir.program import Capture
+from sdp_compile.runtime.comm.groups import peers_are_fake
 
 LIMIT_SECONDS = 55.0
 """How long a rank waits for the others at the start: all have raised within a minute of the first arrival."""
@@ -49,7 +50,7 @@ class Handshake:
     `DistributedError` that quotes it.
 
     Args:
-        group: The workers' process group; without one nothing happens.
+        group: The workers' process group; without one, or without peers in it, nothing happens.
         topic: The call that the ranks must all make, for errors.
         limit: How long a rank waits for the others, in seconds.
     """
@@ -57,7 +58,8 @@ class Handshake:
     def __init__(
         self, group: dist.ProcessGroup | None, topic: str = "sdp.compile()", limit: float = LIMIT_SECONDS
     ) -> None:
-        self._topic, self._limit, self._done = topic, limit, group is None
+        self._topic, self._limit = topic, limit
+        self._done = group is None or peers_are_fake(group)
         if group is not None and not self._done:
             self._rank, self._workers = dist.get_rank(group), dist.get_world_size(group)
             store = dist.distributed_c10d._get_process_group_store(group)

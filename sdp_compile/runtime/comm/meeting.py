@@ -62,7 +62,7 @@ class Meeting:
             with self._explained():
                 if self._work is not None:
                     self._work.wait()
-            self._agreed = not self._sums[:-1].any()
+            self._agreed = self._groups.peers_are_fake or not self._sums[:-1].any()
         return self._agreed
 
     def finish(self) -> bool:
