@@ -25,10 +25,10 @@ class FoundInf(Tensor):
     where all workers do. Reading is collective. Then it becomes a plain tensor.
 
     Attributes:
-        names: The parameters whose gradients were checked, by the engine of their model.
+        checked: The parameters whose gradients were checked, by the engine of their model.
     """
 
-    names: dict[Engine, set[str]]
+    checked: dict[Engine, set[str]]
 
     @classmethod
     def __torch_function__(
@@ -52,9 +52,9 @@ def defer(flag: Tensor, checked: Iterable[tuple[Engine, str]]) -> None:
     if not isinstance(flag, FoundInf):
         flag.__class__ = FoundInf  # the scaler keeps this very object
         assert isinstance(flag, FoundInf)
-        flag.names = {}
+        flag.checked = {}
     for engine, name in checked:
-        flag.names.setdefault(engine, set()).add(name)
+        flag.checked.setdefault(engine, set()).add(name)
 
 
 def agree(flags: Sequence[Tensor], groups: Groups) -> None:
@@ -71,13 +71,13 @@ def agree(flags: Sequence[Tensor], groups: Groups) -> None:
 
 def _as_plain(flag: Tensor) -> None:
     if type(flag) is FoundInf:
-        del flag.names
+        del flag.checked
         flag.__class__ = Tensor  # type: ignore[assignment]  # not a subclass
 
 
 @torch.no_grad()
 def _settle(flag: FoundInf) -> None:
-    names = flag.names
+    names = flag.checked
     groups = common_groups(names, "torch.amp.GradScaler")
     if len(holders(names, groups.workers)) < groups.workers:
         raise SDPError(
