@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from sdp_compile.runtime.optimizer.originals import remember_original
 from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.structure.analysis import analyse
 
+Reduction = Literal["mean", "sum", "tokens"]
+"""How the gradients of a unit's owners make up the unit's gradient."""
+
 PolicyLike = str | Path | Mapping[str, Any] | Policy
 """A `Policy`, its name, the path of its TOML file, or its fields."""
 
@@ -44,6 +47,7 @@ def sdp_compile(
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     comm_dtype: torch.dtype | None = None,
     check_finite: bool = False,
+    reduction: Reduction = "mean",
     broadcast_from: int | None = 0,
 ) -> SDPModule:
     """Compiles ``model`` into this worker's subnetwork, a module that trains together with the other workers'.
@@ -65,6 +69,9 @@ def sdp_compile(
             cost less latency.
         comm_dtype: The dtype in which gradients travel; by default their own.
         check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
+        reduction: How the gradients of the P owners of a unit make up its gradient: ``"mean"``, their mean; ``"sum"``,
+            N / P times their sum, for losses that are already divided by the tokens of all N workers; ``"tokens"``,
+            their mean weighted by tokens, which `SDPModule.weighted` counts.
         broadcast_from: The rank whose parameters and buffers all workers start from, so that weights loaded on one rank
             are enough; a warning says so if the ranks had different ones. With None the values of each unit are those
             of its first owner, as for a model on the meta device.
@@ -81,6 +88,7 @@ def sdp_compile(
     base = _base_group(group)
     with Handshake(base) as handshake:
         _check(model, lowering, bucket_bytes, comm_dtype)
+        _check_reduction(reduction, base)
         workers, rank = _seat(base, workers, rank)
         if broadcast_from is not None:
             broadcast_from = checked_rank(broadcast_from, workers, "broadcast_from")
@@ -94,12 +102,15 @@ def sdp_compile(
             f"passes: {', '.join(map(repr, pipeline))}",
             f"comm_dtype: {comm_dtype}",
             f"check_finite: {check_finite}",
+            f"reduction: {reduction}",
             f"broadcast_from: {broadcast_from}",
         )
         values = _values(model)
         handshake.agree(plan.digest, (*fingerprint(analysis.capture, values), *options))
     if base is not None:
-        connect(module, Groups(base), bucket_bytes_of(pipeline), comm_dtype, check_finite, broadcast_from, values)
+        connect(
+            module, Groups(base), bucket_bytes_of(pipeline), comm_dtype, check_finite, reduction, broadcast_from, values
+        )
         remember_original(model, module)
     return module
 
@@ -200,6 +211,19 @@ def _check_model(model: Any, function: str) -> None:
         raise PlanError(f"sdp.{function} takes a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(model, SDPModule):
         raise PlanError(f"The model is already compiled. Pass the original model to sdp.{function}.")
+
+
+def _check_reduction(reduction: Any, base: dist.ProcessGroup | None) -> None:
+    if reduction not in ("mean", "sum", "tokens"):
+        raise PlanError(
+            "reduction must be 'mean' (over owners), 'sum' (over all workers) or 'tokens' (mean weighted by tokens), "
+            f"got {reduction!r}."
+        )
+    if reduction == "tokens" and base is None:
+        raise PlanError(
+            "reduction='tokens' needs the workers' process group, also with one worker. Start the script under "
+            "torchrun and call torch.distributed.init_process_group() first."
+        )
 
 
 def _check(model: Any, lowering: Any, bucket_bytes: Any, comm_dtype: Any) -> None:

@@ -35,6 +35,7 @@ LAYERS = (
     ("runtime.comm", "runtime.probing"),
     ("runtime.full_results",),
     ("runtime.sharding",),
+    ("runtime.contract",),
     ("runtime.gradients",),
     ("runtime.owners",),
     ("runtime.peers",),

@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sdp_compile.errors import DistributedError
+from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.runtime.comm.agreement import known_to_any
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.refresh import Refresh
 from sdp_compile.runtime.comm.transfer import equalise, hand_out
+from sdp_compile.runtime.contract.tokens import contract_of, tokens_of
 from sdp_compile.runtime.gradients.all_to_all import AllToAll, is_crowded
 from sdp_compile.runtime.gradients.compiled import launched_by
 from sdp_compile.runtime.gradients.engine import GradientEngine
@@ -38,6 +39,7 @@ class Peers:
         bucket_bytes: Upper bound of the size of one gradient reduction in bytes.
         comm_dtype: The dtype in which gradients travel; by default their own.
         check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
+        reduction: How the owners' gradients make up a unit's: ``"mean"``, ``"sum"`` or ``"tokens"``.
         broadcast_from: The worker whose ``values`` all workers start from; None for each piece's first owner.
         values: The full tensors by name, on the same devices (meta or not) on all workers.
 
@@ -57,6 +59,7 @@ class Peers:
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
         comm_dtype: torch.dtype | None = None,
         check_finite: bool = False,
+        reduction: str = "mean",
         broadcast_from: int | None = None,
         values: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -68,6 +71,7 @@ class Peers:
             )
         self.holdings, self.groups = holdings, groups
         self.bucket_bytes, self.comm_dtype, self.check_finite = bucket_bytes, comm_dtype, check_finite
+        self._reduction = reduction
         groups.create(plan.groups)
         self._connect(module, number)
         self.differing: tuple[str, ...] = ()
@@ -86,8 +90,9 @@ class Peers:
     def _connect(self, module: nn.Module, number: int) -> None:
         plan, rank = self.holdings.plan, self.holdings.rank
         buckets = plan.buckets(rank, self.bucket_bytes)
+        contract = contract_of(self._reduction, self.holdings, self.groups)
         self.engine = engine = GradientEngine(
-            module, self.holdings, self.groups, buckets, self.comm_dtype, self.check_finite
+            module, self.holdings, self.groups, buckets, self.comm_dtype, self.check_finite, contract
         )
         if is_crowded(plan.buckets(bucket_bytes=self.bucket_bytes)):
             engine.reduction = AllToAll(self.groups)
@@ -154,3 +159,13 @@ class Peers:
     def sync_gradients(self) -> None:
         """Averages pending gradients, and does nothing if none are pending. Collective."""
         self.engine.sync()
+
+
+def weighted(peers: Peers | None, tokens: float | Tensor) -> AbstractContextManager[None]:
+    """Returns the context in which gradients are means over ``tokens`` tokens; raises `SDPError` without peers."""
+    if peers is None:
+        raise SDPError(
+            "model.weighted() is for a model that was compiled with reduction='tokens' in a process group, and this "
+            "one communicates with nobody. Leave it out."
+        )
+    return tokens_of(peers.engine.contract).weighted(tokens)

@@ -73,6 +73,11 @@ class Arrivals:
             self._differs = True
 
 
+def is_accumulated(parameter: Tensor) -> bool:
+    """Whether the current backward accumulates this parameter's gradient: not in ``torch.autograd.grad()``."""
+    return _is_accumulating(get_gradient_edge(parameter).node)
+
+
 def _is_accumulating(node: Node) -> bool:
     """Whether this backward will run the node that accumulates a parameter's gradient."""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 
@@ -19,6 +19,9 @@ from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.issuer import issuer_of
 from sdp_compile.runtime.comm.meeting import Meeting, Statement
 from sdp_compile.runtime.comm.refresh import Refresh
+from sdp_compile.runtime.contract.contract import Contract
+from sdp_compile.runtime.contract.own import multiply, own_regions
+from sdp_compile.runtime.gradients.arrivals import is_accumulated
 from sdp_compile.runtime.gradients.hooks import Hook, Hooks
 from sdp_compile.runtime.gradients.launch_state import LaunchState
 from sdp_compile.runtime.gradients.progress import Progress
@@ -52,9 +55,11 @@ class GradientEngine:
         buckets: The buckets of this worker, in the global order.
         comm_dtype: The dtype in which gradients travel; by default their own.
         check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
+        contract: What the averages make up; by default the mean over the owners.
 
     Attributes:
         reduction: How a bucket is averaged.
+        contract: What the averages make up.
         refresher: Refreshes the values of other workers after a step, under backward masking.
         number: The engine's number among those of its common group, the same on all workers.
         created: Its number among all engines of this process.
@@ -72,6 +77,7 @@ class GradientEngine:
         buckets: Sequence[Bucket],
         comm_dtype: torch.dtype | None = None,
         check_finite: bool = False,
+        contract: Contract | None = None,
     ) -> None:
         if comm_dtype is not None and not comm_dtype.is_floating_point:
             raise SDPError(f"comm_dtype must be a floating-point dtype such as torch.bfloat16, got {comm_dtype}.")
@@ -79,9 +85,11 @@ class GradientEngine:
         self.holdings, self.groups = holdings, groups
         self.comm_dtype, self.check_finite = comm_dtype, check_finite
         self.reduction: Reduction = AllReduce(groups)
+        self.contract = contract or Contract()
         self._slots = [Slot(bucket, holdings, comm_dtype) for bucket in buckets if any(p.numel for p in bucket.pieces)]
         self._positions = {slot.bucket.number: position for position, slot in enumerate(self._slots)}
-        self._progress = Progress(self._slots, groups, self.reduction)
+        self._progress = Progress(self._slots, groups, self.reduction, self.contract.scale)
+        self._own = own_regions(holdings, self._slots) if self.contract.watches else {}
         self._frozen = [
             name
             for name, tensor in holdings.plan.state.items()
@@ -92,7 +100,8 @@ class GradientEngine:
         self._unequal_devices: bool | None = None
         self._reductions = 0
         self._launches = LaunchState()
-        self._backward = -1
+        self._backward = self._watched = -1
+        self._ignores = False
         self._hooks = Hooks()
         self.refresher: Refresh | None = None
         self.values_are_compared = True
@@ -106,7 +115,8 @@ class GradientEngine:
     def rehook(self) -> None:
         """Hooks the module's parameters. Call it after other Parameter objects have replaced them."""
         self._parameters = self._current_parameters()
-        self._hooks.attach(self, self._progress.follow(self._parameters), self.names())
+        watcher = self if self.contract.watches else None
+        self._hooks.attach(self, self._progress.follow(self._parameters), self.names(), watcher)
         self._unequal_devices = None
 
     @property
@@ -167,6 +177,11 @@ class GradientEngine:
 
     # -- during backward -----------------------------------------------------------------------------------------
 
+    def on_arrival(self, parameter: Tensor, gradient: Tensor) -> Tensor | None:
+        """Called with each gradient before it is accumulated, or returned by ``torch.autograd.grad``."""
+        self._watch(lambda: is_accumulated(parameter))
+        return torch.zeros_like(gradient) if self._ignores else None
+
     def on_gradient(self, slots: Sequence[int]) -> None:
         """Called for each parameter whose gradient a backward has completed, with the positions of its buckets."""
         self._accumulated = True
@@ -195,11 +210,24 @@ class GradientEngine:
         ]
         if not launches.admits(self._parameters[name] for name, _ in trainable) or not self._take_part():
             return
+        if self.contract.watches:
+            self._watch(lambda: True)
+            if self._ignores:
+                return
         if self._progress.is_launched(position):
             launches.arrivals.reject()  # a second forward call
             return
         launches.arrivals.expect({self._parameters[name]: gradient for name, gradient in trainable})
         self._progress.launch(position, dict(trainable))
+
+    def _watch(self, accumulates: Callable[[], bool]) -> None:
+        """Begins the current backward, once, if it accumulates gradients."""
+        backward = torch._C._current_graph_task_id()
+        if backward != self._watched:
+            self._watched, self._ignores = backward, False
+            if accumulates():
+                self.contract.begin(self._current_parameters())
+                self._ignores = self.contract.ignores
 
     def _take_part(self) -> bool:
         """Joins the current backward, which reduces. Returns whether reductions may be issued before its end."""
@@ -223,13 +251,15 @@ class GradientEngine:
                     "averaged. Call requires_grad_() on the original model, before sdp.compile()."
                 )
         self._launches.arrivals.forget()
-        self._progress.begin(self.reduction, self._issuer.may_issue)
+        self._progress.begin(self.reduction, lambda: self.contract.is_ready and self._issuer.may_issue())
 
     # -- at the end of backward ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def start_all(self) -> None:
         """Issues everything that is not issued yet."""
+        if not self.contract.is_ready:  # nothing is issued
+            self.contract.agree()
         self._progress.start_all()
 
     @torch.no_grad()
@@ -238,14 +268,25 @@ class GradientEngine:
         self._backward = -1
         self._agree()
         self._progress.check_unchanged()
+        if self.contract.is_ready:
+            try:
+                self.contract.agree()
+            except SDPError:
+                self._progress.discard()
+                raise
         averages: Iterable[_Average] = ((slot, *self.reduction.finish(slot.bucket)) for slot in self._slots)
         if self.check_finite:
             averages = list(averages)
             self._check_finite(averages)
+        multiply(self._own, self._parameters, self.contract.own_factor())
         for slot, flat, part in averages:
-            if not self.reduction.keep(slot.bucket, flat, self._parameters):
+            factor = self.contract.factor(slot.bucket.owners)
+            if factor != 1:
+                flat[part].mul_(factor)
+            if not self.reduction.keep(slot.bucket, flat, self._parameters, self.contract.kept):
                 slot.unpack(flat, part, self._parameters)
         self._hooks.mark()
+        self.contract.end(self._parameters)
         self._accumulated = False
 
     @torch.no_grad()

@@ -19,6 +19,13 @@ class Listener(Protocol):
         """Called for each parameter whose gradient a backward has completed, with the positions of its buckets."""
 
 
+class Watcher(Protocol):
+    """What sees gradients before they are accumulated: a gradient engine."""
+
+    def on_arrival(self, parameter: Tensor, gradient: Tensor) -> Tensor | None:
+        """Called with each gradient before it is accumulated. Returns another one in its place, or None."""
+
+
 class Hook:
     """The hook of one parameter; it does not keep the engine alive.
 
@@ -48,6 +55,22 @@ class Hook:
             mark(parameter.grad, self._name, self.engine_ref)
 
 
+class ArrivalHook:
+    """Shows one parameter's gradients to an engine before they are accumulated; it keeps neither alive.
+
+    Args:
+        watcher: The engine.
+        parameter: The parameter.
+    """
+
+    def __init__(self, watcher: Watcher, parameter: Tensor) -> None:
+        self._watcher, self._parameter = weakref.ref(watcher), weakref.ref(parameter)
+
+    def __call__(self, gradient: Tensor) -> Tensor | None:
+        watcher, parameter = self._watcher(), self._parameter()
+        return None if watcher is None or parameter is None else watcher.on_arrival(parameter, gradient)
+
+
 class Hooks:
     """All hooks of one gradient engine."""
 
@@ -60,6 +83,7 @@ class Hooks:
         engine: Listener,
         slots: Mapping[nn.Parameter, Sequence[int]],
         names: Mapping[nn.Parameter, str] | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
         """Hooks parameters in place of those hooked before.
 
@@ -67,6 +91,7 @@ class Hooks:
             engine: What is told of their gradients.
             slots: The parameters, each with the positions of its buckets.
             names: The names of the parameters in the full model.
+            watcher: What sees their gradients before they are accumulated.
         """
         for handle in self._handles:
             handle.remove()
@@ -76,6 +101,8 @@ class Hooks:
             if parameter.is_leaf and parameter.requires_grad
         ]
         self._handles = [parameter.register_post_accumulate_grad_hook(hook) for parameter, hook in self._hooked]
+        if watcher is not None:
+            self._handles += [one.register_hook(ArrivalHook(watcher, one)) for one, _ in self._hooked]
 
     def mark(self) -> None:
         """Tells all gradients to which parameters they belong, also those that no backward has accumulated."""

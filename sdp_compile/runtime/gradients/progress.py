@@ -21,13 +21,16 @@ class Progress:
         slots: What this worker holds of each bucket, in the order in which they are reduced.
         groups: The workers' process groups.
         reduction: How a bucket is averaged.
+        scale: Returns what this worker's gradients are multiplied by before they are averaged.
 
     Attributes:
         issued: The bucket numbers that were issued since `begin`, in the order in which they were issued.
     """
 
-    def __init__(self, slots: Sequence[Slot], groups: Groups, reduction: Reduction) -> None:
-        self._slots, self._groups, self._reduction = slots, groups, reduction
+    def __init__(
+        self, slots: Sequence[Slot], groups: Groups, reduction: Reduction, scale: Callable[[], float] = lambda: 1.0
+    ) -> None:
+        self._slots, self._groups, self._reduction, self._scale = slots, groups, reduction, scale
         self._parameters: Mapping[str, nn.Parameter] = {}
         self._members: list[list[nn.Parameter]] = []
 
@@ -95,6 +98,9 @@ class Progress:
     def _pack(self, position: int, given: Mapping[str, Tensor]) -> Tensor:
         slot = self._slots[position]
         flat = slot.pack(self._parameters, self._reduction.length(slot.bucket, slot.numel), given)
+        scale = self._scale()
+        if scale != 1:
+            flat.mul_(scale)
         return flat.to(self._groups.wire(flat.device))
 
     def _issue(self, position: int) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.runtime.full_results.norms import Engine
 from sdp_compile.runtime.gradients.reduction import EVERYTHING, Reduction
@@ -51,14 +52,21 @@ class ReduceScatter(Reduction):
     def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
         return self._in_flight.pop(bucket.number).mean(), EVERYTHING
 
-    def keep(self, bucket: Bucket, averages: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
+    def keep(
+        self,
+        bucket: Bucket,
+        averages: Tensor,
+        parameters: Mapping[str, nn.Parameter],
+        kept: Callable[[OwnerSet], float] = lambda owners: 1.0,
+    ) -> bool:
         """Puts this worker's chunk into the sharded gradients of its parameters."""
         own = self.layout.buckets[bucket.number]
         for name in dict.fromkeys(name for name, _ in own.pieces):
             if self.layout.first[name] == bucket.number:
-                self._start_over(name, parameters[name])
+                self._start_over(name, parameters[name], kept((self.groups.rank,)))
         for offset, shard in own.shards:
-            _add(shard, averages[offset : offset + shard.parameter.numel()], parameters[shard.name])
+            part = averages[offset : offset + shard.parameter.numel()]
+            _add(shard, part, parameters[shard.name], kept(bucket.owners))
         return True
 
     def end(self) -> None:
@@ -68,7 +76,7 @@ class ReduceScatter(Reduction):
             if isinstance(parameter.grad, ShardedGradient):
                 parameter.grad = None
 
-    def _start_over(self, name: str, parameter: nn.Parameter) -> None:
+    def _start_over(self, name: str, parameter: nn.Parameter, kept: float) -> None:
         """Prepares ``.grad`` for the averages of a parameter, and frees this worker's own gradient."""
         fresh = local_gradient(parameter)
         if parameter.grad is None and not parameter.requires_grad:  # frozen by the user since, on all ranks
@@ -80,11 +88,12 @@ class ReduceScatter(Reduction):
         if name in self.layout.alone:
             for _, shard in self.layout.alone[name].shards:
                 part = torch.zeros_like(shard.parameter) if fresh is None else shard.part(fresh).clone()
-                _add(shard, part, parameter)
+                _add(shard, part, parameter, kept)
 
 
-def _add(shard: Shard, part: Tensor, parameter: nn.Parameter) -> None:
+def _add(shard: Shard, part: Tensor, parameter: nn.Parameter, kept: float) -> None:
     gradient = parameter.grad
     if isinstance(gradient, ShardedGradient):
         part = part.to(parameter.device, parameter.dtype).reshape(shard.parameter.shape)
-        gradient.parts[shard] = gradient.parts[shard].add_(part) if shard in gradient.parts else part
+        before = gradient.parts.get(shard)
+        gradient.parts[shard] = part if before is None else (before if kept == 1 else before.mul_(kept)).add_(part)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.comm.streams import issue
@@ -51,10 +52,17 @@ class Reduction(ABC):
             keeps this worker's own gradient.
         """
 
-    def keep(self, bucket: Bucket, averages: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
+    def keep(
+        self,
+        bucket: Bucket,
+        averages: Tensor,
+        parameters: Mapping[str, nn.Parameter],
+        kept: Callable[[OwnerSet], float] = lambda owners: 1.0,
+    ) -> bool:
         """Stores the averages that ``finish`` returned, if the strategy keeps them elsewhere than in ``.grad``.
 
-        Called for each bucket in the same order, once it is certain that this reduction holds.
+        Called for each bucket in the same order, once it is certain that this reduction holds. ``kept`` returns what
+        earlier averages over some owners are multiplied by before these are added.
 
         Returns:
             Whether it has stored them.

@@ -21,6 +21,7 @@ def connect(
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     comm_dtype: torch.dtype | None = None,
     check_finite: bool = False,
+    reduction: str = "mean",
     broadcast_from: int | None = None,
     values: Mapping[str, Tensor] | None = None,
 ) -> None:
@@ -32,6 +33,7 @@ def connect(
         bucket_bytes: Upper bound of the size of one gradient reduction in bytes.
         comm_dtype: The dtype in which gradients travel; by default their own.
         check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
+        reduction: How the owners' gradients make up a unit's: ``"mean"``, ``"sum"`` or ``"tokens"``.
         broadcast_from: The worker whose ``values`` all workers start from, and that reports it if they had others; None
             for each piece's first owner.
         values: The full tensors of the original model by canonical name.
@@ -48,6 +50,7 @@ def connect(
         bucket_bytes,
         comm_dtype,
         check_finite,
+        reduction,
         broadcast_from,
         values,
     )

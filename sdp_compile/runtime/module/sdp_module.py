@@ -24,6 +24,7 @@ from sdp_compile.runtime.module.user_names import UserNames
 from sdp_compile.runtime.optimizer import full_state as optimizer_state
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
 from sdp_compile.runtime.parts import WithAttributes, open_container
+from sdp_compile.runtime.peers import weighted
 from sdp_compile.runtime.python_state import PythonState
 from sdp_compile.runtime.state import full_state, initialisation
 from sdp_compile.runtime.state.origin import Origin, SliceState
@@ -311,11 +312,19 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
         """Within this context, backward only accumulates gradients; the next backward outside averages them all."""
         return nullcontext() if self.peers is None else self.peers.no_sync()
 
-    def refresh_parameters(self) -> None:
-        """Under backward masking, fetches the values that other workers own. Collective.
+    def weighted(self, tokens: float | Tensor) -> AbstractContextManager[None]:
+        """Within this context, gradients are means over ``tokens`` tokens, for ``reduction="tokens"``.
 
-        Optimizer steps and ``load_state_dict`` do this themselves. Call it after changing parameters in another way.
+        Args:
+            tokens: The number of tokens of this micro-batch on this worker; 0 ignores its gradients, also NaN.
+
+        Raises:
+            SDPError: If the model was compiled with another reduction, or ``tokens`` is not a number.
         """
+        return weighted(self.peers, tokens)
+
+    def refresh_parameters(self) -> None:
+        """Under backward masking, fetches the values that other workers own, as a step does itself. Collective."""
         if self.peers is not None:
             self.peers.refresh_parameters()
 
