@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,11 @@ def sdp_compile(
     base = _base_group(group)
     with Handshake(base) as handshake:
         _check(model, lowering, bucket_bytes, comm_dtype)
-        _check_reduction(reduction, base)
+        if checked_reduction(reduction) == "tokens" and base is None:
+            raise PlanError(
+                "reduction='tokens' needs the workers' process group, also with one worker. Start the script under "
+                "torchrun and call torch.distributed.init_process_group() first."
+            )
         workers, rank = _seat(base, workers, rank)
         if broadcast_from is not None:
             broadcast_from = checked_rank(broadcast_from, workers, "broadcast_from")
@@ -159,6 +163,17 @@ def checked_rank(rank: Any, workers: int, argument: str = "rank") -> int:
     return rank
 
 
+def checked_reduction(reduction: Any) -> Reduction:
+    """Returns the name of a gradient contract; raises `PlanError` if there is none of this name."""
+    for name in get_args(Reduction):
+        if reduction == name:
+            return name  # type: ignore[no-any-return]
+    raise PlanError(
+        "reduction must be 'mean' (over owners), 'sum' (over all workers) or 'tokens' (mean weighted by tokens), got "
+        f"{reduction!r}."
+    )
+
+
 def _values(model: nn.Module) -> dict[str, Tensor]:
     """Returns the tensors of a model by canonical name."""
     return {**plain_tensors(model), **dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -211,19 +226,6 @@ def _check_model(model: Any, function: str) -> None:
         raise PlanError(f"sdp.{function} takes a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(model, SDPModule):
         raise PlanError(f"The model is already compiled. Pass the original model to sdp.{function}.")
-
-
-def _check_reduction(reduction: Any, base: dist.ProcessGroup | None) -> None:
-    if reduction not in ("mean", "sum", "tokens"):
-        raise PlanError(
-            "reduction must be 'mean' (over owners), 'sum' (over all workers) or 'tokens' (mean weighted by tokens), "
-            f"got {reduction!r}."
-        )
-    if reduction == "tokens" and base is None:
-        raise PlanError(
-            "reduction='tokens' needs the workers' process group, also with one worker. Start the script under "
-            "torchrun and call torch.distributed.init_process_group() first."
-        )
 
 
 def _check(model: Any, lowering: Any, bucket_bytes: Any, comm_dtype: Any) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdp_compile.compiler import sdp_compile
+from sdp_compile.compiler import checked_reduction, sdp_compile
 from sdp_compile.models.gpt import GPT, GPTConfig
 from sdp_compile.progress import Progress
+from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
 from sdp_compile.train.corpus import load_corpus
 from sdp_compile.train.loop import Windows, train_loop, validation_loss
@@ -37,7 +39,13 @@ def run(settings: TrainSettings, device: str) -> None:
 
     with Progress(rank == 0) as progress:
         progress.stage("compiling")
-        worker = sdp_compile(model, policy, example_inputs=(validation.draw(2)[0],), passes=settings.passes)
+        worker = sdp_compile(
+            model,
+            policy,
+            example_inputs=(validation.draw(2)[0],),
+            passes=settings.passes,
+            reduction=checked_reduction(settings.reduction),
+        )
 
         progress.stage("validating")
         before = validation_loss(worker.full_model(), validation)
@@ -45,7 +53,8 @@ def run(settings: TrainSettings, device: str) -> None:
         progress.stage("training subnetworks", settings.steps)
         optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=0.1)
         windows = _training_windows(corpus.training, config, device, settings)
-        training = train_loop(worker, optimizer, clip_grad_norm_, windows, settings, progress.step)
+        run_backward = _backward(worker, settings.reduction)
+        training = train_loop(worker, optimizer, clip_grad_norm_, windows, settings, progress.step, run_backward)
         state, dense = measure(worker, optimizer), measure_dense(model, torch.optim.AdamW)
 
         progress.stage("validating")
@@ -83,11 +92,23 @@ def run(settings: TrainSettings, device: str) -> None:
                 "tokens": tokens,
                 "seed": settings.seed,
                 "device": device,
+                "reduction": settings.reduction,
                 "seconds": training.seconds,
             },
         }
         _write(report, full_model, config, settings)
     dist.barrier()
+
+
+def _backward(worker: SDPModule, reduction: str) -> Callable[[Tensor, int], None]:
+    """Returns what runs backward from a mean over a worker's own tokens, as the reduction expects it."""
+
+    def backward(loss: Tensor, tokens: int) -> None:
+        with worker.weighted(tokens) if reduction == "tokens" else nullcontext():
+            # A sum is over losses that are divided by the tokens of all workers.
+            (loss / dist.get_world_size() if reduction == "sum" else loss).backward()
+
+    return backward
 
 
 def _training_windows(text: bytes, config: GPTConfig, device: str, settings: TrainSettings) -> Windows:

@@ -57,6 +57,7 @@ def train_loop(
     windows: Windows,
     settings: TrainSettings,
     on_step: Callable[[int, Tensor], None],
+    backward: Callable[[Tensor, int], None] = lambda loss, tokens: loss.backward(),
 ) -> Training:
     """Trains for ``settings.steps`` steps; the model synchronises gradients itself, in backward.
 
@@ -64,6 +65,7 @@ def train_loop(
         clip: clips the gradient's norm, as ``clip(model, max_norm)``.
         windows: this rank's batches.
         on_step: called after each step with the number of steps done and this rank's loss.
+        backward: runs backward, given the loss and the number of tokens that it is the mean over.
     """
     model.train()
     losses = []
@@ -74,7 +76,7 @@ def train_loop(
         tokens, targets = windows.draw(settings.batch)
         loss = cross_entropy(model(tokens), targets)
         optimizer.zero_grad()
-        loss.backward()
+        backward(loss, targets.numel())
         clip(model, _CLIP)
         optimizer.step()
         losses.append(loss.detach())

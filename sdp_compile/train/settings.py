@@ -19,6 +19,7 @@ class TrainSettings:
         policy: a registered name, or the path of a TOML file.
         coverage, masking: fields of the policy; None keeps the policy's own.
         passes: names of passes to add to the default ones, or the path of a TOML file.
+        reduction: how the gradients of a unit's owners make up the unit's; see `sdp_compile.sdp_compile`.
         output: the folder for ``model.safetensors``, and for ``report.json`` unless ``json_path`` names another file.
         batch: samples per worker and step.
         learning_rate: the peak of the schedule.
@@ -37,6 +38,7 @@ class TrainSettings:
     debug: bool = False
     batch: int = 8
     learning_rate: float = 2e-3
+    reduction: str = "mean"
 
     def __post_init__(self) -> None:
         check_policy_words(self.policy, self.coverage)

@@ -146,6 +146,19 @@ def test_a_policy_that_cannot_be_is_one_clean_message(
     assert "Traceback" not in result.stderr
 
 
+def test_all_reductions_agree_on_equal_batches(tmp_path: Path) -> None:
+    losses = []
+    for reduction in ("mean", "sum", "tokens"):
+        folder = tmp_path / reduction
+        result = run(*TRAIN, "--reduction", reduction, "--workers", "2", "--steps", "4", "--output", str(folder))
+        assert result.returncode == 0, result.stderr
+        report = json.loads((folder / "report.json").read_text())
+        assert report["run"]["reduction"] == reduction
+        losses.append(report["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_ctrl_c_ends_all_workers(tmp_path: Path) -> None:
     """As a terminal does it: the signal goes to the whole foreground process group."""
     command = [*TRAIN, "--workers", "2", "--steps", "100000", "--output", str(tmp_path)]

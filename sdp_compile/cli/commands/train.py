@@ -23,6 +23,14 @@ class Level(str, Enum):
     auto = "auto"
 
 
+class Reduction(str, Enum):
+    """How the gradients of a unit's owners make up the unit's."""
+
+    mean = "mean"
+    sum = "sum"
+    tokens = "tokens"
+
+
 def train(
     workers: Annotated[
         int | None, typer.Option(min=1, help=f"Number of local workers. Default: {DEFAULT_WORKERS}, or torchrun's.")
@@ -39,6 +47,13 @@ def train(
     coverage: options.Coverage = None,
     masking: options.Masking = None,
     passes: options.Passes = None,
+    reduction: Annotated[
+        Reduction,
+        typer.Option(
+            help="How the gradients of a unit's owners make up its gradient: their mean, the sum over all workers, or "
+            "their mean weighted by tokens. Batches are equal here, so all three agree."
+        ),
+    ] = Reduction.mean,
     level: Annotated[Level | None, typer.Option(help="Use the built-in policy of this name.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for the initial weights and the batches.")] = 0,
     baseline: Annotated[
@@ -78,6 +93,7 @@ def train(
             coverage=coverage,
             masking=masking and masking.value,
             passes=passes,
+            reduction=reduction.value,
             seed=seed,
             baseline=baseline,
             output=str(output),
