@@ -171,7 +171,7 @@ def tokens_of(contract: Contract) -> Tokens:
 def _number(tokens: Any) -> float:
     if isinstance(tokens, Tensor) and tokens.numel() == 1 and not tokens.is_complex() and tokens.dtype != torch.bool:
         return float(tokens.item())
-    if isinstance(tokens, Real) and not isinstance(tokens, bool):
+    if not isinstance(tokens, bool) and isinstance(tokens, Real):
         return float(tokens)
     raise SDPError(
         f"model.weighted() takes the number of tokens of a micro-batch, got {_text(tokens)}. Pass a number or a tensor "

@@ -313,7 +313,7 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
         return nullcontext() if self.peers is None else self.peers.no_sync()
 
     def weighted(self, tokens: float | Tensor) -> AbstractContextManager[None]:
-        """Within this context, gradients are means over ``tokens`` tokens, for ``reduction="tokens"``.
+        """Returns a context in which gradients are means over ``tokens`` tokens, for ``reduction="tokens"``.
 
         Args:
             tokens: The number of tokens of this micro-batch on this worker; 0 ignores its gradients, also NaN.

@@ -96,7 +96,20 @@ class Case:
                 self.mean_backward(batch)
         self.module.peers.sync_gradients()
         self.check(used, "sync_gradients()")
+        self.two_losses()
         self.nothing_to_learn()
+
+    def two_losses(self) -> None:
+        """Of the same tokens, in two backward passes that both reduce; afterwards comes another micro-batch."""
+        self.module.zero_grad()
+        used = self.micro(2)
+        first, second = used[self.rank]
+        with weighted(self.module.peers, tokens(first)):
+            for share in (0.3, 0.7):
+                (share * total_loss(self.run(first[0]), first) / tokens(first)).backward()
+        self.check({rank: own[:1] for rank, own in used.items()}, "two losses")
+        self.mean_backward(second)
+        self.check(used, "two losses and another micro-batch")
 
     def nothing_to_learn(self) -> None:
         """Workers have micro-batches without tokens, whose mean is 0/0."""
@@ -147,6 +160,10 @@ def compiled_models(rank: int, workers: int, names: list[tuple[str, str]]) -> No
 def test_uneven_tokens_equal_one_process() -> None:
     names = [("transformer", "neuron"), ("cnn", "block"), ("cnn", "backward"), ("transformer", "one owner")]
     run_workers(compiled_models, 4, 4, names, limit=280)
+
+
+def test_one_worker() -> None:
+    run_workers(compiled_models, 1, 1, [("transformer", "neuron")])
 
 
 def test_two_workers() -> None:
