@@ -50,6 +50,9 @@ class Contract:
             SDPError: If the workers' gradients do not make up a gradient; the same on all workers.
         """
 
+    def abandon(self) -> None:
+        """Takes the place of `agree` after a backward that failed. Collective."""
+
     def factor(self, owners: OwnerSet) -> float:
         """Returns what the average over some owners is multiplied by."""
         return 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -94,6 +94,14 @@ class Tokens(Contract):
         if not self._reference:
             self._reference = self._typical()
 
+    def abandon(self) -> None:
+        problem, self._problem = self._problem, "had an error in a backward"
+        try:
+            with suppress(SDPError):  # it is for the others; this worker has its own
+                self._gathered()
+        finally:
+            self._problem = problem
+
     def factor(self, owners: OwnerSet) -> float:
         return len(owners) * self._reference / self._sum(self._everyone, owners)
 
@@ -120,7 +128,7 @@ class Tokens(Contract):
             problems = groups.gather_json(self._problem) if groups.workers > 1 else [self._problem]
             texts = [f"worker {rank} {text}" for rank, text in enumerate(problems) if text]
             raise SDPError(
-                f"With reduction='tokens' each backward needs a weight, but {'; '.join(texts)}. Run each micro-batch's "
+                f"Gradients cannot be weighed (reduction='tokens'): {'; '.join(texts)}. Run each micro-batch's "
                 "backward within `with model.weighted(tokens):`, with its number of tokens (0 if it has none), and "
                 "zero all gradients of the model together. Nothing was averaged; zero the gradients now."
             )

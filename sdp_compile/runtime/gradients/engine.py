@@ -294,8 +294,10 @@ class GradientEngine:
         """Ends a failed backward: issues what peers wait for, waits for it and discards the result."""
         self._backward = -1
         if self._issues_early:
-            self._progress.start_all()
-            self._progress.discard()
+            if self.contract.is_ready:
+                self._progress.start_all()
+                self._progress.discard()
+            self.contract.abandon()
 
     def _agree(self) -> None:
         """Learns whether this reduction holds for all workers, and decides with them about the next ones.

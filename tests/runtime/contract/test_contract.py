@@ -176,9 +176,9 @@ def test_what_is_refused_is_refused_on_all_workers() -> None:
     found = run_workers(refusals, 4, timeout=30)
     assert all(own == found[0] for own in found)
     expected = {
-        "missing": r"but worker 2 ran a backward outside `with model.weighted\(tokens\):`\. Run each",
+        "missing": r": worker 2 ran a backward outside `with model.weighted\(tokens\):`\. Run each",
         "missing on all": "worker 0 ran a backward outside .* worker 3 ran",
-        "missing in accumulation": "but worker 3 ran a backward outside",
+        "missing in accumulation": ": worker 3 ran a backward outside",
         "negative": r"worker 1 passed -3.0 to model.weighted\(\)",
         "nan": r"worker 0 passed nan .* worker 1 passed nan",
         "infinite": "worker 0 passed inf to",
@@ -193,6 +193,47 @@ def test_what_is_refused_is_refused_on_all_workers() -> None:
     }
     for what, text in expected.items():
         assert re.search(text, found[0][what]), (what, found[0][what])
+
+
+def failing(rank: int) -> str:
+    """A backward fails on all workers, then on worker 1 only, in the middle of the reduction."""
+    module: Any = connected(rank, CYCLIC, reduction="tokens", bucket_bytes=64)
+    case = Case("stub", module, network())
+
+    def fail(gradient: torch.Tensor) -> None:
+        raise ValueError("the user's hook")
+
+    def failed(used: Any) -> None:
+        handle = module.up.bias.register_hook(fail)
+        with pytest.raises(ValueError, match="the user's hook"):
+            case.mean_backward(used[rank][0])
+        handle.remove()
+
+    for _ in range(2):  # before and after the first reduction
+        failed(case.micro(1))
+        for set_to_none in (True, False):
+            module.zero_grad(set_to_none)
+            used = case.micro(2)
+            case.accumulate(used[rank])
+            case.check(used, "after a failed backward")
+        module.zero_grad()
+    used, text = case.micro(1), ""
+    if rank == 1:
+        failed(used)
+    else:
+        with pytest.raises(SDPError) as raised:
+            case.mean_backward(used[rank][0])
+        text = str(raised.value)
+    module.zero_grad()
+    used = case.micro(1)
+    case.mean_backward(used[rank][0])
+    case.check(used, "after a backward that failed on one worker")
+    return text
+
+
+def test_a_failed_backward_leaves_nothing_behind() -> None:
+    found = run_workers(failing, 4, timeout=30)
+    assert all("worker 1 had an error in a backward" in text for rank, text in enumerate(found) if rank != 1)
 
 
 def test_options_are_checked_at_compile() -> None:
