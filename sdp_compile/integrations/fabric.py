@@ -130,7 +130,9 @@ class SDPStrategy(DDPStrategy):
         return module.full_optimizer_state_dict(optimizer, rank0_only=True, cpu_offload=True)
 
     @override
-    def load_checkpoint(self, path: Any, state: Any = None, strict: bool = True, weights_only: bool | None = None) -> Any:
+    def load_checkpoint(
+        self, path: Any, state: Any = None, strict: bool = True, weights_only: bool | None = None
+    ) -> Any:
         """Loads a checkpoint of full models and optimizers.
 
         Args:

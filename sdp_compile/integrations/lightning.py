@@ -224,9 +224,8 @@ class SDPStrategy(DDPStrategy):
                 "Trainer(sync_batchnorm=True) does not work with SDPStrategy: each worker has channels of its own. "
                 "Leave it out, and re-estimate the statistics with sdp.calibrate()."
             )
-        inside = set(self._network().parameters())
-        for name, parameter in self.lightning_module.named_parameters():
-            if parameter.requires_grad and parameter not in inside:
+        for name, parameter in self.lightning_module.named_parameters(remove_duplicate=False):
+            if parameter.requires_grad and not name.startswith(f"{self._name}."):
                 raise SDPError(
                     f"{kind}.{name} would be trained, but SDPStrategy compiles self.{self._name} only, and nobody "
                     f"would average its gradients. Put it into self.{self._name}, name the module that holds "

@@ -10,9 +10,8 @@ from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.plan import Plan
 from sdp_compile.runtime.peers import Peers
 
-
 _WRAPPED = ("_orig_mod", "module", "_forward_module", "sdp_module")
-"""The names of what is wrapped: by torch.compile, PyTorch's other wrappers, Lightning Fabric, and modules that it set up."""
+"""The names of what torch.compile, PyTorch's other wrappers and Lightning Fabric wrap."""
 
 
 class Subnetwork(nn.Module):

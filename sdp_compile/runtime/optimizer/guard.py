@@ -60,7 +60,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _checked(optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
-    """Returns a closure that checks the gradients after its first call; a step that calls it again has been compared."""
+    """Returns a closure that checks the gradients after its first call in a step."""
     calls = count()
 
     @wraps(closure)
@@ -74,6 +74,7 @@ def _checked(optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], A
 
 
 def _check_gradients(optimizer: Optimizer) -> None:
+    """Raises `DistributedError` on all workers unless they are about to apply the same. Collective."""
     engines = engines_of(optimizer)
     if any(engine.pending for engine in engines):
         raise DistributedError(

@@ -23,7 +23,8 @@ def move_to_compiled(optimizer: Optimizer) -> None:
     """
     for group in optimizer.param_groups:
         moved: list[tuple[Any, str | None]] = []
-        for parameter, name in zip(group["params"], group.get("param_names", [None] * len(group["params"])), strict=True):
+        names = group.get("param_names", [None] * len(group["params"]))
+        for parameter, name in zip(group["params"], names, strict=True):
             module, own = compiled_from(parameter)
             if not isinstance(module, Subnetwork):
                 moved.append((parameter, name))
