@@ -49,6 +49,7 @@ LAYERS = (
     ("checking",),
     ("simulator",),
     ("train",),
+    ("integrations",),
     ("bench",),
     ("cli",),
     ("",),

@@ -1,1 +1,1 @@
-"""Other frameworks' training loops: each file extends one of them on its own extension point."""
+"""Trains compiled models with other libraries' loops, each on the library's own extension points."""

@@ -97,6 +97,20 @@ class SDPStrategy(DDPStrategy):
         return model
 
     @override
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Makes the optimizers, without frozen parameters outside of the network.
+
+        Args:
+            trainer: The Trainer.
+        """
+        super().setup_optimizers(trainer)
+        inside = set() if self._compiled is None else set(self._compiled.parameters())
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            kept = [parameter in inside or parameter.requires_grad for parameter in group["params"]]
+            for key in {"params", "param_names"}.intersection(group):
+                group[key] = [value for value, is_kept in zip(group[key], kept, strict=True) if is_kept]
+
+    @override
     @contextmanager
     def block_backward_sync(self) -> Generator[None, None, None]:
         """Accumulates gradients without averaging them, within this context."""
