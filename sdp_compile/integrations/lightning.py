@@ -8,12 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
+from torch.distributed.constants import default_pg_timeout
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
@@ -205,7 +205,7 @@ class SDPStrategy(DDPStrategy):
     def _network(self) -> nn.Module:
         """Returns what the LightningModule holds under the name that was given."""
         assert self.lightning_module is not None
-        modules = dict(self.lightning_module.named_modules())
+        modules: dict[str, nn.Module] = dict(self.lightning_module.named_modules())
         if self._name not in modules or not self._name:
             children = [name for name, _ in self.lightning_module.named_children()]
             raise SDPError(
