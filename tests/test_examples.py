@@ -49,6 +49,15 @@ def test_custom_policy() -> None:
     assert figure(printed) > 0.9
 
 
+def test_digits_fabric() -> None:
+    assert figure(torchrun("digits_fabric.py", workers=2)) > 0.9
+
+
+def test_digits_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # for its checkpoints
+    assert figure(torchrun("digits_lightning.py", workers=2)) > 0.9
+
+
 def test_every_example_is_tested() -> None:
     tested = Path(__file__).read_text()
     assert all(f'torchrun("{path.name}"' in tested for path in (ROOT / "examples").glob("*.py"))

@@ -10,6 +10,9 @@ from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.plan import Plan
 from sdp_compile.runtime.peers import Peers
 
+_WRAPPED = ("_orig_mod", "module", "_forward_module", "sdp_module")
+"""The names of what torch.compile, PyTorch's other wrappers and Lightning Fabric wrap."""
+
 
 class Subnetwork(nn.Module):
     """One worker's module, as the runtime sees it.
@@ -75,5 +78,6 @@ def unwrapped(model: nn.Module) -> Subnetwork:
         if isinstance(inner, Subnetwork):
             return inner
         # Not getattr: the wrapper of torch.compile forwards all attributes of what it wraps.
-        inner = inner._modules.get("_orig_mod") or inner._modules.get("module")
+        held = inner._modules
+        inner = next((held[name] for name in _WRAPPED if held.get(name) is not None), None)
     raise SDPError(f"Expected a model from sdp.compile() or a wrapper of one, got {type(model).__name__}.")

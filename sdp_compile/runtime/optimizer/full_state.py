@@ -91,6 +91,31 @@ def load_full_optimizer_state_dict(module: Subnetwork, optimizer: Optimizer, sta
     Raises:
         SDPError: If the state lacks parameters, has other shapes, or its groups do not fit those of ``optimizer``.
     """
+    groups, states = _cut(module, optimizer, state)
+    if isinstance(optimizer, ShardedOptimizer):
+        optimizer.load_slices(groups, states)
+    else:
+        optimizer.load_state_dict(_numbered(groups, states))
+
+
+def sliced_optimizer_state(module: Subnetwork, optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns this worker's slices of a full optimizer state, as its ``state_dict()`` would hold them. Not collective.
+
+    Args:
+        module: The compiled module.
+        optimizer: An optimizer of its parameters that is not sharded.
+        state: The full state, as `load_full_optimizer_state_dict` takes it.
+
+    Raises:
+        SDPError: If the state lacks parameters, has other shapes, or its groups do not fit those of ``optimizer``.
+    """
+    return _numbered(*_cut(module, optimizer, state))
+
+
+def _cut(
+    module: Subnetwork, optimizer: Optimizer, state: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Returns the options and parameter names of each of the optimizer's groups, and the slices of the states."""
     state = _by_name(module, state)
     source = {name: group for group in state["param_groups"] for name in group["params"]}
     names, holdings = _names(module), module.holdings
@@ -115,18 +140,18 @@ def load_full_optimizer_state_dict(module: Subnetwork, optimizer: Optimizer, sta
             options.update((key, value) for key, value in saved.items() if key not in ("params", "param_names", KEY))
         groups.append({**options, "params": members})
         states.update(
-            (name, _sliced(name, state["state"][name], holdings)) for name in members if name in state["state"]
+            (name, sliced(name, state["state"][name], holdings)) for name in members if name in state["state"]
         )
-    if isinstance(optimizer, ShardedOptimizer):
-        optimizer.load_slices(groups, states)
-        return
+    return groups, states
+
+
+def _numbered(groups: list[dict[str, Any]], states: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a state with the positions of the parameters in place of their names, as PyTorch's optimizers load it."""
     positions = {name: position for position, name in enumerate(name for group in groups for name in group["params"])}
-    optimizer.load_state_dict(
-        {
-            "state": {positions[name]: value for name, value in states.items()},
-            "param_groups": [{**group, "params": [positions[name] for name in group["params"]]} for group in groups],
-        }
-    )
+    return {
+        "state": {positions[name]: value for name, value in states.items()},
+        "param_groups": [{**group, "params": [positions[name] for name in group["params"]]} for group in groups],
+    }
 
 
 def _described(module: Subnetwork, optimizer: Optimizer) -> dict[str, Any]:
@@ -176,7 +201,8 @@ def _element_states(module: Subnetwork, optimizer: Optimizer, requests: list[Req
     return result
 
 
-def _sliced(name: str, state: Mapping[str, Any], holdings: Holdings) -> dict[str, Any]:
+def sliced(name: str, state: Mapping[str, Any], holdings: Holdings) -> dict[str, Any]:
+    """Returns this worker's slices of the full optimizer state of one parameter."""
     shape, region = holdings.plan.state[name].shape, holdings.region_of(name)
     result = {}
     for key, value in state.items():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import wraps
+from itertools import count
 from typing import Any
 
 import torch
@@ -31,11 +34,11 @@ def install_optimizer_guard() -> None:
 
 
 @torch.compiler.disable(reason="All workers compare what they step; compile optimizer.step without fullgraph=True.")  # type: ignore[untyped-decorator]
-def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     engines = engines_of(optimizer)
     if not engines:
         refuse_original(optimizer)
-        return
+        return None
     check_origin(optimizer)
     reductions = [engine.reduction for engine in engines if isinstance(engine.reduction, ReduceScatter)]
     if not all(reduction.serves(optimizer) for reduction in reductions):
@@ -47,6 +50,32 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
         device = next(parameters[0].device for parameters in engines.values())
         closure = (*args[1:], *kwargs.values())
         check_elementwise(optimizer, device, closure=any(value is not None for value in closure))
+    # A closure computes the gradients that the step applies, so they are checked when it has run.
+    if len(args) > 1 and callable(args[1]):
+        return (args[0], _checked(optimizer, args[1]), *args[2:]), kwargs
+    if callable(kwargs.get("closure")):
+        return args, {**kwargs, "closure": _checked(optimizer, kwargs["closure"])}
+    _check_gradients(optimizer)
+    return None
+
+
+def _checked(optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+    """Returns a closure that checks the gradients after its first call in a step."""
+    calls = count()
+
+    @wraps(closure)
+    def checked() -> Any:
+        loss = closure()
+        if next(calls) == 0:
+            _check_gradients(optimizer)
+        return loss
+
+    return checked
+
+
+def _check_gradients(optimizer: Optimizer) -> None:
+    """Raises `DistributedError` on all workers unless they are about to apply the same. Collective."""
+    engines = engines_of(optimizer)
     if any(engine.pending for engine in engines):
         raise DistributedError(
             "The optimizer would step with gradients that were never synchronised: the last backward ran under "

@@ -1,4 +1,4 @@
-"""Notices an optimizer of the original model's parameters, which would train nothing."""
+"""Finds the compiled module of an original's parameter, and notices an optimizer of them, which would train nothing."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from torch.utils.weak import WeakIdKeyDictionary
 from sdp_compile.errors import SDPError
 
 _compiled: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""The compiled module, as a weak reference, by parameter of the original model."""
+"""The compiled module, as a weak reference, and the parameter's name in it, by parameter of the original model."""
 
 
 def remember_original(model: nn.Module, module: nn.Module) -> None:
     """Notes that ``model`` was compiled into ``module``, whose parameters are others."""
     reference = weakref.ref(module)
-    for parameter in model.parameters():
-        _compiled[parameter] = reference
+    for name, parameter in model.named_parameters():
+        _compiled[parameter] = reference, name
+
+
+def compiled_from(parameter: nn.Parameter) -> tuple[nn.Module | None, str]:
+    """Returns the module that the model of a parameter was compiled into, if it still exists, and the name in it."""
+    reference, name = _compiled.get(parameter, (None, ""))
+    return None if reference is None else reference(), name
 
 
 def refuse_original(optimizer: Optimizer) -> None:
@@ -27,8 +33,7 @@ def refuse_original(optimizer: Optimizer) -> None:
     if any(parameter.grad is not None for parameter in parameters):
         return  # the original is trained too
     for parameter in parameters:
-        reference = _compiled.get(parameter)
-        module = None if reference is None else reference()
+        module, _ = compiled_from(parameter)
         if module is not None and any(own.grad is not None for own in module.parameters()):
             raise SDPError(
                 f"{type(optimizer).__name__} was given the parameters of the original model, which have no gradients, "
