@@ -125,4 +125,6 @@ class OneOfSettings:
     def loads(cls, text: str) -> OneOfSettings:
         """Returns the settings that ``dumps`` wrote."""
         fields: dict[str, Any] = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        for name in ("coverages", "variants", "links", "inputs", "overrides"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)

@@ -87,7 +87,7 @@ def device_of(settings: OneOfSettings) -> torch.device:
     return torch.device(wanted) if found is None or wanted == "cpu" else torch.device(wanted, 0)
 
 
-def _left_out(bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _left_out(bucket: Any) -> torch.futures.Future[torch.Tensor]:
     """DDP's own hook without the all-reduce: it averages what is here."""
     done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     done.set_result(bucket.buffer().div_(dist.get_world_size()))
