@@ -32,6 +32,7 @@ LAYERS = (
     ("runtime.asking",),
     ("runtime.parts",),
     ("runtime.containers",),
+    ("runtime.waiting",),
     ("runtime.comm", "runtime.probing"),
     ("runtime.full_results",),
     ("runtime.sharding",),

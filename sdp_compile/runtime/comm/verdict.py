@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sdp_compile.runtime.comm.handshake import workers_text
+from sdp_compile.runtime.waiting.words import workers_text
 
 OUTSIDE = "outside"
 """What stands for a module's number in the keys of parameters outside compiled modules. All workers must step them."""
