@@ -26,6 +26,10 @@ CAUSES = {
         "sdp.compile(), or average its gradient yourself, for example with DistributedDataParallel. A parameter that "
         "each worker shall train on its own belongs in an optimizer of its own."
     ),
+    "requires_grad": (
+        "Call requires_grad_() on all workers alike, or on the original model before sdp.compile(): where one owner "
+        "freezes a parameter and another trains it, they drift apart."
+    ),
     "option": "Give the optimizer the same options on all workers.",
 }
 """Likely causes of a difference by its kind, and what to do."""
@@ -146,8 +150,8 @@ def _difference_of_items(views: Sequence[Details], compared: Sequence[int]) -> s
         parts = _split({rank: item[0] for rank, item in items.items()})
         if len(parts) > 1:
             _, kind, label = next(iter(items.values()))
-            sides = " from that of ".join(workers_text(ranks) for ranks in parts.values())
-            return f"{label} differs between workers: that of {sides}. {CAUSES[kind]}"
+            *sides, last = (workers_text(ranks) for ranks in parts.values())
+            return f"{label} differs between {', '.join(sides)} and {last}. {CAUSES[kind]}"
     return ""
 
 
