@@ -28,7 +28,7 @@ LAYERS = (
     ("lowering",),
     ("runtime.tensors", "runtime.wrapping"),
     ("runtime.python_state",),
-    ("runtime.changing",),
+    ("runtime.refusals",),
     ("runtime.asking",),
     ("runtime.parts",),
     ("runtime.containers",),

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from lightning.fabric import Fabric
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
 
 import sdp_compile as sdp
 from tests.distributed import run_workers
@@ -19,13 +21,14 @@ from tests.traps.small import compiled, raised
 pytestmark = pytest.mark.timeout(300)
 
 
-def gpt2() -> tuple[Any, list[dict[str, Any]]]:
-    torch.manual_seed(0)
-    sizes = {"n_layer": 1, "n_embd": 32, "n_head": 4, "vocab_size": 64, "n_positions": 32}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, use_cache=False, bos_token_id=0, eos_token_id=0))
-    ids = torch.randint(0, 64, (4, 16))
-    data = [{"input_ids": row, "labels": row} for row in torch.randint(0, 64, (16, 16))]
-    return sdp.compile(model, sdp.NeuronPolicy(coverage=0.5), {"input_ids": ids, "labels": ids}), data
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.last(self.first(x).relu())
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
 def frameworks(rank: int, folder: str) -> dict[str, tuple[str, bool]]:
@@ -46,7 +49,10 @@ def frameworks(rank: int, folder: str) -> dict[str, tuple[str, bool]]:
     fabric = Fabric(accelerator="cpu", devices=2)
     fabric.launch()
     check("fabric", module, lambda: fabric.setup(module, optimizer))
-    model, data = gpt2()
+    torch.manual_seed(0)
+    data = [{"x": x, "labels": torch.tensor(0)} for x in torch.randn(16, 8)]
+    inputs = {"x": torch.randn(6, 8), "labels": torch.zeros(6, dtype=torch.int64)}
+    model = sdp.compile(Classifier(), sdp.NeuronPolicy(coverage=0.5), inputs)
     arguments = TrainingArguments(
         folder, max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True, ddp_backend="gloo", save_strategy="no"
     )
