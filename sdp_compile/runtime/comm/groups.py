@@ -206,14 +206,14 @@ def explained(owners: OwnerSet, what: str, rank: int, doing: str = "") -> Iterat
 
     Args:
         owners: The workers that take part in the collective.
-        what: What the collective is called in the error.
+        what: What it sends, for the error: "gradient bucket 3".
         rank: This worker.
         doing: Where this worker is, for errors; by default in that collective.
 
     Raises:
         DistributedError: If the collective fails, or cannot end.
     """
-    with waiting(what, doing or f"in the collective of {what}", owners, rank):
+    with waiting(what, doing or f"in the communication of {what}", owners, rank):
         try:
             yield
         except RuntimeError as error:
@@ -224,7 +224,7 @@ def explained(owners: OwnerSet, what: str, rank: int, doing: str = "") -> Iterat
             first = (str(error).splitlines() or [""])[0]
             shown = ", ".join(map(str, owners[:16])) + (", ..." if len(owners) > 16 else "")
             raise DistributedError(
-                f"The collective of {what} among workers {shown} failed on worker {rank}: {first}\n{report}If a worker "
+                f"Communication of {what} among workers {shown} failed on worker {rank}: {first}\n{report}If a worker "
                 f"has ended, look at its output. {ADVICE}"
             ) from error
 

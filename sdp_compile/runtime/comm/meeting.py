@@ -103,7 +103,7 @@ class Meeting:
     def _explained(self) -> AbstractContextManager[None]:
         groups = self._groups
         everyone = tuple(range(groups.workers))
-        return explained(everyone, "what each worker does next", groups.rank, self._statement.point)
+        return explained(everyone, "what the workers do next", groups.rank, self._statement.point)
 
 
 def meet(point: str, groups: Groups) -> None:
