@@ -45,8 +45,8 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
             )
     elif isinstance(value, (torch.Tensor, nn.Module)) and (path, name) in state.asked:
         raise SDPError(
-            f"{where!r} cannot become a {type(value).__name__}, because its graph was captured without it. Register it in "
-            "the original model and compile it again."
+            f"{where!r} cannot become a {type(value).__name__}, because its graph was captured without it. "
+            "Register it in the original model and compile it again."
         )
     elif name in ("__class__", "forward") and (path or name != "forward"):
         raise SDPError(f"{where!r} cannot be set: the code of a compiled model is a graph already. {_REMEDY}")

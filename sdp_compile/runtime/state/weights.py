@@ -102,7 +102,8 @@ class _Files:
             file: Any = safe_open(path, framework="pt")
         except Exception as error:
             raise SDPError(
-                f"{path}, which {self._path} refers to, cannot be read: {error}. Check that all files of the index are there."
+                f"{path}, which {self._path} refers to, cannot be read: {error}. Check "
+                "that all files of the index are there."
             ) from error
         with file:
             stored = file.get_slice(name)
@@ -138,7 +139,8 @@ def _runs(index: Indices) -> Iterator[Indices]:
 def _check(name: str, shape: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
     if shape != tuple(expected):
         raise SDPError(
-            f"{name!r} has shape {list(shape)} in {where}, but {list(expected)} in the model. Pass the weights of this model."
+            f"{name!r} has shape {list(shape)} in {where}, but {list(expected)} in the model. Pass "
+            "the weights of this model."
         )
 
 
