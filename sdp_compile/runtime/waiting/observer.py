@@ -97,7 +97,7 @@ def observe(group: dist.ProcessGroup) -> None:
 
 
 def board_of(rank: int, members: tuple[int, ...]) -> Board | None:
-    """Returns the board of the newest common group of this process in which it is ``rank`` and that has these members.
+    """Returns the board of the common group in which this process is ``rank``; None if there is none, or several.
 
     Args:
         rank: This worker.
@@ -105,7 +105,7 @@ def board_of(rank: int, members: tuple[int, ...]) -> Board | None:
     """
     boards = [observer.board for observer in _observers.values()]
     fitting = [board for board in boards if board.rank == rank and board.workers > max(members)]
-    return fitting[-1] if fitting else None
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _leave() -> None:
