@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -115,7 +115,8 @@ def _line(frame: FrameType) -> str:
 def _progress() -> str:
     """Returns what torch's flight recorder knows of the progress of all process groups; empty without it."""
     try:
-        dumped = torch._C._distributed_c10d._dump_fr_trace_json(includeCollectives=False)
+        dump: Callable[..., bytes] = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json")  # noqa: B009
+        dumped = dump(includeCollectives=False)
         return str(json.loads(dumped).get("pg_status"))
     except (AttributeError, RuntimeError, ValueError):
         return ""
