@@ -115,14 +115,14 @@ class Groups:
         Args:
             owner_sets: The owner sets of the plan, in the same order on all ranks, which must all call this.
         """
-        observe(self.raw_group)
+        if not self.peers_are_fake:
+            observe(self.raw_group)
         made = _owner_groups.setdefault(self.group, {})
         for owners in owner_sets:
             if len(owners) < self.workers and owners not in made:
                 # Sets of others are recorded too: all ranks must agree on which groups exist.
                 made[owners] = self._create(owners, len(made))
-        can_create = self.workers == dist.get_world_size() or _names_can_be_common()
-        if self.workers > 1 and self.raw_group not in _control_groups and (can_create or "cpu" not in self._backends):
+        if self.workers > 1 and self.raw_group not in _control_groups and not self.peers_are_fake:
             # On the host, workers can compare what they do without waiting for a device.
             control = self._create(tuple(range(self.workers)), -1, "gloo")
             if control is not None:
@@ -249,7 +249,7 @@ def _common_name(text: str) -> Iterator[None]:
     names.
     """
     c10d = dist.distributed_c10d
-    if not _names_can_be_common():
+    if "group_count" not in c10d._hash_ranks_to_str.__code__.co_names:
         raise DistributedError(
             "This version of torch cannot create overlapping groups within group=. Leave out group= and use all ranks "
             "of the world as workers, or update torch to 2.14."
@@ -260,11 +260,6 @@ def _common_name(text: str) -> Iterator[None]:
         yield
     finally:
         c10d._world.group_count = before
-
-
-def _names_can_be_common() -> bool:
-    """Whether this version of torch derives a group's name as `_common_name` needs it."""
-    return "group_count" in dist.distributed_c10d._hash_ranks_to_str.__code__.co_names
 
 
 def _backends(group: dist.ProcessGroup) -> dict[str, str]:
