@@ -20,7 +20,7 @@ from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.modes import WithoutOperators
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.plain import MISSING
-from sdp_compile.runtime.changing import fixed_tree
+from sdp_compile.runtime.refusals import fixed_tree
 
 _CHANGING = frozenset({"append", "extend", "insert", "pop", "popitem", "clear", "update", "setdefault"})
 _WHOLE = frozenset({"generate", "save_pretrained", "push_to_hub"})

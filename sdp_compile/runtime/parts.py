@@ -12,8 +12,8 @@ from sdp_compile.errors import SDPError
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING
 from sdp_compile.runtime.asking import ask, not_callable
-from sdp_compile.runtime.changing import fixed_tree, refuse_change, refuse_removal
 from sdp_compile.runtime.python_state import Place
+from sdp_compile.runtime.refusals import fixed_tree, refuse_change, refuse_removal
 from sdp_compile.runtime.wrapping import Unwrappable
 
 Self = TypeVar("Self", bound="WithAttributes")

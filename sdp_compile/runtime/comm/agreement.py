@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from sdp_compile.runtime.comm.groups import Groups, explained
+from sdp_compile.runtime.waiting.patience import complete
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def maxima(values: list[float], what: str, groups: Groups) -> list[float]:
         return values
     everyone = torch.tensor(values, dtype=torch.float32)  # on the host, which waits for its peers, but for no device
     with explained(tuple(range(groups.workers)), what, groups.rank):
-        dist.all_reduce(everyone, op=dist.ReduceOp.MAX, group=groups.control)
+        complete(dist.all_reduce(everyone, dist.ReduceOp.MAX, groups.control, async_op=True), everyone)
     groups.traffic.add("control", "all_reduce", everyone.nbytes, groups.workers)
     largest: list[float] = everyone.tolist()
     return largest
@@ -62,5 +63,5 @@ def known_to_any(mine: Set[str], names: Sequence[str], groups: Groups) -> tuple[
         return tuple(name for name in names if name in mine)
     flags = torch.tensor([name in mine for name in names], dtype=torch.uint8, device=groups.device)
     with explained(tuple(range(groups.workers)), "differences between initial values", groups.rank):
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=groups.group)
+        complete(dist.all_reduce(flags, dist.ReduceOp.MAX, groups.group, async_op=True), flags)
     return tuple(name for name, flag in zip(names, flags.tolist(), strict=True) if flag)

@@ -19,12 +19,16 @@ from sdp_compile.ownership.owners import OwnerSet, is_member
 from sdp_compile.runtime.comm.issuer import issuer_of
 from sdp_compile.runtime.comm.streams import wait_for_all
 from sdp_compile.runtime.comm.traffic import Traffic
+from sdp_compile.runtime.waiting.board import Board
+from sdp_compile.runtime.waiting.observer import board_of, observe
+from sdp_compile.runtime.waiting.patience import complete, waiting
+from sdp_compile.runtime.waiting.words import ADVICE
 
 _owner_groups: WeakKeyDictionary[dist.ProcessGroup, dict[OwnerSet, dist.ProcessGroup | None]] = WeakKeyDictionary()
 """Owner groups by common group, shared by all compilations and copies of modules in this process."""
 
 _control_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
-"""The Gloo groups beside those common groups that cannot send tensors on the host."""
+"""The Gloo groups beside the common groups, in which workers compare what they do."""
 
 
 class Groups:
@@ -94,7 +98,11 @@ class Groups:
 
     @property
     def control(self) -> dist.ProcessGroup:
-        """The group of all workers for small tensors on the host, also during backward."""
+        """The group of all workers for small tensors on the host, also during backward.
+
+        No collective of the user's runs in it. So a worker that is in one meanwhile makes the others wait for it, and
+        cannot mix up the two, which may end the process without an error.
+        """
         return _control_groups.get(self.raw_group, self.raw_group)
 
     def global_rank(self, worker: int) -> int:
@@ -107,12 +115,14 @@ class Groups:
         Args:
             owner_sets: The owner sets of the plan, in the same order on all ranks, which must all call this.
         """
+        if not self.peers_are_fake:
+            observe(self.raw_group)
         made = _owner_groups.setdefault(self.group, {})
         for owners in owner_sets:
             if len(owners) < self.workers and owners not in made:
                 # Sets of others are recorded too: all ranks must agree on which groups exist.
                 made[owners] = self._create(owners, len(made))
-        if "cpu" not in self._backends and self.raw_group not in _control_groups:
+        if self.workers > 1 and self.raw_group not in _control_groups and not self.peers_are_fake:
             # On the host, workers can compare what they do without waiting for a device.
             control = self._create(tuple(range(self.workers)), -1, "gloo")
             if control is not None:
@@ -162,7 +172,8 @@ class Groups:
         """Copies the contiguous ``flat`` of worker ``source`` to all owners; by default to all workers."""
         group = self.group if owners is None else self.process_group(owners)
         # As bytes, so that every dtype travels the same way, also complex, bool and float8.
-        dist.broadcast(flat.view(torch.uint8), src=self.global_rank(source), group=group)
+        raw = flat.view(torch.uint8)
+        complete(dist.broadcast(raw, src=self.global_rank(source), group=group, async_op=True), raw)
 
     def gather_json(self, value: Any) -> list[Any]:
         """Returns the ``value`` of every worker by rank. JSON and not pickle, so that nothing received is executed."""
@@ -170,12 +181,13 @@ class Groups:
             return [value] * self.workers
         mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.workers)]
-        dist.all_gather(sizes, torch.tensor([len(mine)], device=self.device), group=self.group)
+        own = torch.tensor([len(mine)], device=self.device)
+        complete(dist.all_gather(sizes, own, group=self.group, async_op=True), own)
         lengths = [int(size) for size in sizes]
         padded = torch.zeros(max(lengths), dtype=torch.uint8, device=self.device)
         padded[: len(mine)] = mine
         everyone = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(everyone, padded, group=self.group)
+        complete(dist.all_gather(everyone, padded, group=self.group, async_op=True), padded)
         return [json.loads(bytes(text[:length].cpu().numpy())) for text, length in zip(everyone, lengths, strict=True)]
 
 
@@ -188,27 +200,44 @@ def peers_are_fake(group: dist.ProcessGroup) -> bool:
 
 
 @contextmanager
-def explained(owners: OwnerSet, what: str, rank: int) -> Iterator[None]:
-    """Turns an error of the communication library into one that names the workers and the likely cause.
+def explained(owners: OwnerSet, what: str, rank: int, doing: str = "") -> Iterator[None]:
+    """Turns an error of the communication library into one that names the workers and what each of them did.
+
+    The other workers learn meanwhile that this one waits there; see `sdp_compile.runtime.waiting`.
 
     Args:
         owners: The workers that take part in the collective.
-        what: What the collective is called in the error.
+        what: What it sends, for the error: "gradient bucket 3".
         rank: This worker.
+        doing: Where this worker is, for errors; by default in that collective.
 
     Raises:
-        DistributedError: If the collective fails.
+        DistributedError: If the collective fails, or cannot end.
     """
+    with waiting(what, doing or f"in the communication of {what}", owners, rank):
+        try:
+            yield
+        except RuntimeError as error:
+            board = board_of(rank, owners)
+            verdict, report = ("", "") if board is None else _known(board)
+            if verdict:  # a worker that has raised it ended before this one looked
+                raise DistributedError(verdict) from error
+            first = (str(error).splitlines() or [""])[0]
+            shown = ", ".join(map(str, owners[:16])) + (", ..." if len(owners) > 16 else "")
+            raise DistributedError(
+                f"Communication of {what} among workers {shown} failed on worker {rank}: {first}\n{report}If a worker "
+                f"has ended, look at its output. {ADVICE}"
+            ) from error
+
+
+def _known(board: Board) -> tuple[str, str]:
+    """Returns why the workers cannot go on, and what each of them did; both are empty if nobody can tell."""
     try:
-        yield
-    except RuntimeError as error:
-        first = (str(error).splitlines() or [""])[0]
-        shown = ", ".join(map(str, owners[:16])) + (", ..." if len(owners) > 16 else "")
-        raise DistributedError(
-            f"The collective of {what} among workers {shown} failed on worker {rank}: {first}\nEither one of them has "
-            "ended (look at its output), or the ranks run different numbers of backward passes. If they have uneven "
-            "numbers of batches, the case for which DDP has `Join`, stop at the smallest number or repeat some batches."
-        ) from error
+        verdict = board.verdict()
+        report = "" if verdict else board.report()
+    except RuntimeError:  # the process that serves the store has ended
+        return "", ""
+    return verdict, f"What the workers did:\n{report}\n" if report else ""
 
 
 @contextmanager

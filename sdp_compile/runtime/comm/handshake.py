@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch._C._distributed_c10d import PrefixStore
 from sdp_compile.errors import DistributedError
 from sdp_compile.ir.program import Capture
 from sdp_compile.runtime.comm.groups import peers_are_fake
+from sdp_compile.runtime.waiting.patience import step, waiting
+from sdp_compile.runtime.waiting.words import workers_text
 
 LIMIT_SECONDS = 55.0
 """How long a rank waits for the others at the start: all have raised within a minute of the first arrival."""
@@ -101,24 +103,29 @@ class Handshake:
         if self._done:
             return
         self._done = True
+        with waiting("handshake", f"in {self._topic}", tuple(range(self._workers)), self._rank):
+            verdict = self._agree(statement, details, what)
+        if verdict:
+            raise DistributedError(verdict)
+
+    def _agree(self, statement: str, details: Sequence[str], what: str) -> str:
+        """Returns why the workers do not agree; empty if they do."""
         deadline = time.monotonic() + self._limit
         try:
             lines = hashlib.sha256("\n".join(details).encode()).hexdigest()
             if not self._store.check([f"details/{lines}"]):
                 self._store.set(f"details/{lines}", json.dumps(list(details)))
             self._publish({"topic": self._topic, "statement": statement, "details": lines})
-            if self._rank == 0:
-                verdict = self._collect(what, deadline)
-                self._decide(verdict, deadline)
-            else:
-                verdict = self._await_verdict(deadline)
+            if self._rank != 0:
+                return self._await_verdict(deadline)
+            verdict = self._collect(what, deadline)
+            self._decide(verdict, deadline)
+            return verdict
         except (RuntimeError, OSError) as error:
             raise DistributedError(
                 f"Worker {self._rank} lost the process group's store in {self._topic}, because the process that serves "
                 f"it has ended ({_first_line(error)}). Look at the other ranks' output for the cause."
             ) from error
-        if verdict:
-            raise DistributedError(verdict)
 
     def _publish(self, message: dict[str, Any]) -> None:
         self._store.set(f"rank/{self._rank}", json.dumps(message))
@@ -189,26 +196,21 @@ class Handshake:
 
     def _wait(self, keys: list[str], deadline: float) -> bool:
         """Waits for all keys; False after the deadline. Polls, because a timed-out wait prints to the terminal."""
-        pause, waiting = 0.002, keys
-        while True:
-            waiting = [] if self._store.check(waiting) else waiting
-            if not waiting:
-                return True
-            if time.monotonic() > deadline:
+        pause, looked = 0.002, time.monotonic()
+        while not self._store.check(keys):
+            now = time.monotonic()
+            if now > deadline:
                 return False
+            if now > looked + 1:
+                looked = now
+                step()
             time.sleep(pause)
             pause = min(pause * 1.5, 0.1)
+        return True
 
 
 def _split(messages: list[dict[str, str]], field: str) -> dict[int, str]:
     return {rank: message[field] for rank, message in enumerate(messages)}
-
-
-def workers_text(ranks: Iterable[int]) -> str:
-    """Returns "worker 3" or "workers 0, 1, 2"; of many workers it names the first ones."""
-    numbers = sorted(ranks)
-    shown = ", ".join(map(str, numbers[:16])) + (f" and {len(numbers) - 16} more" if len(numbers) > 16 else "")
-    return f"worker {shown}" if len(numbers) == 1 else f"workers {shown}"
 
 
 def _quoted(texts: dict[int, str]) -> str:

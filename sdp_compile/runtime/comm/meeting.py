@@ -21,7 +21,9 @@ import torch.distributed as dist
 
 from sdp_compile.errors import DistributedError
 from sdp_compile.runtime.comm.groups import Groups, explained
+from sdp_compile.runtime.comm.issuer import issuer_of
 from sdp_compile.runtime.comm.verdict import Details, judge
+from sdp_compile.runtime.waiting.patience import complete
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,7 @@ class Meeting:
         """Waits for all workers. Returns whether they agree; if not, `finish` finds out why."""
         if not self._agreed:
             with self._explained():
-                if self._work is not None:
-                    self._work.wait()
+                complete(self._work, self._sums)
             self._agreed = self._groups.peers_are_fake or not self._sums[:-1].any()
         return self._agreed
 
@@ -101,7 +102,23 @@ class Meeting:
 
     def _explained(self) -> AbstractContextManager[None]:
         groups = self._groups
-        return explained(tuple(range(groups.workers)), "what each worker does next", groups.rank)
+        everyone = tuple(range(groups.workers))
+        return explained(everyone, "what the workers do next", groups.rank, self._statement.point)
+
+
+def meet(point: str, groups: Groups) -> None:
+    """Waits for all workers. Collective.
+
+    Args:
+        point: Where this worker is, for errors: "in the gradient norm".
+        groups: The workers' process groups.
+
+    Raises:
+        DistributedError: On all workers, if any of them is elsewhere.
+    """
+    issuer = issuer_of(groups.raw_group)
+    issuer.settle()
+    Meeting(Statement(point), groups, issuer.held).finish()
 
 
 def mixed(*parts: object) -> int:

@@ -19,6 +19,7 @@ from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.comm.transfer import batches
 from sdp_compile.runtime.tensors import local_tensors
+from sdp_compile.runtime.waiting.patience import complete
 
 Place = tuple[str, Region]
 """The name of a tensor that this worker holds, and a region of it."""
@@ -86,7 +87,8 @@ class Refresh:
             for (name, region), values in _cut(received, transfer.receives):
                 values.view(region.shape).copy_(region.read(tensors[name]))
         else:
-            dist.all_to_all_single(received, sent, counts[1], counts[0], group=groups.group)
+            work = dist.all_to_all_single(received, sent, counts[1], counts[0], group=groups.group, async_op=True)
+            complete(work, sent)
         groups.traffic.add_sent("refresh", sent.nbytes)
         for (name, region), values in _cut(received, transfer.receives):
             region.write(tensors[name].detach(), values)

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sdp_compile.runtime.waiting.patience import complete
+
 _streams: dict[torch.device, torch.Stream] = {}
 """The communication stream of each device in use."""
 
@@ -29,7 +31,7 @@ def issue(collective: Callable[[], dist.Work | None], *tensors: Tensor) -> Calla
     device = tensors[0].device
     if device.type == "cpu":
         work = collective()
-        return (lambda: None) if work is None else work.wait
+        return lambda: complete(work, tensors[0])
     stream = _streams.setdefault(device, torch.Stream(device))
     stream.wait_stream(torch.accelerator.current_stream(device))
     with stream:

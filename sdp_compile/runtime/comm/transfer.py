@@ -45,7 +45,7 @@ def equalise(
         for batch in batches(sizes):
             regions = [(holdings.region(piece), tensor) for piece, tensor in pieces[batch]]
             flat = _flat([region.read(tensor) for region, tensor in regions], groups)
-            with explained(owners, "state", groups.rank):
+            with explained(owners, "the first owners' values", groups.rank):
                 groups.broadcast(flat, owners[0], owners)
             if owners[0] != groups.rank:
                 if changed is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sdp_compile.runtime.comm.handshake import workers_text
+from sdp_compile.runtime.waiting.words import workers_text
 
 OUTSIDE = "outside"
 """What stands for a module's number in the keys of parameters outside compiled modules. All workers must step them."""
@@ -25,6 +25,10 @@ CAUSES = {
         "It lies outside the compiled model, so nobody averages its gradient. Put it into the model before "
         "sdp.compile(), or average its gradient yourself, for example with DistributedDataParallel. A parameter that "
         "each worker shall train on its own belongs in an optimizer of its own."
+    ),
+    "requires_grad": (
+        "Call requires_grad_() on all workers alike, or on the original model before sdp.compile(): where one owner "
+        "freezes a parameter and another trains it, they drift apart."
     ),
     "option": "Give the optimizer the same options on all workers.",
 }
@@ -146,8 +150,8 @@ def _difference_of_items(views: Sequence[Details], compared: Sequence[int]) -> s
         parts = _split({rank: item[0] for rank, item in items.items()})
         if len(parts) > 1:
             _, kind, label = next(iter(items.values()))
-            sides = " from that of ".join(workers_text(ranks) for ranks in parts.values())
-            return f"{label} differs between workers: that of {sides}. {CAUSES[kind]}"
+            *sides, last = (workers_text(ranks) for ranks in parts.values())
+            return f"{label} differs between {', '.join(sides)} and {last}. {CAUSES[kind]}"
     return ""
 
 

@@ -16,6 +16,8 @@ from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups, explained
+from sdp_compile.runtime.comm.meeting import meet
+from sdp_compile.runtime.waiting.patience import complete
 
 
 class Engine(Protocol):
@@ -184,12 +186,15 @@ def gather_norm(own: Tensor, other: Tensor | None, order: float, owners: OwnerSe
     Raises:
         DistributedError: If ``other`` differs between workers.
     """
+    if len(owners) == groups.workers > 1:
+        meet("in the gradient norm", groups)
     device = groups.device
     row = torch.stack([own.to(device), torch.zeros_like(own, device=device) if other is None else other.to(device)])
     rows = torch.empty(len(owners), 2, dtype=row.dtype, device=device)
     if len(owners) > 1:
         with explained(owners, "the gradient norm", groups.rank):
-            dist.all_gather(list(rows.unbind()), row, group=groups.process_group(owners))
+            work = dist.all_gather(list(rows.unbind()), row, group=groups.process_group(owners), async_op=True)
+            complete(work, row)
         groups.traffic.add("control", "all_gather", rows.nbytes, len(owners))
     else:
         rows[0] = row

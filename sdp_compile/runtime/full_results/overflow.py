@@ -12,7 +12,9 @@ from torch.utils import _pytree as pytree
 
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.groups import Groups, explained
+from sdp_compile.runtime.comm.meeting import meet
 from sdp_compile.runtime.full_results.norms import Engine, common_groups, holders
+from sdp_compile.runtime.waiting.patience import complete
 
 UNSCALE = torch._amp_foreach_non_finite_check_and_unscale_
 """How torch's scaler divides gradients by the scale, and sets a flag if any is not finite."""
@@ -61,9 +63,10 @@ def agree(flags: Sequence[Tensor], groups: Groups) -> None:
     """Sets every flag to the maximum over all of them and over all workers. Collective."""
     for flag in flags:
         _as_plain(flag)
+    meet("in the gradient scaler's check", groups)
     largest = torch.stack([flag.to(groups.device) for flag in flags]).amax()
     with explained(tuple(range(groups.workers)), "the gradient scaler's check", groups.rank):
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=groups.group)
+        complete(dist.all_reduce(largest, dist.ReduceOp.MAX, groups.group, async_op=True), largest)
     groups.traffic.add("control", "all_reduce", largest.nbytes, groups.workers)
     for flag in flags:
         flag.copy_(largest)

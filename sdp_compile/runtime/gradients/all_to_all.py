@@ -11,6 +11,7 @@ from torch import Tensor
 from sdp_compile.planning.buckets import MOST_GROUPS, Bucket, groups_per_worker
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.gradients.reduction import EVERYTHING, Reduction
+from sdp_compile.runtime.waiting.patience import complete
 
 _ALIGNMENT = 16
 """Chunk lengths are multiples of this many elements, so that chunks of all dtypes are aligned for any dtype."""
@@ -81,7 +82,8 @@ class AllToAll(Reduction):
         sizes = [sum(self._own(number).nbytes for number in common) for common in self._common]
         received = torch.empty_like(sent)
         with explained(self._everyone, "the gradient exchange", self.groups.rank):
-            dist.all_to_all_single(received, sent, sizes, sizes, group=self.groups.group)
+            work = dist.all_to_all_single(received, sent, sizes, sizes, group=self.groups.group, async_op=True)
+            complete(work, sent)
         self.groups.traffic.add_sent("gradients", sent.nbytes)  # a worker sends nothing to itself
         found, start = {}, 0
         for peer, common in enumerate(self._common):

@@ -184,7 +184,8 @@ def _entry(name: str, key: str, value: Any, parameter: Tensor) -> dict[str, Any]
     if isinstance(value, Tensor) and value.numel() != 1:
         raise SDPError(
             f"The optimizer's state {key!r} of {name!r} cannot be assembled from slices: it has shape "
-            f"{list(value.shape)}, but the parameter's slice has shape {list(parameter.shape)}."
+            f"{list(value.shape)}, but the parameter's slice has shape {list(parameter.shape)}. "
+            "Use an optimizer whose state has one value per element or is a scalar."
         )
     return {"per_element": False, "value": encode(value, f"the optimizer's state {key!r} of {name!r}")}
 

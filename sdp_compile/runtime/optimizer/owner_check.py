@@ -4,12 +4,14 @@ Before a step all workers compare in one small all-reduce that they step, with w
 the gradients and values, bit by bit. The parts rotate, so that any difference is found within `SHARES` steps. The first
 step of an optimizer compares everything.
 
-On an accelerator the host does not wait for the checksums: they are compared at the next step.
+On an accelerator the host does not wait for the checksums: they are compared at the next step. If a gradient was not
+finite, everything is compared then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,7 +25,7 @@ from sdp_compile.planning.regions import full
 from sdp_compile.runtime.comm.meeting import Statement, mixed, share_of_zero
 from sdp_compile.runtime.comm.verdict import OUTSIDE, Details
 from sdp_compile.runtime.gradients.engine import GradientEngine, engines
-from sdp_compile.runtime.owners.checksums import fetched, is_finite
+from sdp_compile.runtime.owners.checksums import fetched
 from sdp_compile.runtime.owners.comparison import Comparison, Item, items, read
 from sdp_compile.runtime.owners.parts import SHARES, holder_factor
 from sdp_compile.runtime.sharding.gradient import local_gradient
@@ -35,6 +37,21 @@ _SAMPLES = 4
 """Of how many gradients a worker looks at each step whether they are finite: its smallest ones."""
 
 _NOT_OPTIONS = ("params", "param_names")
+
+_TRAINABLE = {flag: mixed("requires_grad", flag) for flag in (False, True)}
+
+
+@dataclass(frozen=True)
+class Late:
+    """What a step leaves to the next one to look at, when it has arrived from the devices.
+
+    Attributes:
+        comparison: Its checksums.
+        finite: Returns whether each of this worker's gradients was finite.
+    """
+
+    comparison: Comparison
+    finite: Callable[[], list[int]]
 
 
 class StepCheck:
@@ -52,6 +69,7 @@ class StepCheck:
         self.keys: list[list[str]] = []
         self.factors: list[int] = []
         self.items: list[Item] = []
+        self._trainable: list[tuple[nn.Parameter, str, str, int]] = []
         outside = 0
         for group in optimizer.param_groups:
             keys, factor = [], 0
@@ -59,7 +77,9 @@ class StepCheck:
                 if parameter in known:
                     engine, name = known[parameter]
                     keys.append(engine.key(name))
-                    factor += holder_factor(engine, name)
+                    own_factor = holder_factor(engine, name)
+                    factor += own_factor
+                    self._trainable.append((parameter, keys[-1], name, own_factor))
                 elif parameter.requires_grad and parameter not in elsewhere and type(parameter) is nn.Parameter:
                     key = f"{OUTSIDE}:parameter {outside} of shape {list(parameter.shape)} outside the compiled model"
                     keys.append(key)
@@ -72,21 +92,19 @@ class StepCheck:
         for engine in own:
             parameters = {name: parameter for parameter, name in engine.names().items() if parameter in given}
             self.items += items(engine, parameters, with_gradients=True)
-        self._samples = sorted(given, key=Tensor.numel)[:_SAMPLES]
+        self._given = sorted(given, key=Tensor.numel)
 
-    def meet(
-        self, optimizer: Optimizer, own: Sequence[GradientEngine], count: int, late: Comparison | None
-    ) -> Comparison | None:
+    def meet(self, optimizer: Optimizer, own: Sequence[GradientEngine], count: int, late: Late | None) -> Late | None:
         """Compares a step with the other workers'. Collective.
 
         Args:
             optimizer: The optimizer, which is about to step.
             own: The engines of this group that average its gradients.
             count: How many steps it has taken.
-            late: Checksums of the step before, which are compared now.
+            late: What the step before has left to look at.
 
         Returns:
-            Checksums that are compared at the next step.
+            What this step leaves to the next one.
 
         Raises:
             DistributedError: On all workers, if any of them steps with other options, gradients or values.
@@ -96,16 +114,18 @@ class StepCheck:
             compared += _options_on_devices(group, keys, factor)
         devices = {parameter.device.type for group in optimizer.param_groups for parameter in group["params"]}
         waits = LATE or devices != {"cpu"} or any(engine.unequal_devices for engine in own)
-        comparison = new = Comparison(compared, waits)
+        comparison = Comparison(compared, waits)
+        # Without checksums at once, all gradients count: after two steps of waiting all owners agree again.
+        finite = fetched(_are_finite(self._given if waits else self._given[:_SAMPLES]), waits)
+        new = Late(comparison, finite) if waits else None
         if waits:
-            comparison = Comparison([], False) if late is None else late
+            comparison, finite = (Comparison([], False), list) if late is None else (late.comparison, late.finite)
         options = [_options(optimizer, group, count) for group in optimizer.param_groups]
-        suspicious = not (waits or self._are_finite())
-        if self._meet(own, options, comparison, suspicious) and not waits:
+        if self._meet(own, options, comparison, not all(finite())):
             self._meet(own, options, Comparison(self.items, False), False)
         for engine in own:
             engine.values_are_compared = True
-        return new if waits else None
+        return new
 
     def _meet(
         self, own: Sequence[GradientEngine], options: Sequence[Mapping[str, str]], comparison: Comparison, flag: bool
@@ -113,21 +133,17 @@ class StepCheck:
         """Compares a step. Returns whether the flag is set on any worker."""
         hashes = [mixed(*chosen.items()) for chosen in options]
         stated = sum(factor * hash_ for factor, hash_ in zip(self.factors, hashes, strict=True))
+        stated += sum(factor * _TRAINABLE[parameter.requires_grad] for parameter, _, _, factor in self._trainable)
 
         def details() -> Details:
             steps = {key: number for number, keys in enumerate(self.keys) for key in keys}
-            return Details(steps=steps, options=options, items=comparison.details())
+            trainable = {
+                f"requires_grad:{key}": (str(parameter.requires_grad), "requires_grad", f"requires_grad of {name!r}")
+                for parameter, key, name, _ in self._trainable
+            }
+            return Details(steps=steps, options=options, items={**trainable, **comparison.details()})
 
         return own[0].meet(Statement("in an optimizer's step", (stated, comparison.term()), flag, details)).finish()
-
-    def _are_finite(self) -> bool:
-        """Whether a sample of this worker's gradients is finite.
-
-        A value that is not finite on one owner makes all its gradients so, and after the next step those of all owners,
-        which then agree. So everything is compared before that step.
-        """
-        gradients = [local_gradient(parameter) for parameter in self._samples]
-        return all(fetched([is_finite(gradient) for gradient in gradients if gradient is not None], False)())
 
 
 class _Watch:
@@ -137,7 +153,7 @@ class _Watch:
         self.count = 0
         self.parameters: list[list[nn.Parameter]] = []
         self.checks: dict[dist.ProcessGroup, StepCheck] = {}
-        self.late: dict[dist.ProcessGroup, Comparison | None] = {}
+        self.late: dict[dist.ProcessGroup, Late | None] = {}
 
 
 _watches: WeakKeyDictionary[Optimizer, _Watch] = WeakKeyDictionary()
@@ -167,6 +183,20 @@ def check_step(optimizer: Optimizer, own: Sequence[GradientEngine]) -> None:
         with torch._C.DisableTorchFunctionSubclass():  # this worker's part of a gradient, not the full model's
             watch.late[group] = watch.checks[group].meet(optimizer, members, watch.count, watch.late.get(group))
     watch.count += 1
+
+
+def _are_finite(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Returns whether the gradients on each device are finite, as scalars there.
+
+    A value that is not finite on one owner makes all its gradients so, and after the next step those of all owners,
+    which then agree. So everything is compared before that step.
+    """
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for gradient in map(local_gradient, parameters):
+        if gradient is not None and gradient.numel() and gradient.layout == torch.strided:
+            by_device.setdefault(gradient.device, []).append(gradient)
+    norms = [torch._foreach_norm(gradients, torch.inf) for gradients in by_device.values()]
+    return [torch.stack([norm.isfinite() for norm in own]).all() for own in norms]
 
 
 def _outside(parameter: nn.Parameter, key: str, share: int, engine: GradientEngine) -> Iterator[Item]:

@@ -31,7 +31,9 @@ def encode(value: Any, what: str) -> Any:
         }
     if isinstance(value, (tuple, list)):
         return [encode(item, what) for item in value]
-    raise SDPError(f"{what} is a {type(value).__name__}, but only numbers, texts and scalar tensors can be saved.")
+    raise SDPError(
+        f"{what} is a {type(value).__name__}, but only numbers, texts and scalar tensors can be saved. Remove it first."
+    )
 
 
 def decode(value: Any) -> Any:

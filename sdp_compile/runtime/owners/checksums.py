@@ -35,11 +35,6 @@ def checksum(tensor: Tensor) -> Tensor:
     return (sums * _weights_on(sums.device, len(sums))).sum()
 
 
-def is_finite(tensor: Tensor) -> Tensor:
-    """Returns whether all elements are finite, as a scalar tensor. Too large a sum counts as not finite."""
-    return tensor.sum().isfinite()
-
-
 def _width(table: Tensor) -> int:
     """Returns the size in bytes of the longest words that make up a row."""
     row = table.shape[1] * table.element_size()

@@ -22,6 +22,7 @@ from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.runtime.tensors import local_tensors
+from sdp_compile.runtime.waiting.patience import complete
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _reduce(
         sent = flat.to(groups.wire(flat.device))
         with explained(owners, "running statistics", groups.rank):
             operation = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
-            dist.all_reduce(sent, op=operation, group=groups.process_group(owners))
+            complete(dist.all_reduce(sent, operation, groups.process_group(owners), async_op=True), sent)
         if not maximum:
             sent = sent / len(owners)
         offset = 0

@@ -101,7 +101,10 @@ class _Files:
         try:
             file: Any = safe_open(path, framework="pt")
         except Exception as error:
-            raise SDPError(f"{path}, which {self._path} refers to, cannot be read: {error}") from error
+            raise SDPError(
+                f"{path}, which {self._path} refers to, cannot be read: {error}. Check "
+                "that all files of the index are there."
+            ) from error
         with file:
             stored = file.get_slice(name)
             _check(name, tuple(stored.get_shape()), shape, str(self._path))
@@ -135,7 +138,10 @@ def _runs(index: Indices) -> Iterator[Indices]:
 
 def _check(name: str, shape: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
     if shape != tuple(expected):
-        raise SDPError(f"{name!r} has shape {list(shape)} in {where}, but {list(expected)} in the model.")
+        raise SDPError(
+            f"{name!r} has shape {list(shape)} in {where}, but {list(expected)} in the model. Pass "
+            "the weights of this model."
+        )
 
 
 def _missing(absent: list[str], where: str) -> str:

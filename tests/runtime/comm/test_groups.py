@@ -32,7 +32,7 @@ def test_uneven_numbers_of_batches_are_an_error_that_says_so() -> None:
         run_workers(uneven, WORKERS, timeout=8)
     assert 3 not in raised.value.failures
     assert any("DistributedError" in text and "Join" in text for text in raised.value.failures.values())
-    assert any("what each worker does next among workers" in text for text in raised.value.failures.values())
+    assert any("what the workers do next among workers" in text for text in raised.value.failures.values())
 
 
 def on_a_subgroup(rank: int) -> Any:

@@ -44,7 +44,7 @@ def test_the_element_that_differs_is_named() -> None:
     same, other = ["1", "value", "The value of 'b'"], ["2", "value", "The value of 'a'[0:2]"]
     views = [at_step("a", "a", {"b": same, "a": [str(rank // 2), *other[1:]]}) for rank in range(3)]
     assert judge(views).error.startswith(
-        "The value of 'a'[0:2] differs between workers: that of workers 0, 1 from that of worker 2. Something changed"
+        "The value of 'a'[0:2] differs between workers 0, 1 and worker 2. Something changed"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from sdp_compile.runtime.comm.traffic import Traffic
 from sdp_compile.runtime.gradients.all_to_all import AllToAll, is_crowded
@@ -48,7 +49,11 @@ def test_two_owners_have_chunks_of_equal_multiples_of_sixteen(numel: int, length
 
 def test_each_step_exchanges_its_own_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other worker sends what this one sends."""
-    monkeypatch.setattr(dist, "all_to_all_single", lambda received, sent, *_, **__: received.copy_(sent))
+
+    def exchange(received: Tensor, sent: Tensor, *_: Any, **__: Any) -> None:
+        received.copy_(sent)
+
+    monkeypatch.setattr(dist, "all_to_all_single", exchange)
     everyone: Any = groups()
     everyone.group, everyone.device, everyone.traffic = None, torch.device("cpu"), Traffic()
     reduction = AllToAll(everyone)

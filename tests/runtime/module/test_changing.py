@@ -69,7 +69,10 @@ def test_what_counts(name: str) -> None:
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "module": (lambda model: setattr(model, "bn", nn.Identity()), "Part 'bn' of a compiled model cannot be replaced"),
     "no module": (lambda model: setattr(model, "bn", None), "Part 'bn' of a compiled model cannot be replaced"),
-    "shape": (lambda model: setattr(model.bn, "bias", nn.Parameter(torch.ones(3))), r"'bn.bias' cannot become a \[3\]"),
+    "shape": (
+        lambda model: setattr(model.bn, "bias", nn.Parameter(torch.ones(3))),
+        r"'bn.bias' cannot become a tensor \[3\]",
+    ),
     "no parameter": (lambda model: setattr(model.bn, "bias", None), "'bn.bias' cannot become a NoneType"),
     "buffer": (lambda model: setattr(model.bn, "running_mean", torch.ones(3)), "'bn.running_mean' cannot become"),
     "removed module": (lambda model: delattr(model, "bn"), "'bn' of a compiled model cannot be removed"),

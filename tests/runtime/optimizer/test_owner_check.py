@@ -113,6 +113,15 @@ def plateau(rank: int, step: int, module: nn.Module, optimizer: Any) -> None:
     optimizer.scheduler.step(float(-rank * step))
 
 
+def freezes(rank: int, step: int, module: nn.Module, optimizer: Any) -> None:
+    if rank == 1 and step == 2:
+        module.up.weight.requires_grad_(False)
+
+
+def thaws(rank: int, step: int, module: nn.Module, optimizer: Any) -> None:
+    module.up.weight.requires_grad_(rank == 3 and step >= 2)
+
+
 def only_gradients(rank: int, step: int, module: nn.Module, optimizer: Any) -> None:
     leaves = [p for p in module.parameters() if p.requires_grad and p is not module.idle]
     optimizer.zero_grad()
@@ -133,6 +142,8 @@ FAULTS: dict[str, tuple[Act, int, int, list[str]]] = {
     "init": (initialises, 0, 0, ["The value of", "nn.init"]),
     "permuted": (permutes, 1, 1 + SHARES, ["The value of 'down.weight'"]),
     "plateau": (plateau, 0, 4, ["lr is", "scheduler"]),
+    "frozen": (freezes, 2, 2, ["requires_grad of 'up.weight' differs", "worker 1", "on all workers alike"]),
+    "thawed": (thaws, 2, 2, ["requires_grad of 'up.weight' differs", "worker 3"]),
     "autograd.grad": (only_gradients, 0, 0, ["The gradient of", "autograd.grad"]),
 }
 """For each fault: what is done, the first and the last step at which it may be found, and what the error says."""
@@ -150,8 +161,7 @@ def test_a_difference_is_the_same_error_on_all_workers(late: bool) -> None:
         steps, errors = zip(*(own[name] for own in found), strict=True)
         assert len(set(errors)) == 1, (name, errors)
         of_options = name in ("learning rate", "weight decay", "skipped", "plateau")
-        if late and name == "nan":
-            continue  # it has spread to all owners when the checksums are read
+        of_options |= name in ("frozen", "thawed")
         assert first <= min(steps) <= max(steps) <= last + (late and not of_options), (name, steps, errors[0])
         for text in texts:
             assert re.search(text, errors[0]), (name, errors[0])

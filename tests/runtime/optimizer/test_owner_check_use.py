@@ -233,6 +233,10 @@ def under_compile(rank: int) -> list[str]:
         except DistributedError as error:
             found.append(f"{number}: {error}")
     assert not torch.equal(before["tokens.weight"], model.full_state_dict()["tokens.weight"])
+    optimizer.param_groups[0]["lr"].fill_(1e-2)
+    torch.compiler.reset()  # what was compiled with graph breaks
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"compile optimizer\.step without fullgraph=True"):
+        torch.compile(optimizer.step, backend="eager", fullgraph=True)()
     return found
 
 

@@ -36,7 +36,7 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
     elif name in owner._parameters or name in owner._buffers:
         held = module._parameters.get(name, module._buffers.get(name))
         if value is not held and (held is None or not isinstance(value, torch.Tensor) or value.shape != held.shape):
-            what = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            what = f"tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
             there = "holds nothing of it" if held is None else f"holds a tensor {list(held.shape)}"
             raise SDPError(
                 f"{where!r} cannot become a {what}: the worker {there}. Copy new values into it under "
@@ -45,8 +45,8 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
             )
     elif isinstance(value, (torch.Tensor, nn.Module)) and (path, name) in state.asked:
         raise SDPError(
-            f"{where!r} cannot become a {type(value).__name__}, because its graph was captured without. Register it in "
-            "the original model and compile it again."
+            f"{where!r} cannot become a {type(value).__name__}, because its graph was captured without it. "
+            "Register it in the original model and compile it again."
         )
     elif name in ("__class__", "forward") and (path or name != "forward"):
         raise SDPError(f"{where!r} cannot be set: the code of a compiled model is a graph already. {_REMEDY}")

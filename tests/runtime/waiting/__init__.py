@@ -1,0 +1,1 @@
+"""Tests of what the workers know of each other while they wait."""
