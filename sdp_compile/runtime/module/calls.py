@@ -16,7 +16,7 @@ from sdp_compile.capture.inputs import describe
 from sdp_compile.capture.regions import autocast_devices
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.parts import submodule
-from sdp_compile.ir.program import Program
+from sdp_compile.ir.program import FORWARD, Program
 
 
 class Caller:
@@ -30,8 +30,8 @@ class Caller:
     """
 
     def __init__(self, model: nn.Module, program: Program) -> None:
-        self.name = type(model).__name__
-        parameters = inspect.signature(model.forward).parameters.values()
+        self.name = type(model).__name__ + ("" if program.method == FORWARD else f".{program.method}")
+        parameters = inspect.signature(getattr(model, program.method)).parameters.values()
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self.names = [parameter.name for parameter in parameters if parameter.kind in positional]
         self.defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
