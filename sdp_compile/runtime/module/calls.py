@@ -48,6 +48,11 @@ class Caller:
             (index, spec.name, len(spec.dims), list(enumerate(spec.dims))) for index, spec in program.inputs.items()
         ]
         self.captured = self._describe(program)
+        self.option = (
+            "example inputs like this call"
+            if program.method == FORWARD
+            else f"methods={{{program.method!r}: ...}} with inputs like this call"
+        )
         self.asks_grad = program.asks_grad
         self.assigned = program.assigned
         self.assigned_spec = program.assigned_spec
@@ -151,7 +156,7 @@ class Caller:
         """Returns the message for a call that does not fit the capture."""
         return (
             f"The compiled {self.name} was called differently than captured: {what}. Captured: {self.captured}. Call "
-            "it like the example inputs, or pass example inputs like this call to sdp.compile()."
+            f"it like the example inputs, or pass {self.option} to sdp.compile()."
         )
 
     def _error(self, what: str) -> SDPError:

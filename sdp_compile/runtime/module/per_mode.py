@@ -77,7 +77,8 @@ class GraphPerMode(fx.GraphModule):
         run = _own_code(_run, "run")
         for method in dict.fromkeys(program.method for program in self._programs):
             function = _own_code(_calling(method, run), method)
-            function.__signature__ = _signature(getattr(self._programs.state.skeleton, method))
+            original = getattr(self._programs.state.skeleton, method)
+            function.__signature__, function.__doc__ = _signature(original), original.__doc__
             setattr(cls, method, function)
         return codes[self._programs.name(self.mode)]
 
