@@ -87,7 +87,18 @@ def ask(module: nn.Module, part: nn.Module, owner: nn.Module, name: str) -> Any:
         if watched.found or _computed(value, module):
             raise NotCompiledError(_message(kind, name, watched.found))
         return module if value is part else value
-    return MISSING
+    return _forwarded(part, kind, name)
+
+
+def _forwarded(part: nn.Module, kind: type[nn.Module], name: str) -> Any:
+    """Returns what the ``__getattr__`` of the original's class finds, as that of wrappers such as PEFT's does."""
+    find = next((vars(base)["__getattr__"] for base in kind.__mro__ if "__getattr__" in vars(base)), None)
+    if find is None or find is nn.Module.__getattr__:
+        return MISSING
+    try:
+        return find(part, name)
+    except AttributeError:
+        return MISSING
 
 
 def _refusing(path: str, *_args: Any, **_kwargs: Any) -> None:
