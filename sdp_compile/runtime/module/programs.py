@@ -304,7 +304,8 @@ class Programs:
         new = {name: tensor for name, tensor in captured.state.items() if name not in base.state}
         tensors = slice_tensors(again.holdings, replace(captured, state=new), {}, self.device)
         constants = {name: captured.constants[name] for name in new}
-        module.capture = replace(base, state={**base.state, **new}, constants={**base.constants, **constants})
+        state, values = {**base.state, **new}, {**base.constants, **constants}
+        vars(module)["capture"] = replace(base, state=state, constants=values)
         return again.programs[call.key], tensors
 
 

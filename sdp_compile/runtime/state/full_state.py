@@ -30,8 +30,8 @@ _warned: weakref.WeakSet[Subnetwork] = weakref.WeakSet()
 def full_state_dict(module: Subnetwork, rank0_only: bool = False, cpu_offload: bool = False) -> dict[str, Any]:
     """Returns the original model's ``state_dict()`` with the values of all workers. Collective.
 
-    Running statistics are merged over their owners, and spectral norms estimated for the whole weights; the module's own
-    stay as they are.
+    Running statistics are merged over their owners, and spectral norms estimated for the whole weights; the module's
+    own stay as they are.
 
     Args:
         module: The compiled module.

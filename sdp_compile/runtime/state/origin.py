@@ -114,8 +114,9 @@ class Origin:
             )
         raise SDPError(
             f"This state does not say which worker's slices it holds (as for {next(iter(cut))!r}). A plain dict copy "
-            "or a safetensors file of state_dict() loses that: use copy.deepcopy() or torch.save(). For the weights of "
-            "the whole model use full_state_dict() and load_full_state_dict()."
+            "or a safetensors file of state_dict() loses that: use copy.deepcopy() or torch.save(), and for averages "
+            "of weights torch.optim.swa_utils.AveragedModel(model). For the weights of the whole model use "
+            "full_state_dict() and load_full_state_dict()."
         )
 
 

@@ -1,8 +1,8 @@
 """Spectral norms of the full model: re-estimated, because each worker has estimated that of its own slices.
 
 `spectral_norm` divides a weight by its largest singular value, which it follows in training with one power iteration
-per call, on the weight that it sees. The vectors of these iterations lie in buffers. Those of the workers, put together,
-are not singular vectors of the whole weight.
+per call, on the weight that it sees. The vectors of these iterations lie in buffers. Those of the workers, put
+together, are not singular vectors of the whole weight.
 """
 
 from __future__ import annotations

@@ -266,7 +266,9 @@ def _all(rank: int, policy: str, compiled: bool) -> str:
     return _refuse(rank)
 
 
-@pytest.mark.parametrize(("workers", "policy", "compiled"), [(2, "backward", False), (3, "block", True), (4, "neuron", False)])
+@pytest.mark.parametrize(
+    ("workers", "policy", "compiled"), [(2, "backward", False), (3, "block", True), (4, "neuron", False)]
+)
 def test_workers_that_call_any_entries_in_a_step_train_together(workers: int, policy: str, compiled: bool) -> None:
     for message in run_workers(_all, workers, policy, compiled, limit=200):
         assert "different models or options" in message or "different plans" in message, message
