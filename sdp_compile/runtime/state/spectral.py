@@ -95,4 +95,5 @@ def _singular_vectors(matrix: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    return vector / vector.norm().clamp(min=1e-12)
+    result: Tensor = vector / vector.norm().clamp(min=1e-12)
+    return result
