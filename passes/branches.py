@@ -33,7 +33,7 @@ def outputs_of(program: Program, blocks: list[Block]) -> list[tuple[fx.Node, fx.
         LoweringError: If an earlier pass removed or renamed one of the nodes.
     """
     nodes = {node.name: node for node in program.graph.nodes}
-    branches = [branch for block in blocks for branch in block.branches[program.mode]]
+    branches = [branch for block in blocks for branch in block.branches[program.key]]
     for name in (name for branch in branches for name in (branch.add, *branch.operands)):
         if name not in nodes:
             raise LoweringError(

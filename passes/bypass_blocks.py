@@ -51,7 +51,7 @@ def _bypass(program: Program, blocks: list[Block]) -> None:
     """
     effects = Effects(program.graph)
     zeros = {operand for _, operand in outputs_of(program, blocks)}
-    dropped = {name for block in blocks for name in block.nodes[program.mode]}
+    dropped = {name for block in blocks for name in block.nodes[program.key]}
     for node in effects.nodes:
         if zeros.isdisjoint(node.all_input_nodes):
             continue

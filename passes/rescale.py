@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from sdp_compile import ops
-from sdp_compile.ir.program import Mode, Program, copy_program
+from sdp_compile.ir.program import Program, copy_program
 from sdp_compile.passes.base import Pass, PassContext, inherited
 from sdp_compile.structure.layout import Layout, families, restrict, spread
 from sdp_compile.structure.operators import lookup
@@ -39,11 +39,11 @@ class Rescale(Pass):
                 layout = restrict(activation.meta["layouts"][dim], context.plan.ownership.keys())
                 if families(layout):
                     _insert(graph, node, activation, dim, _axis_factor(layout, context))
-        _rescale_blocks(graph, program.mode, context)
+        _rescale_blocks(graph, program.key, context)
         return program
 
 
-def _rescale_blocks(graph: fx.Graph, mode: Mode, context: PassContext) -> None:
+def _rescale_blocks(graph: fx.Graph, key: str, context: PassContext) -> None:
     nodes = {node.name: node for node in graph.nodes}
     for entry in context.plan.rescales(context.rank):
         if entry.kind != "block":
@@ -51,7 +51,7 @@ def _rescale_blocks(graph: fx.Graph, mode: Mode, context: PassContext) -> None:
         units = context.analysis.blocks.units(entry.family)
         for unit, factor in zip(entry.units, entry.factors, strict=True):
             for number in units[unit]:
-                for branch in context.analysis.blocks.blocks[number].branches[mode]:
+                for branch in context.analysis.blocks.blocks[number].branches[key]:
                     _insert(graph, nodes[branch.add], nodes[branch.operands[0]], 0, float(factor))
 
 

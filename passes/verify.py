@@ -58,7 +58,7 @@ class Verify(Pass):
 
 def _check_border(program: Program, context: PassContext) -> None:
     """Checks that the graph has the placeholders of the captured graph, in their order, and as many outputs."""
-    captured = context.analysis.programs[program.mode].graph
+    captured = context.analysis.programs[program.key].graph
     expected, found = (
         ([node.name for node in graph.nodes if node.op == "placeholder"], len(cast(Sized, graph.output_node().args[0])))
         for graph in (captured, program.graph)

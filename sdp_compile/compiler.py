@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from sdp_compile.capture import capture, plain_tensors
+from sdp_compile.capture import Methods, capture, plain_tensors
 from sdp_compile.errors import DistributedError, PlanError
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.passes import Pass, Passes, bucket_bytes_of, reducing, resolve_pipeline
@@ -39,6 +39,7 @@ def sdp_compile(
     policy: PolicyLike = "auto",
     example_inputs: Any = None,
     *,
+    methods: Methods = (),
     workers: int | None = None,
     rank: int | None = None,
     group: dist.ProcessGroup | None = None,
@@ -58,6 +59,9 @@ def sdp_compile(
         model: Any module that torch.export captures, also on the meta device. It is left as it is.
         policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields.
         example_inputs: A tuple (positional arguments), a mapping (keyword arguments) or one tensor.
+        methods: Methods that are compiled beside forward, such as ``("encode_image",)``. They share the partition
+            and the parameters with it. Their example inputs are those with which forward calls them; for methods that
+            it does not call, pass a mapping: ``{"decode": (latent,)}``.
         workers: Number of workers; by default that of ``group``.
         rank: This worker's number; by default that in ``group``. Without a process group, ``workers`` and ``rank``
             select a worker's subnetwork, which does not communicate.
@@ -93,12 +97,13 @@ def sdp_compile(
                 "reduction='tokens' needs the workers' process group, also with one worker. Start the script under "
                 "torchrun and call torch.distributed.init_process_group() first."
             )
+        _check_methods(methods)
         workers, rank = _seat(base, workers, rank)
         if broadcast_from is not None:
             broadcast_from = checked_rank(broadcast_from, workers, "broadcast_from")
         chosen = resolve_policy(policy)
         pipeline = _pipeline(passes, lowering, chosen, bucket_bytes)
-        analysis = analyse(capture(model, example_inputs))
+        analysis = analyse(capture(model, example_inputs, methods))
         plan = make_plan(analysis, chosen, workers)
         lowered = lower(analysis, plan, rank, pipeline)
         module = assemble(lowered, model)
@@ -108,6 +113,7 @@ def sdp_compile(
             f"check_finite: {check_finite}",
             f"reduction: {reduction}",
             f"broadcast_from: {broadcast_from}",
+            f"methods: {', '.join(analysis.capture.examples)}",
         )
         values = _values(model)
         handshake.agree(plan.digest, (*fingerprint(analysis.capture, values), *options))
@@ -119,7 +125,9 @@ def sdp_compile(
     return module
 
 
-def plan(model: nn.Module, policy: PolicyLike = "auto", example_inputs: Any = None, *, workers: int) -> Plan:
+def plan(
+    model: nn.Module, policy: PolicyLike = "auto", example_inputs: Any = None, *, methods: Methods = (), workers: int
+) -> Plan:
     """Returns the plan by which ``workers`` workers would train ``model``, without a process group.
 
     No weight is read, so the model may be on the meta device. ``print(plan.report())`` shows what each worker would
@@ -129,15 +137,17 @@ def plan(model: nn.Module, policy: PolicyLike = "auto", example_inputs: Any = No
         model: Any module that torch.export captures. It is left as it is.
         policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields.
         example_inputs: A tuple (positional arguments), a mapping (keyword arguments) or one tensor.
+        methods: Methods that are compiled beside forward; see `sdp_compile`.
         workers: Number of workers.
 
     Raises:
         SDPError: If the model or the policy do not fit. The error says what is wrong where, and what to do.
     """
     _check_model(model, "plan()")
+    _check_methods(methods)
     workers = checked_workers(workers)
     chosen = resolve_policy(policy)
-    return make_plan(analyse(capture(model, example_inputs)), chosen, workers)
+    return make_plan(analyse(capture(model, example_inputs, methods)), chosen, workers)
 
 
 def assemble(lowered: Lowered, model: nn.Module) -> SDPModule:
@@ -226,6 +236,14 @@ def _check_model(model: Any, function: str) -> None:
         raise PlanError(f"sdp.{function} takes a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(model, SDPModule):
         raise PlanError(f"The model is already compiled. Pass the original model to sdp.{function}.")
+
+
+def _check_methods(methods: Any) -> None:
+    for name in methods if isinstance(methods, Iterable) and not isinstance(methods, str) else ():
+        if isinstance(name, str) and name != "forward" and name in dir(SDPModule):
+            raise PlanError(
+                f"methods names {name!r}, which compiled modules have themselves. Give the model's method another name."
+            )
 
 
 def _check(model: Any, lowering: Any, bucket_bytes: Any, comm_dtype: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sdp_compile.errors import LoweringError, PassError, SDPError
-from sdp_compile.ir.program import Mode, Program
+from sdp_compile.ir.program import Program
 from sdp_compile.passes import DeadCode, Pass, PassContext, Verify, pipeline, reducing
 from sdp_compile.planning.holdings import Holdings, LoweringKind, MaskedHoldings, holdings
 from sdp_compile.planning.plan import Plan
@@ -37,14 +37,14 @@ class Lowered:
         plan: Who owns what.
         holdings: Which tensors the worker holds, and where they lie in the full ones.
         passes: The passes that made the programs, in order.
-        programs: One rewritten program per mode.
+        programs: The rewritten programs, by the keys of the captured ones.
     """
 
     analysis: Analysis
     plan: Plan
     holdings: Holdings
     passes: tuple[Pass, ...]
-    programs: Mapping[Mode, Program]
+    programs: Mapping[str, Program]
 
     @property
     def rank(self) -> int:
@@ -61,16 +61,16 @@ class Lowered:
         """The context that the passes were run with."""
         return PassContext(self.analysis, self.plan, self.holdings)
 
-    def steps(self, mode: Mode) -> list[Step]:
-        """Returns the program of a mode before all passes and after each of them.
+    def steps(self, key: str) -> list[Step]:
+        """Returns a program before all passes and after each of them.
 
         Passes are pure, so they run again, except for the last one, which takes most of the time: its result is in
         ``programs``.
         """
-        steps, context = [Step("", self.analysis.programs[mode])], self.context
+        steps, context = [Step("", self.analysis.programs[key])], self.context
         for one in self.passes:
             before = steps[-1]
-            program = self.programs[mode] if one is self.passes[-1] else _run(one, before.program, context)
+            program = self.programs[key] if one is self.passes[-1] else _run(one, before.program, context)
             is_sliced = before.is_sliced or (one.lowering == "sliced" and one.masking == "forward")
             steps.append(Step(one.name, program, is_sliced))
         return steps
@@ -81,7 +81,7 @@ def lower(
     plan: Plan,
     rank: int,
     passes: Sequence[Pass] | None = None,
-    modes: Sequence[Mode] | None = None,
+    keys: Sequence[str] | None = None,
 ) -> Lowered:
     """Rewrites the programs of a model for one worker.
 
@@ -90,7 +90,7 @@ def lower(
         plan: Who owns what.
         rank: The worker, from 0 to ``plan.workers - 1``.
         passes: The passes to run; by default `sdp_compile.passes.pipeline` for the plan's masking.
-        modes: The modes to lower; by default all that were captured.
+        keys: The programs to lower; by default all that were captured.
 
     Raises:
         PassError: If ``passes`` do not fit together, or do not fit the plan's masking.
@@ -105,7 +105,7 @@ def lower(
         )
     assert reduces.lowering is not None
     context = PassContext(analysis, plan, holdings(reduces.lowering, plan, rank))
-    programs = {mode: _lowered(analysis.programs[mode], context, passes) for mode in modes or analysis.programs}
+    programs = {key: _lowered(analysis.programs[key], context, passes) for key in keys or analysis.programs}
     return Lowered(analysis, plan, context.holdings, passes, programs)
 
 

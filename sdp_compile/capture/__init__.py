@@ -5,11 +5,12 @@ torch.export, ``graph`` and ``guards`` turn its result into a `Program`, ``regio
 ``audit`` runs forward once before that and finds, with ``attributes`` and ``surroundings``, what Python in it a graph
 would silently lose; ``observe``, ``assertions`` and ``refuse`` find gradients, assertions and modules. ``eager`` gives
 questions about compilation the answer of eager execution, ``checkpoints`` marks what is recomputed, ``devices`` moves
-graphs, and ``precision`` prepares another capture in other dtypes.
+graphs, ``methods`` prepares methods other than forward, and ``precision`` prepares another capture in other dtypes.
 """
 
 from sdp_compile.capture.devices import retarget_devices
+from sdp_compile.capture.methods import Methods
 from sdp_compile.capture.pipeline import capture, recapture
 from sdp_compile.capture.registered import plain_tensors
 
-__all__ = ["capture", "plain_tensors", "recapture", "retarget_devices"]
+__all__ = ["Methods", "capture", "plain_tensors", "recapture", "retarget_devices"]

@@ -93,7 +93,7 @@ def _run(
     attributes, surroundings, watch = Attributes(subject), Surroundings(model, subject), Watch(model, subject)
     finished = False
     with quiet(), ExitStack() as stack:
-        stack.enter_context(_mode_of(call, subject))
+        stack.enter_context(fake_mode_of(call, subject))
         stack.enter_context(attributes)
         stack.enter_context(Unprofiled())
         stack.enter_context(watch)
@@ -226,13 +226,13 @@ def _line_of(again: Callable[[], tuple[nn.Module, Call]], probe: Callable[[], An
     subject, call = again()
 
     def run() -> None:
-        with quiet(), _mode_of(call, subject), Watch(subject):
+        with quiet(), fake_mode_of(call, subject), Watch(subject):
             subject(*call.args, **call.kwargs)
 
     return line_of_change(run, probe) or ""
 
 
-def _mode_of(call: Call, subject: nn.Module) -> Any:
+def fake_mode_of(call: Call, subject: nn.Module) -> Any:
     """Returns the mode that the fake tensors of a call belong to, or a context that does nothing."""
     for tensor in (*call.tensors, *subject.parameters()):
         if isinstance(tensor, FakeTensor):

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from sdp_compile.capture.sizes import SizesTooComplex
+
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _UNKNOWN_OUTPUT = re.compile(r"Found <class '([^']+)'> in output, which is not a known type")
@@ -37,6 +39,11 @@ def explain(model: nn.Module, error: BaseException) -> str:
         return (
             f"{name} cannot be captured: {error}. Register the buffer in the shape and dtype that it keeps, and write "
             "into it: with copy_, with index_copy_ and a counter, or with torch.roll."
+        )
+    if isinstance(error, SizesTooComplex):
+        return (
+            f"{name} cannot be captured: {error}. Use sizes that follow from the shapes of the inputs, or move this "
+            "part out of the model."
         )
     if any(isinstance(value, PackedSequence) for frame, _ in traceback.walk_tb(trace) for value in _locals(frame)):
         return (

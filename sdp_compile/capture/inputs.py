@@ -40,26 +40,28 @@ class Call:
         return tuple(tensor.dtype for tensor in self.tensors)
 
 
-def example_call(model: nn.Module, example_inputs: Any) -> Call:
+def example_call(model: nn.Module, example_inputs: Any, method: str = "forward") -> Call:
     """Returns the call that ``example_inputs`` stand for.
 
     Args:
-        model: The model whose ``forward`` they are for.
+        model: The model whose method they are for.
         example_inputs: A tuple or list of positional arguments, a mapping of keyword arguments, one tensor, or None
-            for a model without required arguments.
+            for a method without required arguments.
+        method: The name of the method.
 
     Raises:
-        CaptureError: The inputs do not fit the signature of ``forward``; the error names the parameter.
+        CaptureError: The inputs do not fit the method's signature; the error names the parameter.
     """
-    signature = inspect.signature(model.forward)
+    signature = inspect.signature(getattr(model, method))
     name = type(model).__name__
+    source = "example_inputs" if method == "forward" else f"methods[{method!r}]"
     if example_inputs is None:
         example_inputs = ()
         if _required(signature):
             raise CaptureError(
-                f"{name} cannot be captured without example inputs: forward{signature} needs "
-                f"{', '.join(map(repr, _required(signature)))}. Pass example_inputs=(tensor, ...) for positional or "
-                "example_inputs={'name': tensor} for keyword arguments, with the shapes and dtypes of training."
+                f"{name} cannot be captured without example inputs: {method}{signature} needs "
+                f"{', '.join(map(repr, _required(signature)))}. Pass {source}=(tensor, ...) for positional or "
+                f"{source}={{'name': tensor}} for keyword arguments, with the shapes and dtypes of training."
             )
     if isinstance(example_inputs, torch.Tensor):
         call = Call((example_inputs,), {})
@@ -70,22 +72,22 @@ def example_call(model: nn.Module, example_inputs: Any) -> Call:
         call = Call(tuple(example_inputs), {})
     else:
         raise CaptureError(
-            f"example_inputs for {name} must be a tuple of positional arguments, a mapping of keyword arguments or one "
+            f"{source} for {name} must be a tuple of positional arguments, a mapping of keyword arguments or one "
             f"tensor, not {type(example_inputs).__name__}."
         )
     if any(not isinstance(key, str) for key in call.kwargs):
-        raise CaptureError(f"The keywords of example_inputs for {name} must be strings, got {list(call.kwargs)}.")
+        raise CaptureError(f"The keywords of {source} for {name} must be strings, got {list(call.kwargs)}.")
     try:
         signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
         raise CaptureError(
-            f"example_inputs do not fit {name}.forward{signature}: {error}. "
+            f"{source} do not fit {name}.{method}{signature}: {error}. "
             f"{_given(call)}. Pass exactly the arguments of one training call."
         ) from None
     for leaf in pytree.tree_leaves((call.args, call.kwargs), is_leaf=lambda value: isinstance(value, PackedSequence)):
         remedy = _remedy(leaf)
         if remedy is not None:
-            raise CaptureError(f"example_inputs for {name} hold a {remedy}")
+            raise CaptureError(f"{source} for {name} hold a {remedy}")
     return call
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -13,10 +12,11 @@ from torch import nn
 
 from sdp_compile.capture.checkpoints import mark_regions
 from sdp_compile.capture.clone import canonical_names, is_persistent, named_state, skeleton, to_meta
-from sdp_compile.capture.export import Exported, captured_device, export_mode
+from sdp_compile.capture.export import Exported, captured_device, export_mode, prepared
 from sdp_compile.capture.free import with_free_numbers
 from sdp_compile.capture.graph import Constants, program_of
 from sdp_compile.capture.inputs import Call, example_call, requiring, with_batch
+from sdp_compile.capture.methods import Methods, entry, method_names, recorded_inputs
 from sdp_compile.capture.overlaps import refuse_overlaps
 from sdp_compile.capture.precision import autocast_dtype, autocast_of, call_in, skeleton_in
 from sdp_compile.capture.quiet import preserved_rng
@@ -25,12 +25,12 @@ from sdp_compile.capture.registered import registered
 from sdp_compile.capture.sizes import Sizes
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.numbers import Place
-from sdp_compile.ir.program import Capture, Mode, Precision, Program, StateTensor
+from sdp_compile.ir.program import FORWARD, Capture, Mode, Precision, Program, StateTensor
 
 _MODES: tuple[Mode, Mode] = ("train", "eval")
 
 
-def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
+def capture(model: nn.Module, example_inputs: Any = None, methods: Methods = ()) -> Capture:
     """Captures ``model`` in training and evaluation mode, in the autocast state of the caller.
 
     The model, its weights, its mode and the random state are not changed. In the mode that the model is in, its parts
@@ -40,28 +40,35 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
         model: The model, on any device. On the meta device, no weight is ever allocated.
         example_inputs: The inputs of one training call: a tuple of positional arguments, a mapping of keyword
             arguments, or one tensor. Their sizes may vary between calls where the model allows it.
+        methods: Further methods to capture, by name; a mapping gives the example inputs of each. Otherwise they are
+            those with which forward calls it.
 
     Returns:
-        Both graphs and all that is known of the model without its weights.
+        The graphs of both modes and all that is known of the model without its weights.
 
     Raises:
         CaptureError: The model cannot be captured without changing what it computes, or the inputs do not fit it.
     """
     refuse(model)
+    names = method_names(model, methods)
     model = registered(model)
     call = example_call(model, example_inputs)
     device = captured_device(model, call)
-    precision = Precision(call.dtypes, autocast_dtype(device.type))
     constants = Constants(model)
-    programs: dict[Mode, Program] = {}
+    programs: dict[str, Program] = {}
     notes: list[str] = []
-    sizes: tuple[Sizes, str] = "all", ""
-    for mode in _MODES:
-        program, exported = _program(model, call, with_batch(call), mode, device, precision, constants, sizes=sizes)
-        programs[mode], sizes = program, exported.sizes
-        notes += exported.notes
+    calls = {FORWARD: call, **_calls(model, call, names, methods, device)}
+    for method, inputs in calls.items():
+        sizes: tuple[Sizes, str] = "all", ""
+        precision = Precision(inputs.dtypes, autocast_dtype(device.type))
+        subject, batched = entry(model, method), with_batch(inputs)
+        for mode in _MODES:
+            program, exported = _program(subject, inputs, batched, mode, device, precision, constants, sizes=sizes)
+            program, sizes = replace(program, method=method), exported.sizes
+            programs[program.key] = program
+            notes += exported.notes
     refuse_overlaps(model, programs.values())
-    meta = call.map_tensors(to_meta)
+    metas = {method: inputs.map_tensors(to_meta) for method, inputs in calls.items()}
     return Capture(
         programs=programs,
         state=_state(model, constants),
@@ -71,7 +78,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Capture:
         training=model.training,
         notes=tuple(dict.fromkeys(notes)),
         device=device,
-        example=(meta.args, meta.kwargs),
+        examples={method: (meta.args, meta.kwargs) for method, meta in metas.items()},
     )
 
 
@@ -84,6 +91,7 @@ def recapture(
     grad: tuple[int, ...] = (),
     values: Mapping[str, torch.Tensor] = MappingProxyType({}),
     places: Sequence[Place] = (),
+    method: str = FORWARD,
 ) -> Capture:
     """Captures one mode again, for another call, from the skeleton that ``captured`` holds.
 
@@ -97,6 +105,7 @@ def recapture(
             call without gradients for its inputs.
         values: The values of buffers with one element, which forward may read.
         places: Where forward reads numbers that change often. They become inputs of the graph where that is possible.
+        method: The method to capture.
 
     Returns:
         ``captured`` with the new program in place of the mode's old one.
@@ -104,10 +113,14 @@ def recapture(
     Raises:
         CaptureError: The model cannot be captured in these dtypes or for these sizes.
     """
-    model = skeleton_in(precision, captured, device, values)
+
+    def copied() -> nn.Module:
+        return entry(skeleton_in(precision, captured, device, values), method)
+
+    model = copied()
     constants = Constants(model, captured.constants)
     with autocast_of(precision, device):
-        call = call_in(precision, captured, shapes)
+        call = call_in(precision, captured, shapes, method)
         batched = with_batch(call) if shapes is None else None
 
         def again(model: nn.Module) -> tuple[Program, Exported]:
@@ -115,18 +128,32 @@ def recapture(
             return _program(model, call, batched, mode, device, precision, known, grad)
 
         first = _program(model, call, batched, mode, device, precision, constants, grad)
-        copied = partial(skeleton_in, precision, captured, device, values)
-        program = with_free_numbers(first, copied, places, again)
+        program = replace(with_free_numbers(first, copied, places, again), method=method)
     state = {
         name: replace(tensor, dtype=precision.cast(name, tensor.dtype)) if tensor.kind != "constant" else tensor
         for name, tensor in captured.state.items()
     }
     return replace(
         captured,
-        programs={**captured.programs, mode: program},
+        programs={**captured.programs, program.key: program},
         state={**state, **_constant_state(constants)},
         constants=constants.values,
     )
+
+
+def _calls(
+    model: nn.Module, call: Call, names: Sequence[str], methods: Methods, device: torch.device
+) -> dict[str, Call]:
+    """Returns the call of each further method."""
+    if isinstance(methods, Mapping):
+        return {name: example_call(model, methods[name], name) for name in names}
+    if not names:
+        return {}
+
+    def prepare(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
+        return prepared(model, call, "train", device)
+
+    return recorded_inputs(model, call, names, prepare)
 
 
 def _program(

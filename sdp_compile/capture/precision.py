@@ -11,7 +11,7 @@ from torch import nn
 
 from sdp_compile.capture.clone import canonical_names, clone, named_state, to_meta
 from sdp_compile.capture.inputs import Call
-from sdp_compile.ir.program import Capture, Precision
+from sdp_compile.ir.program import FORWARD, Capture, Precision
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
@@ -29,16 +29,19 @@ def autocast_of(precision: Precision, device: torch.device) -> Iterator[None]:
             yield
 
 
-def call_in(precision: Precision, capture: Capture, shapes: Sequence[Sequence[int]] | None = None) -> Call:
+def call_in(
+    precision: Precision, capture: Capture, shapes: Sequence[Sequence[int]] | None = None, method: str = FORWARD
+) -> Call:
     """Returns the captured call, on the meta device, with inputs of the dtypes of ``precision``.
 
     Args:
         precision: The dtypes.
         capture: The capture whose call it is.
         shapes: The shapes of the inputs; by default those of the capture.
+        method: The method that is called.
     """
     dtypes = iter(precision.inputs)
-    call = Call(*capture.example)
+    call = Call(*capture.examples[method])
     if shapes is None:
         return call.map_tensors(lambda tensor: tensor.to(next(dtypes)))
     sizes = iter(shapes)

@@ -21,7 +21,7 @@ _REMAINDERS = (Mod, PythonMod)
 
 
 class SizesTooComplex(Exception):
-    """A size that depends on values became a formula that is too long to reason about."""
+    """A size that depends on values became a formula that is too long to reason about. The text says where."""
 
 
 class FreeSizes:
@@ -74,7 +74,7 @@ class FreeSizes:
                 int(size)
             if all(map(_is_simple, shape)):
                 return
-        raise SizesTooComplex(self.because)
+        raise SizesTooComplex(f"sizes that depend on values of tensors become too long formulas at {line()}")
 
 
 def _is_simple(size: Any) -> bool:

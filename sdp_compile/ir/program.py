@@ -15,7 +15,13 @@ from sdp_compile.ir.reads import Read
 from sdp_compile.ir.record import graph_from_record, graph_record
 
 Mode = Literal["train", "eval"]
+FORWARD = "forward"
 StateKind = Literal["parameter", "buffer", "constant"]
+
+
+def key_of(mode: Mode, method: str = FORWARD) -> str:
+    """Returns the key of a program: its mode, and for another method than forward also that, as ``train: encode``."""
+    return mode if method == FORWARD else f"{mode}: {method}"
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ class Program:
             outputs of the graph.
         assigned_spec: How these outputs become the list of the attributes' values.
         numbers: The numbers that the graph takes after the user's inputs; None if it takes none.
+        method: The method of the model that was captured.
     """
 
     mode: Mode
@@ -136,6 +143,12 @@ class Program:
     assigned: tuple[tuple[str, str], ...] = ()
     assigned_spec: pytree.TreeSpec | None = None
     numbers: Numbers | None = None
+    method: str = FORWARD
+
+    @property
+    def key(self) -> str:
+        """The program's key among those of its capture."""
+        return key_of(self.mode, self.method)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**{item.name: getattr(self, item.name) for item in fields(self)}, "graph": graph_record(self.graph)}
@@ -166,7 +179,7 @@ class Capture:
     """A captured model: its programs, the description of its state, and a copy of the original without weights.
 
     Attributes:
-        programs: The program of each mode.
+        programs: The program of each mode, and of each mode of further methods, by `key_of`.
         state: The description of each parameter, buffer and constant by canonical name, in the original's order.
         aliases: The canonical name for each name in the original ``state_dict()``, including the names of tied tensors.
         constants: The values of lifted constants, by name.
@@ -174,10 +187,10 @@ class Capture:
         training: Whether the model was in training mode.
         notes: Remarks for the report on what capture had to give up.
         device: The device that the graphs' device constants name.
-        example: The positional and keyword arguments of capture, with tensors on the meta device.
+        examples: The positional and keyword arguments of capture for each method, with tensors on the meta device.
     """
 
-    programs: Mapping[Mode, Program]
+    programs: Mapping[str, Program]
     state: Mapping[str, StateTensor]
     aliases: Mapping[str, str]
     constants: Mapping[str, torch.Tensor]
@@ -185,4 +198,4 @@ class Capture:
     training: bool
     notes: tuple[str, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    example: tuple[tuple[Any, ...], dict[str, Any]] = field(default_factory=lambda: ((), {}))
+    examples: Mapping[str, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=lambda: {FORWARD: ((), {})})

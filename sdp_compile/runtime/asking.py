@@ -31,6 +31,21 @@ class NotCompiledError(SDPError, AttributeError):
     """A property computes with weights, of which a worker holds slices; to ``hasattr`` it is not there."""
 
 
+class PartCalledError(SDPError):
+    """A part was called.
+
+    Args:
+        path: The path of the part.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(
+            f"Part {path!r} of a compiled model cannot be called: only methods of the whole model are compiled, and a "
+            "worker holds slices of the weights. Return what you need from forward, or call the part of full_model()."
+        )
+
+
 class NotHeldError(SDPError, AttributeError):
     """The worker holds nothing of a tensor; to ``hasattr`` it is not there."""
 
@@ -72,7 +87,18 @@ def ask(module: nn.Module, part: nn.Module, owner: nn.Module, name: str) -> Any:
         if watched.found or _computed(value, module):
             raise NotCompiledError(_message(kind, name, watched.found))
         return module if value is part else value
-    return MISSING
+    return _forwarded(part, kind, name)
+
+
+def _forwarded(part: nn.Module, kind: type[nn.Module], name: str) -> Any:
+    """Returns what the ``__getattr__`` of the original's class finds, as that of wrappers such as PEFT's does."""
+    find = next((vars(base)["__getattr__"] for base in kind.__mro__ if "__getattr__" in vars(base)), None)
+    if find is None or find is nn.Module.__getattr__:
+        return MISSING
+    try:
+        return find(part, name)
+    except AttributeError:
+        return MISSING
 
 
 def _refusing(path: str, *_args: Any, **_kwargs: Any) -> None:
@@ -83,34 +109,31 @@ def _guarded(
     module: nn.Module, part: nn.Module, kind: type[nn.Module], function: Callable[..., Any], name: str
 ) -> Callable[..., Any]:
     bound = MethodType(function, part)
+    is_root = not vars(module)["_sdp_place"][1]
 
     @functools.wraps(bound)
     def method(*args: Any, **kwargs: Any) -> Any:
         if name in _WHOLE:
             raise SDPError(_message(kind, f"{name}()", ""))
-        with WithoutOperators(kind) as watched:
-            result = bound(*args, **kwargs)
-            if isinstance(result, GeneratorType):
-                result = iter(list(result))
+        try:
+            with WithoutOperators(kind) as watched:
+                result = bound(*args, **kwargs)
+                if isinstance(result, GeneratorType):
+                    result = iter(list(result))
+        except PartCalledError as error:
+            raise SDPError(_message(kind, f"{name}()", f"it calls part {error.path!r}", is_root)) from error
         if watched.found or _computed(result, module):
-            raise SDPError(_message(kind, f"{name}()", watched.found))
+            raise SDPError(_message(kind, f"{name}()", watched.found, is_root))
         return module if result is part else result
 
     return method
 
 
-def not_callable(path: str) -> SDPError:
-    """Returns the error for a call of a part."""
-    return SDPError(
-        f"Part {path!r} of a compiled model cannot be called: only forward of the whole model is compiled, and a "
-        "worker holds slices of the weights. Return what you need from forward, or call the part of full_model()."
-    )
-
-
-def _message(kind: type[nn.Module], what: str, found: str) -> str:
+def _message(kind: type[nn.Module], what: str, found: str, may_compile: bool = False) -> str:
+    remedy = f"compile it too, with methods=({what[:-2]!r},)" if may_compile else "do it in forward"
     return (
         f"{what} of {kind.__name__} needs the whole weights{f' ({found})' if found else ''}, of which a worker holds "
-        "slices, and only forward is compiled. Use it on module.full_model(), or do it in forward."
+        f"slices, and was not compiled. Use it on module.full_model(), or {remedy}."
     )
 
 

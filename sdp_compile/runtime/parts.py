@@ -11,7 +11,7 @@ from sdp_compile.capture.modes import WithoutOperators
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING
-from sdp_compile.runtime.asking import ask, not_callable
+from sdp_compile.runtime.asking import PartCalledError, ask
 from sdp_compile.runtime.python_state import Place
 from sdp_compile.runtime.refusals import fixed_tree, refuse_change, refuse_removal
 from sdp_compile.runtime.wrapping import Unwrappable
@@ -170,7 +170,7 @@ class Part(WithAttributes):
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
         """Refuses the call: only the whole model is compiled."""
-        raise not_callable(_path(self))
+        raise PartCalledError(_path(self))
 
     def extra_repr(self) -> str:
         """Returns what the original prints of itself."""

@@ -45,6 +45,17 @@ class Subnetwork(nn.Module):
         return self.holdings.plan.workers
 
 
+def skeleton_of(module: Subnetwork) -> nn.Module:
+    """Returns the original without weights, with the settings that it has now.
+
+    Args:
+        module: A compiled module.
+    """
+    programs = vars(module).get("_programs")
+    skeleton: nn.Module = module.capture.skeleton if programs is None else programs.state.skeleton
+    return skeleton
+
+
 def require_peers(module: Subnetwork, what: str) -> Peers | None:
     """Returns the connection that a collective of ``module`` needs; None if one worker owns everything.
 

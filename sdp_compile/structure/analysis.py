@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from sdp_compile.ir.program import Capture, Mode, Program, copy_program
+from sdp_compile.ir.program import Capture, Program, copy_program
 from sdp_compile.structure.axis_analysis import AxisAnalysis
 from sdp_compile.structure.axis_families import axis_families, conflicts
 from sdp_compile.structure.blocks.block import Blocks
@@ -22,7 +22,7 @@ class Analysis:
 
     Attributes:
         capture: The model as captured, untouched.
-        programs: Copies of the captured programs, one per mode, whose nodes say what they have to do with the axes:
+        programs: Copies of the captured programs, whose nodes say what they have to do with the axes:
             ``meta["layouts"]`` holds one layout per dimension, ``meta["rewrites"]`` what changes at the node when its
             axes are cut.
         structure: The families that a policy may partition, and where each of them lies.
@@ -30,7 +30,7 @@ class Analysis:
     """
 
     capture: Capture
-    programs: Mapping[Mode, Program]
+    programs: Mapping[str, Program]
     structure: Structure
     blocks: Blocks
 
@@ -47,7 +47,7 @@ def analyse(capture: Capture) -> Analysis:
         CaptureError: If the model's forward changes its parameters in place.
         StructureError: If a rule of an operator contradicts the captured shapes.
     """
-    programs = {mode: copy_program(program) for mode, program in capture.programs.items()}
+    programs = {key: copy_program(program) for key, program in capture.programs.items()}
     annotated = replace(capture, programs=programs)
     blocks = find_blocks(annotated)
     axes = AxisAnalysis(annotated, blocks.residual_adds)
@@ -81,11 +81,11 @@ def analyse(capture: Capture) -> Analysis:
 
 
 def _first_use(capture: Capture) -> tuple[str, ...]:
-    """The state tensors by first use, in the training graph before the evaluation graph; unused ones are left out."""
+    """The state tensors by first use, in training graphs before evaluation graphs; unused ones are left out."""
     used = [
         str(operand.target)
-        for mode in sorted(capture.programs, reverse=True)
-        for node in capture.programs[mode].graph.nodes
+        for program in sorted(capture.programs.values(), key=lambda program: program.mode, reverse=True)
+        for node in program.graph.nodes
         for operand in node.all_input_nodes
         if operand.op == "get_attr"
     ]

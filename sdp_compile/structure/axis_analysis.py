@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from sdp_compile.errors import CaptureError
-from sdp_compile.ir.program import Capture, Mode, StateTensor
+from sdp_compile.ir.program import Capture, StateTensor
 from sdp_compile.ir.schema import bind, get_argument, written_argument
 from sdp_compile.ir.sizes import Sizes
 from sdp_compile.ir.source import module_path, source_line
@@ -39,25 +39,25 @@ class NodeRewrites:
 
 
 class AxisAnalysis:
-    """The axes of all tensors of a capture. Both modes share the axes of parameters and buffers.
+    """The axes of all tensors of a capture. All programs share the axes of parameters and buffers.
 
     Args:
         capture: The captured model.
-        residual_adds: For each mode the names of the residual adds.
+        residual_adds: For each program the names of the residual adds.
     """
 
-    def __init__(self, capture: Capture, residual_adds: Mapping[Mode, frozenset[str]] | None = None) -> None:
+    def __init__(self, capture: Capture, residual_adds: Mapping[str, frozenset[str]] | None = None) -> None:
         self.capture = capture
         self.sizes = Sizes()
         self.state = {name: _state_value(tensor) for name, tensor in capture.state.items()}
-        self.values: dict[Mode, dict[fx.Node, Any]] = {}
+        self.values: dict[str, dict[fx.Node, Any]] = {}
         self._rewrites: dict[fx.Node, Rewrites] = {}
-        for mode, program in capture.programs.items():
-            self.values[mode] = self._walk(program.graph)
+        for key, program in capture.programs.items():
+            self.values[key] = self._walk(program.graph)
         streams = {
             axis
-            for mode, names in (residual_adds or {}).items()
-            for axis in stream_axes(capture.programs[mode].graph, names, self._leaves_in(mode))
+            for key, names in (residual_adds or {}).items()
+            for axis in stream_axes(capture.programs[key].graph, names, self._leaves_in(key))
         }
         self._keep_streams_whole(streams)
         self.names = _name_axes(self.state, capture.state)
@@ -80,12 +80,12 @@ class AxisAnalysis:
                         axes.freeze(dim, reason)
         return values
 
-    def _leaves_in(self, mode: Mode) -> Callable[[fx.Node], Collection[Axis]]:
+    def _leaves_in(self, key: str) -> Callable[[fx.Node], Collection[Axis]]:
         """Returns a function that gives the axes of a node's value in one graph."""
 
         @cache
         def leaves(node: fx.Node) -> frozenset[Axis]:
-            tensors = _tensors([self.values[mode].get(node)])
+            tensors = _tensors([self.values[key].get(node)])
             return frozenset(leaf for value in tensors for dim in value.dims for leaf in _leaves(dim))
 
         return leaves

@@ -16,7 +16,7 @@ from sdp_compile.capture.inputs import describe
 from sdp_compile.capture.regions import autocast_devices
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.parts import submodule
-from sdp_compile.ir.program import Program
+from sdp_compile.ir.program import FORWARD, Program
 
 
 class Caller:
@@ -30,8 +30,8 @@ class Caller:
     """
 
     def __init__(self, model: nn.Module, program: Program) -> None:
-        self.name = type(model).__name__
-        parameters = inspect.signature(model.forward).parameters.values()
+        self.name = type(model).__name__ + ("" if program.method == FORWARD else f".{program.method}")
+        parameters = inspect.signature(getattr(model, program.method)).parameters.values()
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self.names = [parameter.name for parameter in parameters if parameter.kind in positional]
         self.defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
@@ -48,6 +48,11 @@ class Caller:
             (index, spec.name, len(spec.dims), list(enumerate(spec.dims))) for index, spec in program.inputs.items()
         ]
         self.captured = self._describe(program)
+        self.option = (
+            "example inputs like this call"
+            if program.method == FORWARD
+            else f"methods={{{program.method!r}: ...}} with inputs like this call"
+        )
         self.asks_grad = program.asks_grad
         self.assigned = program.assigned
         self.assigned_spec = program.assigned_spec
@@ -151,7 +156,7 @@ class Caller:
         """Returns the message for a call that does not fit the capture."""
         return (
             f"The compiled {self.name} was called differently than captured: {what}. Captured: {self.captured}. Call "
-            "it like the example inputs, or pass example inputs like this call to sdp.compile()."
+            f"it like the example inputs, or pass {self.option} to sdp.compile()."
         )
 
     def _error(self, what: str) -> SDPError:

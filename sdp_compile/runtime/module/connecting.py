@@ -42,7 +42,7 @@ def connect(
         DistributedError: If the process group has another size or rank than the module's plan.
     """
     install_optimizer_guard()
-    module.peers = peers = Peers(
+    vars(module)["peers"] = peers = Peers(
         module,
         module.holdings,
         groups,

@@ -14,7 +14,7 @@ from torch import fx
 from sdp_compile.capture.inputs import grad_answer
 from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
-from sdp_compile.ir.program import Mode, Program
+from sdp_compile.ir.program import Mode, Program, key_of
 from sdp_compile.runtime.module.programs import Programs
 from sdp_compile.runtime.module.while_compiling import chosen_while_compiling, numbers_of
 
@@ -41,8 +41,8 @@ class GraphPerMode(fx.GraphModule):
         return "train" if self.training else "eval"
 
     @property
-    def programs(self) -> Mapping[Mode, Program]:
-        """The lowered graph of each mode, as it is or was last run."""
+    def programs(self) -> Mapping[str, Program]:
+        """The lowered graph of each mode and further method, as it is or was last run."""
         return self._programs.current
 
     # GraphModule keeps one graph and its code in these two attributes; here they are the current mode's.
@@ -74,8 +74,12 @@ class GraphPerMode(fx.GraphModule):
             return self._graph.python_code(root_module="self")  # GraphModule's constructor: nothing to run yet
         codes = self._programs.generate()
         cls: Any = type(self)
-        cls.forward = _own_code(_forward)
-        cls.forward.__signature__ = _signature(self._programs.state.skeleton)
+        run = _own_code(_run, "run")
+        for method in dict.fromkeys(program.method for program in self._programs):
+            function = _own_code(_calling(method, run), method)
+            original = getattr(self._programs.state.skeleton, method)
+            function.__signature__, function.__doc__ = _signature(original), original.__doc__
+            setattr(cls, method, function)
         return codes[self._programs.name(self.mode)]
 
     def _follow_device(self) -> None:
@@ -86,10 +90,19 @@ class GraphPerMode(fx.GraphModule):
             self.recompile()
 
 
-def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Runs the graph of the current mode for the call's dtypes and sizes, called like the original model."""
-    mode: Mode = "train" if self.training else "eval"
-    caller = getattr(self, "_caller_" + mode)
+def _calling(method: str, run: Any) -> Any:
+    """Returns a method of a compiled module."""
+    train, evaluation = key_of("train", method), key_of("eval", method)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return run(self, train if self.training else evaluation, args, kwargs)
+
+    return forward
+
+
+def _run(self: Any, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs the graph of a mode and method for the call's dtypes and sizes, called like the original model."""
+    caller = getattr(self, "_caller_" + key)
     inputs = caller.bind(args, kwargs)
     tensors = caller.tensors(inputs)
     dtypes, shapes = tuple([one.dtype for one in tensors]), [one.shape for one in tensors]
@@ -97,13 +110,13 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     autocast, state = autocast_dtype(self._device.type), self._programs.state
     if torch.compiler.is_compiling():
         settings = state.version, state.switches
-        name = chosen_while_compiling(self._programs.number, mode, dtypes, autocast, grad, None, settings)
+        name = chosen_while_compiling(self._programs.number, key, dtypes, autocast, grad, None, settings)
         if getattr(self, "_caller_" + name).mismatch(shapes):
             fixed = tuple([tuple([int(size) for size in shape]) for shape in shapes])
-            name = chosen_while_compiling(self._programs.number, mode, dtypes, autocast, grad, fixed, settings)
+            name = chosen_while_compiling(self._programs.number, key, dtypes, autocast, grad, fixed, settings)
     else:
-        name = self._programs.choose(mode, dtypes, autocast, grad, tuple([tuple(shape) for shape in shapes]))
-    if name != mode:
+        name = self._programs.choose(key, dtypes, autocast, grad, tuple([tuple(shape) for shape in shapes]))
+    if name != key:
         caller = getattr(self, "_caller_" + name)
         inputs = caller.bind(args, kwargs)
     if caller.has_numbers:
@@ -120,14 +133,14 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _signature(original: Any) -> inspect.Signature:
-    """Returns the signature of the original's forward, by which libraries choose the inputs that they pass."""
-    signature = inspect.signature(original.forward)
+    """Returns the signature of a method of the original, by which libraries choose the inputs that they pass."""
+    signature = inspect.signature(original)
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     return signature.replace(parameters=[this, *signature.parameters.values()])
 
 
-def _own_code(function: Any) -> Any:
+def _own_code(function: Any, name: str) -> Any:
     """Returns the function with a code object of its own: the cache of TorchDynamo and its limit belong to the code."""
     code = function.__code__
-    code = code.replace(co_name="forward", co_consts=(*code.co_consts, f"instance {next(_instances)}"))
-    return types.FunctionType(code, function.__globals__, "forward", function.__defaults__, function.__closure__)
+    code = code.replace(co_name=name, co_consts=(*code.co_consts, f"instance {next(_instances)}"))
+    return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)

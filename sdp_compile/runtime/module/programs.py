@@ -24,7 +24,7 @@ from sdp_compile.capture.devices import retarget_devices
 from sdp_compile.capture.precision import autocast_of
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.numbers import Place
-from sdp_compile.ir.program import Capture, Mode, Precision, Program, copy_program
+from sdp_compile.ir.program import Capture, Precision, Program, copy_program
 from sdp_compile.ir.reads import Read, changed_read
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.planning.making import refitted
@@ -47,7 +47,7 @@ _of_modules: weakref.WeakValueDictionary[int, Programs] = weakref.WeakValueDicti
 
 
 class Programs:
-    """Programs by name: the first of a mode has the name of the mode, later ones are ``train_1`` and so on.
+    """Programs by name: the first of a mode and method has their key, later ones are ``train_1`` and so on.
 
     Each runs as the module's ``_run_NAME``, on the inputs that its ``_caller_NAME`` binds.
     """
@@ -62,13 +62,13 @@ class Programs:
         self.programs = {name: copy_program(program) for name, program in programs.items()}
         self.device = lowered.analysis.capture.device
         self._sources: dict[str, str] = {}
-        self._names: dict[Mode, str] = {"train": "train", "eval": "eval"}
+        self._names = {key: key for key in lowered.programs}
         self._casts: tuple[tuple[torch.dtype | str, torch.dtype], ...] = ()
         self._chosen: dict[tuple[object, ...], str] = {}
         self._reads: dict[str, dict[str, list[Read]]] = {}
         self._seen: dict[str, int] = {}
         self._numbers: dict[str, tuple[float, ...]] = {}
-        self._changing: dict[Mode, ChangingNumbers] = {"train": ChangingNumbers(), "eval": ChangingNumbers()}
+        self._changing = {key: ChangingNumbers() for key in lowered.programs}
         self.number = next(_numbers)
         _of_modules[self.number] = self
 
@@ -83,22 +83,22 @@ class Programs:
         return module
 
     @property
-    def current(self) -> dict[Mode, Program]:
-        """The program of each mode, as it is or was last run."""
-        return {mode: self.programs[name] for mode, name in self._names.items()}
+    def current(self) -> dict[str, Program]:
+        """The program of each mode and method, as it is or was last run."""
+        return {key: self.programs[name] for key, name in self._names.items()}
 
-    def replace_graph(self, mode: Mode, graph: fx.Graph) -> None:
-        """Replaces the current graph of a mode."""
-        name = self._names[mode]
+    def replace_graph(self, key: str, graph: fx.Graph) -> None:
+        """Replaces the current graph of a mode and method."""
+        name = self._names[key]
         self.programs[name] = replace(self.programs[name], graph=graph)
 
-    def name(self, mode: Mode) -> str:
-        """Returns the name of a mode's current program."""
-        return self._names[mode]
+    def name(self, key: str) -> str:
+        """Returns the name of the current program of a mode and method."""
+        return self._names[key]
 
-    def source(self, mode: Mode) -> str:
-        """Returns the code of a mode's current graph."""
-        return self._sources[self._names[mode]]
+    def source(self, key: str) -> str:
+        """Returns the code of the current graph of a mode and method."""
+        return self._sources[self._names[key]]
 
     def generate(self, names: tuple[str, ...] = ()) -> dict[str, fx.graph.PythonCode]:
         """Generates the module's methods from the graphs with these names; by default from all."""
@@ -125,7 +125,7 @@ class Programs:
 
     def choose(
         self,
-        mode: Mode,
+        key: str,
         dtypes: tuple[torch.dtype, ...],
         autocast: torch.dtype | None,
         grad: tuple[int, ...],
@@ -134,7 +134,7 @@ class Programs:
         """Returns the name of the program for a call; captures and lowers it if it does not exist yet.
 
         Args:
-            mode: The mode of the module.
+            key: The mode of the module and the method, as `key_of` returns.
             dtypes: The dtypes of the inputs that are tensors.
             autocast: The dtype of autocast; None if it is off.
             grad: For a model that asks: whether gradients are enabled, and `grad_answer` of each tensor input.
@@ -143,15 +143,15 @@ class Programs:
         Raises:
             SDPError: If the model does not run like this, or does not fit the plan then.
         """
-        key = (mode, dtypes, autocast, grad, shapes, self.state.switches)
-        name = self._chosen.get(key)
+        wanted = (key, dtypes, autocast, grad, shapes, self.state.switches)
+        name = self._chosen.get(wanted)
         if name is None or self._changed(name):
-            call = _Call(mode, Precision(dtypes, autocast, self._casts), grad, shapes)
+            call = _Call(key, Precision(dtypes, autocast, self._casts), grad, shapes)
             name = self._found(call) or self._add(call)
             if len(self._chosen) >= _REMEMBERED:
                 self._chosen.clear()
-            self._chosen[key] = name
-        self._names[mode] = name
+            self._chosen[wanted] = name
+        self._names[key] = name
         return name
 
     def follow_device(self, device: torch.device) -> bool:
@@ -188,7 +188,7 @@ class Programs:
 
     def _differs(self, call: _Call, name: str, program: Program) -> str:
         """Returns in what a call differs from those that a program is right for, or ``""``."""
-        if program.mode != call.mode or program.precision != call.precision:
+        if program.key != call.key or program.precision != call.precision:
             return f"it runs with {call.precision}"
         if program.asks_grad and call.grad and program.grad != call.grad:
             return "gradients are enabled or required where they were not, or the other way round"
@@ -221,24 +221,25 @@ class Programs:
         return self._numbers[name]
 
     def _add(self, call: _Call) -> str:
-        module, mode = self.module, call.mode
-        known = [program for program in self if program.mode == mode]
+        module, key = self.module, call.key
+        known = [program for program in self if program.key == key]
         try:
             program, tensors = self._captured_again(call)
         except SDPError as error:
             raise self._refusal(call, error) from error
         for name, tensor in tensors.items():
             module.register_buffer(name, tensor, persistent=False)
-        name = f"{mode}_{len(known)}"
+        name = f"{key}_{len(known)}"
         self.programs[name] = program
         self.generate((name,))
         self._changed(name)  # reads its numbers
         if len(known) == _MANY:
+            caller: Caller = getattr(module, f"_caller_{key}")
             warnings.warn(
-                f"{type(module.capture.skeleton).__name__} has been captured {len(known) + 1} times in {mode} mode for "
+                f"{caller.name} has been captured {len(known) + 1} times in {program.mode} mode for "
                 "different dtypes, sizes or settings. Each takes time and memory. Pad the inputs to a few sizes, and "
                 "pass numbers that change often as tensors.",
-                stacklevel=4,
+                stacklevel=5,
             )
         return name
 
@@ -248,12 +249,12 @@ class Programs:
         Where the model's own code raised an error, the result is an instance of that class too, so that callers handle
         it as they do with the original model.
         """
-        caller: Caller = getattr(self.module, f"_caller_{call.mode}")
-        difference = self._differs(call, call.mode, self.programs[call.mode])
-        switched = changed_read(self._reads[call.mode]["switch"], self.state.skeleton)
+        caller: Caller = getattr(self.module, f"_caller_{call.key}")
+        difference = self._differs(call, call.key, self.programs[call.key])
+        switched = changed_read(self._reads[call.key]["switch"], self.state.skeleton)
         if switched is not None:
             message = f"{caller.name} cannot be captured again after a change of {switched}. {error}"
-        elif self.programs[call.mode].precision != call.precision:
+        elif self.programs[call.key].precision != call.precision:
             message = (
                 f"{caller.name} was compiled for other dtypes and cannot be captured with {call.precision}. {error}"
             )
@@ -269,11 +270,11 @@ class Programs:
 
         Numbers that have changed become its inputs where that is possible.
         """
-        changing, skeleton = self._changing[call.mode], self.state.skeleton
-        known = [program for program in self if program.mode == call.mode]
+        changing, skeleton = self._changing[call.key], self.state.skeleton
+        known = [program for program in self if program.key == call.key]
         places = changing.find(known, call.precision, skeleton)
         captured = self._recapture(call, places)
-        numbers = captured.programs[call.mode].numbers
+        numbers = captured.programs[call.key].numbers
         if places and (numbers is None or numbers.now(skeleton) is not None):
             changing.fix(places, numbers)
         elif places:  # a difference, say, is 0 at the moment
@@ -281,7 +282,7 @@ class Programs:
         try:
             return self._lowered_again(call, captured)
         except SDPError:
-            if captured.programs[call.mode].numbers is None:
+            if captured.programs[call.key].numbers is None:
                 raise
         changing.fix(places, None)  # the plan depends on their values
         return self._lowered_again(call, self._recapture(call))
@@ -289,19 +290,23 @@ class Programs:
     def _recapture(self, call: _Call, places: Sequence[Place] = ()) -> Capture:
         base = replace(self.module.capture, skeleton=self.state.skeleton)
         values = {name: buffer for name, buffer in self.module.named_buffers() if buffer.numel() == 1}
-        return recapture(base, call.mode, call.precision, self.device, call.shapes, call.grad, values, places)
+        first = self.programs[call.key]
+        return recapture(
+            base, first.mode, call.precision, self.device, call.shapes, call.grad, values, places, first.method
+        )
 
     def _lowered_again(self, call: _Call, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
         module, lowered, base = self.module, self._lowered, self.module.capture
         analysis = analyse(captured)
         plan = refitted(lowered.plan, analysis, lowered.rank)
         with autocast_of(call.precision, self.device):
-            again = lower(analysis, plan, lowered.rank, lowered.passes, (call.mode,))
+            again = lower(analysis, plan, lowered.rank, lowered.passes, (call.key,))
         new = {name: tensor for name, tensor in captured.state.items() if name not in base.state}
         tensors = slice_tensors(again.holdings, replace(captured, state=new), {}, self.device)
         constants = {name: captured.constants[name] for name in new}
-        module.capture = replace(base, state={**base.state, **new}, constants={**base.constants, **constants})
-        return again.programs[call.mode], tensors
+        state, values = {**base.state, **new}, {**base.constants, **constants}
+        vars(module)["capture"] = replace(base, state=state, constants=values)
+        return again.programs[call.key], tensors
 
 
 @dataclass(frozen=True)
@@ -309,14 +314,14 @@ class _Call:
     """What a program must be right for.
 
     Attributes:
-        mode: The mode.
+        key: The mode and the method.
         precision: The dtypes.
         grad: Whether gradients are enabled, and `grad_answer` of each tensor input; empty for a model that
             does not ask.
         shapes: The shapes of the tensor inputs; None for any that were captured.
     """
 
-    mode: Mode
+    key: str
     precision: Precision
     grad: tuple[int, ...]
     shapes: Shapes | None

@@ -20,7 +20,7 @@ from sdp_compile.runtime.containers import register_tensors, retie, tensor_place
 from sdp_compile.runtime.module.orphan import refuse_backward
 from sdp_compile.runtime.module.per_mode import GraphPerMode
 from sdp_compile.runtime.module.programs import Programs
-from sdp_compile.runtime.module.user_names import UserNames
+from sdp_compile.runtime.module.user_names import OwnNames, UserNames
 from sdp_compile.runtime.optimizer import full_state as optimizer_state
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
 from sdp_compile.runtime.parts import WithAttributes, open_container
@@ -32,12 +32,12 @@ from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.analysis import Analysis
 
 
-class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
+class SDPModule(OwnNames, WithAttributes, UserNames, Subnetwork, GraphPerMode):
     """One worker's subnetwork as an `fx.GraphModule`, with the original's names, modes and calling convention.
 
     ``graph`` and ``code`` are those of the current mode; the graphs of both modes read the same parameters and buffers.
     Methods that say *collective* must be called by all workers. An attribute hides a part of the model with the same
-    name, which ``get_submodule`` returns.
+    name, which ``get_submodule`` returns, and a setting with the same name, which counts in forward when it is set.
 
     Attributes:
         lowered: What the module was made from: analysis, plan, passes and programs.
@@ -145,7 +145,7 @@ class SDPModule(WithAttributes, UserNames, Subnetwork, GraphPerMode):
         result = _rebuild(*self._arguments(tensors, self._is_orphan))
         memo[id(self)] = result
         if self.peers is not None:
-            result.peers = self.peers.attach(result, result.number)
+            vars(result)["peers"] = self.peers.attach(result, result.number)
         return result
 
     def __copy__(self) -> SDPModule:

@@ -13,10 +13,30 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.graph import _format_target
 
+from sdp_compile.errors import SDPError
 from sdp_compile.ir.parts import submodule
 
 GENERATED = ("_run_", "_caller_")
 """How the names of attributes begin that a compiled module gets for each of its programs."""
+
+
+_OWN = frozenset(
+    "analysis capture holdings lowered lowering mode number peers plan programs rank unowned workers".split()
+)
+
+
+class OwnNames(nn.Module):
+    """A module whose own attributes stay what they are: a setting of their name is the original's."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        place = vars(self).get("_sdp_place")
+        if name not in _OWN or place is None or isinstance(value, (Tensor, nn.Module)):
+            super().__setattr__(name, value)
+        elif not (place[0].has("", name) and place[0].set("", name, value)):
+            raise SDPError(
+                f"{name!r} cannot be set: compiled modules have an attribute of this name themselves. Choose another "
+                "name."
+            )
 
 
 class UserNames(nn.Module):

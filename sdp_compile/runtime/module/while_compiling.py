@@ -6,14 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from sdp_compile.ir.program import Mode
 from sdp_compile.runtime.module.programs import Shapes, programs_of
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def chosen_while_compiling(
     number: int,
-    mode: Mode,
+    key: str,
     dtypes: tuple[torch.dtype, ...],
     autocast: torch.dtype | None,
     grad: tuple[int, ...],
@@ -26,7 +25,7 @@ def chosen_while_compiling(
 
     Args:
         number: The module's number.
-        mode: See `Programs.choose`, as for the following.
+        key: See `Programs.choose`, as for the following.
         dtypes: The dtypes.
         autocast: The dtype of autocast.
         grad: Answers about gradients.
@@ -34,7 +33,7 @@ def chosen_while_compiling(
         settings: The version of the module's plain attributes and its switches, so that TorchDynamo guards them.
     """
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(programs_of(number).choose, mode, dtypes, autocast, grad, shapes).result()
+        return thread.submit(programs_of(number).choose, key, dtypes, autocast, grad, shapes).result()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -12,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
+from sdp_compile.capture.clone import clone
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.handshake import Handshake
 from sdp_compile.runtime.comm.transfer import Request, assemble
 from sdp_compile.runtime.owners.comparison import check_values
 from sdp_compile.runtime.peers import Peers
+from sdp_compile.runtime.state.spectral import with_spectral_norms
 from sdp_compile.runtime.state.statistics import merge_running_statistics, running_statistics
-from sdp_compile.runtime.subnetwork import Subnetwork, require_peers
+from sdp_compile.runtime.subnetwork import Subnetwork, require_peers, skeleton_of
 from sdp_compile.runtime.tensors import local_tensors, replace_tensors
 
 Prepared = TypeVar("Prepared")
@@ -29,7 +30,8 @@ _warned: weakref.WeakSet[Subnetwork] = weakref.WeakSet()
 def full_state_dict(module: Subnetwork, rank0_only: bool = False, cpu_offload: bool = False) -> dict[str, Any]:
     """Returns the original model's ``state_dict()`` with the values of all workers. Collective.
 
-    Running statistics are merged over their owners; the module's own stay as they are.
+    Running statistics are merged over their owners, and spectral norms estimated for the whole weights; the module's
+    own stay as they are.
 
     Args:
         module: The compiled module.
@@ -62,8 +64,9 @@ def full_state_dict(module: Subnetwork, rank0_only: bool = False, cpu_offload: b
     )
     if not full and names:
         return {}
+    full = with_spectral_norms(module.capture.skeleton, plan, full)
     _warn_of_statistics(module)
-    extra = module.capture.skeleton.state_dict()
+    extra = skeleton_of(module).state_dict()
     return {key: full[plan.aliases[key]] if key in plan.aliases else extra[key] for key in keys}
 
 
@@ -129,8 +132,7 @@ def full_model(module: Subnetwork) -> nn.Module:
         DistributedError: If there is no process group, or the ranks call different things.
     """
     state = full_state_dict(module)
-    capture, device = module.capture, device_of(module)
-    model: nn.Module = copy.deepcopy(capture.skeleton)
+    device, model = device_of(module), clone(skeleton_of(module))
     own, held = local_tensors(module), local_tensors(model)
     new: dict[str, Tensor] = {}
     for name, tensor in held.items():

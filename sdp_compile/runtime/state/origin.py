@@ -114,8 +114,9 @@ class Origin:
             )
         raise SDPError(
             f"This state does not say which worker's slices it holds (as for {next(iter(cut))!r}). A plain dict copy "
-            "or a safetensors file of state_dict() loses that: use copy.deepcopy() or torch.save(). For the weights of "
-            "the whole model use full_state_dict() and load_full_state_dict()."
+            "or a safetensors file of state_dict() loses that: use copy.deepcopy() or torch.save(), and for averages "
+            "of weights torch.optim.swa_utils.AveragedModel(model). For the weights of the whole model use "
+            "full_state_dict() and load_full_state_dict()."
         )
 
 
@@ -139,6 +140,13 @@ class SliceState(OrderedDict[str, Any]):
         _refuse_checkpoint(sys._getframe(1))
         return super().keys()
 
+    def update(self, *others: Any, **values: Any) -> None:
+        """Replaces values; the state keeps its mark only if those come from a state with the same mark."""
+        if values or any(_marks(other) != _marks(self) for other in others):
+            for metadata in self._metadata.values():
+                metadata.pop(KEY, None)
+        super().update(*others, **values)
+
     def state_dict(self) -> SliceState:
         """Returns this state; raises `SDPError` if torch.distributed.checkpoint asks."""
         _refuse_checkpoint(sys._getframe(1))
@@ -152,6 +160,11 @@ class SliceState(OrderedDict[str, Any]):
     def __reduce__(self) -> tuple[Any, ...]:
         _refuse_checkpoint(sys._getframe(1))
         return OrderedDict, (), vars(self).copy(), None, iter(super().items())
+
+
+def _marks(state: object) -> set[object]:
+    """Returns the marks in a state."""
+    return {metadata[KEY] for metadata in getattr(state, "_metadata", {}).values() if KEY in metadata}
 
 
 def _refuse_checkpoint(frame: FrameType, deep: bool = False) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from sdp_compile.ir.program import Mode
-
 
 @dataclass(frozen=True)
 class Branch:
@@ -27,27 +25,27 @@ class Block:
 
     ``name`` is the path of the module that contains it, ``layer`` that of the module whose branches belong together.
     ``parameters`` and ``buffers`` (lifted constants included) are used by nothing else. ``nodes`` are all that it
-    computes, in the order of the graph.
+    computes, in the order of the graph. Graphs have the keys of the capture's programs.
     """
 
     name: str
     layer: str
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
-    branches: Mapping[Mode, tuple[Branch, ...]]
-    nodes: Mapping[Mode, tuple[str, ...]]
+    branches: Mapping[str, tuple[Branch, ...]]
+    nodes: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Blocks:
     """All blocks of a model, ordered by depth.
 
-    ``residual_adds`` names, for each mode, the add nodes of skip paths and branches with parameters, whether or not the
+    ``residual_adds`` names for each graph the add nodes of skip paths and branches with parameters, whether or not the
     branch can be dropped. An add inside another branch does not belong to the residual stream.
     """
 
     blocks: tuple[Block, ...]
-    residual_adds: Mapping[Mode, frozenset[str]]
+    residual_adds: Mapping[str, frozenset[str]]
 
     @cached_property
     def layers(self) -> Mapping[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 A branch is a block when its output is provably 0 once the parameters that only it uses are 0. Branches that share such
 a parameter, as ALBERT's layers do, form one block together. Of nested blocks only the innermost counts, and a block
-must occur in the graphs of all modes.
+must occur in every graph that uses one of its parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from torch import fx
 
 from sdp_compile.ir.effects import Effects, written_inputs
-from sdp_compile.ir.program import Capture, Mode, Program, StateTensor
+from sdp_compile.ir.program import Capture, Program, StateTensor
 from sdp_compile.structure.blocks.block import Block, Blocks, Branch
 from sdp_compile.structure.blocks.names import layer_names, unique_names
 from sdp_compile.structure.blocks.outputs import joined_outputs
@@ -40,32 +40,41 @@ class _Unit:
 
 def find_blocks(capture: Capture) -> Blocks:
     """Returns the blocks of a captured model, in time linear in the graphs for a given depth of nesting."""
-    found: dict[Mode, list[_Unit]] = {}
-    adds: dict[Mode, frozenset[str]] = {}
+    adds: dict[str, frozenset[str]] = {}
+    by_parameters: dict[str, dict[frozenset[str], _Unit]] = {}
+    for key, program in capture.programs.items():
+        found, adds[key] = _units(program, capture.state)
+        by_parameters[key] = {unit.parameters: unit for unit in found}
+    used = {
+        key: {str(node.target) for node in program.graph.find_nodes(op="get_attr")}
+        for key, program in capture.programs.items()
+    }
+    common = [
+        parameters
+        for parameters in dict.fromkeys(parameters for units in by_parameters.values() for parameters in units)
+        if all(parameters in by_parameters[key] or used[key].isdisjoint(parameters) for key in used)
+    ]
+    units = [
+        {key: known[parameters] for key, known in by_parameters.items() if parameters in known} for parameters in common
+    ]
     outside: set[str] = set()
-    for mode, program in capture.programs.items():
-        found[mode], adds[mode] = _units(program, capture.state)
-    modes = list(found)
-    by_parameters = {mode: {unit.parameters: unit for unit in found[mode]} for mode in modes}
-    common = [unit.parameters for unit in found[modes[0]] if all(unit.parameters in by_parameters[m] for m in modes)]
-    for mode in modes:
-        owned = {name for parameters in common for name in by_parameters[mode][parameters].buffers}
-        outside |= {str(node.target) for node in capture.programs[mode].graph.find_nodes(op="get_attr")} - owned
+    for key in used:
+        outside |= used[key] - {name for unit in units if key in unit for name in unit[key].buffers}
     order = {name: index for index, name in enumerate(capture.state)}
-    units = [{mode: by_parameters[mode][parameters] for mode in modes} for parameters in common]
-    names = unique_names([unit[modes[0]].parameters for unit in units], capture.state)
-    layers = layer_names(names, [[t.addition.result for t in unit[modes[0]].terms] for unit in units], capture.skeleton)
+    names = unique_names(common, capture.state)
+    results = [[term.addition.result for term in next(iter(unit.values())).terms] for unit in units]
+    layers = layer_names(names, results, capture.skeleton)
     blocks = []
     for unit, parameters, name, layer in zip(units, common, names, layers, strict=True):
-        buffers = {buffer for mode in modes for buffer in unit[mode].buffers} - outside
+        buffers = {buffer for one in unit.values() for buffer in one.buffers} - outside
         blocks.append(
             Block(
                 name=name,
                 layer=layer,
                 parameters=tuple(sorted(parameters, key=order.__getitem__)),
                 buffers=tuple(sorted(buffers, key=order.__getitem__)),
-                branches={mode: _branches(unit[mode]) for mode in modes},
-                nodes={mode: tuple(node.name for node in unit[mode].region.nodes) for mode in modes},
+                branches={key: _branches(unit[key]) if key in unit else () for key in used},
+                nodes={key: tuple(node.name for node in unit[key].region.nodes) if key in unit else () for key in used},
             )
         )
     return Blocks(tuple(blocks), adds)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdp_compile import NeuronPolicy, SDPModule, sdp_compile
+from sdp_compile import NeuronPolicy, SDPError, SDPModule, sdp_compile
 from tests.oracle import randomise
 from tests.runtime.module.small import assert_same, compiled
 
@@ -145,15 +145,44 @@ def test_torch_compile_finds_parts_under_our_names() -> None:
     assert_same(module, model, lambda called: (fast if called is module else called)(x))
 
 
-def test_our_attributes_hide_parts_and_can_still_be_set() -> None:
+def test_our_attributes_hide_parts() -> None:
     model = nn.Sequential()
     model.add_module("plan", nn.Linear(3, 4))
     model.add_module("peers", nn.Linear(4, 2))
     module = compiled(model, (torch.randn(5, 3),))
     assert isinstance(module, SDPModule) and module.plan.workers == 1
-    module.peers = None
+    vars(module)["peers"] = None
     assert module.get_submodule("plan").weight.shape == (4, 3)
     assert set(module.state_dict()) == set(model.state_dict())
     for missing in (module.get_submodule, module.get_parameter, module.get_buffer):
         with pytest.raises(AttributeError, match=r"missing"):
             missing("plan.missing")
+
+
+class Numbered(nn.Module):
+    """Its settings have names of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.number, self.workers, self.mode = nn.Linear(3, 4), 2.0, 3.0, "sum"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.layer(x) * self.number / self.workers
+        return result.sum(-1) if self.mode == "sum" else result
+
+
+def test_settings_with_our_names_count_in_forward_and_leave_ours_alone() -> None:
+    model, x = Numbered(), torch.randn(5, 3)
+    module = compiled(model, (x,))
+    number = module.number
+    for name, value in (("number", 7.0), ("workers", 2.0), ("mode", "none")):
+        setattr(module, name, value)
+        setattr(model, name, value)
+        torch.testing.assert_close(module(x), model(x))
+    assert module.number == number and module.workers == 1 and module.mode == "train"
+    full = module.full_model()
+    assert (full.number, full.workers, full.mode) == (7.0, 2.0, "none")
+    for name in ("rank", "holdings", "capture", "peers", "lowered", "plan"):
+        with pytest.raises(SDPError, match=f"'{name}' cannot be set"):
+            setattr(module, name, 5)
+    torch.testing.assert_close(module(x), model(x))

@@ -123,6 +123,18 @@ def test_without_the_mark_only_what_is_not_cut_is_loaded(modules: dict[str, SDPM
         module.load_state_dict({**part, "0.0.bias": state["0.0.bias"]}, strict=False)
 
 
+def test_a_state_that_takes_values_of_others_loses_its_mark(modules: dict[str, SDPModule]) -> None:
+    module = modules["0"]
+    for other in (saved(modules["1"].state_dict()), values(modules["1"])):
+        state = module.state_dict()
+        state.update(other)
+        with pytest.raises(SDPError, match="does not say which"):
+            modules["0 again"].load_state_dict(state)
+    state = module.state_dict()
+    state.update(saved(modules["0 again"].state_dict()))
+    module.load_state_dict(state)
+
+
 def test_where_nothing_is_cut_every_state_fits(modules: dict[str, SDPModule]) -> None:
     one, other = modules["whole 0"], modules["whole 1"]
     assert type(one.state_dict()) is OrderedDict
