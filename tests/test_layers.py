@@ -50,6 +50,7 @@ LAYERS = (
     ("checking",),
     ("simulator",),
     ("train",),
+    ("integrations",),
     ("bench",),
     ("cli",),
     ("",),

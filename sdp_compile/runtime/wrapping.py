@@ -17,9 +17,16 @@ from torch import nn
 from sdp_compile.errors import SDPError
 
 _INSTEAD = (
-    "Train the module as it is: its backward averages the gradients over their owners. With Accelerate, Lightning or "
-    "transformers' Trainer, keep it out of prepare() and setup(). Wrap other parts of your model on their own."
+    "Train the module as it is: its backward averages the gradients over their owners. Wrap other parts of your model "
+    "on their own."
 )
+_INTEGRATIONS = {
+    "transformers": "Give the original model to SDPTrainer from sdp_compile.integrations.transformers, in place of "
+    "transformers' Trainer.",
+    "accelerate": "Use SDPAccelerator from sdp_compile.integrations.accelerate in place of Accelerator.",
+}
+"""What to use instead, by the package whose code wraps the module; of several callers the outermost counts."""
+
 _OVERWRITES = "it would overwrite this worker's slices with those of rank 0"
 _SHARDS = "it would shard this worker's slices among the ranks, which hold different slices"
 _AVERAGER = (
@@ -80,11 +87,11 @@ def refuse_wrappers(frame: FrameType | None) -> None:
     while frame is not None:
         code, module = frame.f_code.co_name, frame.f_globals.get("__name__", "")
         if (module, code) in _CALLS:
-            raise SDPError(_text(*_CALLS[module, code]))
+            raise _refusal(*_CALLS[module, code], frame)
         if code == "wrapper" and module == "torch.distributed._composable.contract":
             name = getattr(frame.f_locals.get("func"), "__name__", "")
             if name in _COMPOSABLE:
-                raise SDPError(_text(f"{name}()", _COMPOSABLE[name], _INSTEAD))
+                raise _refusal(f"{name}()", _COMPOSABLE[name], _INSTEAD, frame)
         frame = frame.f_back
 
 
@@ -107,5 +114,9 @@ def _is_within(frame: FrameType) -> bool:
     return frame.f_code.co_name == "named_modules" and isinstance(frame.f_locals.get("self"), Unwrappable)
 
 
-def _text(wrapper: str, why: str, instead: str) -> str:
-    return f"{wrapper} cannot take a module from sdp.compile(): {why}. {instead}"
+def _refusal(wrapper: str, why: str, instead: str, frame: FrameType | None) -> SDPError:
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        instead = _INTEGRATIONS.get(package, instead)
+        frame = frame.f_back
+    return SDPError(f"{wrapper} cannot take a module from sdp.compile(): {why}. {instead}")
