@@ -26,8 +26,8 @@ class SDPAccelerator(Accelerator):
     """An `accelerate.Accelerator` that takes models from `sdp_compile.compile`, with the same arguments.
 
     ``accumulate``, ``no_sync``, ``backward`` and ``clip_grad_norm_`` work as they are. ``get_state_dict``,
-    ``save_model``, ``save_state`` and the ``state_dict()`` of a prepared optimizer give the full model's state. They are
-    collective: call them on every process.
+    ``save_model``, ``save_state`` and the ``state_dict()`` of a prepared optimizer give the full model's state. They
+    are collective: call them on every process.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -73,6 +73,7 @@ class SDPTrainer(Trainer):
         self._example_inputs, self._compile_options = example_inputs, dict(compile_options or {})
         self._calibration_samples = calibration_samples
         self._source: nn.Module | None = None
+        self._known: tuple[int, ...] = ()
         model = kwargs.get("model", args[0] if args else None)
         if isinstance(model, SDPModule):
             raise SDPError(
@@ -155,8 +156,8 @@ class SDPTrainer(Trainer):
         if self.compiled is None or self._source is not self.model:
             with self.accelerator.autocast():
                 self.compiled = sdp_compile(self.model, self._policy, self._examples(), **self._compile_options)
-            self._source = self.model
-        elif not self._is_released():
+            self._source, self._known = self.model, _versions(self.model)
+        elif not self._is_released() and self._known != _versions(self.model):
             self.compiled.load_full_state_dict(self.model.state_dict())
         return self.compiled
 
@@ -173,6 +174,7 @@ class SDPTrainer(Trainer):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The model has running statistics")
             state = self.compiled.full_state_dict()
+        self._known = ()  # what the user does to it counts when training goes on
         _replace_parameters(self.model, lambda parameter: torch.empty_like(parameter, device=self.args.device))
         self.model.load_state_dict(state)
         plan = self.compiled.plan
@@ -274,6 +276,11 @@ class _Recorder(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         names = list(inspect.signature(self._model.forward).parameters)
         raise _CalledError({**dict(zip(names, args, strict=False)), **kwargs})
+
+
+def _versions(model: nn.Module) -> tuple[int, ...]:
+    """Returns how often each tensor was written: ranks may start with different values, of which rank 0's count."""
+    return tuple(tensor._version for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _replace_parameters(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
