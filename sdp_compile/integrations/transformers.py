@@ -73,6 +73,7 @@ class SDPTrainer(Trainer):
         self._example_inputs, self._compile_options = example_inputs, dict(compile_options or {})
         self._calibration_samples = calibration_samples
         self._source: nn.Module | None = None
+        self._prepared: nn.Module | None = None
         self._known: tuple[int, ...] = ()
         model = kwargs.get("model", args[0] if args else None)
         if isinstance(model, SDPModule):
@@ -99,11 +100,13 @@ class SDPTrainer(Trainer):
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         if not training:
-            return super()._wrap_model(model, training, dataloader)
+            return self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
         compiled = self._ready()
         self._release()
-        # As the Trainer does for models that need no DDP: autocast and torch.compile only.
-        return self.accelerator.prepare_model(compiled, device_placement=False, evaluation_mode=True)
+        if self._prepared is None:
+            # As the Trainer does for models that need no DDP: autocast and torch.compile only.
+            self._prepared = self.accelerator.prepare_model(compiled, device_placement=False, evaluation_mode=True)
+        return self._prepared
 
     def _finalize_training(self, *args: Any) -> Any:
         self._assemble()
@@ -154,8 +157,13 @@ class SDPTrainer(Trainer):
     def _ready(self) -> SDPModule:
         """Returns the compiled model with the values of the original, which may have loaded others since."""
         if self.compiled is None or self._source is not self.model:
+            # An earlier evaluation has put autocast into forward.
+            original: Any = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            original._is_accelerate_prepared = False
+            examples = self._examples()
             with self.accelerator.autocast():
-                self.compiled = sdp_compile(self.model, self._policy, self._examples(), **self._compile_options)
+                self.compiled = sdp_compile(original, self._policy, examples, **self._compile_options)
+            self._prepared = None
             self._source, self._known = self.model, _versions(self.model)
         elif not self._is_released() and self._known != _versions(self.model):
             self.compiled.load_full_state_dict(self.model.state_dict())
@@ -202,7 +210,19 @@ class SDPTrainer(Trainer):
     def _examples(self) -> Any:
         if self._example_inputs is not None:
             return self._example_inputs
-        return self._call_of(next(self._batches(2)))
+        inputs = self._call_of(next(self._batches(2)))
+        if getattr(getattr(self.model, "config", None), "problem_type", "") is None:
+            self._decide(inputs)
+        return inputs
+
+    def _decide(self, inputs: Mapping[str, Any]) -> None:
+        """Runs the original once: from its first labels a classifier decides on its loss and notes it in its config."""
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        with torch.no_grad(), preserved_rng():
+            self.model(**inputs)
+        for module, training in modes.items():
+            module.training = training
 
     def _batches(self, size: int) -> Iterator[Any]:
         """Yields batches of the first rows of the training data, the same on all workers."""

@@ -115,7 +115,7 @@ def trainer(folder: Path, model: Any, **options: Any) -> Any:
 
         def training_step(self, module: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
             self.batches = [*getattr(self, "batches", []), (dict(inputs), num_items_in_batch)]
-            assert module is self.compiled
+            assert getattr(module, "_orig_mod", module) is self.compiled
             assert all(parameter.is_meta for parameter in self.model.parameters())  # nobody reads outdated values
             result: Tensor = super().training_step(module, inputs, num_items_in_batch)
             return result
