@@ -22,7 +22,7 @@ from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.subnetwork import Subnetwork, unwrapped
 
 
-class SDPAccelerator(Accelerator):
+class SDPAccelerator(Accelerator):  # type: ignore[misc]  # accelerate has no types
     """An `accelerate.Accelerator` that takes models from `sdp_compile.compile`, with the same arguments.
 
     ``accumulate``, ``no_sync``, ``backward`` and ``clip_grad_norm_`` work as they are. ``get_state_dict``,
@@ -50,7 +50,9 @@ class SDPAccelerator(Accelerator):
             device_placement: Whether it is moved to this process's device; by default as the Accelerator says.
             evaluation_mode: Whether a model is not trained, so that others are not wrapped either.
         """
-        return super().prepare_model(model, device_placement, evaluation_mode or compiled_in(model) is not None)
+        stays_alone = evaluation_mode or compiled_in(model) is not None
+        prepared: nn.Module = super().prepare_model(model, device_placement, evaluation_mode=stays_alone)
+        return prepared
 
     def prepare_optimizer(
         self, optimizer: torch.optim.Optimizer, device_placement: bool | None = None
@@ -62,7 +64,8 @@ class SDPAccelerator(Accelerator):
             device_placement: Whether its state is moved to this process's device.
         """
         if getattr(optimizer, "_is_accelerate_prepared", False):
-            return super().prepare_optimizer(optimizer, device_placement)
+            known: torch.optim.Optimizer = super().prepare_optimizer(optimizer, device_placement)
+            return known
         place = self.device_placement if device_placement is None else device_placement
         prepared = FullStateOptimizer(self, optimizer, place)
         self._optimizers.append(prepared)
@@ -100,7 +103,7 @@ class SDPAccelerator(Accelerator):
         models.clear()  # the Accelerator loads those that are left
 
 
-class FullStateOptimizer(AcceleratedOptimizer):
+class FullStateOptimizer(AcceleratedOptimizer):  # type: ignore[misc]  # accelerate has no types
     """A prepared optimizer with the full model's state, if it steps a compiled model."""
 
     def __init__(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer, device_placement: bool) -> None:
@@ -117,9 +120,10 @@ class FullStateOptimizer(AcceleratedOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as it would be for the original model, with parameter names. Collective."""
         compiled = self._compiled()
-        if compiled is None:
-            return super().state_dict()
-        return compiled.full_optimizer_state_dict(self.optimizer, cpu_offload=True)
+        if compiled is not None:
+            return compiled.full_optimizer_state_dict(self.optimizer, cpu_offload=True)
+        state: dict[str, Any] = super().state_dict()
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads this worker's part of a full state. Not collective.

@@ -42,6 +42,13 @@ class SDPTrainer(Trainer):
         compiled: This worker's subnetwork; None before training.
     """
 
+    # The Trainer's own declarations include None, for times before these are set.
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    label_smoother: Any
+    train_dataset: Any
+
     def __init__(
         self,
         *args: Any,
@@ -72,7 +79,7 @@ class SDPTrainer(Trainer):
         self._policy = resolve_policy(policy, **({} if masking is None else {"masking": masking}))
         self._example_inputs, self._compile_options = example_inputs, dict(compile_options or {})
         self._calibration_samples = calibration_samples
-        self._source: nn.Module | None = None
+        self._source: Any = None
         self._prepared: nn.Module | None = None
         self._known: tuple[int, ...] = ()
         model = kwargs.get("model", args[0] if args else None)
@@ -98,19 +105,21 @@ class SDPTrainer(Trainer):
         """
         return super().create_optimizer(self._ready() if model is None else model)
 
-    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> Any:
         if not training:
             return self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
         compiled = self._ready()
         self._release()
         if self._prepared is None:
             # As the Trainer does for models that need no DDP: autocast and torch.compile only.
-            self._prepared = self.accelerator.prepare_model(compiled, device_placement=False, evaluation_mode=True)
+            prepared: nn.Module = self.accelerator.prepare_model(compiled, device_placement=False, evaluation_mode=True)
+            self._prepared = prepared
         return self._prepared
 
     def _finalize_training(self, *args: Any) -> Any:
         self._assemble()
-        return super()._finalize_training(*args)
+        finalize: Callable[..., Any] = super()._finalize_training
+        return finalize(*args)
 
     # -- the full model ---------------------------------------------------------------------------------------------
 
@@ -203,7 +212,8 @@ class SDPTrainer(Trainer):
                 self._release()
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
-        return getattr(self.optimizer, "optimizer", self.optimizer)
+        plain: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return plain
 
     # -- what the model is called with ------------------------------------------------------------------------------
 
