@@ -250,8 +250,6 @@ def trained(rank: int, workers: int, folder: Path) -> None:
 
 def relatives(folder: Path, state: dict[str, Tensor]) -> None:
     """Dropout and resuming; training twice; options that change the model's inputs; and what is refused."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     from sdp_compile.integrations.transformers import SDPTrainer
 
     options: dict[str, Any] = {"max_steps": 4, "save_steps": 2, "lr_scheduler_type": "constant", "masking": "backward"}
@@ -269,13 +267,15 @@ def relatives(folder: Path, state: dict[str, Tensor]) -> None:
     whole.train()
     assert all(torch.equal(whole.model.state_dict()[key], state[key]) for key in state)
 
-    sizes = {"n_layer": 1, "n_embd": 16, "n_head": 4, "vocab_size": 32, "n_positions": 16}
-    gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+    causal = type("GPT2LMHeadModel", (kind(),), {})  # labels are shifted for classes of known names
+    gpt2 = causal(build().config).double().eval()
     smooth = trainer(folder / "smooth", gpt2, label_smoothing_factor=0.1, policy=sdp.NeuronPolicy(coverage=1.0))
     batch = {key: torch.stack([row[key] for row in texts(3)]) for key in ("input_ids", "labels")}
-    dense = smooth.compute_loss(smooth.model, dict(batch))
+    items = torch.tensor(20.0)
+    dense = smooth.compute_loss(smooth.model, dict(batch), num_items_in_batch=items)
     smooth.create_optimizer()
-    torch.testing.assert_close(smooth.compute_loss(smooth.compiled, dict(batch)), dense, rtol=1e-5, atol=0)
+    found = smooth.compute_loss(smooth.compiled, dict(batch), num_items_in_batch=items)
+    torch.testing.assert_close(found, dense, rtol=1e-9, atol=0)
 
     with pytest.raises(sdp.SDPError, match="Pass the original model"):
         SDPTrainer(half.compiled)
@@ -287,4 +287,4 @@ def relatives(folder: Path, state: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_it_equals_the_loop_by_hand_and_the_original_with_masks(workers: int, tmp_path: Path) -> None:
-    run_workers(trained, workers, workers, tmp_path, limit=220.0)
+    run_workers(trained, workers, workers, tmp_path, limit=300.0)
