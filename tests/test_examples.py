@@ -58,6 +58,21 @@ def test_digits_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert figure(torchrun("digits_lightning.py", workers=2)) > 0.9
 
 
+def test_hf_trainer(tmp_path: Path) -> None:
+    """The second call goes on where the first one stopped."""
+    assert "after 20 steps" in torchrun("hf_trainer.py", str(tmp_path), "20", workers=2)
+    printed = torchrun("hf_trainer.py", str(tmp_path), "40", workers=2)
+    assert "after 40 steps" in printed
+    assert figure(printed) < 3.3
+    assert {path.name for path in (tmp_path / "final").iterdir()} >= {"config.json", "model.safetensors"}
+
+
+def test_accelerate_loop(tmp_path: Path) -> None:
+    """The second call goes on where the first one stopped."""
+    torchrun("accelerate_loop.py", str(tmp_path), "2", workers=2)
+    assert figure(torchrun("accelerate_loop.py", str(tmp_path), "4", workers=2)) > 0.9
+
+
 def test_every_example_is_tested() -> None:
     tested = Path(__file__).read_text()
     assert all(f'torchrun("{path.name}"' in tested for path in (ROOT / "examples").glob("*.py"))
