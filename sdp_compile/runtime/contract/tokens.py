@@ -17,9 +17,10 @@ from sdp_compile.errors import SDPError
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.runtime.comm.groups import Groups, explained
-from sdp_compile.runtime.comm.handshake import workers_text
 from sdp_compile.runtime.contract.contract import Contract, Sum, rescale
 from sdp_compile.runtime.contract.window import Found, Window
+from sdp_compile.runtime.waiting.patience import complete
+from sdp_compile.runtime.waiting.words import workers_text
 
 _OUTSIDE = "ran a backward outside `with model.weighted(tokens):`"
 _A_PART = "zeroed the gradients of some parameters and not of others since the last backward"
@@ -122,7 +123,8 @@ class Tokens(Contract):
         everyone = torch.full((groups.workers,), own, dtype=torch.float64)
         if groups.workers > 1:
             with explained(tuple(range(groups.workers)), "the weights of gradients", groups.rank):
-                dist.all_gather(list(everyone.split(1)), everyone[:1].clone(), group=groups.control)
+                parts, mine = list(everyone.split(1)), everyone[:1].clone()
+                complete(dist.all_gather(parts, mine, group=groups.control, async_op=True), everyone)
             groups.traffic.add("control", "all_gather", everyone.nbytes, groups.workers)
         if everyone.isnan().any():
             problems = groups.gather_json(self._problem) if groups.workers > 1 else [self._problem]
