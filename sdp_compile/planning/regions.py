@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Region:
             if evenly is None
         }
         self._moved: dict[torch.device, dict[int, Tensor]] = {}
+        self._strided: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...], int]] = {}
 
     def __reduce__(self) -> tuple[type[Region], tuple[tuple[Indices, ...]]]:
         return Region, (self.index,)  # a copy makes its own lists on devices
@@ -86,8 +87,30 @@ class Region:
                 self._moved[device] = moved
         return moved
 
+    @property
+    def is_view(self) -> bool:
+        """Whether `read` returns a view."""
+        return not self._lists
+
     def _view(self, tensor: Tensor) -> Tensor:
-        return tensor[tuple(slice(None) if evenly is None else evenly for evenly in self._slices)]
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            return tensor[tuple(slice(None) if evenly is None else evenly for evenly in self._slices)]
+        # The same in one call: many small regions of gradients are read and written at each step.
+        strides = tensor.stride()
+        if strides not in self._strided:
+            self._strided[strides] = self._geometry(tensor.shape, strides)
+        size, stride, start = self._strided[strides]
+        return tensor.as_strided(size, stride, tensor.storage_offset() + start)
+
+    def _geometry(self, shape: Sequence[int], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Returns size, strides and offset of the view of a tensor of this shape and strides."""
+        size, steps, start = [], [], 0
+        for extent, stride, evenly in zip(shape, strides, self._slices, strict=True):
+            positions = range(extent) if evenly is None else range(extent)[evenly]
+            size.append(len(positions))
+            steps.append(stride * positions.step)
+            start += stride * (positions.start if positions else 0)
+        return tuple(size), tuple(steps), start
 
 
 def _as_slice(positions: Indices) -> slice | None:

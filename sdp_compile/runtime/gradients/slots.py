@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce, wraps
+from functools import cached_property, reduce, wraps
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -38,6 +38,15 @@ class Entry:
     name: str
     region: Region
     place: slice
+
+    @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """The strides of the piece in the flat buffer."""
+        result, step = [], 1
+        for size in reversed(self.region.shape):
+            result.append(step)
+            step *= size
+        return tuple(reversed(result))
 
 
 class Slot:
@@ -82,8 +91,10 @@ class Slot:
             dtype = self._comm_dtype
         flat = torch.empty(length, dtype=dtype, device=first.device)
         flat[self.numel :].zero_()
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
         for entry in self.entries:
-            out = flat[entry.place].view(entry.region.shape)
+            out = flat.as_strided(entry.region.shape, entry.strides, entry.place.start)
             new, old = given.get(entry.name), local_gradient(parameters[entry.name])
             for gradient in (new, old):
                 if gradient is not None and gradient.layout != torch.strided:
@@ -97,18 +108,22 @@ class Slot:
             elif new is not None or old is not None:
                 gradient = new if old is None else old
                 assert gradient is not None
-                if gradient.dtype == dtype:
+                if gradient.dtype == dtype and not entry.region.is_view:
                     entry.region.copy(gradient, out)
                 else:
-                    out.copy_(entry.region.read(gradient))
+                    targets.append(out)
+                    sources.append(entry.region.read(gradient))
             else:
                 out.zero_()
+        _copy_all(targets, sources)
         return flat
 
     @_on_plain_tensors
     def unpack(self, flat: Tensor, part: slice, parameters: Mapping[str, nn.Parameter]) -> None:
         """Writes the elements in ``part`` of the flat buffer into ``.grad``, which it creates if needed."""
         first, last, _ = part.indices(self.numel)
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
         for entry in self.entries:
             parameter = parameters[entry.name]
             if parameter.grad is None:
@@ -116,11 +131,22 @@ class Slot:
                     continue
                 parameter.grad = torch.zeros_like(parameter)
             start, stop = max(entry.place.start, first), min(entry.place.stop, last)
-            values = flat[start:stop]
             if start >= stop:
                 continue
+            if entry.region.is_view and stop - start == entry.region.numel:
+                targets.append(entry.region.read(parameter.grad))
+                sources.append(flat.as_strided(entry.region.shape, entry.strides, flat.storage_offset() + start))
+                continue
+            values = flat[start:stop]
             if stop - start < entry.region.numel:
                 whole = entry.region.copy(parameter.grad).view(-1)
                 whole[start - entry.place.start : stop - entry.place.start] = values.to(whole.device, whole.dtype)
                 values = whole
             entry.region.write(parameter.grad, values)
+        _copy_all(targets, sources)
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copies each source to its target: one call for all, because a call costs more than most copies."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
