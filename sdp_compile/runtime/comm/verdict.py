@@ -34,6 +34,9 @@ CAUSES = {
 }
 """Likely causes of a difference by its kind, and what to do."""
 
+ROUNDING = "whether a kernel's rounding depends on an element's position"
+"""What else must be the same: where it does, the first owner's values are broadcast after the step."""
+
 _SKIPPED = (
     "All workers must run the same backward passes and steps. Often one of them has skipped a step: skip steps on all "
     "workers together, as sdp.GradScaler does."
@@ -136,6 +139,12 @@ def _difference_of_options(
             values = _split({rank: own.get(option, "not given") for rank, own in options.items()})
             if len(values) > 1:
                 texts = [f"{value} on {workers_text(ranks)}" for value, ranks in values.items()]
+                if option == ROUNDING:
+                    return (
+                        f"The workers would step {_name(key)} to different bits: {option} is {' and '.join(texts)}, "
+                        "because their processors differ. Give the optimizer other kernels, for example with "
+                        "fused=False or foreach=False."
+                    )
                 return (
                     f"The workers would step {_name(key)} with different options: {option} is {' and '.join(texts)}. "
                     "Perhaps a scheduler got another metric on each worker (average it over the workers first), or one "

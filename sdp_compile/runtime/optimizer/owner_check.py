@@ -23,11 +23,13 @@ from torch.optim.optimizer import Optimizer
 
 from sdp_compile.planning.regions import full
 from sdp_compile.runtime.comm.meeting import Statement, mixed, share_of_zero
-from sdp_compile.runtime.comm.verdict import OUTSIDE, Details
+from sdp_compile.runtime.comm.verdict import OUTSIDE, ROUNDING, Details
 from sdp_compile.runtime.gradients.engine import GradientEngine, engines
+from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.owners.checksums import fetched
 from sdp_compile.runtime.owners.comparison import Comparison, Item, items, read
 from sdp_compile.runtime.owners.parts import SHARES, holder_factor
+from sdp_compile.runtime.probing.elementwise import needs_broadcast
 from sdp_compile.runtime.sharding.gradient import local_gradient
 
 LATE = False
@@ -120,7 +122,8 @@ class StepCheck:
         new = Late(comparison, finite) if waits else None
         if waits:
             comparison, finite = (Comparison([], False), list) if late is None else (late.comparison, late.finite)
-        options = [_options(optimizer, group, count) for group in optimizer.param_groups]
+        rounding = _rounding(optimizer, own)
+        options = [{**_options(optimizer, group, count), ROUNDING: rounding} for group in optimizer.param_groups]
         if self._meet(own, options, comparison, not all(finite())):
             self._meet(own, options, Comparison(self.items, False), False)
         for engine in own:
@@ -205,6 +208,13 @@ def _outside(parameter: nn.Parameter, key: str, share: int, engine: GradientEngi
     for kind in ("gradient", "value"):
         tensor = partial(read, parameter, kind, full(parameter.shape))
         yield Item(f"{kind}:{key}", OUTSIDE, f"The {kind} of {name}", tensor, share, factor)
+
+
+def _rounding(optimizer: Optimizer, own: Sequence[GradientEngine]) -> str:
+    """Returns what decides whether values are broadcast after the step, as text. All workers must decide alike."""
+    if any(engine.unequal_devices or isinstance(engine.reduction, ReduceScatter) for engine in own):
+        return "not asked"
+    return str(needs_broadcast(optimizer, next(iter(own[0].names())).device))
 
 
 def _options(optimizer: Optimizer, group: Mapping[str, Any], count: int) -> dict[str, str]:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdp_compile.errors import SDPError
+from sdp_compile.errors import DistributedError, SDPError
+from sdp_compile.runtime.probing import elementwise
 from sdp_compile.runtime.probing.elementwise import needs_broadcast
 from tests.distributed import run_workers
 from tests.runtime.connected import WORKERS, connected, full_of, loss_of
@@ -128,6 +129,25 @@ def test_which_optimizers_are_trusted() -> None:
     assert needs_broadcast(torch.optim.AdamW(half.parameters(), fused=True), cpu)
     assert needs_broadcast(torch.optim.AdamW(full.parameters()), cpu, True)
     assert needs_broadcast(Own(full.parameters()), cpu)
+
+
+def other_processors(rank: int) -> str:
+    """On worker 1 kernels round by position, as on another kind of processor."""
+    elementwise.depends_on_position = lambda *args: rank == 1  # type: ignore[assignment]
+    module = connected(rank, SCATTERED)
+    x, y = batch(rank)
+    F.cross_entropy(module(x), y).backward()
+    with pytest.raises(DistributedError) as raised:
+        torch.optim.AdamW(module.parameters()).step()
+    return str(raised.value)
+
+
+def test_workers_whose_kernels_round_differently() -> None:
+    """Else some would broadcast after the step and others not, and all would wait."""
+    texts = set(run_workers(other_processors, WORKERS))
+    assert len(texts) == 1
+    text = texts.pop()
+    assert "depends on an element's position is " in text and "True on worker 1" in text and "fused=False" in text
 
 
 def test_each_kind_of_optimizer_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
