@@ -58,7 +58,7 @@ def _circumstances(device: str | None) -> dict[str, Any]:
     name = torch.cuda.get_device_name(used) if used.type == "cuda" else used.type
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m tools.accelerator", *sys.argv[1:]]),
+        "command": " ".join(["python -m tools.accelerator", *(Path(word).name for word in sys.argv[1:])]),
         "device": name,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": sys.version.split()[0],

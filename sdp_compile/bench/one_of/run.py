@@ -40,7 +40,7 @@ def run(
         "version": 1,
         "one_of": settings.one_of,
         "model": settings.model,
-        "settings": asdict(settings),
+        "settings": {key: value for key, value in asdict(settings).items() if key not in ("json_path", "plot_path")},
         "machine": {
             "cores": os.cpu_count(),
             "platform": platform.platform(),
