@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from sdp_compile.capture.clone import clone
+from sdp_compile.capture.clone import canonical_names, clone
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.handshake import Handshake
 from sdp_compile.runtime.comm.transfer import Request, assemble
@@ -47,11 +47,21 @@ def full_state_dict(module: Subnetwork, rank0_only: bool = False, cpu_offload: b
         DistributedError: If there is no process group, the ranks call different things, or the owners of an element
             hold different values.
     """
+    full = _by_name(module, rank0_only, cpu_offload)
+    if rank0_only and module.rank != 0:
+        return {}
+    aliases, skeleton = module.plan.aliases, skeleton_of(module)
+    if _changes_its_state(skeleton):
+        return dict(_filled(module, full).state_dict())
+    return {key: full[aliases[key]] if key in aliases else extra for key, extra in skeleton.state_dict().items()}
+
+
+def _by_name(module: Subnetwork, rank0_only: bool = False, cpu_offload: bool = False) -> dict[str, Tensor]:
+    """Returns the full tensors of a state by canonical name, none on ranks that want none. Collective."""
     peers, _ = enter(module, "full_state_dict()", f"rank0_only={rank0_only}", lambda: None)
     if peers is not None:
         check_values(peers.engine, "in full_state_dict()")
-    plan, keys = module.plan, list(module.capture.skeleton.state_dict())
-    names = list(dict.fromkeys(plan.aliases[key] for key in keys if key in plan.aliases))
+    names = [name for name, tensor in module.plan.state.items() if tensor.kind != "constant" and tensor.persistent]
     tensors = {**local_tensors(module), **merge_running_statistics(module)}
     dtypes = _dtypes(module, names, tensors, peers)
     full = assemble(
@@ -62,12 +72,27 @@ def full_state_dict(module: Subnetwork, rank0_only: bool = False, cpu_offload: b
         wanted=(0,) if rank0_only else None,
         device=torch.device("cpu") if cpu_offload else device_of(module),
     )
-    if not full and names:
+    if not full:
         return {}
-    full = with_spectral_norms(module.capture.skeleton, plan, full)
     _warn_of_statistics(module)
-    extra = skeleton_of(module).state_dict()
-    return {key: full[plan.aliases[key]] if key in plan.aliases else extra[key] for key in keys}
+    return dict(with_spectral_norms(module.capture.skeleton, module.plan, full))
+
+
+def _filled(module: Subnetwork, full: Mapping[str, Tensor]) -> nn.Module:
+    """Returns a copy of the original with full tensors; others are this worker's, if they are not cut, or empty."""
+    device, model = device_of(module), clone(skeleton_of(module))
+    own, held = local_tensors(module), local_tensors(model)
+    aliases = {**canonical_names(model), **module.plan.aliases}
+    new: dict[str, Tensor] = {}
+    for name, tensor in held.items():
+        if (value := full.get(aliases[name])) is None:
+            if name in own and own[name].shape == tensor.shape:
+                value = own[name].detach().clone()  # a buffer outside state_dict() that is not cut
+            else:
+                value = tensor.detach().to(device)
+        new[name] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    replace_tensors(model, new)
+    return model
 
 
 @torch.no_grad()
@@ -93,8 +118,12 @@ def load_full_state_dict(module: Subnetwork, state: Mapping[str, Any], strict: b
             "The module is on the meta device and has no values yet. Call materialize(weights=state) instead."
         )
     expected = module.capture.skeleton.state_dict().keys()
-    found = {plan.aliases[key]: key for key in state if key in plan.aliases}
-    missing = [key for key in expected if key in plan.aliases and plan.aliases[key] not in found]
+    aliases, keys = plan.aliases, None
+    if _changes_its_state(module.capture.skeleton):
+        state, keys = _as_held(module, state, strict)
+        expected, aliases = state.keys(), {name: name for name in state}
+    found = {aliases[key]: key for key in state if key in aliases}
+    missing = [key for key in expected if key in aliases and aliases[key] not in found]
     unexpected = [key for key in state if key not in expected]
     wrong = [
         f"{key}: {list(torch.as_tensor(state[key]).shape)} instead of {list(plan.state[name].shape)}"
@@ -115,7 +144,34 @@ def load_full_state_dict(module: Subnetwork, state: Mapping[str, Any], strict: b
         if held.source in found and held.name in tensors:
             tensors[held.name].copy_(held.region.read(torch.as_tensor(state[found[held.source]])))
     module.holdings.clear_unowned(tensors)
-    return _IncompatibleKeys(missing, unexpected)
+    return keys or _IncompatibleKeys(missing, unexpected)
+
+
+def _changes_its_state(model: nn.Module) -> bool:
+    """Whether the model's ``state_dict()`` may hold other keys or values than its tensors."""
+    base: Any = nn.Module
+    for part in model.modules():
+        kind: Any = type(part)
+        if part._state_dict_hooks or part._state_dict_pre_hooks or part._load_state_dict_pre_hooks:
+            return True
+        methods = ["state_dict", "load_state_dict", "_save_to_state_dict"]
+        if not kind.__module__.startswith("torch.nn."):  # whose layers read older versions of their state
+            methods.append("_load_from_state_dict")
+        if any(getattr(kind, method) is not getattr(base, method) for method in methods):
+            return True
+    return False
+
+
+def _as_held(module: Subnetwork, state: Mapping[str, Any], strict: bool) -> tuple[dict[str, Tensor], _IncompatibleKeys]:
+    """Returns the tensors that the original would hold after it has loaded a state, and what loading returns."""
+    model = clone(skeleton_of(module))
+    try:
+        keys = model.load_state_dict(state, strict=strict, assign=True)
+    except (RuntimeError, TypeError) as error:
+        raise SDPError(f"The state does not fit the original model, whose load_state_dict() raises: {error}") from error
+    names = {name: first for name, first in canonical_names(model).items() if first in module.plan.state}
+    held = local_tensors(model)
+    return {first: held[name] for name, first in names.items() if not held[name].is_meta}, keys
 
 
 def full_model(module: Subnetwork) -> nn.Module:
@@ -131,20 +187,7 @@ def full_model(module: Subnetwork) -> nn.Module:
         SDPError: If the module is on the meta device.
         DistributedError: If there is no process group, or the ranks call different things.
     """
-    state = full_state_dict(module)
-    device, model = device_of(module), clone(skeleton_of(module))
-    own, held = local_tensors(module), local_tensors(model)
-    new: dict[str, Tensor] = {}
-    for name, tensor in held.items():
-        if name in state:
-            value = state[name]
-        elif name in own and own[name].shape == tensor.shape:
-            value = own[name].detach().clone()  # a buffer outside state_dict() that is not cut
-        else:
-            value = tensor.detach().to(device)
-        new[name] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-    replace_tensors(model, new)
-    return model.train(module.training)
+    return _filled(module, _by_name(module)).train(module.training)
 
 
 def enter(
