@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import torch
@@ -107,10 +108,13 @@ class _Checker(fx.Interpreter):
 
     def _device(self, target: str) -> torch.device:
         """Returns the device of a tensor, or of the captured one of which it is a part; by default that of the rest."""
-        captured = self.captured
-        devices = {str(n.target): n.meta["val"].device for n in captured.nodes if n.op == "get_attr"}
-        source = next((held.source for held in self.context.holdings.held() if held.name == target), target)
-        return devices.get(source) or next(iter(devices.values()), torch.device("cpu"))
+        return self._devices.get(target) or next(iter(self._devices.values()), torch.device("cpu"))
+
+    @cached_property
+    def _devices(self) -> dict[str, torch.device]:
+        devices = {str(n.target): n.meta["val"].device for n in self.captured.nodes if n.op == "get_attr"}
+        parts = self.context.holdings.unowned
+        return devices | {part.name: devices[name] for name in parts if name in devices for part in parts[name]}
 
     def run_node(self, n: fx.Node) -> Any:
         try:
