@@ -33,7 +33,7 @@ class Region:
             if evenly is None
         }
         self._moved: dict[torch.device, dict[int, Tensor]] = {}
-        self._strided: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...], int]] = {}
+        self._strided: dict[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], tuple[int, ...], int]] = {}
 
     def __reduce__(self) -> tuple[type[Region], tuple[tuple[Indices, ...]]]:
         return Region, (self.index,)  # a copy makes its own lists on devices
@@ -96,10 +96,10 @@ class Region:
         if torch.is_grad_enabled() and tensor.requires_grad:
             return tensor[tuple(slice(None) if evenly is None else evenly for evenly in self._slices)]
         # The same in one call: many small regions of gradients are read and written at each step.
-        strides = tensor.stride()
-        if strides not in self._strided:
-            self._strided[strides] = self._geometry(tensor.shape, strides)
-        size, stride, start = self._strided[strides]
+        layout = (tensor.shape, tensor.stride())
+        if layout not in self._strided:
+            self._strided[layout] = self._geometry(*layout)
+        size, stride, start = self._strided[layout]
         return tensor.as_strided(size, stride, tensor.storage_offset() + start)
 
     def _geometry(self, shape: Sequence[int], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int]:

@@ -44,3 +44,16 @@ def test_written_values_take_the_dtype_of_the_tensor() -> None:
     tensor = torch.zeros(3, dtype=torch.bfloat16)
     Region([np.array([0, 2])]).write(tensor, torch.tensor([1.0, 2.0], dtype=torch.float64))
     assert tensor.tolist() == [1, 0, 2]
+
+
+def test_tensors_of_other_sizes_and_equal_strides() -> None:
+    """The view of one tensor must not be taken for that of another."""
+    region = Region([np.array([0, 1, 3]), np.arange(4)])
+    for rows in (4, 6):
+        tensor = torch.randn(rows, 4)
+        assert torch.equal(region.read(tensor), tensor[[0, 1, 3]])
+    last = Region([np.array([0, 2, 5]), np.arange(4)])
+    small, large = torch.randn(6, 4), torch.randn(9, 4)
+    assert torch.equal(last.read(large), large[[0, 2, 5]]) and torch.equal(last.read(small), small[[0, 2, 5]])
+    last.write(large, torch.zeros(3, 4))
+    assert not large[[0, 2, 5]].any() and bool(large[[1, 3, 4, 6, 7, 8]].any(1).all())
