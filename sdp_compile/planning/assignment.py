@@ -39,6 +39,7 @@ class Assignment:
         rescale: Whether training multiplies by N / owners where a cut axis is contracted with a parameter.
         notes: Remarks for the report.
         frozen: The parameter dimensions that can never be cut, and why.
+        node_size: The number of workers of each node, which decides how gradients travel; 0 for one node with all.
     """
 
     workers: int
@@ -55,6 +56,7 @@ class Assignment:
     rescale: bool = False
     notes: tuple[str, ...] = ()
     frozen: tuple[Frozen, ...] = ()
+    node_size: int = 0
 
     # -- units ---------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from sdp_compile.ownership import mixing
 from sdp_compile.ownership.elements import Piece
 from sdp_compile.ownership.loads import flops_per_worker
+from sdp_compile.ownership.levels import Levels, make_levels
 from sdp_compile.ownership.owners import OwnerSet, OwnerSets, is_member, refresh_receivers, worker_classes
 from sdp_compile.planning import cost, serialisation
 from sdp_compile.planning.assignment import Assignment
@@ -51,6 +52,12 @@ class Plan(Assignment):
     """
 
     # -- communication -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def levels(self) -> Levels:
+        """The steps of a reduction, each with the groups of workers that run side by side."""
+        sets = {owners for ownership in self.ownership.values() for owners in ownership.sets}
+        return make_levels(sets, self.workers, self.node_size or self.workers)
 
     @cached_property
     def groups(self) -> tuple[OwnerSet, ...]:

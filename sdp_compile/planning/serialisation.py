@@ -25,7 +25,7 @@ from sdp_compile.structure.layout import Layout, Leaf, Product, Sum
 
 Loaded = TypeVar("Loaded", bound=Assignment)
 
-FORMAT = "sdp-compile plan 2"
+FORMAT = "sdp-compile plan 3"
 
 
 def dumps(plan: Assignment) -> str:
@@ -80,6 +80,7 @@ def _essence(plan: Assignment) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "workers": plan.workers,
+        "node_size": plan.node_size,
         "masking": plan.masking,
         "rescale": plan.rescale,
         "owner_sets": [_ranges(members) for members in known.sets],
@@ -146,6 +147,7 @@ def _plan(document: Mapping[str, Any], cls: type[Loaded]) -> Loaded:
         layouts[name] = tuple(_read_layout(item) for item in layout)
     return cls(
         workers=document["workers"],
+        node_size=document["node_size"],
         families=tuple(families),
         ownership=ownership,
         state=state,

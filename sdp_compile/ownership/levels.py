@@ -1,0 +1,157 @@
+"""The levels of a reduction: in each, disjoint groups of workers run side by side.
+
+Workers that own the same units form a *class*. Few classes of equal size, as all designs make them, let every reduction
+take two or three steps: among workers of one class, who add whole subnetworks, and among one worker of each class, who
+exchange what they own together. A worker is then a member of at most three groups, however many workers there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, overload
+
+import numpy as np
+
+from sdp_compile.ownership.owners import OwnerSet, is_member, worker_classes
+
+LevelKind = Literal["class", "exchange"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One step of a reduction.
+
+    Attributes:
+        kind: ``"class"`` if the members of a group own the same units, so that each ends with one part of all that they
+            add up. ``"exchange"`` if they own different ones and add up what they have in common.
+        groups: The groups, each ascending; every worker is in exactly one, and all have the same size.
+        in_node: Whether no group crosses a node.
+    """
+
+    kind: LevelKind
+    groups: tuple[OwnerSet, ...]
+    in_node: bool
+
+    @property
+    def size(self) -> int:
+        """The number of workers in each group."""
+        return len(self.groups[0])
+
+    def group(self, rank: int) -> OwnerSet:
+        """Returns the group of a worker."""
+        return self.groups[self._numbers[rank]]
+
+    def members(self, rank: int, owners: OwnerSet) -> OwnerSet:
+        """Returns who in the group of a worker owns what ``owners`` own, ascending."""
+        group = self.group(rank)
+        return group if self.kind == "class" else tuple(worker for worker in group if is_member(worker, owners))
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        """The number of each worker's group."""
+        result = [0] * (len(self.groups) * self.size)
+        for number, group in enumerate(self.groups):
+            for worker in group:
+                result[worker] = number
+        return result
+
+
+@dataclass(frozen=True)
+class Levels(Sequence[Level]):
+    """All levels of a plan, in the order in which gradients travel; averages travel back in the opposite order.
+
+    Attributes:
+        levels: The levels; none with one worker.
+        workers: The number of workers N.
+        node_size: The number of workers of each node.
+        classes: The workers of each class, or one worker each if classes cannot be used.
+        why: Why the workers exchange all at once instead of class by class; empty if they do not.
+    """
+
+    levels: tuple[Level, ...]
+    workers: int
+    node_size: int
+    classes: tuple[OwnerSet, ...]
+    why: str = ""
+
+    @overload
+    def __getitem__(self, index: int) -> Level: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Level]: ...
+
+    def __getitem__(self, index: int | slice) -> Level | Sequence[Level]:
+        return self.levels[index]
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __iter__(self) -> Iterator[Level]:
+        return iter(self.levels)
+
+    def in_chunk_order(self, owners: OwnerSet) -> OwnerSet:
+        """Returns owners in the order of the chunks that they end with after all levels.
+
+        At each level the members of a group split what they hold evenly, in their order.
+        """
+        return tuple(sorted(owners, key=lambda rank: self.position(rank, owners)))
+
+    def position(self, rank: int, owners: OwnerSet) -> int:
+        """Returns the number of the chunk, of as many as there are owners, that a worker ends with."""
+        result = 0
+        for level in self.levels:
+            members = level.members(rank, owners)
+            result = result * len(members) + members.index(rank)
+        return result
+
+
+def make_levels(sets: Iterable[OwnerSet], workers: int, node_size: int) -> Levels:
+    """Finds the levels for the owner sets of a plan.
+
+    With at least as many nodes as classes, a node's workers are one class: they add up first, inside the node, and only
+    parts of the sum leave it. With fewer nodes every node has all classes, and the exchange is inside the node.
+
+    Args:
+        sets: The owner sets of all units.
+        workers: The number of workers N.
+        node_size: The number of workers of each node; a divisor of N. Worker w is on node w // node_size.
+    """
+    found = worker_classes(set(sets), workers)
+    sizes = sorted({len(members) for members in found})
+    if len(sizes) > 1:
+        why = f"the workers form classes of unequal sizes ({sizes[0]} to {sizes[-1]})"
+        return _one_exchange(workers, node_size, why)
+    nodes = [_by_node(members, node_size) for members in found]
+    if len({len(part) for parts in nodes for part in parts}) > 1:
+        why = "some nodes have more workers of a class than others"
+        return _one_exchange(workers, node_size, why)
+    # grid[c, t, i]: the i-th worker of class c in the t-th node that has workers of this class.
+    grid = np.array(nodes, dtype=np.int64)
+    inside = _level("class", grid.reshape(-1, grid.shape[2]), node_size)
+    across = _level("class", grid.transpose(0, 2, 1).reshape(-1, grid.shape[1]), node_size)
+    exchange = _level("exchange", grid.transpose(1, 2, 0).reshape(-1, grid.shape[0]), node_size)
+    order = [inside, exchange, across] if exchange.in_node else [inside, across, exchange]
+    levels = tuple(level for level in order if level.size > 1)
+    return Levels(levels, workers, node_size, tuple(tuple(members) for members in found))
+
+
+def _one_exchange(workers: int, node_size: int, why: str) -> Levels:
+    exchange = _level("exchange", np.arange(workers)[None], node_size)
+    classes = tuple((worker,) for worker in range(workers))
+    return Levels((exchange,) if workers > 1 else (), workers, node_size, classes, why)
+
+
+def _by_node(members: Sequence[int], node_size: int) -> list[list[int]]:
+    """Splits ascending workers by their nodes."""
+    result: dict[int, list[int]] = {}
+    for worker in members:
+        result.setdefault(worker // node_size, []).append(worker)
+    return list(result.values())
+
+
+def _level(kind: LevelKind, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]], node_size: int) -> Level:
+    groups = sorted(tuple(sorted(row)) for row in rows.tolist())
+    in_node = all(group[0] // node_size == group[-1] // node_size for group in groups)
+    return Level(kind, tuple(groups), in_node)
