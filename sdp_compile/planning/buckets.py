@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sdp_compile.ir.program import StateTensor
 from sdp_compile.ownership.elements import Piece
-from sdp_compile.ownership.owners import OwnerSet, OwnerSets
+from sdp_compile.ownership.owners import OwnerSet, OwnerSets, is_member
 
 DEFAULT_BUCKET_BYTES = 8 * 2**20
 """Default upper bound of a bucket's size.
@@ -20,12 +21,8 @@ coverage 0.5), for forward and backward masking: 1 MiB 0.55 and 0.96, 2 MiB 0.53
 buckets start earlier, but each costs a round of messages. With slow communication, smaller buckets hide more of it.
 """
 
-MOST_GROUPS = 16
-"""With at most this many owner groups per worker, each bucket has its own collective.
-
-With more groups, the latency of their collectives would bound a step, so the runtime averages all buckets with
-all-to-alls among all workers.
-"""
+SMALL = 4
+"""The last round joins the one before it if it has at most one in ``SMALL`` of the bytes: nothing hides its latency."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +32,7 @@ class Bucket:
     Attributes:
         number: The position among the buckets of all ranks, so that any two ranks agree on the order of those they
             share.
+        round: The number of its round. The buckets of a round travel together.
         owners: The workers that average it.
         dtype: The dtype of its parameters.
         pieces: What it holds, in order.
@@ -42,49 +40,56 @@ class Bucket:
     """
 
     number: int
+    round: int
     owners: OwnerSet
     dtype: torch.dtype
     pieces: tuple[Piece, ...]
     nbytes: int
 
 
-def groups_per_worker(buckets: Iterable[Bucket]) -> int:
-    """Returns the largest number of owner groups that any worker is in, given the buckets of all workers."""
-    members = [np.asarray(owners, dtype=np.int64) for owners in {bucket.owners for bucket in buckets}]
-    return int(np.bincount(np.concatenate(members)).max()) if members else 0
+def make_buckets(
+    pieces: Iterable[Piece], state: Mapping[str, StateTensor], bucket_bytes: int, classes: Sequence[OwnerSet]
+) -> tuple[Bucket, ...]:
+    """Fills the buckets of one round after the other.
 
-
-def make_buckets(pieces: Iterable[Piece], state: Mapping[str, StateTensor], bucket_bytes: int) -> tuple[Bucket, ...]:
-    """Fills buckets with pieces.
-
-    Buckets are sorted by the position of their last piece, that is by when they become ready. This total order follows
-    from the plan alone, so two ranks can never issue two common collectives in different orders.
+    A round is closed before what the workers of any class hold of it would exceed ``bucket_bytes``. Buckets are sorted
+    by round and by the position of their last piece, that is by when they become ready. This total order follows from
+    the plan alone, so two ranks can never issue two common collectives in different orders.
 
     Args:
         pieces: The pieces of all ranks, in the order in which gradients become ready in the full model.
         state: The full tensors by name.
-        bucket_bytes: A bucket is closed before it would exceed this size; a larger piece has a bucket of its own.
+        bucket_bytes: Upper bound of what a worker holds of a round; a larger piece has a round of its own.
+        classes: The workers of each class, who own the same units.
     """
-    known = OwnerSets()
-    opened: dict[tuple[int, torch.dtype], list[Piece]] = {}
-    filled: dict[tuple[int, torch.dtype], int] = {}
-    last: dict[tuple[int, torch.dtype], int] = {}
-    closed: list[tuple[int, Bucket]] = []
+    known, holders = OwnerSets(), list[NDArray[np.bool_]]()
+    rounds: list[list[Piece]] = [[]]
+    load = np.zeros(len(classes))
+    for piece in pieces:
+        number = known.number(piece.owners)
+        if number == len(holders):
+            holders.append(np.array([is_member(members[0], piece.owners) for members in classes], dtype=np.bool_))
+        grown = load + holders[number] * (piece.numel * state[piece.name].dtype.itemsize)
+        if rounds[-1] and grown.max() > bucket_bytes:
+            rounds.append([])
+            grown = grown - load
+        rounds[-1].append(piece)
+        load = grown
+    if len(rounds) > 1 and load.max() * SMALL <= bucket_bytes:
+        rest = rounds.pop()
+        rounds[-1] += rest
+    buckets = [bucket for number, members in enumerate(rounds) for bucket in _of_round(number, members, state, known)]
+    return tuple(replace(bucket, number=number) for number, bucket in enumerate(buckets))
 
-    def close(key: tuple[int, torch.dtype]) -> None:
-        bucket = Bucket(-1, known.sets[key[0]], key[1], tuple(opened.pop(key)), filled.pop(key))
-        closed.append((last[key], bucket))
 
-    for position, piece in enumerate(pieces):
-        dtype = state[piece.name].dtype
-        key, nbytes = (known.number(piece.owners), dtype), piece.numel * dtype.itemsize
-        if key in opened and filled[key] + nbytes > bucket_bytes:
-            close(key)
-        opened.setdefault(key, []).append(piece)
-        filled[key] = filled.get(key, 0) + nbytes
-        last[key] = position
-    for key in list(opened):
-        close(key)
-    # No two buckets have the same last piece, so the owners need not break ties.
-    closed.sort(key=lambda entry: entry[0])
-    return tuple(replace(bucket, number=number) for number, (_, bucket) in enumerate(closed))
+def _of_round(number: int, pieces: Sequence[Piece], state: Mapping[str, StateTensor], known: OwnerSets) -> list[Bucket]:
+    """Returns the buckets of a round, in the order of their last pieces."""
+    filled: dict[tuple[int, torch.dtype], list[Piece]] = {}
+    for piece in pieces:
+        key = known.number(piece.owners), state[piece.name].dtype
+        members = filled[key] = filled.pop(key, [])  # to the end
+        members.append(piece)
+    return [
+        Bucket(-1, number, known.sets[owners], dtype, tuple(members), sum(p.numel for p in members) * dtype.itemsize)
+        for (owners, dtype), members in filled.items()
+    ]

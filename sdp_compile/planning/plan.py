@@ -13,8 +13,8 @@ from rich.console import RenderableType
 
 from sdp_compile.ownership import mixing
 from sdp_compile.ownership.elements import Piece
-from sdp_compile.ownership.loads import flops_per_worker
 from sdp_compile.ownership.levels import Levels, make_levels
+from sdp_compile.ownership.loads import flops_per_worker
 from sdp_compile.ownership.owners import OwnerSet, OwnerSets, is_member, refresh_receivers, worker_classes
 from sdp_compile.planning import cost, serialisation
 from sdp_compile.planning.assignment import Assignment
@@ -76,7 +76,7 @@ class Plan(Assignment):
 
         Args:
             rank: A worker; None for the buckets of all workers.
-            bucket_bytes: Upper bound of a bucket's size in bytes; a larger piece has a bucket of its own.
+            bucket_bytes: Upper bound of what a worker holds of a round in bytes; a larger piece has its own round.
         """
         if bucket_bytes not in self._buckets:
             ready = (
@@ -86,7 +86,7 @@ class Plan(Assignment):
                 for piece in self.pieces(name)
                 if len(piece.owners) > 1
             )
-            self._buckets[bucket_bytes] = make_buckets(ready, self.state, bucket_bytes)
+            self._buckets[bucket_bytes] = make_buckets(ready, self.state, bucket_bytes, self.levels.classes)
         buckets = self._buckets[bucket_bytes]
         if rank is None:
             return buckets
