@@ -91,6 +91,16 @@ class Levels(Sequence[Level]):
     def __iter__(self) -> Iterator[Level]:
         return iter(self.levels)
 
+    def exchange_group(self, rank: int) -> OwnerSet:
+        """Returns the workers among which a worker exchanges what they own together; itself if all own the same."""
+        return next((level.group(rank) for level in self.levels if level.kind == "exchange"), (rank,))
+
+    def sharers(self, rank: int) -> OwnerSet:
+        """Returns the workers of a worker's node that can share what they fetch from other nodes, itself among them."""
+        crosses = any(level.kind == "exchange" and not level.in_node for level in self.levels)
+        first = self.levels[0] if self.levels else None
+        return first.group(rank) if crosses and first and first.kind == "class" and first.in_node else (rank,)
+
     def in_chunk_order(self, owners: OwnerSet) -> OwnerSet:
         """Returns owners in the order of the chunks that they end with after all levels.
 

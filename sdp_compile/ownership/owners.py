@@ -40,24 +40,20 @@ def is_member(rank: int, owners: OwnerSet) -> bool:
     return position < len(owners) and owners[position] == rank
 
 
-def refresh_source(number: int, owners: OwnerSet, receiver: int) -> int:
-    """Returns the owner that sends the values of a piece to a worker that does not own it.
+def refresh_sources(number: int, owners: OwnerSet, group: OwnerSet) -> dict[int, int]:
+    """Returns for each worker of a group that does not own a piece the owner that sends it the values.
 
-    The owners hold the same bits. The other workers are dealt to them in turn, starting with another owner for each
-    piece, so that all owners send about equally much.
+    The owners hold the same bits. The other workers are dealt to those in the group in turn, starting with another
+    owner for each piece, so that all owners send about equally much.
 
     Args:
         number: The number of the piece.
         owners: The owners of the piece.
-        receiver: The worker that gets the values; not one of ``owners``.
+        group: The workers that send each other values; some of them own the piece.
     """
-    return owners[(receiver - bisect_left(owners, receiver) + number) % len(owners)]
-
-
-def refresh_receivers(number: int, owners: OwnerSet, source: int, workers: int) -> int:
-    """Returns to how many of ``workers`` workers the owner ``source`` sends a piece's values; see `refresh_source`."""
-    first = (bisect_left(owners, source) - number) % len(owners)
-    return len(range(first, workers - len(owners), len(owners)))
+    sources = [worker for worker in group if is_member(worker, owners)]
+    receivers = (worker for worker in group if not is_member(worker, owners))
+    return {worker: sources[(place + number) % len(sources)] for place, worker in enumerate(receivers)}
 
 
 def intersect(first: OwnerSet, second: OwnerSet) -> OwnerSet:

@@ -21,6 +21,9 @@ coverage 0.5), for forward and backward masking: 1 MiB 0.55 and 0.96, 2 MiB 0.53
 buckets start earlier, but each costs a round of messages. With slow communication, smaller buckets hide more of it.
 """
 
+ALIGNMENT = 4
+"""Chunks are multiples of this many elements, 16 bytes in single precision, which libraries copy faster."""
+
 SMALL = 4
 """The last round joins the one before it if it has at most one in ``SMALL`` of the bytes: nothing hides its latency."""
 
@@ -45,6 +48,12 @@ class Bucket:
     dtype: torch.dtype
     pieces: tuple[Piece, ...]
     nbytes: int
+
+    @property
+    def chunk(self) -> int:
+        """The elements that each owner adds up for all of them. What exceeds the bucket is zero."""
+        share = ALIGNMENT * len(self.owners)
+        return -(-self.nbytes // (self.dtype.itemsize * share)) * ALIGNMENT
 
 
 def make_buckets(

@@ -15,7 +15,7 @@ from sdp_compile.ownership import mixing
 from sdp_compile.ownership.elements import Piece
 from sdp_compile.ownership.levels import Levels, make_levels
 from sdp_compile.ownership.loads import flops_per_worker
-from sdp_compile.ownership.owners import OwnerSet, OwnerSets, is_member, refresh_receivers, worker_classes
+from sdp_compile.ownership.owners import OwnerSet, OwnerSets, is_member, refresh_sources, worker_classes
 from sdp_compile.planning import cost, serialisation
 from sdp_compile.planning.assignment import Assignment
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES, Bucket, make_buckets
@@ -91,6 +91,11 @@ class Plan(Assignment):
         if rank is None:
             return buckets
         return tuple(bucket for bucket in buckets if is_member(self.checked_rank(rank), bucket.owners))
+
+    def rounds(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> int:
+        """Returns the number of rounds in which the workers average their gradients; see `buckets`."""
+        buckets = self.buckets(None, bucket_bytes)
+        return buckets[-1].round + 1 if buckets else 0
 
     @cached_property
     def refreshed(self) -> tuple[Piece, ...]:
@@ -211,12 +216,16 @@ class Plan(Assignment):
         return {}
 
     def _refresh_bytes(self, rank: int) -> float:
-        sent = 0
+        group, shares = self.levels.exchange_group(rank), len(self.levels.sharers(rank))
+        sent = 0.0
         for number, piece in enumerate(self.refreshed):
+            nbytes = piece.numel * self.state[piece.name].dtype.itemsize
             if is_member(rank, piece.owners):
-                receivers = refresh_receivers(number, piece.owners, rank, self.workers)
-                sent += receivers * piece.numel * self.state[piece.name].dtype.itemsize
-        return float(sent)
+                sources = refresh_sources(number, piece.owners, group)
+                sent += sum(source == rank for source in sources.values()) * nbytes / shares
+            else:  # what the workers of a node have fetched in shares
+                sent += (shares - 1) / shares * nbytes
+        return sent
 
     def _elements_by_owners(self, cut_only: bool) -> dict[OwnerSet, int]:
         """Returns the number of parameter elements of each owner set."""

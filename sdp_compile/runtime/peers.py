@@ -16,17 +16,18 @@ from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.runtime.comm.agreement import known_to_any
 from sdp_compile.runtime.comm.groups import Groups
-from sdp_compile.runtime.comm.refresh import Refresh
-from sdp_compile.runtime.comm.transfer import equalise, hand_out
+from sdp_compile.runtime.comm.transfer import hand_out
 from sdp_compile.runtime.contract.tokens import contract_of, tokens_of
-from sdp_compile.runtime.gradients.all_to_all import AllToAll, is_crowded
 from sdp_compile.runtime.gradients.compiled import launched_by
 from sdp_compile.runtime.gradients.engine import GradientEngine
+from sdp_compile.runtime.levels.equalise import equalise
+from sdp_compile.runtime.levels.refresh import Refresh
+from sdp_compile.runtime.levels.route import Route
 from sdp_compile.runtime.tensors import local_tensors
 
 
 class Peers:
-    """Connects a module with its peers: creates the owner groups, makes owned values equal and hooks the gradients.
+    """Connects a module with its peers: creates the process groups, makes owned values equal and hooks the gradients.
 
     Collective: all ranks construct it after the handshake, for modules of one plan. The values of a module on the meta
     device are made equal when it is materialised.
@@ -72,7 +73,8 @@ class Peers:
         self.holdings, self.groups = holdings, groups
         self.bucket_bytes, self.comm_dtype, self.check_finite = bucket_bytes, comm_dtype, check_finite
         self._reduction = reduction
-        groups.create(plan.groups)
+        groups.create(plan.levels)
+        self.route = Route(plan.levels, groups)
         self._connect(module, number)
         self.differing: tuple[str, ...] = ()
         if broadcast_from is None or values is None:
@@ -92,13 +94,18 @@ class Peers:
         buckets = plan.buckets(rank, self.bucket_bytes)
         contract = contract_of(self._reduction, self.holdings, self.groups)
         self.engine = engine = GradientEngine(
-            module, self.holdings, self.groups, buckets, self.comm_dtype, self.check_finite, contract
+            module,
+            self.holdings,
+            self.route,
+            buckets,
+            plan.rounds(self.bucket_bytes),
+            self.comm_dtype,
+            self.check_finite,
+            contract,
         )
-        if is_crowded(plan.buckets(bucket_bytes=self.bucket_bytes)):
-            engine.reduction = AllToAll(self.groups)
         launched_by(number, engine)
         self.refresher = engine.refresher = (
-            Refresh(module, self.holdings, self.groups, self.bucket_bytes) if plan.masking == "backward" else None
+            Refresh(module, self.holdings, self.route, self.bucket_bytes) if plan.masking == "backward" else None
         )
         followers = [weakref.WeakMethod(engine.rehook)]  # load_state_dict(assign=True) replaces parameters
         if self.refresher is not None:
@@ -129,7 +136,7 @@ class Peers:
         sent = {name: values[name] for name in state if not values[name].is_meta}
         tensors, changed = local_tensors(module), set[str]()
         hand_out(source, sent, tensors, self.holdings, self.groups, changed)
-        equalise([(name, tensors[name]) for name in sent if name in tensors], self.holdings, self.groups, changed)
+        equalise([(name, tensors[name]) for name in sent if name in tensors], self.holdings, self.route, changed)
         self.differing = known_to_any(changed, list(sent), self.groups)
         if len(sent) == len(state):
             self.refresh_parameters()
@@ -144,7 +151,7 @@ class Peers:
         ]
         real = [(name, tensor) for name, tensor in named if tensor.device.type != "meta"]
         if real and len(real) == len(named):
-            equalise(real, self.holdings, self.groups)
+            equalise(real, self.holdings, self.route)
             self.refresh_parameters()
 
     def refresh_parameters(self) -> None:

@@ -9,7 +9,6 @@ from sdp_compile.ownership.owners import OwnerSet, is_member
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.plan import Plan
 from sdp_compile.runtime.comm.traffic import CollectiveKind, sent_bytes
-from sdp_compile.runtime.gradients.all_to_all import is_crowded
 from sdp_compile.simulator import collectives
 from sdp_compile.simulator.cluster import Cluster
 from sdp_compile.simulator.timeline import Exchange
@@ -35,7 +34,7 @@ class Exchanges:
     def gradients(self, bucket_bytes: int, kind: CollectiveKind = "all_reduce") -> list[Exchange]:
         """Returns a collective per bucket, in global order, or all-to-alls if a worker is in too many groups."""
         buckets = self.plan.buckets(None, bucket_bytes)
-        if is_crowded(buckets):
+        if self.plan.levels.why:
             return self._all_to_alls(buckets, calls=2 if kind == "all_reduce" else 1)
         return [self.of(kind, bucket.nbytes, bucket.owners, self.ready[bucket.pieces[-1].name]) for bucket in buckets]
 

@@ -1,10 +1,10 @@
-"""The process groups of a plan: the common group of all workers, and one for each owner set of this rank."""
+"""The process groups of a plan: the common group of all workers, and this rank's group of each level."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdp_compile.errors import DistributedError
-from sdp_compile.ownership.owners import OwnerSet, is_member
+from sdp_compile.ownership.levels import Level, Levels
+from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.comm.issuer import issuer_of
 from sdp_compile.runtime.comm.streams import wait_for_all
 from sdp_compile.runtime.comm.traffic import Traffic
@@ -24,17 +25,17 @@ from sdp_compile.runtime.waiting.observer import board_of, observe
 from sdp_compile.runtime.waiting.patience import complete, waiting
 from sdp_compile.runtime.waiting.words import ADVICE
 
-_owner_groups: WeakKeyDictionary[dist.ProcessGroup, dict[OwnerSet, dist.ProcessGroup | None]] = WeakKeyDictionary()
-"""Owner groups by common group, shared by all compilations and copies of modules in this process."""
+_level_groups: WeakKeyDictionary[dist.ProcessGroup, dict[OwnerSet, dist.ProcessGroup]] = WeakKeyDictionary()
+"""The groups of levels by common group, shared by all compilations and copies of modules in this process."""
 
 _control_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
 """The Gloo groups beside the common groups, in which workers compare what they do."""
 
 
 class Groups:
-    """The common group of all workers and its owner groups.
+    """The common group of all workers, and this worker's groups within it.
 
-    Workers are numbered by their rank within the common group. `create` makes the owner groups.
+    Workers are numbered by their rank within the common group. `create` makes the groups of a plan's levels.
 
     Args:
         group: The common group; by default the world.
@@ -73,8 +74,7 @@ class Groups:
     @property
     def group(self) -> dist.ProcessGroup:
         """The common process group, ready for a collective: everything issued during backward comes before it."""
-        issuer_of(self.raw_group).settle()
-        wait_for_all()
+        self.settle()
         return self.raw_group
 
     @property
@@ -109,33 +109,42 @@ class Groups:
         """Returns the rank of a worker in the world."""
         return self._global_ranks[worker]
 
-    def create(self, owner_sets: Sequence[OwnerSet]) -> None:
-        """Creates the groups of those owner sets that this rank is in, and the group for control.
+    def create(self, levels: Levels) -> None:
+        """Creates this worker's group of each level, and the group for control.
 
         Args:
-            owner_sets: The owner sets of the plan, in the same order on all ranks, which must all call this.
+            levels: The levels of the plan, the same on all ranks, which must all call this.
         """
         if not self.peers_are_fake:
             observe(self.raw_group)
-        made = _owner_groups.setdefault(self.group, {})
-        for owners in owner_sets:
-            if len(owners) < self.workers and owners not in made:
-                # Sets of others are recorded too: all ranks must agree on which groups exist.
-                made[owners] = self._create(owners, len(made))
+        made = _level_groups.setdefault(self.group, {})
+        for level in levels:
+            own = level.group(self.rank)
+            if level.size < self.workers and own not in made:
+                self._create_all(level)
         if self.workers > 1 and self.raw_group not in _control_groups and not self.peers_are_fake:
             # On the host, workers can compare what they do without waiting for a device.
-            control = self._create(tuple(range(self.workers)), -1, "gloo")
-            if control is not None:
-                _control_groups[self.raw_group] = control
+            everyone = tuple(range(self.workers))
+            _control_groups[self.raw_group] = self._create(everyone, "control", backend="gloo")
 
-    def _create(self, owners: OwnerSet, number: int, backend: str | None = None) -> dist.ProcessGroup | None:
-        ranks = [self.global_rank(worker) for worker in owners]
-        description = f"sdp owners {owners}" if len(owners) <= 8 else f"sdp {len(owners)} owners"
-        if self.workers == dist.get_world_size():
-            # Every rank takes part, so PyTorch can number the groups; ranks that are not members return at once.
+    def _create_all(self, level: Level) -> None:
+        made, own = _level_groups[self.raw_group], level.group(self.rank)
+        if _names_are_common() or self.workers < dist.get_world_size():
+            made[own] = self._create(own, f"sdp {level.kind} {own[:8]}")
+            return
+        for members in level.groups:  # all ranks must take part in making each of them
+            ranks = [self.global_rank(worker) for worker in members]
+            group = dist.new_group(ranks, timeout=self.timeout)
+            if members == own and isinstance(group, dist.ProcessGroup):
+                made[own] = group
+
+    def _create(self, members: OwnerSet, description: str, backend: str | None = None) -> dist.ProcessGroup:
+        """Creates a group; only its members call this."""
+        ranks = [self.global_rank(worker) for worker in members]
+        if len(ranks) == dist.get_world_size():
             group = dist.new_group(ranks, timeout=self.timeout, backend=backend, group_desc=description)
-        elif is_member(self.rank, owners):
-            with _common_name(f"{self.group.group_name}/{number}"):
+        else:
+            with _common_name(f"{self.group.group_name} {description}"):
                 group = dist.new_group(
                     ranks,
                     timeout=self.timeout,
@@ -143,37 +152,63 @@ class Groups:
                     use_local_synchronization=True,
                     group_desc=description,
                 )
-        else:
-            return None
-        return group if isinstance(group, dist.ProcessGroup) else None
+        assert isinstance(group, dist.ProcessGroup)
+        return group
 
-    def process_group(self, owners: OwnerSet) -> dist.ProcessGroup:
-        """Returns the process group of an owner set that this rank is in, ready for a collective like `group`."""
-        common = self.group
-        return common if len(owners) == self.workers else self.raw_group_of(owners)
+    def settle(self) -> None:
+        """Makes the groups ready for a collective: everything issued during backward comes before it."""
+        issuer_of(self.raw_group).settle()
+        wait_for_all()
 
-    def has(self, owners: OwnerSet) -> bool:
-        """Whether there is a process group of these workers, this one among them."""
-        return len(owners) == self.workers or _owner_groups.get(self.raw_group, {}).get(owners) is not None
-
-    def raw_group_of(self, owners: OwnerSet) -> dist.ProcessGroup:
-        """Returns the process group of an owner set that this rank is in, for collectives issued during backward."""
-        if len(owners) == self.workers:
+    def raw_group_of(self, members: OwnerSet) -> dist.ProcessGroup:
+        """Returns the process group of workers that form a group of a level, for collectives issued during backward."""
+        if len(members) == self.workers:
             return self.raw_group
-        group = _owner_groups.get(self.raw_group, {}).get(owners)
+        group = _level_groups.get(self.raw_group, {}).get(members)
         if group is None:
             raise DistributedError(
-                f"Rank {self.rank} has no process group for the workers {owners}: it is not one of them, or the groups "
-                "of this plan were not created."
+                f"Rank {self.rank} has no process group for the workers {members}: it is not one of them, or the "
+                "groups of this plan were not created."
             )
         return group
 
-    def broadcast(self, flat: Tensor, source: int, owners: OwnerSet | None = None) -> None:
-        """Copies the contiguous ``flat`` of worker ``source`` to all owners; by default to all workers."""
-        group = self.group if owners is None else self.process_group(owners)
+    def has_library(self, device: torch.device) -> bool:
+        """Whether the library's reduce-scatter and all-gather are the best way for tensors on a device: not Gloo's."""
+        return self._backends.get(device.type) != "gloo"
+
+    def gather_row(self, row: Tensor, members: OwnerSet) -> Tensor:
+        """Returns a small tensor of each member, in their order. Collective among them.
+
+        Args:
+            row: This worker's tensor.
+            members: The workers that take part, this one among them.
+        """
+        if len(members) == 1 or self.peers_are_fake:
+            return row.expand(len(members), *row.shape)
+        if len(members) == self.workers:
+            rows = row.new_empty(len(members), *row.shape)
+            complete(dist.all_gather(list(rows.unbind()), row, group=self.group, async_op=True), row)
+            return rows
+        self.settle()
+        first, others = members[0], members[1:]
+        rows = torch.empty(len(members), *row.shape, dtype=row.dtype)
+        if self.rank == first:
+            rows[0] = row
+            for number, member in enumerate(others, 1):
+                complete(dist.irecv(rows[number], self.global_rank(member), group=self.control), rows)
+            for member in others:
+                complete(dist.isend(rows, self.global_rank(member), group=self.control), rows)
+        else:
+            own = row.cpu()
+            complete(dist.isend(own, self.global_rank(first), group=self.control), own)
+            complete(dist.irecv(rows, self.global_rank(first), group=self.control), rows)
+        return rows.to(row.device)
+
+    def broadcast(self, flat: Tensor, source: int) -> None:
+        """Copies the contiguous ``flat`` of worker ``source`` to all workers."""
         # As bytes, so that every dtype travels the same way, also complex, bool and float8.
         raw = flat.view(torch.uint8)
-        complete(dist.broadcast(raw, src=self.global_rank(source), group=group, async_op=True), raw)
+        complete(dist.broadcast(raw, src=self.global_rank(source), group=self.group, async_op=True), raw)
 
     def gather_json(self, value: Any) -> list[Any]:
         """Returns the ``value`` of every worker by rank. JSON and not pickle, so that nothing received is executed."""
@@ -249,7 +284,7 @@ def _common_name(text: str) -> Iterator[None]:
     names.
     """
     c10d = dist.distributed_c10d
-    if "group_count" not in c10d._hash_ranks_to_str.__code__.co_names:
+    if not _names_are_common():
         raise DistributedError(
             "This version of torch cannot create overlapping groups within group=. Leave out group= and use all ranks "
             "of the world as workers, or update torch to 2.14."
@@ -260,6 +295,11 @@ def _common_name(text: str) -> Iterator[None]:
         yield
     finally:
         c10d._world.group_count = before
+
+
+def _names_are_common() -> bool:
+    """Whether `_common_name` works with this version of torch."""
+    return "group_count" in dist.distributed_c10d._hash_ranks_to_str.__code__.co_names
 
 
 def _backends(group: dist.ProcessGroup) -> dict[str, str]:

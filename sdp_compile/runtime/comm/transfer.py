@@ -9,48 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sdp_compile.ownership.elements import Piece
-from sdp_compile.ownership.owners import is_member
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups, explained
 
 CHUNK_BYTES = 64 * 2**20
 """Size in bytes of the flat buffers in which state travels: enough to hide latency, small beside a model."""
-
-
-@torch.no_grad()
-def equalise(
-    names: Iterable[tuple[str, Tensor]], holdings: Holdings, groups: Groups, changed: set[str] | None = None
-) -> None:
-    """Gives all owners of a piece the values of its first owner. Collective.
-
-    Owner sets are visited in the plan's global order.
-
-    Args:
-        names: (full-model name, this worker's tensor); a name may come with several tensors of the same slice, such as
-            optimizer state. The order must be the same on all owners of a piece.
-        holdings: Which tensors this worker holds.
-        groups: The workers' process groups.
-        changed: Takes up the names of tensors that had other values on this worker.
-    """
-    by_owners: dict[tuple[int, ...], list[tuple[Piece, Tensor]]] = {}
-    for name, tensor in names:
-        for piece in holdings.plan.pieces(name):
-            if len(piece.owners) > 1 and piece.numel and is_member(groups.rank, piece.owners):
-                by_owners.setdefault(piece.owners, []).append((piece, tensor))
-    for owners in sorted(by_owners):
-        pieces = by_owners[owners]
-        sizes = [(piece.numel * tensor.element_size(), (tensor.dtype, tensor.device)) for piece, tensor in pieces]
-        for batch in batches(sizes):
-            regions = [(holdings.region(piece), tensor) for piece, tensor in pieces[batch]]
-            flat = _flat([region.read(tensor) for region, tensor in regions], groups)
-            with explained(owners, "the first owners' values", groups.rank):
-                groups.broadcast(flat, owners[0], owners)
-            if owners[0] != groups.rank:
-                if changed is not None:
-                    changed |= _differing(flat, [piece.name for piece, _ in pieces[batch]], regions)
-                _unpack(flat, regions)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sdp_compile.errors import DistributedError, SDPError
@@ -17,7 +16,6 @@ from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.comm.meeting import meet
-from sdp_compile.runtime.waiting.patience import complete
 
 
 class Engine(Protocol):
@@ -164,10 +162,11 @@ def full_norm(shares: Sequence[Share], others: Sequence[Tensor], order: float) -
                 f"{what} got gradients of a compiled model together with a {type(other).__name__}, which is "
                 "distributed in another way. Compute their norms apart and combine them."
             )
-    if len(owners) < groups.workers and (others or (len(owners) > 1 and not groups.has(owners))):
+    if len(owners) < groups.workers and others:
         raise SDPError(
-            f"{what} got only parameters of which workers {_without(owners, groups.workers)} hold nothing, so they "
-            "cannot take part. Pass all of the model's parameters, or call sdp.clip_grad_norm_()."
+            f"{what} got other tensors, and only such parameters of a compiled model of which workers "
+            f"{_without(owners, groups.workers)} hold nothing, so they cannot take part. Compute their norms apart, or "
+            "pass all of the model's parameters."
         )
     own = norm_of_norms([norm for share in shares for norm in share.norms], order)
     return gather_norm(own, norm_of_norms(others, order) if others else None, order, owners, groups)
@@ -190,14 +189,9 @@ def gather_norm(own: Tensor, other: Tensor | None, order: float, owners: OwnerSe
         meet("in the gradient norm", groups)
     device = groups.device
     row = torch.stack([own.to(device), torch.zeros_like(own, device=device) if other is None else other.to(device)])
-    rows = torch.empty(len(owners), 2, dtype=row.dtype, device=device)
-    if len(owners) > 1:
-        with explained(owners, "the gradient norm", groups.rank):
-            work = dist.all_gather(list(rows.unbind()), row, group=groups.process_group(owners), async_op=True)
-            complete(work, row)
-        groups.traffic.add("control", "all_gather", rows.nbytes, len(owners))
-    else:
-        rows[0] = row
+    with explained(owners, "the gradient norm", groups.rank):
+        rows = groups.gather_row(row, owners)
+    groups.traffic.add("control", "all_gather", rows.nbytes, len(owners))
     # Rounding may differ between devices. Asking a GPU costs a synchronisation, so only where there are others.
     if other is not None and not torch.isclose(rows[:, 1], rows[0, 1], rtol=1e-4, atol=0, equal_nan=True).all():
         raise DistributedError(

@@ -15,18 +15,18 @@ from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.runtime.comm.agreement import Flags, agree, device_code
 from sdp_compile.runtime.comm.finite import first_not_finite, require_finite
-from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.issuer import issuer_of
 from sdp_compile.runtime.comm.meeting import Meeting, Statement
-from sdp_compile.runtime.comm.refresh import Refresh
 from sdp_compile.runtime.contract.contract import Contract
 from sdp_compile.runtime.contract.own import multiply, own_regions
 from sdp_compile.runtime.gradients.arrivals import is_accumulated
+from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.hooks import Hook, Hooks
 from sdp_compile.runtime.gradients.launch_state import LaunchState
 from sdp_compile.runtime.gradients.progress import Progress
-from sdp_compile.runtime.gradients.reduction import AllReduce, Reduction
 from sdp_compile.runtime.gradients.slots import Slot
+from sdp_compile.runtime.levels.refresh import Refresh
+from sdp_compile.runtime.levels.route import Route
 from sdp_compile.runtime.sharding.gradient import local_gradient
 
 _Average = tuple[Slot, Tensor, slice]
@@ -51,8 +51,9 @@ class GradientEngine:
     Args:
         module: The module whose gradients are averaged.
         holdings: Which tensors the module holds, and where they lie in the full ones.
-        groups: The workers' process groups.
+        route: What this worker does in its process groups.
         buckets: The buckets of this worker, in the global order.
+        rounds: The number of rounds of all workers.
         comm_dtype: The dtype in which gradients travel; by default their own.
         check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
         contract: What the averages make up; by default the mean over the owners.
@@ -73,8 +74,9 @@ class GradientEngine:
         self,
         module: nn.Module,
         holdings: Holdings,
-        groups: Groups,
+        route: Route,
         buckets: Sequence[Bucket],
+        rounds: int,
         comm_dtype: torch.dtype | None = None,
         check_finite: bool = False,
         contract: Contract | None = None,
@@ -82,13 +84,13 @@ class GradientEngine:
         if comm_dtype is not None and not comm_dtype.is_floating_point:
             raise SDPError(f"comm_dtype must be a floating-point dtype such as torch.bfloat16, got {comm_dtype}.")
         self._module = weakref.ref(module)
-        self.holdings, self.groups = holdings, groups
+        self.holdings, self.groups, self.route = holdings, route.groups, route
         self.comm_dtype, self.check_finite = comm_dtype, check_finite
-        self.reduction: Reduction = AllReduce(groups)
         self.contract = contract or Contract()
         self._slots = [Slot(bucket, holdings, comm_dtype) for bucket in buckets if any(p.numel for p in bucket.pieces)]
+        self.reduction = ByLevels(route, [slot.bucket for slot in self._slots], rounds)
         self._positions = {slot.bucket.number: position for position, slot in enumerate(self._slots)}
-        self._progress = Progress(self._slots, groups, self.reduction, self.contract.scale)
+        self._progress = Progress(self._slots, self.groups, self.reduction, self.contract.scale)
         self._own = own_regions(holdings, self._slots) if self.contract.watches else {}
         self._frozen = [
             name
@@ -105,7 +107,7 @@ class GradientEngine:
         self._hooks = Hooks()
         self.refresher: Refresh | None = None
         self.values_are_compared = True
-        self._issuer = issuer_of(groups.raw_group)
+        self._issuer = issuer_of(self.groups.raw_group)
         self.rehook()
         self._begin()
         self.number = self._issuer.add(self)

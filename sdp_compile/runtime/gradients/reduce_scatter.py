@@ -11,46 +11,43 @@ from torch.optim.optimizer import Optimizer
 
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.buckets import Bucket
+from sdp_compile.runtime.comm.streams import Step
 from sdp_compile.runtime.full_results.norms import Engine
-from sdp_compile.runtime.gradients.reduction import EVERYTHING, Reduction
+from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout
-from sdp_compile.runtime.sharding.chunks import PendingChunks, scatter
+from sdp_compile.runtime.levels.route import Errand
 from sdp_compile.runtime.sharding.gradient import ShardedGradient, local_gradient
 from sdp_compile.runtime.sharding.shards import Shard
 
 
-class ReduceScatter(Reduction):
+class ReduceScatter(ByLevels):
     """Averages of each bucket only the chunk that this worker steps.
 
     ``.grad`` of the parameters becomes a `ShardedGradient`, which frees this worker's own gradient.
 
     Args:
         engine: What averages the gradients.
+        reduction: How it averages them without a `ShardedOptimizer`.
         module: This worker's module.
         layout: Which elements of its parameters this worker steps.
         optimizer: The only optimizer that may step the module's parameters.
     """
 
-    def __init__(self, engine: Engine, module: nn.Module, layout: ShardLayout, optimizer: Optimizer) -> None:
-        super().__init__(engine.groups)
+    def __init__(
+        self, engine: Engine, reduction: ByLevels, module: nn.Module, layout: ShardLayout, optimizer: Optimizer
+    ) -> None:
+        super().__init__(reduction.route, reduction.buckets, reduction.rounds)
         self.layout = layout
         self._engine = weakref.ref(engine)
         self._module = weakref.ref(module)
         self._optimizer = weakref.ref(optimizer)
-        self._in_flight: dict[int, PendingChunks] = {}
 
     def serves(self, optimizer: Optimizer) -> bool:
         """Whether it averages gradients for this optimizer."""
         return self._optimizer() is optimizer
 
-    def length(self, bucket: Bucket, numel: int) -> int:
-        return self.layout.buckets[bucket.number].chunk * len(bucket.owners)
-
-    def start(self, bucket: Bucket, flat: Tensor) -> None:
-        self._in_flight[bucket.number] = scatter(flat, bucket.owners, self.groups, f"gradient bucket {bucket.number}")
-
-    def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
-        return self._in_flight.pop(bucket.number).mean(), EVERYTHING
+    def _steps(self, errand: Errand) -> list[Step]:
+        return self.route.there(errand, wide=True)
 
     def keep(
         self,

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.buckets import Bucket
-from sdp_compile.runtime.comm.groups import Groups, explained
-from sdp_compile.runtime.comm.streams import issue
+from sdp_compile.runtime.comm.groups import Groups
 
 EVERYTHING = slice(None)
 """All elements of a bucket."""
@@ -24,9 +20,9 @@ class Reduction(ABC):
 
     The gradient engine packs this worker's gradients of a bucket into a flat buffer. During backward it calls ``start``
     for one bucket after the other, in ascending number on every worker; then ``started_all`` once, and ``finish`` for
-    each bucket in the same order, even if backward failed. ``start`` must not wait; it issues collectives through
-    `sdp_compile.runtime.comm.streams.issue`, in the groups' ``raw_group`` and ``raw_group_of``. To use another
-    strategy, set ``GradientEngine.reduction`` between two backward passes, on all workers.
+    each bucket in the same order, even if backward failed. ``start`` issues collectives as
+    `sdp_compile.runtime.comm.streams.Pending`. To use another strategy, set ``GradientEngine.reduction`` between two
+    backward passes, on all workers.
     """
 
     def __init__(self, groups: Groups) -> None:
@@ -38,7 +34,7 @@ class Reduction(ABC):
 
     @abstractmethod
     def start(self, bucket: Bucket, flat: Tensor) -> None:
-        """Issues the reduction of ``flat``, which belongs to the strategy from now on. Does not wait."""
+        """Issues the reduction of ``flat``, which belongs to the strategy from now on."""
 
     def started_all(self) -> None:  # noqa: B027
         """Called after the last ``start`` of a backward."""
@@ -68,31 +64,3 @@ class Reduction(ABC):
             Whether it has stored them.
         """
         return False
-
-
-class AllReduce(Reduction):
-    """One all-reduce per bucket, each in its owners' process group."""
-
-    def __init__(self, groups: Groups) -> None:
-        super().__init__(groups)
-        self._in_flight: dict[int, tuple[Tensor, Callable[[], object]]] = {}
-
-    def start(self, bucket: Bucket, flat: Tensor) -> None:
-        if flat.dtype == torch.float16:  # a sum over many owners could overflow
-            flat.div_(len(bucket.owners))
-        with self._explained(bucket):
-            group = self.groups.raw_group_of(bucket.owners)
-            wait = issue(lambda: dist.all_reduce(flat, group=group, async_op=True), flat)
-        self.groups.traffic.add("gradients", "all_reduce", flat.nbytes, len(bucket.owners))
-        self._in_flight[bucket.number] = flat, wait
-
-    def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
-        flat, wait = self._in_flight.pop(bucket.number)
-        with self._explained(bucket):
-            wait()
-        if flat.dtype != torch.float16:
-            flat.div_(len(bucket.owners))
-        return flat, EVERYTHING
-
-    def _explained(self, bucket: Bucket) -> AbstractContextManager[None]:
-        return explained(bucket.owners, f"gradient bucket {bucket.number}", self.groups.rank)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import nn
 
+from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.plan import Plan
 from sdp_compile.runtime.gradients.slots import Slot
-from sdp_compile.runtime.sharding.shards import Shard, ShardedBucket, split, whole
+from sdp_compile.runtime.sharding.shards import Shard, ShardedBucket, alone, split, whole
 
 
 class ShardLayout:
@@ -22,13 +23,20 @@ class ShardLayout:
         shards: All shards of each parameter: those in the above, or the whole parameter if it has no piece in a bucket.
     """
 
-    def __init__(self, module: nn.Module, holdings: Holdings, slots: Sequence[Slot]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        holdings: Holdings,
+        slots: Sequence[Slot],
+        chunk_order: Callable[[OwnerSet], OwnerSet] = lambda owners: owners,
+    ) -> None:
         """Lays out the shards of a module's parameters.
 
         Args:
             module: This worker's module.
             holdings: Which tensors it holds.
             slots: Its gradient buckets; none without peers.
+            chunk_order: Returns owners in the order of the chunks that they average.
         """
         plan, rank = holdings.plan, holdings.rank
         parameters = parameters_of(module, plan)
@@ -37,14 +45,17 @@ class ShardLayout:
         self.first: dict[str, int] = {}
         for slot in slots:
             bucket, pieces = slot.bucket, [(entry.name, entry.region) for entry in slot.entries]
-            self.buckets[bucket.number] = split(bucket.number, bucket.owners, rank, pieces, parameters)
+            self.buckets[bucket.number] = split(bucket, chunk_order(bucket.owners), rank, pieces, parameters)
             for name, _ in pieces:
                 self.first.setdefault(name, bucket.number)
+        self._by_round: dict[int, list[ShardedBucket]] = {}
+        for sharded in self.buckets.values():
+            self._by_round.setdefault(sharded.round, []).append(sharded)
         for name in self.first:
             own = [piece for piece in plan.pieces(name) if piece.owners == (rank,) and piece.numel]
             if own:
                 pieces = [(name, holdings.region(piece)) for piece in own]
-                self.alone[name] = split(-1, (rank,), rank, pieces, parameters)
+                self.alone[name] = alone(rank, pieces, parameters)
         self.shards: dict[str, list[Shard]] = {name: [] for name in parameters}
         for sharded in self:
             for _, shard in sharded.shards:
@@ -52,6 +63,10 @@ class ShardLayout:
         for name, parameter in parameters.items():
             if name not in self.first:
                 self.shards[name].append(whole(name, parameter))
+
+    def of_round(self, number: int) -> list[ShardedBucket]:
+        """Returns this worker's buckets of a round, in their order."""
+        return self._by_round.get(number, [])
 
     def __iter__(self) -> Iterator[ShardedBucket]:
         """Yields all buckets: those with other owners in the global order, then those without."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.comm.transfer import equalise
 from sdp_compile.runtime.gradients.engine import GradientEngine, engine_of
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
+from sdp_compile.runtime.levels.equalise import equalise
 from sdp_compile.runtime.optimizer.origin import check_origin
 from sdp_compile.runtime.optimizer.originals import refuse_original
 from sdp_compile.runtime.optimizer.owner_check import check_step
@@ -100,7 +100,7 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
                 for key in sorted(state):
                     if isinstance(state[key], Tensor) and state[key].shape == parameter.shape:
                         tensors.append((names[parameter], state[key]))
-            equalise(tensors, engine.holdings, engine.groups)
+            equalise(tensors, engine.holdings, engine.route)
         if engine.refresher is not None:
             engine.refresher.refresh()
 

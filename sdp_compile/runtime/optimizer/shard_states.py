@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdp_compile.runtime.comm.transfer import Request
 from sdp_compile.runtime.gradients.shard_layout import parameters_of
-from sdp_compile.runtime.optimizer.shard_values import gathered
+from sdp_compile.runtime.levels.pipeline import Pipeline
+from sdp_compile.runtime.optimizer.shard_values import send_back
 from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 from sdp_compile.runtime.sharding.shards import ShardedBucket
 from sdp_compile.runtime.subnetwork import Subnetwork, require_peers
@@ -29,6 +30,7 @@ def slices_of(optimizer: ShardedOptimizer, module: Subnetwork, requests: Sequenc
     """
     parameters = parameters_of(module, module.plan)
     peers = require_peers(module, "sdp.full_optimizer_state_dict()")
+    all_buckets = () if peers is None else module.plan.buckets(None, peers.bucket_bytes)
     result = {
         request.key: torch.zeros_like(parameters[request.name], dtype=request.dtype)
         for request in requests
@@ -40,31 +42,52 @@ def slices_of(optimizer: ShardedOptimizer, module: Subnetwork, requests: Sequenc
                 for key, value in optimizer.state.get(shard.parameter, {}).items():
                     if f"{shard.name}:{key}" in result:
                         result[f"{shard.name}:{key}"].copy_(value)
-    for bucket in optimizer.layout:
-        assert peers is not None
-        for key, dtype in _states(bucket, requests):
-            held = [
-                (offset, shard, optimizer.state.get(shard.parameter, {}).get(key)) for offset, shard in bucket.shards
-            ]
-            parts = [
-                (offset, value)
-                for offset, shard, value in held
-                if isinstance(value, Tensor) and value.shape == shard.parameter.shape
-            ]
-            chunk = bucket.packed(parts, dtype, parameters[bucket.pieces[0][0]].device)
-            rows = gathered(bucket, chunk, peers.groups, "state").rows()
-            wanted = {name: result.get(f"{name}:{key}") for name, _ in bucket.pieces}
-            bucket.write(
-                rows, {name: value for name, value in wanted.items() if value is not None and value.dtype == dtype}
-            )
+    for bucket in optimizer.layout.alone.values():
+        for key, dtype in _states((name for name, _ in bucket.pieces), requests):
+            bucket.write([_chunk(bucket, key, dtype, optimizer, parameters)], _wanted(bucket, key, dtype, result))
+    reduction = optimizer.reduction
+    for number in range(0 if reduction is None else reduction.rounds):
+        assert reduction is not None
+        # Also buckets of others: all workers send the same errands.
+        names = (piece.name for bucket in all_buckets if bucket.round == number for piece in bucket.pieces)
+        buckets = optimizer.layout.of_round(number)
+        for key, dtype in _states(names, requests):
+            chunks = [_chunk(bucket, key, dtype, optimizer, parameters) for bucket in buckets]
+            pipeline = Pipeline()
+            errand = send_back(pipeline, number, buckets, chunks, reduction.route, "state")
+            pipeline.drain()
+            for bucket, flat in zip(buckets, pipeline.results(errand), strict=True):
+                bucket.write(flat.view(len(bucket.owners), -1).unbind(), _wanted(bucket, key, dtype, result))
     return result
 
 
-def _states(bucket: ShardedBucket, requests: Sequence[Request]) -> list[tuple[str, torch.dtype]]:
-    """Returns the states requested for parameters in a bucket, each with its dtypes, in the order of the requests."""
-    names = {name for name, _ in bucket.pieces}
+def _chunk(
+    bucket: ShardedBucket,
+    key: str,
+    dtype: torch.dtype,
+    optimizer: ShardedOptimizer,
+    parameters: Mapping[str, nn.Parameter],
+) -> Tensor:
+    """Returns this worker's chunk of a state; zeros where there is none yet."""
+    held = ((offset, shard, optimizer.state.get(shard.parameter, {}).get(key)) for offset, shard in bucket.shards)
+    parts = [
+        (offset, value)
+        for offset, shard, value in held
+        if isinstance(value, Tensor) and value.shape == shard.parameter.shape
+    ]
+    return bucket.packed(parts, dtype, parameters[bucket.pieces[0][0]].device)
+
+
+def _wanted(bucket: ShardedBucket, key: str, dtype: torch.dtype, result: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = ((name, result.get(f"{name}:{key}")) for name, _ in bucket.pieces)
+    return {name: value for name, value in found if value is not None and value.dtype == dtype}
+
+
+def _states(names: Iterable[str], requests: Sequence[Request]) -> list[tuple[str, torch.dtype]]:
+    """Returns the states requested for some parameters, each with its dtypes, in the order of the requests."""
+    chosen = set(names)
     return list(
         dict.fromkeys(
-            (request.key[len(request.name) + 1 :], request.dtype) for request in requests if request.name in names
+            (request.key[len(request.name) + 1 :], request.dtype) for request in requests if request.name in chosen
         )
     )

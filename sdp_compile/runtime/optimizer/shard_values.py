@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.comm.groups import Groups
+from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout
-from sdp_compile.runtime.sharding.chunks import PendingChunks, gather
+from sdp_compile.runtime.levels.pipeline import Pipeline
+from sdp_compile.runtime.levels.route import Errand, Route
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
 from sdp_compile.runtime.sharding.shards import ShardedBucket
 
@@ -44,31 +45,52 @@ def bound(layout: ShardLayout, parameters: Mapping[str, nn.Parameter]) -> Iterat
 
 
 @torch.no_grad()
-def publish(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], groups: Groups | None) -> None:
-    """Sends every owner the values that the others stepped, while shards are `bound`. Collective in owner groups."""
-    waiting: list[tuple[ShardedBucket, PendingChunks]] = []
-    for bucket in layout:
-        assert groups is not None
-        parts = [
-            (offset, shard.part(parameters[shard.name]) if shard.parameter.grad is None else shard.parameter)
-            for offset, shard in bucket.shards
-        ]
-        chunk = bucket.packed(parts, bucket.dtype(parameters), parameters[bucket.pieces[0][0]].device)
-        waiting.append((bucket, gathered(bucket, chunk, groups, "shards")))
-        if len(waiting) > 1:  # one travels while the other is written
-            _write(*waiting.pop(0), parameters)
-    for entry in waiting:
-        _write(*entry, parameters)
+def publish(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], reduction: ByLevels | None) -> None:
+    """Sends every owner the values that the others stepped, while shards are `bound`. Collective."""
+    for bucket in layout.alone.values():
+        bucket.write([_stepped(bucket, parameters)], parameters)
+    if reduction is None:
+        return
+    route, pipeline, written = reduction.route, Pipeline(), 0
+    for number in range(reduction.rounds):
+        buckets = layout.of_round(number)
+        chunks = [_stepped(bucket, parameters) for bucket in buckets]
+        send_back(pipeline, number, buckets, chunks, route, "shards")
+        if pipeline.has_arrived(written):  # written while later ones travel
+            _write(written, layout, pipeline, parameters)
+            written += 1
+    pipeline.drain()
+    for number in range(written, reduction.rounds):
+        _write(number, layout, pipeline, parameters)
 
 
-def gathered(bucket: ShardedBucket, chunk: Tensor, groups: Groups, counted_as: str) -> PendingChunks:
-    """Starts to send the owners' chunks of a bucket to all of them."""
-    chunk = chunk.to(groups.wire(chunk.device))
-    return gather(chunk, bucket.owners, groups, f"the shards of gradient bucket {bucket.number}", counted_as)
+def send_back(
+    pipeline: Pipeline,
+    number: int,
+    buckets: Sequence[ShardedBucket],
+    chunks: Sequence[Tensor],
+    route: Route,
+    purpose: str,
+) -> int:
+    """Starts to send the owners' chunks of a round's buckets to all of them. Returns the number of the errand."""
+    device = route.groups.wire(chunks[0].device) if chunks else route.groups.device
+    owners = [tuple(sorted(bucket.owners)) for bucket in buckets]
+    errand = Errand(owners, f"the shards of round {number}", purpose)
+    return pipeline.send(route.back(errand), [chunk.to(device) for chunk in chunks], device)
 
 
-def _write(bucket: ShardedBucket, pending: PendingChunks, parameters: Mapping[str, nn.Parameter]) -> None:
-    bucket.write(pending.rows(), parameters)
+def _stepped(bucket: ShardedBucket, parameters: Mapping[str, nn.Parameter]) -> Tensor:
+    """Returns this worker's chunk of the values."""
+    parts = [
+        (offset, shard.part(parameters[shard.name]) if shard.parameter.grad is None else shard.parameter)
+        for offset, shard in bucket.shards
+    ]
+    return bucket.packed(parts, bucket.dtype(parameters), parameters[bucket.pieces[0][0]].device)
+
+
+def _write(number: int, layout: ShardLayout, pipeline: Pipeline, parameters: Mapping[str, nn.Parameter]) -> None:
+    for bucket, flat in zip(layout.of_round(number), pipeline.results(number), strict=True):
+        bucket.write(flat.view(len(bucket.owners), -1).unbind(), parameters)
 
 
 def _reduced(name: str, parameter: nn.Parameter, layout: ShardLayout) -> Tensor | None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.errors import SDPError
+from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.engine import GradientEngine
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
-from sdp_compile.runtime.gradients.reduction import Reduction
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
 from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
 from sdp_compile.runtime.optimizer.shard_values import bound, publish
@@ -58,8 +58,12 @@ class ShardedOptimizer(Optimizer):
     ) -> None:
         self.module = module = unwrapped(model)
         peers, _ = enter(module, "sdp.ShardedOptimizer()", str(optimizer), lambda: self._check(optimizer))
-        self._layout = ShardLayout(module, module.holdings, () if peers is None else peers.engine.slots)
-        self._groups = None if peers is None else peers.groups
+        if peers is None:
+            self._layout = ShardLayout(module, module.holdings, ())
+        else:
+            self._layout = ShardLayout(module, module.holdings, peers.engine.slots, peers.route.chunk_order)
+        self.reduction: ReduceScatter | None = None
+        """How the gradients are averaged meanwhile; None without peers."""
         known = optimizer([{"params": []}], **defaults).defaults
         super().__init__(module.parameters() if params is None else params, known)
         groups = [{**_options(group), "params": self._shard_parameters(group)} for group in self.param_groups]
@@ -68,8 +72,9 @@ class ShardedOptimizer(Optimizer):
         self.state = self._inner.state
         install_optimizer_guard()
         if peers is not None:
-            reduction = ReduceScatter(peers.engine, module, self._layout, self)
-            before, peers.engine.reduction = peers.engine.reduction, reduction
+            before = peers.engine.reduction
+            self.reduction = reduction = ReduceScatter(peers.engine, before, module, self._layout, self)
+            peers.engine.reduction = reduction
             weakref.finalize(self, _end, reduction, before, weakref.ref(peers.engine)).atexit = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -87,7 +92,7 @@ class ShardedOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Steps the elements whose state this worker holds, and sends the new values to all owners.
 
-        Collective within each owner group.
+        Collective.
 
         Args:
             closure: A function that computes the loss and its gradients again, called before the step.
@@ -110,7 +115,7 @@ class ShardedOptimizer(Optimizer):
         with bound(self._layout, parameters):
             self._inner.step()
             self._adopt()  # some optimizers keep state in their groups
-            publish(self._layout, parameters, self._groups)
+            publish(self._layout, parameters, self.reduction)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -230,7 +235,7 @@ def _part(shard: Shard, value: Any, shape: torch.Size) -> Any:
     return shard.part(value).clone() if isinstance(value, Tensor) and value.shape == shape else value
 
 
-def _end(reduction: ReduceScatter, before: Reduction, engine: weakref.ref[GradientEngine]) -> None:
+def _end(reduction: ReduceScatter, before: ByLevels, engine: weakref.ref[GradientEngine]) -> None:
     """Gives the model its ordinary gradients back, after the optimizer was deleted."""
     reduction.end()
     current = engine()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.ownership.owners import OwnerSet
+from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.regions import Region
 
 
@@ -56,13 +57,15 @@ class ShardedBucket:
 
     Attributes:
         number: The bucket's number; -1 for what a worker owns alone.
-        owners: The workers that split it.
+        round: The number of the bucket's round; -1 for what a worker owns alone.
+        owners: The workers that split it, in the order of their chunks.
         pieces: The bucket's pieces in order: (parameter, region of the worker's tensor).
         chunk: Elements per owner; the last chunks are padded.
         shards: This worker's shards, each with its offset in the worker's chunk.
     """
 
     number: int
+    round: int
     owners: OwnerSet
     pieces: tuple[tuple[str, Region], ...]
     chunk: int
@@ -100,19 +103,31 @@ class ShardedBucket:
 
 
 def split(
-    number: int, owners: OwnerSet, rank: int, pieces: Sequence[tuple[str, Region]], parameters: Mapping[str, Tensor]
+    bucket: Bucket, owners: OwnerSet, rank: int, pieces: Sequence[tuple[str, Region]], parameters: Mapping[str, Tensor]
 ) -> ShardedBucket:
     """Splits a bucket among its owners.
 
     Args:
-        number: The bucket's number.
-        owners: The workers that split it.
+        bucket: The bucket.
+        owners: Its owners, in the order of their chunks.
         rank: This worker, one of them.
         pieces: The bucket's pieces in order: (parameter, region of the worker's tensor).
         parameters: The worker's tensors by name.
     """
-    chunk = -(-sum(region.numel for _, region in pieces) // len(owners))
-    first = owners.index(rank) * chunk
+    shards = _shards(owners.index(rank) * bucket.chunk, bucket.chunk, pieces, parameters)
+    return ShardedBucket(bucket.number, bucket.round, owners, tuple(pieces), bucket.chunk, shards)
+
+
+def alone(rank: int, pieces: Sequence[tuple[str, Region]], parameters: Mapping[str, Tensor]) -> ShardedBucket:
+    """Returns pieces that a worker owns alone as a bucket; the arguments are those of `split`."""
+    chunk = sum(region.numel for _, region in pieces)
+    return ShardedBucket(-1, -1, (rank,), tuple(pieces), chunk, _shards(0, chunk, pieces, parameters))
+
+
+def _shards(
+    first: int, chunk: int, pieces: Sequence[tuple[str, Region]], parameters: Mapping[str, Tensor]
+) -> tuple[tuple[int, Shard], ...]:
+    """Returns the shards in a chunk that begins at the element ``first``, each with its offset in the chunk."""
     shards, position = [], 0
     for name, region in pieces:
         start, stop = max(first - position, 0), min(first + chunk - position, region.numel)
@@ -122,7 +137,7 @@ def split(
             parameter = nn.Parameter(_hollow(shape, parameters[name]), requires_grad=False)
             shards.append((position + start - first, Shard(name, region, start, stop, parameter)))
         position += region.numel
-    return ShardedBucket(number, owners, tuple(pieces), chunk, tuple(shards))
+    return tuple(shards)
 
 
 def whole(name: str, parameter: Tensor) -> Shard:

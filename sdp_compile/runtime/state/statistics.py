@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
@@ -19,10 +18,10 @@ from sdp_compile.ir.schema import bind
 from sdp_compile.ownership.owners import is_member
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
-from sdp_compile.runtime.comm.groups import Groups, explained
+from sdp_compile.runtime.levels.hops import Operation
+from sdp_compile.runtime.levels.route import Errand, Route, padded
 from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.runtime.tensors import local_tensors
-from sdp_compile.runtime.waiting.patience import complete
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,16 @@ def merge_running_statistics(module: Subnetwork) -> dict[str, Tensor]:
     names = [*statistics.means, *(name for name, _ in statistics.variances), *statistics.counters]
     if peers is None or not names:
         return {}
-    holdings, groups = module.holdings, peers.groups
+    holdings, route = module.holdings, peers.route
     merged = {name: tensors[name].detach().clone() for name in names if name in tensors}
-    _reduce(statistics.means, {name: tensor.double() for name, tensor in merged.items()}, merged, holdings, groups)
+    _reduce(statistics.means, {name: tensor.double() for name, tensor in merged.items()}, merged, holdings, route)
     spread = {
         name: tensors[name].double() + ((tensors[mean].double() - merged[mean].double()) ** 2 if mean in merged else 0)
         for name, mean in statistics.variances
         if name in merged
     }
-    _reduce([name for name, _ in statistics.variances], spread, merged, holdings, groups)
-    _reduce(statistics.counters, dict(merged), merged, holdings, groups, maximum=True)
+    _reduce([name for name, _ in statistics.variances], spread, merged, holdings, route)
+    _reduce(statistics.counters, dict(merged), merged, holdings, route, "max")
     return merged
 
 
@@ -96,27 +95,24 @@ def _reduce(
     values: Mapping[str, Tensor],
     merged: dict[str, Tensor],
     holdings: Holdings,
-    groups: Groups,
-    maximum: bool = False,
+    route: Route,
+    operation: Operation = "sum",
 ) -> None:
-    """Writes the mean or maximum over the owners of each element of ``values`` into ``merged``."""
+    """Writes the mean ("sum") or maximum over the owners of each element of ``values`` into ``merged``."""
     by_owners: dict[tuple[int, ...], list[tuple[str, Region]]] = {}
     for name in names:
         for piece in holdings.plan.pieces(name):
-            if len(piece.owners) > 1 and piece.numel and is_member(groups.rank, piece.owners):
+            if len(piece.owners) > 1 and piece.numel and is_member(holdings.rank, piece.owners):
                 by_owners.setdefault(piece.owners, []).append((name, holdings.region(piece)))
-    for owners in sorted(by_owners):
-        regions = by_owners[owners]
-        flat = torch.cat([region.read(values[name]).reshape(-1) for name, region in regions])
-        sent = flat.to(groups.wire(flat.device))
-        with explained(owners, "running statistics", groups.rank):
-            operation = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
-            complete(dist.all_reduce(sent, operation, groups.process_group(owners), async_op=True), sent)
-        if not maximum:
-            sent = sent / len(owners)
-        offset = 0
-        for name, region in regions:
-            region.write(merged[name], sent[offset : offset + region.numel])
+    owner_sets, flats = sorted(by_owners), list[Tensor]()
+    for owners in owner_sets:
+        flat = torch.cat([region.read(values[name]).reshape(-1) for name, region in by_owners[owners]])
+        flats.append(padded(flat.to(route.groups.wire(flat.device)), owners))
+    errand = Errand(owner_sets, "running statistics", "state")
+    for owners, total in zip(owner_sets, route.run(route.round_trip(errand, operation), flats), strict=True):
+        result, offset = total / len(owners) if operation == "sum" else total, 0
+        for name, region in by_owners[owners]:
+            region.write(merged[name], result[offset : offset + region.numel])
             offset += region.numel
 
 

@@ -33,7 +33,7 @@ def groups() -> Groups:
 def bucket(number: int, **pieces: Sequence[Sequence[int]]) -> Bucket:
     """Returns a bucket of pieces that are given by name as one index list per dimension."""
     made = [Piece(name, OWNERS, tuple(np.array(part, np.int64) for part in index)) for name, index in pieces.items()]
-    return Bucket(number, OWNERS, torch.float64, tuple(made), 8 * sum(piece.numel for piece in made))
+    return Bucket(number, number, OWNERS, torch.float64, tuple(made), 8 * sum(piece.numel for piece in made))
 
 
 def slot(of: Bucket, comm_dtype: torch.dtype | None = None) -> Slot:

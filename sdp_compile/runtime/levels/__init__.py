@@ -1,0 +1,1 @@
+"""Sends gradients and values along the levels of a plan."""

@@ -1,0 +1,164 @@
+"""Under backward masking, sends updated values to the workers that compute with them without owning them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sdp_compile.ownership.elements import Piece
+from sdp_compile.ownership.owners import OwnerSet, is_member, refresh_sources
+from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.planning.holdings import Holdings
+from sdp_compile.planning.plan import Plan
+from sdp_compile.planning.regions import Region
+from sdp_compile.runtime.comm.groups import explained
+from sdp_compile.runtime.comm.transfer import batches
+from sdp_compile.runtime.levels.route import Errand, Route
+from sdp_compile.runtime.tensors import local_tensors
+from sdp_compile.runtime.waiting.patience import complete
+
+Place = tuple[str, Region]
+"""The name of a tensor that this worker holds, and a region of it."""
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    """What this worker sends to each worker of its exchange group, and what it receives, in the group's order."""
+
+    dtype: torch.dtype
+    sends: tuple[list[Place], ...]
+    receives: tuple[list[Place], ...]
+
+    @property
+    def places(self) -> Iterator[Place]:
+        for of_worker in (*self.sends, *self.receives):
+            yield from of_worker
+
+
+class Refresh:
+    """Sends the values of updated parameters to the workers that compute with them without owning them.
+
+    One all-to-all per bucket and step, among one worker of each class, sends nothing that its receiver has already. The
+    owners of a piece hold the same bits, so the receivers are spread over them. Where the workers of a node own the
+    same, each of them fetches a share, and they join the shares inside the node. All workers derive the same transfers
+    from the plan.
+
+    Args:
+        module: This worker's module.
+        holdings: Which tensors it holds.
+        route: What this worker does in its process groups.
+        bucket_bytes: Upper bound in bytes of the values of one transfer; a larger piece travels alone.
+    """
+
+    def __init__(
+        self, module: nn.Module, holdings: Holdings, route: Route, bucket_bytes: int = DEFAULT_BUCKET_BYTES
+    ) -> None:
+        self._module = weakref.ref(module)
+        self._route, self._groups = route, route.groups
+        self._peers = route.levels.exchange_group(holdings.rank)
+        self._sharers = route.levels.sharers(holdings.rank)
+        self._transfers = [
+            _transfer(dtype, pieces, holdings, self._peers) for dtype, pieces in _buckets(holdings.plan, bucket_bytes)
+        ]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Fetches the values that this worker computes with and others own. Collective."""
+        module = self._module()
+        if module is None:
+            return
+        tensors = local_tensors(module)
+        self._groups.settle()
+        for transfer in self._transfers:
+            self._run(transfer, tensors)
+
+    def _run(self, transfer: _Transfer, tensors: dict[str, Tensor]) -> None:
+        groups, some = self._groups, next(transfer.places, None)
+        # The module may have been converted or moved since it was planned.
+        like = tensors[some[0]] if some is not None else torch.empty(0, dtype=transfer.dtype, device=groups.device)
+        wire, share, shares = groups.wire(like.device), self._sharers.index(groups.rank), len(self._sharers)
+        parts = [_share(_read(places, tensors, like), share, shares) for places in transfer.sends]
+        sent = torch.cat(parts).to(wire)
+        counts = [-(-_length(places) // shares) for places in transfer.receives]
+        received = sent.new_empty(sum(counts))
+        with explained(self._peers, "the refresh of parameters", groups.rank):
+            work = dist.all_to_all_single(
+                received, sent, counts, [len(part) for part in parts], self._peer_group, async_op=True
+            )
+            complete(work, sent)
+        groups.traffic.add_sent("refresh", sent.nbytes)
+        rows = self._joined(received).view(shares, -1).split(counts, dim=1)
+        for places, row in zip(transfer.receives, rows, strict=True):
+            # Fake peers send nothing, and leave the values as they are.
+            flat = _read(places, tensors, like) if groups.peers_are_fake else row.reshape(-1)
+            for (name, region), values in _cut(flat, places):
+                region.write(tensors[name].detach(), values)
+
+    @property
+    def _peer_group(self) -> dist.ProcessGroup:
+        return self._groups.raw_group_of(self._peers)
+
+    def _joined(self, own: Tensor) -> Tensor:
+        """Returns the shares of all sharers, one after the other."""
+        if len(self._sharers) == 1:
+            return own
+        errand = Errand([self._sharers], "the refresh of parameters", "refresh")
+        return self._route.run([self._route.join(0, errand)], [own])[0]
+
+
+def _length(places: Iterable[Place]) -> int:
+    return sum(region.numel for _, region in places)
+
+
+def _read(places: Sequence[Place], tensors: dict[str, Tensor], like: Tensor) -> Tensor:
+    if not places:
+        return like.new_empty(0)
+    read = [region.read(tensors[name].detach()).reshape(-1) for name, region in places]
+    return torch.cat([values.to(like.device, like.dtype) for values in read])
+
+
+def _share(flat: Tensor, number: int, shares: int) -> Tensor:
+    """Returns one of several equal shares, of which the last is filled up with zeros."""
+    if shares == 1:
+        return flat
+    length = -(-len(flat) // shares)
+    return torch.nn.functional.pad(flat, (0, length * shares - len(flat)))[number * length : (number + 1) * length]
+
+
+def _cut(flat: Tensor, places: Iterable[Place]) -> Iterator[tuple[Place, Tensor]]:
+    """Yields each place with its part of the flat tensor."""
+    offset = 0
+    for place in places:
+        yield place, flat[offset : offset + place[1].numel]
+        offset += place[1].numel
+
+
+def _transfer(
+    dtype: torch.dtype, pieces: Sequence[tuple[int, Piece]], holdings: Holdings, peers: OwnerSet
+) -> _Transfer:
+    sends: tuple[list[Place], ...] = tuple([] for _ in peers)
+    receives: tuple[list[Place], ...] = tuple([] for _ in peers)
+    for number, piece in pieces:
+        sources = refresh_sources(number, piece.owners, peers)
+        if not is_member(holdings.rank, piece.owners):
+            receives[peers.index(sources[holdings.rank])].append(holdings.place_of_unowned(piece))
+            continue
+        mine = (piece.name, holdings.region(piece))
+        for receiver, source in sources.items():
+            if source == holdings.rank:
+                sends[peers.index(receiver)].append(mine)
+    return _Transfer(dtype, sends, receives)
+
+
+def _buckets(plan: Plan, bucket_bytes: int) -> Iterator[tuple[torch.dtype, list[tuple[int, Piece]]]]:
+    """Yields numbered pieces of one dtype, at most ``bucket_bytes`` together, or one larger piece."""
+    numbered = list(enumerate(plan.refreshed))
+    dtypes = [plan.state[piece.name].dtype for _, piece in numbered]
+    sizes = [(piece.numel * dtype.itemsize, dtype) for (_, piece), dtype in zip(numbered, dtypes, strict=True)]
+    for lot in batches(sizes, bucket_bytes):
+        yield dtypes[lot.start], numbered[lot]
