@@ -9,7 +9,6 @@ from math import ceil
 from torch import nn
 
 from sdp_compile.bench.contestant import repeated_blocks
-from sdp_compile.bench.variants import Variant
 from sdp_compile.planning.plan import Plan
 from sdp_compile.runtime.comm.traffic import sent_bytes
 
@@ -61,23 +60,17 @@ def _fsdp2_bytes(parameters: Sequence[nn.Parameter], gathers: int, workers: int,
     return total
 
 
-def predict_sdp(variant: Variant, plan: Plan, rank: int, bucket_bytes: int) -> Prediction:
+def predict_sdp(plan: Plan, rank: int, bucket_bytes: int) -> Prediction:
     """Predicts SDP from ``plan.communication(rank)``.
 
-    That is 2 (P-1)/P of the gradient bytes of each set of P owners, and the refresh of backward masking. With sharded
-    optimizer state, each all-reduce becomes a reduce-scatter and an all-gather of equal, padded parts.
+    That is 2 (P-1)/P of the gradient bytes of each set of P owners, and the refresh of backward masking. Owners split
+    each bucket into equal, padded chunks.
     """
-    padding = 0.0
-    if variant.sharded:
-        padding = sum(
-            _part_padding(len(bucket.owners), bucket.dtype.itemsize) for bucket in plan.buckets(rank, bucket_bytes)
-        )
+    padding = sum(
+        sent_bytes("all_reduce", bucket.padding_bytes, len(bucket.owners))
+        for bucket in plan.buckets(rank, bucket_bytes)
+    )
     return Prediction(plan.communication(rank).total, padding)
-
-
-def _part_padding(members: int, itemsize: int) -> float:
-    """Padding adds at most one element per member, except for one member."""
-    return sent_bytes("all_reduce", (members - 1) * itemsize, members)
 
 
 def flops_imbalance(flops: Iterable[float]) -> float:

@@ -55,6 +55,11 @@ class Bucket:
         share = ALIGNMENT * len(self.owners)
         return -(-self.nbytes // (self.dtype.itemsize * share)) * ALIGNMENT
 
+    @property
+    def padding_bytes(self) -> int:
+        """By how many bytes the chunks of all owners exceed the bucket."""
+        return self.chunk * len(self.owners) * self.dtype.itemsize - self.nbytes
+
 
 def make_buckets(
     pieces: Iterable[Piece], state: Mapping[str, StateTensor], bucket_bytes: int, classes: Sequence[OwnerSet]

@@ -97,6 +97,21 @@ class Plan(Assignment):
         buckets = self.buckets(None, bucket_bytes)
         return buckets[-1].round + 1 if buckets else 0
 
+    def collectives(self, rank: int, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> int:
+        """Returns in how many collectives ``rank`` averages its gradients in one step.
+
+        A round takes one there and one back for each level, or a single one if the last level's workers own the same.
+        In a round of which a worker holds nothing it takes part in the exchange only.
+
+        Args:
+            rank: A worker.
+            bucket_bytes: Upper bound of what a worker holds of a round in bytes.
+        """
+        holding = len({bucket.round for bucket in self.buckets(rank, bucket_bytes)})
+        exchanges = 2 * any(level.kind == "exchange" for level in self.levels)
+        steps = 2 * len(self.levels) - bool(self.levels and self.levels[-1].kind == "class")
+        return steps * holding + exchanges * (self.rounds(bucket_bytes) - holding)
+
     @cached_property
     def refreshed(self) -> tuple[Piece, ...]:
         """Under backward masking, the trainable pieces whose values some worker computes with but does not own."""
@@ -139,7 +154,7 @@ class Plan(Assignment):
         self.checked_rank(rank)
         pieces = (
             piece
-            for name in self.state
+            for name in self.order
             if self.is_trainable(name)
             for piece in self.pieces(name)
             if is_member(rank, piece.owners)

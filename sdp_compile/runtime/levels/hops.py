@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,10 @@ from sdp_compile.runtime.comm.streams import Begun
 from sdp_compile.runtime.comm.traffic import CollectiveKind, Traffic
 
 Operation = Literal["sum", "max"]
+
+# torch 2.14 has new names for these two.
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -131,12 +135,12 @@ class Hop:
                 rows = [flat.view(members, -1) for flat in chosen]
                 joined = _joined(rows, 1)
                 out = joined.new_empty(joined.shape[1])
-                work = dist.reduce_scatter_tensor(out, joined.view(-1), reduce, group=self.group, async_op=True)
+                work = _reduce_scatter(out, joined.view(-1), reduce, group=self.group, async_op=True)
                 pieces = out.split([row.shape[1] for row in rows])
             elif kind == "all_gather":
                 joined = _joined(chosen, 0)
                 out = joined.new_empty(members, len(joined))
-                work = dist.all_gather_into_tensor(out.view(-1), joined, group=self.group, async_op=True)
+                work = _all_gather(out.view(-1), joined, group=self.group, async_op=True)
                 pieces = out.split([len(chunk) for chunk in chosen], dim=1)
             else:
                 out = joined = _joined(chosen, 0)
