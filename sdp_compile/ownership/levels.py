@@ -15,6 +15,7 @@ from typing import Literal, overload
 import numpy as np
 
 from sdp_compile.ownership.owners import OwnerSet, is_member, worker_classes
+from sdp_compile.structure.layout import Indices
 
 LevelKind = Literal["class", "exchange"]
 
@@ -41,20 +42,23 @@ class Level:
 
     def group(self, rank: int) -> OwnerSet:
         """Returns the group of a worker."""
-        return self.groups[self._numbers[rank]]
+        return self.groups[self.numbers[rank]]
 
     def members(self, rank: int, owners: OwnerSet) -> OwnerSet:
         """Returns who in the group of a worker owns what ``owners`` own, ascending."""
         group = self.group(rank)
-        return group if self.kind == "class" else tuple(worker for worker in group if is_member(worker, owners))
+        if self.kind == "class":
+            return group
+        if len(self.groups) == 1:
+            return owners
+        return tuple(worker for worker in group if is_member(worker, owners))
 
     @cached_property
-    def _numbers(self) -> list[int]:
+    def numbers(self) -> Indices:
         """The number of each worker's group."""
-        result = [0] * (len(self.groups) * self.size)
+        result = np.empty(len(self.groups) * self.size, dtype=np.int64)
         for number, group in enumerate(self.groups):
-            for worker in group:
-                result[worker] = number
+            result[np.asarray(group)] = number
         return result
 
 
@@ -106,7 +110,16 @@ class Levels(Sequence[Level]):
 
         At each level the members of a group split what they hold evenly, in their order.
         """
-        return tuple(sorted(owners, key=lambda rank: self.position(rank, owners)))
+        workers = np.asarray(owners, dtype=np.int64)
+        chunks = np.zeros(len(workers), dtype=np.int64)
+        for level in self.levels:
+            numbers = level.numbers[workers]
+            counts = np.bincount(numbers)
+            by_group = np.argsort(numbers, kind="stable")
+            among_members = np.empty(len(workers), dtype=np.int64)
+            among_members[by_group] = np.arange(len(workers)) - (np.cumsum(counts) - counts)[numbers[by_group]]
+            chunks = chunks * counts[numbers] + among_members
+        return tuple(workers[np.argsort(chunks)].tolist())
 
     def position(self, rank: int, owners: OwnerSet) -> int:
         """Returns the number of the chunk, of as many as there are owners, that a worker ends with."""
@@ -128,7 +141,7 @@ def make_levels(sets: Iterable[OwnerSet], workers: int, node_size: int) -> Level
         workers: The number of workers N.
         node_size: The number of workers of each node; a divisor of N. Worker w is on node w // node_size.
     """
-    found = worker_classes(set(sets), workers)
+    found = worker_classes(sets, workers)
     sizes = sorted({len(members) for members in found})
     if len(sizes) > 1:
         why = f"the workers form classes of unequal sizes ({sizes[0]} to {sizes[-1]})"
