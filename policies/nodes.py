@@ -19,7 +19,10 @@ def checked_node_size(node_size: int | None, workers: int) -> int:
         return workers
     if workers % node_size:
         fitting = [size for size in range(1, workers + 1) if workers % size == 0]
-        near = [*[size for size in fitting if size < node_size][-1:], *[size for size in fitting if size > node_size][:1]]
+        near = [
+            *[size for size in fitting if size < node_size][-1:],
+            *[size for size in fitting if size > node_size][:1],
+        ]
         raise PolicyError(
             f"node_size={node_size} does not divide the {workers} workers into nodes of equal size. Use "
             f"{' or '.join(map(str, near))}, or another number of workers."
