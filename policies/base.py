@@ -39,6 +39,10 @@ class Policy(Override):
         rescale: Whether training multiplies what a worker keeps by N/P, as dropout does. For forward masking only.
         strict: Whether it is an error if a family has too few units for the coverage. By default such a family gets
             more owners per unit, and the report says so.
+        node_size: The number of workers of each node, where links inside a node are faster than between nodes. Worker w
+            is on node w // node_size. With at least K nodes (a multiple of K), the workers of a node own the same
+            units, so that only parts of their sums travel between nodes. By default, `sdp_compile` under torchrun
+            takes its number of local workers; anything else plans for one node.
         rules: Exceptions for parts of the model. Each key is a glob pattern of parameter or module names. Its value is
             an `Override`, a mapping of its fields, or "shared" for parts that are never cut.
 
@@ -71,6 +75,9 @@ class Policy(Override):
 
     strict: bool = False
     """Whether a family with too few units is an error. By default, its units get more owners."""
+
+    node_size: Annotated[int, Field(ge=1)] | None = None
+    """The number of workers of each node. By default that of torchrun, or one node with all workers."""
 
     rules: Mapping[str, Override | Literal["shared"]] = {}
     """Exceptions: patterns of parameter or module names, each with an `Override` or "shared" (never cut)."""

@@ -11,6 +11,7 @@ from sdp_compile.ownership.partition import Partition
 from sdp_compile.policies.advice import advice
 from sdp_compile.policies.base import Policy
 from sdp_compile.policies.designs import designs
+from sdp_compile.policies.nodes import checked_node_size
 from sdp_compile.policies.placement import (
     MOST_DEFAULT_SLOTS,
     Grid,
@@ -61,7 +62,14 @@ class BlockPolicy(Policy):
             )
         slots = self._slots(replicas, asked)
         placement = Placement(
-            family.name, family.kind, workers, slots, replicas * slots // workers, weights_of(family), seed=self.seed
+            family.name,
+            family.kind,
+            workers,
+            slots,
+            replicas * slots // workers,
+            weights_of(family),
+            seed=self.seed,
+            node_size=checked_node_size(self.node_size, workers),
         )
         (owners,) = designs()[self.design]([placement])
         return Partition({family.name: owners}, [*rounding_note(self.coverage, asked), *raised])

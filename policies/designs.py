@@ -118,17 +118,17 @@ def nested(placements: Sequence[Placement]) -> list[Ownership]:
 def _rotated(placement: Placement, rotation: int) -> Ownership:
     """Gives each unit the ``share`` cells from its slot onwards, all rotated by ``rotation`` cells."""
     labels = placement.slot_of_units() * (placement.slots + 1) + placement.shares
-    return _from_cell(placement.workers, placement.slots, tuple(runs_of(labels)), rotation)
+    return _from_cell(placement.workers, placement.slots, placement.stride, tuple(runs_of(labels)), rotation)
 
 
 @lru_cache(maxsize=256)
-def _from_cell(workers: int, slots: int, labels: tuple[tuple[int, int], ...], rotation: int) -> Ownership:
+def _from_cell(workers: int, slots: int, stride: int, labels: tuple[tuple[int, int], ...], rotation: int) -> Ownership:
     """Builds an ownership from runs of (units, first cell x (slots + 1) + share). Equal layers get the same object."""
     result = []
     for units, label in labels:
         first, share = divmod(label, slots + 1)
         cells = frozenset((first + rotation + step) % slots for step in range(share))
-        result.append((units, workers_of(cells, slots, workers)))
+        result.append((units, workers_of(cells, slots, workers, stride)))
     return Ownership.from_runs(result)
 
 
@@ -143,8 +143,8 @@ def _rotated_evenly(axes: Sequence[Placement]) -> list[Ownership]:
         unrotated = _rotated(placement, 0)
         columns = [unrotated.loads(column, placement.workers) for column in (placement.weights * scale).T]
         own = np.stack(columns, axis=1)
-        # K divides N, so rotating the cells by one rotates the loads of the workers by one.
-        candidates = [np.roll(own, rotation, axis=0) for rotation in range(placement.slots)]
+        # K x stride divides N, so rotating the cells by one rotates the loads of the workers by one stride.
+        candidates = [np.roll(own, rotation * placement.stride, axis=0) for rotation in range(placement.slots)]
         peaks = [round(float((load + candidate).max()), 12) for candidate in candidates]
         best = peaks.index(min(peaks))
         load = load + candidates[best]

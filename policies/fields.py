@@ -17,6 +17,7 @@ EXPLANATIONS = {
     "replicas": "replicas is the number of workers that own each unit, an integer from 1 to the number of workers",
     "align": "align is a number of units, an integer of at least 1; slots start at multiples of it",
     "slots": "slots is the number of parts that a family is split into, an integer of at least 1",
+    "node_size": "node_size is the number of workers of each node, an integer of at least 1 that divides the workers",
     "rules": "rules maps patterns of parameter or module names to overrides such as {'coverage': 0.25}, or to 'shared'",
 }
 

@@ -15,6 +15,7 @@ from sdp_compile.policies.advice import advice
 from sdp_compile.policies.base import Policy
 from sdp_compile.policies.crossing import check_crossings
 from sdp_compile.policies.designs import designs
+from sdp_compile.policies.nodes import checked_node_size
 from sdp_compile.policies.placement import Grid, Placement, grid, rounding_note, weights_of
 from sdp_compile.policies.registry import register_policy
 from sdp_compile.policies.rules import Decision, check_rules, decide
@@ -94,6 +95,7 @@ class NeuronPolicy(Policy):
                 weights_of(family),
                 align,
                 self.seed,
+                checked_node_size(self.node_size, workers),
             )
             result[family.name] = (local.design or "cyclic", placement)
         notes = [

@@ -1,8 +1,9 @@
 """How a family is placed on workers: replicas, slots of units, cells of workers.
 
-Designs place K slots of units on K *cells* of workers; worker w is in cell w mod K. The workers of one cell own the
-same units, so a rank is in few owner groups even among thousands of workers. Each unit is owned by a ``share`` p of the
-K cells, that is by P = p N / K workers.
+Designs place K slots of units on K *cells* of workers; worker w is in cell w mod K, or in that of its node's number mod
+K where nodes can be dealt evenly to the cells. The workers of one cell own the same units, so a rank is in few owner
+groups even among thousands of workers. Each unit is owned by a ``share`` p of the K cells, that is by P = p N / K
+workers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from sdp_compile.errors import PolicyError
 from sdp_compile.ownership.owners import OwnerSet
+from sdp_compile.policies.nodes import stride_of
 from sdp_compile.structure.families import Family, FamilyKind
 from sdp_compile.structure.layout import Indices
 
@@ -124,9 +126,12 @@ def is_whole(number: float) -> bool:
 
 
 @cache
-def workers_of(cells: frozenset[int], slots: int, workers: int) -> OwnerSet:
-    """Returns all workers w with w mod ``slots`` in ``cells``, ascending. Cached, since a plan has few such sets."""
-    return tuple(worker for worker in range(workers) if worker % slots in cells)
+def workers_of(cells: frozenset[int], slots: int, workers: int, stride: int = 1) -> OwnerSet:
+    """Returns all workers of ``cells``, ascending: those w for which it holds (w // ``stride``) mod ``slots``.
+
+    Cached, since a plan has few such sets.
+    """
+    return tuple(worker for worker in range(workers) if worker // stride % slots in cells)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +147,7 @@ class Placement:
         weights: For each unit, its parameter bytes and its forward FLOPs.
         align: Slots start at multiples of this many units, if there are enough units.
         seed: Random seed for designs that draw at random.
+        node_size: The number of workers of each node, or 0 for one node with all workers.
     """
 
     family: str
@@ -152,6 +158,12 @@ class Placement:
     weights: Weights
     align: int = 1
     seed: int = 0
+    node_size: int = 0
+
+    @property
+    def stride(self) -> int:
+        """How many neighbouring workers share a cell: worker w is in cell (w // stride) mod K."""
+        return stride_of(self.workers, self.slots, self.node_size or self.workers)
 
     @property
     def units(self) -> int:
@@ -160,7 +172,7 @@ class Placement:
 
     def owners(self, cells: Iterable[int]) -> OwnerSet:
         """Returns the workers of the given cells, which are taken modulo K."""
-        return workers_of(frozenset(cell % self.slots for cell in cells), self.slots, self.workers)
+        return workers_of(frozenset(cell % self.slots for cell in cells), self.slots, self.workers, self.stride)
 
     def slot_of_units(self) -> Indices:
         """Returns the slot of each unit. Unit u of U is in slot floor(u K / U): slots are contiguous and about equal.

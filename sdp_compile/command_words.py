@@ -18,12 +18,26 @@ def is_policy_file(policy: str) -> bool:
     return policy.endswith(".toml") or os.sep in policy
 
 
-def check_policy_words(policy: str, coverage: float | None) -> None:
-    """Raises `PolicyError` for a ``--policy`` file that does not exist or a ``--coverage`` outside (0, 1]."""
+def check_policy_words(
+    policy: str, coverage: float | None, node_size: int | None = None, workers: int | None = None
+) -> None:
+    """Raises `PolicyError` for a ``--policy`` file that does not exist, or numbers that cannot be right.
+
+    Args:
+        policy: ``--policy``, a name or a file.
+        coverage: ``--coverage``, in (0, 1].
+        node_size: ``--node-size``, which divides the workers.
+        workers: ``--workers``.
+    """
     if coverage is not None and not 0 < coverage <= 1:
         raise PolicyError(
             f"--coverage must lie in (0, 1], got coverage={coverage:g}. It is the share of the workers that own a "
             "unit: 0.5 halves the partitioned parameters, 1.0 is data parallelism."
+        )
+    if node_size is not None and workers is not None and workers % node_size:
+        raise PolicyError(
+            f"--node-size {node_size} does not divide the {workers} workers into nodes of equal size. Choose --workers "
+            f"as a multiple of {node_size}, or another --node-size."
         )
     if is_policy_file(policy) and not Path(policy).is_file():
         raise PolicyError(f"--policy {policy}: no such file. Pass a TOML file or a policy's name.")
@@ -35,9 +49,12 @@ def check_passes_words(passes: str | None) -> None:
         raise PassError(f"--passes {passes}: no such file. Pass a TOML file, or names of passes.")
 
 
-def policy_fields(coverage: float | None, masking: str | None) -> dict[str, Any]:
+def policy_fields(
+    coverage: float | None = None, masking: str | None = None, node_size: int | None = None
+) -> dict[str, Any]:
     """Returns the policy fields that were given beside its name."""
-    return {key: value for key, value in (("coverage", coverage), ("masking", masking)) if value is not None}
+    fields = {"coverage": coverage, "masking": masking, "node_size": node_size}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def check_ranks(ranks: Iterable[int], workers: int) -> None:

@@ -17,6 +17,7 @@ from sdp_compile.passes import Pass, Passes, bucket_bytes_of, reducing, resolve_
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.planning.making import make_plan
+from sdp_compile.planning.nodes import Launch, launched
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Policy, resolve_policy
 from sdp_compile.runtime.comm.groups import Groups
@@ -104,7 +105,7 @@ def sdp_compile(
         chosen = resolve_policy(policy)
         pipeline = _pipeline(passes, lowering, chosen, bucket_bytes)
         analysis = analyse(capture(model, example_inputs, methods))
-        plan = make_plan(analysis, chosen, workers)
+        plan = make_plan(analysis, chosen, workers, _launch(base))
         lowered = lower(analysis, plan, rank, pipeline)
         module = assemble(lowered, model)
         options = (
@@ -114,6 +115,7 @@ def sdp_compile(
             f"reduction: {reduction}",
             f"broadcast_from: {broadcast_from}",
             f"methods: {', '.join(analysis.capture.examples)}",
+            f"node_size: {plan.node_size or workers}",
         )
         values = _values(model)
         handshake.agree(plan.digest, (*fingerprint(analysis.capture, values), *options))
@@ -200,6 +202,14 @@ def _base_group(group: Any) -> dist.ProcessGroup | None:
             "Call sdp.compile() on its members only."
         )
     return group
+
+
+def _launch(base: dist.ProcessGroup | None) -> Launch | None:
+    """Returns what the launcher says about the nodes of the workers; None if they are not all of the world."""
+    world = dist.group.WORLD
+    if base is None or world is None or (base.size(), base.rank()) != (world.size(), world.rank()):
+        return None
+    return launched(base.rank(), base.size())
 
 
 def _seat(base: dist.ProcessGroup | None, workers: int | None, rank: int | None) -> tuple[int, int]:

@@ -21,7 +21,7 @@ def run(settings: CheckSettings, debug: bool = False) -> int:
     """Checks, prints the results, writes the JSON. Returns the exit code."""
     from sdp_compile.policies import resolve_policy
 
-    policy = resolve_policy(settings.policy, **policy_fields(settings.coverage, settings.masking))
+    policy = resolve_policy(settings.policy, **policy_fields(settings.coverage, settings.masking, settings.node_size))
     # With --json - standard output holds the JSON alone.
     console = Console(stderr=settings.json_path == "-")
     if settings.zoo is not None:

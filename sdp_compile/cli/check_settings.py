@@ -19,6 +19,7 @@ class CheckSettings:
     policy: str = "auto"
     coverage: float | None = None
     masking: str | None = None
+    node_size: int | None = None
     passes: str | None = None
     workers: int = 4
     ranks: tuple[int, ...] = ()
@@ -32,7 +33,7 @@ class CheckSettings:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.zoo is None):
             raise SDPError("Name one MODEL to check, or a whole library with --zoo torchvision, timm or transformers.")
-        check_policy_words(self.policy, self.coverage)
+        check_policy_words(self.policy, self.coverage, self.node_size, self.workers)
         check_passes_words(self.passes)
         check_ranks(self.ranks, self.workers)
         check_file("--json", self.json_path)

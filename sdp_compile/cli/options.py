@@ -77,6 +77,16 @@ Replicas = Annotated[
 ]
 
 
+NodeSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of workers of each node (machine); what they own, and how gradients travel, follows from it. "
+        "Default: the file's, or one node with all workers; under torchrun, its local workers.",
+    ),
+]
+
+
 class MaskingName(str, Enum):
     """What a worker computes with."""
 

@@ -35,6 +35,7 @@ def command(words: SubjectWords, rank: int) -> str:
     parts = ["sdp-compile", "report", words.model, "--policy", words.policy, "--workers", str(words.workers)]
     parts += [] if words.coverage is None else ["--coverage", f"{words.coverage:g}"]
     parts += [] if words.masking is None else ["--masking", words.masking]
+    parts += [] if words.node_size is None else ["--node-size", str(words.node_size)]
     parts += [] if words.passes is None else ["--passes", words.passes]
     parts += [] if words.size is None else [f"--{words.size}"]
     parts += [word for text in words.inputs for word in ("--input", text)]

@@ -31,9 +31,10 @@ class SubjectWords:
     overrides: tuple[str, ...] = ()
     size: Size | None = None
     passes: str | None = None
+    node_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_policy_words(self.policy, self.coverage)
+        check_policy_words(self.policy, self.coverage, self.node_size, self.workers)
         check_passes_words(self.passes)
         check_words(self.model, self.inputs, self.overrides, self.size)
 
@@ -60,7 +61,7 @@ def subject_of(words: SubjectWords) -> Planned:
     from sdp_compile.policies import resolve_policy
 
     # Before torch is loaded, so that a wrong policy is refused at once.
-    policy = resolve_policy(words.policy, **policy_fields(words.coverage, words.masking))
+    policy = resolve_policy(words.policy, **policy_fields(words.coverage, words.masking, words.node_size))
     with stages(4) as begin:
         begin(f"building {words.model}")
         loaded = load(words.model, words.inputs, words.overrides, words.size, weights=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sdp_compile.inspector.plan_figures import dense_bytes, parameter_bytes, shared_share
+from sdp_compile.inspector.travel import travel_findings
 from sdp_compile.planning.finding import Finding
 from sdp_compile.planning.plan import Plan
 
@@ -49,12 +50,7 @@ def _findings(plan: Plan) -> Iterator[Finding]:
             "The workers fall into groups that share no cut parameter, so each group trains its cut parameters on its "
             "own data only. Choose another number of slots or another design.",
         )
-    if plan.levels.why and plan.workers > 4:
-        yield Finding(
-            "note",
-            f"Gradients are averaged in one exchange among all {plan.workers} workers, because {plan.levels.why}. Few "
-            "classes of equal size, as the designs of the policies make them, need less time among many workers.",
-        )
+    yield from travel_findings(plan)
     used = set(plan.order)
     unused = [name for name, tensor in plan.state.items() if tensor.kind == "parameter" and name not in used]
     if unused:

@@ -12,7 +12,7 @@ from sdp_compile.inspector.findings import diagnose
 from sdp_compile.inspector.plain import place
 from sdp_compile.inspector.plan_figures import alike_families, frozen_by_reason
 from sdp_compile.inspector.render.style import times_text, workers_text
-from sdp_compile.inspector.render.summary import Summary, summary_head
+from sdp_compile.inspector.render.summary import Summary, summary_head, travel_lines
 from sdp_compile.inspector.terminal import html, text
 from sdp_compile.planning.finding import Finding
 from sdp_compile.planning.plan import Plan
@@ -38,7 +38,7 @@ class Report:
         return Summary(self.plan)
 
     def __rich__(self) -> RenderableType:
-        parts: list[RenderableType] = [summary_head(self.plan)]
+        parts: list[RenderableType] = [summary_head(self.plan), travel_lines(self.plan)]
         if self.plan.families:
             parts.append(_family_table(self.plan))
         parts.append(_worker_table(self.plan))

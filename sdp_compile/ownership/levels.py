@@ -3,6 +3,7 @@
 Workers that own the same units form a *class*. Few classes of equal size, as all designs make them, let every reduction
 take two or three steps: among workers of one class, who add whole subnetworks, and among one worker of each class, who
 exchange what they own together. A worker is then a member of at most three groups, however many workers there are.
+Classes of unequal sizes are split into equal parts.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, overload
+from itertools import chain
+from math import gcd
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 
 from sdp_compile.ownership.owners import OwnerSet, is_member, worker_classes
+from sdp_compile.structure.layout import Indices
 
 LevelKind = Literal["class", "exchange"]
+
+Grid: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -41,20 +47,23 @@ class Level:
 
     def group(self, rank: int) -> OwnerSet:
         """Returns the group of a worker."""
-        return self.groups[self._numbers[rank]]
+        return self.groups[self.numbers[rank]]
 
     def members(self, rank: int, owners: OwnerSet) -> OwnerSet:
         """Returns who in the group of a worker owns what ``owners`` own, ascending."""
         group = self.group(rank)
-        return group if self.kind == "class" else tuple(worker for worker in group if is_member(worker, owners))
+        if self.kind == "class":
+            return group
+        if len(self.groups) == 1:
+            return owners
+        return tuple(worker for worker in group if is_member(worker, owners))
 
     @cached_property
-    def _numbers(self) -> list[int]:
+    def numbers(self) -> Indices:
         """The number of each worker's group."""
-        result = [0] * (len(self.groups) * self.size)
+        result = np.empty(len(self.groups) * self.size, dtype=np.int64)
         for number, group in enumerate(self.groups):
-            for worker in group:
-                result[worker] = number
+            result[np.asarray(group)] = number
         return result
 
 
@@ -66,8 +75,8 @@ class Levels(Sequence[Level]):
         levels: The levels; none with one worker.
         workers: The number of workers N.
         node_size: The number of workers of each node.
-        classes: The workers of each class, or one worker each if classes cannot be used.
-        why: Why the workers exchange all at once instead of class by class; empty if they do not.
+        classes: The workers of each class; of equal parts of them where the classes have unequal sizes.
+        why: Why all workers exchange at once although some own the same units; empty otherwise.
     """
 
     levels: tuple[Level, ...]
@@ -106,7 +115,16 @@ class Levels(Sequence[Level]):
 
         At each level the members of a group split what they hold evenly, in their order.
         """
-        return tuple(sorted(owners, key=lambda rank: self.position(rank, owners)))
+        workers = np.asarray(owners, dtype=np.int64)
+        chunks = np.zeros(len(workers), dtype=np.int64)
+        for level in self.levels:
+            numbers = level.numbers[workers]
+            counts = np.bincount(numbers)
+            by_group = np.argsort(numbers, kind="stable")
+            among_members = np.empty(len(workers), dtype=np.int64)
+            among_members[by_group] = np.arange(len(workers)) - (np.cumsum(counts) - counts)[numbers[by_group]]
+            chunks = chunks * counts[numbers] + among_members
+        return tuple(workers[np.argsort(chunks)].tolist())
 
     def position(self, rank: int, owners: OwnerSet) -> int:
         """Returns the number of the chunk, of as many as there are owners, that a worker ends with."""
@@ -128,29 +146,38 @@ def make_levels(sets: Iterable[OwnerSet], workers: int, node_size: int) -> Level
         workers: The number of workers N.
         node_size: The number of workers of each node; a divisor of N. Worker w is on node w // node_size.
     """
-    found = worker_classes(set(sets), workers)
-    sizes = sorted({len(members) for members in found})
-    if len(sizes) > 1:
-        why = f"the workers form classes of unequal sizes ({sizes[0]} to {sizes[-1]})"
-        return _one_exchange(workers, node_size, why)
-    nodes = [_by_node(members, node_size) for members in found]
-    if len({len(part) for parts in nodes for part in parts}) > 1:
-        why = "some nodes have more workers of a class than others"
-        return _one_exchange(workers, node_size, why)
-    # grid[c, t, i]: the i-th worker of class c in the t-th node that has workers of this class.
-    grid = np.array(nodes, dtype=np.int64)
+    found = worker_classes(sets, workers)
+    grid = _grid(found, node_size)
     inside = _level("class", grid.reshape(-1, grid.shape[2]), node_size)
     across = _level("class", grid.transpose(0, 2, 1).reshape(-1, grid.shape[1]), node_size)
     exchange = _level("exchange", grid.transpose(1, 2, 0).reshape(-1, grid.shape[0]), node_size)
     order = [inside, exchange, across] if exchange.in_node else [inside, across, exchange]
-    levels = tuple(level for level in order if level.size > 1)
-    return Levels(levels, workers, node_size, tuple(tuple(members) for members in found))
+    sizes = sorted(map(len, found))
+    why = f"the classes have {sizes[0]} to {sizes[-1]} workers, which do not divide into equal parts"
+    return Levels(
+        tuple(level for level in order if level.size > 1),
+        workers,
+        node_size,
+        tuple(tuple(sorted(members)) for members in grid.reshape(grid.shape[0], -1).tolist()),
+        why if len(grid) == workers > len(found) else "",
+    )
 
 
-def _one_exchange(workers: int, node_size: int, why: str) -> Levels:
-    exchange = _level("exchange", np.arange(workers)[None], node_size)
-    classes = tuple((worker,) for worker in range(workers))
-    return Levels((exchange,) if workers > 1 else (), workers, node_size, classes, why)
+def _grid(classes: Sequence[Sequence[int]], node_size: int) -> Grid:
+    """Returns the workers as an array of [class, block, worker], where a block is on one node.
+
+    Classes of unequal sizes are split into the largest parts of equal size. What the parts of a class exchange, as if
+    they were classes of their own, is the sum that they would otherwise have made first.
+    """
+    by_node = [_by_node(members, node_size) for members in classes]
+    block = gcd(*(len(part) for parts in by_node for part in parts))
+    # The first blocks of all nodes come before the second ones, so that the classes meet in the same node if they can.
+    blocks = [
+        [part[start : start + block] for start in range(0, node_size, block) for part in parts if start < len(part)]
+        for parts in by_node
+    ]
+    height = gcd(*map(len, blocks))
+    return np.array(list(chain.from_iterable(blocks)), dtype=np.int64).reshape(-1, height, block)
 
 
 def _by_node(members: Sequence[int], node_size: int) -> list[list[int]]:
@@ -161,7 +188,7 @@ def _by_node(members: Sequence[int], node_size: int) -> list[list[int]]:
     return list(result.values())
 
 
-def _level(kind: LevelKind, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]], node_size: int) -> Level:
+def _level(kind: LevelKind, rows: Grid, node_size: int) -> Level:
     groups = sorted(tuple(sorted(row)) for row in rows.tolist())
     in_node = all(group[0] // node_size == group[-1] // node_size for group in groups)
     return Level(kind, tuple(groups), in_node)

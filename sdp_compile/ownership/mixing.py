@@ -32,6 +32,44 @@ class Coverage:
     cut: Coverage | None = None
 
 
+@dataclass(frozen=True)
+class Redundancy:
+    """How many owners each cut parameter has at least, and on how many nodes.
+
+    Attributes:
+        workers: The smallest number of workers that own any element of a cut parameter.
+        nodes: The smallest number of nodes on which these owners are.
+    """
+
+    workers: int
+    nodes: int
+
+    @property
+    def spare_workers(self) -> int:
+        """So many workers, whichever they are, can be lost: every unit still has an owner."""
+        return self.workers - 1
+
+    @property
+    def spare_nodes(self) -> int:
+        """So many nodes, whichever they are, can be lost: every unit still has an owner."""
+        return self.nodes - 1
+
+
+def redundancy(elements: Mapping[OwnerSet, int], workers: int, node_size: int) -> Redundancy:
+    """Returns the smallest number of owners of any element, and of nodes that have owners of it.
+
+    Args:
+        elements: The number of elements of each owner set, without those that all workers own.
+        workers: The number of workers.
+        node_size: The number of workers of each node.
+    """
+    sets = [np.asarray(owners) for owners, count in elements.items() if count and owners]
+    return Redundancy(
+        min((len(owners) for owners in sets), default=workers),
+        min((len(np.unique(owners // node_size)) for owners in sets), default=workers // node_size),
+    )
+
+
 def coverage(elements: Mapping[OwnerSet, int], cut: Mapping[OwnerSet, int]) -> Coverage:
     """Returns the number of owners per element.
 

@@ -9,25 +9,28 @@ import numpy as np
 from sdp_compile.errors import PlanError
 from sdp_compile.ownership.partition import checked
 from sdp_compile.planning.families import CutFamily, layouts_of_state, restricted_work
+from sdp_compile.planning.nodes import Launch, with_nodes
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies.base import Policy
 from sdp_compile.structure.analysis import Analysis
 
 
-def make_plan(analysis: Analysis, policy: Policy, workers: int) -> Plan:
+def make_plan(analysis: Analysis, policy: Policy, workers: int, launch: Launch | None = None) -> Plan:
     """Asks the policy for a partition of the structure, validates it and completes it to a plan.
 
     Args:
         analysis: What `sdp_compile.structure.analysis.analyse` found in the model.
         policy: The policy that decides the owners of each unit.
         workers: Number of workers N, at least 1.
+        launch: What the launcher says about nodes, for a policy without ``node_size``.
 
     Raises:
         PolicyError: If the policy does not fit the model, or its partition is not valid.
     """
     capture, structure = analysis.capture, analysis.structure
     parameters = [name for name, tensor in capture.state.items() if tensor.kind == "parameter"]
-    partition = checked(structure, policy.partition(structure, workers), workers, parameters)
+    asked, node_size, notes = with_nodes(policy, workers, launch)
+    partition = checked(structure, asked.partition(structure, workers), workers, parameters)
     cut = [family for family in structure.families if family.name in partition]
     names = frozenset(family.name for family in cut)
     block_family = next((family.name for family in cut if family.kind == "block"), None)
@@ -47,8 +50,9 @@ def make_plan(analysis: Analysis, policy: Policy, workers: int) -> Plan:
         policy=policy.describe(),
         masking=policy.masking,
         rescale=policy.rescale,
-        notes=(*partition.notes, *structure.notes),
+        notes=(*notes, *partition.notes, *structure.notes),
         frozen=structure.frozen,
+        node_size=node_size,
     )
 
 

@@ -56,8 +56,12 @@ class Plan(Assignment):
     @cached_property
     def levels(self) -> Levels:
         """The steps of a reduction, each with the groups of workers that run side by side."""
-        sets = {owners for ownership in self.ownership.values() for owners in ownership.sets}
-        return make_levels(sets, self.workers, self.node_size or self.workers)
+        return make_levels(self._owner_sets, self.workers, self.node_size or self.workers)
+
+    @property
+    def nodes(self) -> int:
+        """The number of nodes."""
+        return self.workers // (self.node_size or self.workers)
 
     @cached_property
     def groups(self) -> tuple[OwnerSet, ...]:
@@ -121,9 +125,7 @@ class Plan(Assignment):
 
     def worker_classes(self) -> list[list[int]]:
         """Returns the workers grouped by what they own: all figures agree within a group."""
-        return worker_classes(
-            {owners for ownership in self.ownership.values() for owners in ownership.sets}, self.workers
-        )
+        return worker_classes(self._owner_sets, self.workers)
 
     # -- figures -------------------------------------------------------------------------------------------------
 
@@ -134,6 +136,10 @@ class Plan(Assignment):
     def spectral_gap(self) -> float:
         """Returns how fast averaging over owners mixes the cut parameters of all workers: 1 is at once, 0 is never."""
         return mixing.spectral_gap(self._elements_by_owners(cut_only=True), self.workers)
+
+    def redundancy(self) -> mixing.Redundancy:
+        """Returns how many workers and how many nodes own each cut parameter, at least."""
+        return mixing.redundancy(self._elements_by_owners(cut_only=True), self.workers, self.node_size or self.workers)
 
     def memory(self, rank: int | None = None) -> cost.Memory:
         """Returns the exact bytes that ``rank`` holds with AdamW; None means the dense model."""
@@ -229,6 +235,15 @@ class Plan(Assignment):
     @cached_property
     def _buckets(self) -> dict[int, tuple[Bucket, ...]]:
         return {}
+
+    @cached_property
+    def _owner_sets(self) -> list[OwnerSet]:
+        """The distinct owner sets of all units."""
+        known = OwnerSets()
+        for ownership in dict.fromkeys(self.ownership.values()):
+            for owners in ownership.sets:
+                known.number(owners)
+        return known.sets
 
     def _refresh_bytes(self, rank: int) -> float:
         group, shares = self.levels.exchange_group(rank), len(self.levels.sharers(rank))

@@ -19,7 +19,7 @@ def choose_policy(settings: TrainSettings) -> Policy:
     from sdp_compile.policies import resolve_policy
 
     if settings.policy_is_file:
-        fields = policy_fields(settings.coverage, settings.masking)
+        fields = policy_fields(settings.coverage, settings.masking, settings.node_size)
     else:
-        fields = policy_fields(settings.coverage or DEFAULT_COVERAGE, settings.masking)
+        fields = policy_fields(settings.coverage or DEFAULT_COVERAGE, settings.masking, settings.node_size)
     return resolve_policy(settings.policy, **fields)

@@ -17,7 +17,7 @@ class TrainSettings:
 
     Args:
         policy: a registered name, or the path of a TOML file.
-        coverage, masking: fields of the policy; None keeps the policy's own.
+        coverage, masking, node_size: fields of the policy; None keeps the policy's own.
         passes: names of passes to add to the default ones, or the path of a TOML file.
         reduction: how the gradients of a unit's owners make up the unit's; see `sdp_compile.sdp_compile`.
         output: the folder for ``model.safetensors``, and for ``report.json`` unless ``json_path`` names another file.
@@ -30,6 +30,7 @@ class TrainSettings:
     policy: str = "neuron"
     coverage: float | None = None
     masking: str | None = None
+    node_size: int | None = None
     passes: str | None = None
     seed: int = 0
     baseline: bool = False
@@ -41,7 +42,7 @@ class TrainSettings:
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
-        check_policy_words(self.policy, self.coverage)
+        check_policy_words(self.policy, self.coverage, self.node_size, self.workers)
         check_passes_words(self.passes)
 
     @property

@@ -44,6 +44,7 @@ def inspect(
     masking: options.Masking = None,
     passes: options.Passes = None,
     workers: options.Workers = DEFAULT_WORKERS,
+    node_size: options.NodeSize = None,
     rank: Annotated[int, typer.Option(min=0, help="graph, diff: show this worker's graph.")] = 0,
     mode: Annotated[Mode | None, typer.Option(help="graph, diff: show this mode's graph. Default: train.")] = None,
     lowering: Annotated[
@@ -106,6 +107,7 @@ def inspect(
                 tuple(overrides or ()),
                 options.size_of(small),
                 passes,
+                node_size,
             ),
             rank=rank,
             mode=mode and mode.value,

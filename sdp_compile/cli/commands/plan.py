@@ -17,6 +17,7 @@ def plan(
     coverage: options.Coverage = None,
     masking: options.Masking = None,
     workers: options.Workers = DEFAULT_WORKERS,
+    node_size: options.NodeSize = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Also list what this worker owns.")] = None,
     small: options.FullOrSmall = None,
     inputs: options.Inputs = None,
@@ -34,6 +35,7 @@ def plan(
       sdp-compile plan transformers:gpt2 --set n_layer=6 --rank 3
       sdp-compile plan path/to/file.py:factory --json plan.json
       sdp-compile plan ./my-model/ --coverage 0.25
+      sdp-compile plan transformers:llama --workers 64 --node-size 8
 
     Exit codes: 0 planned; 1 unexpected failure; 2 wrong arguments, or a
     model, policy or file that cannot be used; 130 stopped by Ctrl-C.
@@ -51,5 +53,6 @@ def plan(
             tuple(inputs or ()),
             tuple(overrides or ()),
             options.size_of(small),
+            node_size=node_size,
         )
         run(PlanSettings(words, rank, json))

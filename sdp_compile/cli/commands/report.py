@@ -19,6 +19,7 @@ def report(
     masking: options.Masking = None,
     passes: options.Passes = None,
     workers: options.Workers = DEFAULT_WORKERS,
+    node_size: options.NodeSize = None,
     rank: Annotated[int, typer.Option(min=0, help="Show this worker's rewritten graph.")] = 0,
     small: options.FullOrSmall = None,
     inputs: options.Inputs = None,
@@ -50,5 +51,6 @@ def report(
             tuple(overrides or ()),
             options.size_of(small),
             passes,
+            node_size,
         )
         run(words, output, rank)

@@ -46,6 +46,7 @@ def train(
     ] = None,
     coverage: options.Coverage = None,
     masking: options.Masking = None,
+    node_size: options.NodeSize = None,
     passes: options.Passes = None,
     reduction: Annotated[
         Reduction,
@@ -92,6 +93,7 @@ def train(
             policy=policy or (level.value if level else "neuron"),
             coverage=coverage,
             masking=masking and masking.value,
+            node_size=node_size,
             passes=passes,
             reduction=reduction.value,
             seed=seed,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -10,6 +13,7 @@ from sdp_compile.inspector.plan_figures import dense_bytes, parameter_bytes, sha
 from sdp_compile.inspector.render.lines import Line, Lines
 from sdp_compile.inspector.render.style import DIM, counted, heading, owners_text
 from sdp_compile.inspector.terminal import html, text
+from sdp_compile.inspector.travel import levels_text, redundancy_text
 from sdp_compile.planning.plan import Plan
 
 _POLICY_FIELDS = ("coverage", "replicas", "masking", "design", "rescale")
@@ -27,8 +31,24 @@ def summary_head(plan: Plan) -> RenderableType:
         ("groups", counted(len(plan.groups), "owner group") if plan.groups else ""),
         ("digest", plan.digest[:12]),
     ]
-    lines = [Line(Text.assemble((f"{name:<9}", DIM), words)) for name, words in rows if words]
-    return Group(heading("Plan", counted(plan.workers, "worker")), Lines(lines))
+    nodes = counted(plan.nodes, "node") if plan.nodes > 1 else ""
+    return Group(heading("Plan", counted(plan.workers, "worker"), nodes), _lines(rows))
+
+
+def travel_lines(plan: Plan) -> RenderableType:
+    """Renders how gradients travel, how fast the workers' copies mix, what losses cost nothing, and the balance."""
+    rows = [("levels", levels_text(plan.levels))]
+    if plan.families:
+        rows += [
+            ("mixing", f"spectral gap {plan.spectral_gap():.3f} (1 mixes all workers' copies at once, 0 never)"),
+            ("losses", redundancy_text(plan)),
+            ("balance", _balance(plan)),
+        ]
+    return _lines(rows)
+
+
+def _lines(rows: Sequence[tuple[str, str]]) -> Lines:
+    return Lines([Line(Text.assemble((f"{name:<9}", DIM), words)) for name, words in rows if words])
 
 
 def render_summary(plan: Plan) -> RenderableType:
@@ -67,6 +87,18 @@ def _cut(plan: Plan) -> str:
         if units:
             parts.append(f"{counted(len(units), singular, plural)} of {sum(units):,} units")
     return " and ".join(parts)
+
+
+def _balance(plan: Plan) -> str:
+    """The load of the most loaded worker, relative to the mean."""
+    held = parameter_bytes(plan)
+    flops = np.array([plan.flops(members[0]) for members in plan.worker_classes()])
+    sizes = np.array([len(members) for members in plan.worker_classes()])
+    mean = float(flops @ sizes) / plan.workers
+    parts = [("parameters", float(held.max() / held.mean()) if held.any() else 1.0)]
+    parts += [("FLOPs", float(flops.max()) / mean)] if mean else []
+    shown = " and ".join(f"{ratio:.2f} of the mean {what}" for what, ratio in parts)
+    return f"the most loaded worker has {shown}"
 
 
 def _held(plan: Plan) -> str:
