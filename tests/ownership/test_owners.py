@@ -18,8 +18,7 @@ from sdp_compile.ownership.owners import (
     intersect,
     is_member,
     owner_set,
-    refresh_receivers,
-    refresh_source,
+    refresh_sources,
     runs_of,
     worker_classes,
 )
@@ -89,16 +88,19 @@ def test_sets_are_numbered_as_they_appear(sets: list[set[int]]) -> None:
 
 @given(st.integers(0, 100), members)
 def test_owners_take_turns_in_sending_a_piece_to_the_others(number: int, owning: set[int]) -> None:
-    owners = owner_set(owning)
-    sources = [refresh_source(number, owners, worker) for worker in range(WORKERS) if worker not in owners]
-    assert set(sources) <= set(owners)
-    counts = Counter(sources)
-    assert [refresh_receivers(number, owners, owner, WORKERS) for owner in owners] == [counts[o] for o in owners]
+    owners, everyone = owner_set(owning), tuple(range(WORKERS))
+    sources = refresh_sources(number, owners, everyone)
+    assert set(sources) == set(everyone) - set(owners) and set(sources.values()) <= set(owners)
+    counts = Counter(sources.values())
     assert max(counts.values(), default=0) - min((counts[owner] for owner in owners), default=0) <= 1
 
 
 def test_another_owner_begins_with_each_piece() -> None:
-    assert [refresh_source(number, (0, 2, 3), 1) for number in range(4)] == [0, 2, 3, 0]
+    assert [refresh_sources(number, (0, 2, 3), (0, 1, 2, 3))[1] for number in range(4)] == [0, 2, 3, 0]
+
+
+def test_only_owners_in_the_group_send() -> None:
+    assert [refresh_sources(number, (0, 2, 3, 5), (1, 2, 4, 5)) for number in range(2)] == [{1: 2, 4: 5}, {1: 5, 4: 2}]
 
 
 @given(st.lists(st.integers(0, 2), max_size=20))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -23,10 +25,20 @@ def test_buckets_hold_each_shared_gradient_once_in_one_order(case, bucket_bytes)
     for bucket in everything:
         assert bucket.owners in plan.groups
         assert bucket.nbytes == sum(4 * piece.numel for piece in bucket.pieces)
-        assert bucket.nbytes <= bucket_bytes or len(bucket.pieces) == 1
         for piece in bucket.pieces:
             assert piece.owners == bucket.owners
             reduced[piece.name][np.ix_(*piece.index)] += 1
+    for members in plan.levels.classes:
+        rounds: dict[int, list[Any]] = {}
+        for bucket in plan.buckets(members[0], bucket_bytes):
+            rounds.setdefault(bucket.round, []).append(bucket)
+        for held in rounds.values():  # the last one may have swallowed a small one
+            pieces = [piece for bucket in held for piece in bucket.pieces]
+            assert (
+                sum(bucket.nbytes for bucket in held) <= 1.25 * bucket_bytes
+                or len(pieces) == 1
+                or held[0].round == (everything[-1].round)
+            )
     for name in plan.state:
         shared = np.vectorize(lambda members: len(members) > 1, otypes=[bool])(owners_by_element(structure, plan, name))
         assert (reduced[name] == shared).all()
@@ -45,7 +57,7 @@ def piece(name: str, numel: int, owners: tuple[int, ...]) -> Piece:
 
 def filled(pieces: list[Piece], bucket_bytes: int, **dtypes: torch.dtype) -> list[list[str]]:
     state = {p.name: StateTensor((99,), dtypes.get(p.name, torch.float32), "parameter", True) for p in pieces}
-    buckets = make_buckets(pieces, state, bucket_bytes)
+    buckets = make_buckets(pieces, state, bucket_bytes, [(worker,) for worker in range(3)])
     assert [bucket.number for bucket in buckets] == list(range(len(buckets)))
     return [[p.name for p in bucket.pieces] for bucket in buckets]
 
@@ -55,6 +67,8 @@ def test_a_bucket_is_closed_before_it_exceeds_its_bytes():
     assert filled(pieces, 16) == [["a", "b"], ["c"], ["d"]]
     assert filled(pieces, 20) == [["a", "b", "c"], ["d"]]
     assert filled(pieces, 1) == [["a"], ["b"], ["c"], ["d"]]
+    assert filled(pieces[:3], 8) == [["a"], ["b"], ["c"]]
+    assert filled(pieces[:3], 16) == [["a", "b", "c"]], "the last round joins the one before it if it is small"
 
 
 def test_buckets_come_in_the_order_in_which_they_become_ready():
@@ -62,7 +76,15 @@ def test_buckets_come_in_the_order_in_which_they_become_ready():
     assert filled(pieces, 100) == [["b"], ["a", "c"], ["d"]]
 
 
+def test_a_round_is_full_when_one_worker_holds_enough():
+    pieces = [piece("a", 2, (0, 1)), piece("b", 2, (2,)), piece("c", 2, (1, 2)), piece("d", 2, (0,))]
+    state = {p.name: StateTensor((2,), torch.float32, "parameter", True) for p in pieces}
+    buckets = make_buckets(pieces, state, 8, [(0,), (1,), (2,)])
+    assert [(b.pieces[0].name, b.round) for b in buckets] == [("a", 0), ("b", 0), ("c", 1), ("d", 1)]
+
+
 def test_gradients_of_other_dtypes_travel_apart():
     pieces = [piece("a", 2, (0, 1)), piece("b", 2, (0, 1)), piece("c", 2, (0, 1))]
     assert filled(pieces, 8, b=torch.bfloat16) == [["a"], ["b"], ["c"]]
+    assert filled(pieces, 12, b=torch.bfloat16) == [["a"], ["b"], ["c"]]
     assert filled(pieces, 100, b=torch.bfloat16) == [["b"], ["a", "c"]]

@@ -117,7 +117,7 @@ class Hop:
         work = dist.all_to_all_single(incoming, outgoing, sizes, sizes, group=self.group, async_op=True)
         self.traffic.add_sent(purpose, outgoing.nbytes)  # a worker sends nothing to itself
         received: dict[int, Iterator[Tensor]] = {
-            peer: (part.view(like.dtype) for part, like in zip(_cut(incoming, tensors), tensors, strict=True))
+            peer: (_typed(part, like.dtype) for part, like in zip(_cut(incoming, tensors), tensors, strict=True))
             for (peer, tensors), incoming in zip(others.items(), incoming.split(sizes), strict=True)
         }
         return [(work, outgoing)], received
@@ -160,6 +160,12 @@ def _cut(flat: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
     """Cuts bytes into parts as large as these tensors."""
     parts: Sequence[Tensor] = flat.split([tensor.nbytes for tensor in like])
     return parts
+
+
+def _typed(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns bytes as numbers: a view, unless numbers of other sizes have shifted them."""
+    is_aligned = part.storage_offset() % dtype.itemsize == 0
+    return (part if is_aligned else part.clone()).view(dtype)
 
 
 def _reduced(parts: Sequence[Tensor], operation: Operation, wide: bool) -> Tensor:

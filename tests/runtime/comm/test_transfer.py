@@ -14,7 +14,7 @@ from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.plan import Plan
 from sdp_compile.runtime.comm import transfer
 from sdp_compile.runtime.comm.groups import Groups
-from sdp_compile.runtime.comm.transfer import Request, assemble, batches, equalise
+from sdp_compile.runtime.comm.transfer import Request, assemble, batches
 from tests.distributed import run_workers
 from tests.runtime.connected import WORKERS, subnet
 from tests.runtime.stub import SCATTERED, capture_of, network, plan_of
@@ -67,7 +67,7 @@ def held(holdings: Holdings, values: dict[str, Tensor]) -> dict[str, Tensor]:
 def assembled(rank: int, lowering: str) -> Any:
     transfer.batches.__defaults__ = (CHUNK_BYTES,)
     module, groups = subnet(rank, SCATTERED, lowering), Groups()
-    groups.create(module.plan.groups)
+    groups.create(module.plan.levels)
     tensors = held(module.holdings, random_values(module.plan))
     requests = [Request(name, name, tensor.dtype) for name, tensor in module.plan.state.items()]
     found = []
@@ -88,26 +88,3 @@ def test_full_tensors_are_assembled_from_first_owners(lowering: str) -> None:
             assert list(full) == list(values)
             for name, value in values.items():
                 assert torch.equal(full[name], mark(value, first_owners(plan, name)).to(value.dtype)), name
-
-
-def equalised(rank: int, lowering: str) -> dict[str, Tensor]:
-    transfer.batches.__defaults__ = (CHUNK_BYTES,)
-    module, groups = subnet(rank, SCATTERED, lowering), Groups()
-    groups.create(module.plan.groups)
-    tensors = held(module.holdings, random_values(module.plan))
-    equalise(tensors.items(), module.holdings, groups)
-    return tensors
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("lowering", ["sliced", "masked"])
-def test_owners_get_the_values_of_the_first_owner(lowering: str) -> None:
-    plan = plan_of(capture_of(network()), SCATTERED, WORKERS)
-    for rank, tensors in enumerate(run_workers(equalised, WORKERS, lowering)):
-        for name, value in random_values(plan).items():
-            mask = plan.mask(name, rank)
-            expected = mark(value, first_owners(plan, name)).to(value.dtype)
-            found = tensors[name] if lowering == "masked" else tensors[name].reshape(-1)
-            assert torch.equal(found[mask] if lowering == "masked" else found, expected[mask]), name
-            if lowering == "masked":  # what it does not own stays as it was
-                assert torch.equal(found[~mask], mark(value, rank)[~mask]), name

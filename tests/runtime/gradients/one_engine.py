@@ -41,7 +41,8 @@ class Engine(GradientEngine):
             for name in ("a", "b", "c", "frozen")
         }
         holdings: Any = SimpleNamespace(plan=SimpleNamespace(state=state), region=lambda piece: Region(piece.index))
-        super().__init__(self.three, holdings, groups(), BUCKETS, **options)
+        route: Any = SimpleNamespace(groups=groups())
+        super().__init__(self.three, holdings, route, BUCKETS, 10, **options)
         self.reduction = self.noted = Noted()
         self.during: list[str] = []
         start = self.noted.start

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
 from sdp_compile.runtime.gradients.slots import Slot
@@ -81,8 +83,10 @@ class Scattered:
         self.parameters = parameters_of(self.module, self.module.plan)
         self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1.0)
         self.engine: Any = Engine()
-        self.reduction = ReduceScatter(self.engine, self.module, self.layout, self.optimizer)
         self.buckets = {bucket.number: bucket for bucket in self.module.plan.buckets(0, 64)}
+        route: Any = SimpleNamespace(groups=self.engine.groups)
+        before = ByLevels(route, list(self.buckets.values()), self.module.plan.rounds(64))
+        self.reduction = ReduceScatter(self.engine, before, self.module, self.layout, self.optimizer)
 
     def reduce(self) -> None:
         for number, bucket in self.layout.buckets.items():

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.sharding.shards import split, whole
 
@@ -31,9 +32,10 @@ def test_shards_partition_a_bucket_and_write_it_back(chosen: tuple[tuple[str, tu
     values = {name: torch.arange(1.0, 1 + np.prod(shape, dtype=int)).reshape(shape) for name, shape in SHAPES.items()}
     regions = [(name, Region([np.array(sorted(index)) for index in lists])) for name, lists in chosen]
     flat = torch.cat([region.read(values[name]).reshape(-1) for name, region in regions])
+    whole_bucket = Bucket(0, 0, owners, torch.float32, (), 4 * len(flat))
     rows = []
     for rank in owners:
-        bucket = split(0, owners, rank, regions, values)
+        bucket = split(whole_bucket, owners, rank, regions, values)
         parts = [(offset, shard.part(values[shard.name])) for offset, shard in bucket.shards]
         assert all(
             part.shape == shard.parameter.shape for (_, part), (_, shard) in zip(parts, bucket.shards, strict=True)

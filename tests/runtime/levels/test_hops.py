@@ -1,0 +1,88 @@
+"""Single steps in one group: what owners get of each other's chunks, against plain tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sdp_compile.runtime.comm.streams import Begun
+from sdp_compile.runtime.comm.traffic import Traffic
+from sdp_compile.runtime.levels.hops import Hop
+from tests.distributed import run_workers
+
+pytestmark = pytest.mark.timeout(120)
+WORKERS = 4
+EVERYONE = (0, 1, 2, 3)
+OWNERS = [EVERYONE, (0, 2, 3), (1, 3), (2,)]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+LENGTH = 5
+
+
+def values(rank: int, owners: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """What a worker contributes: small integers, whose sums are exact in any dtype."""
+    generator = torch.Generator().manual_seed(rank + 7 * len(owners))
+    return torch.randint(-9, 9, (len(owners) * LENGTH,), generator=generator).to(dtype)
+
+
+def done(begun: Begun) -> list[Tensor]:
+    for work, _ in begun.works:
+        assert work is not None
+        work.wait()
+    return begun.end()
+
+
+def exchanged(rank: int) -> Any:
+    world = dist.group.WORLD
+    assert world is not None
+    everyone = Hop(world, EVERYONE, rank, False, Traffic())
+    library = Hop(world, EVERYONE, rank, True, Traffic())
+    own = [owners for owners in OWNERS if rank in owners]
+    kinds = [(owners, dtype) for owners in own for dtype in DTYPES]
+    flats = [values(rank, owners, dtype) for owners, dtype in kinds]
+    of_all = [EVERYONE] * len(DTYPES)
+    alike = [values(rank, EVERYONE, dtype) for dtype in DTYPES]
+    found: dict[str, Any] = {}
+    for operation in ("sum", "max"):
+        for wide in (False, True):
+            found[f"{operation} {wide}"] = done(
+                everyone.scatter(flats, [owners for owners, _ in kinds], operation, "gradients", wide)
+            )
+        found[f"library {operation}"] = done(library.scatter(alike, of_all, operation, "gradients", False))
+        found[f"all {operation}"] = done(library.all_reduce([one.clone() for one in alike], operation, "gradients"))
+    chunks = [flat[:LENGTH].clone() for flat in flats]
+    found["gather"] = done(everyone.gather(chunks, [owners for owners, _ in kinds], "gradients"))
+    found["library gather"] = done(library.gather([one[:LENGTH].clone() for one in alike], of_all, "gradients"))
+    return kinds, found, everyone.traffic.sent["gradients"]
+
+
+def expected(rank: int, owners: tuple[int, ...], dtype: torch.dtype, operation: str) -> Tensor:
+    rows = torch.stack([values(owner, owners, dtype).double() for owner in owners])
+    whole = rows.sum(0) if operation == "sum" else rows.amax(0)
+    return whole.view(len(owners), -1)[owners.index(rank)]
+
+
+def test_each_owner_gets_its_chunk_of_sums_and_maxima_and_all_chunks() -> None:
+    for rank, (kinds, found, nbytes) in enumerate(run_workers(exchanged, WORKERS)):
+        for operation in ("sum", "max"):
+            for wide in (False, True):
+                for (owners, dtype), chunk in zip(kinds, found[f"{operation} {wide}"], strict=True):
+                    assert torch.equal(chunk.double(), expected(rank, owners, dtype, operation))
+                    is_wide = wide and dtype == torch.bfloat16 and len(owners) > 1
+                    assert chunk.dtype == (torch.float32 if is_wide else dtype)
+            for dtype, chunk, flat in zip(
+                DTYPES, found[f"library {operation}"], found[f"all {operation}"], strict=True
+            ):
+                assert torch.equal(chunk.double(), expected(rank, EVERYONE, dtype, operation))
+                whole = torch.cat([expected(owner, EVERYONE, dtype, operation) for owner in EVERYONE])
+                assert torch.equal(flat.double(), whole) and flat.dtype == dtype
+        for (owners, dtype), flat in zip(kinds, found["gather"], strict=True):
+            rows = [values(owner, owners, dtype)[:LENGTH] for owner in owners]
+            assert torch.equal(flat, torch.cat(rows))
+        for dtype, flat in zip(DTYPES, found["library gather"], strict=True):
+            assert torch.equal(flat, torch.cat([values(owner, EVERYONE, dtype)[:LENGTH] for owner in EVERYONE]))
+        peers = sum(len(owners) - 1 for owners, _ in kinds) // len(DTYPES)
+        assert nbytes == 5 * peers * LENGTH * (8 + 4 + 2)
