@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdp_compile.errors import PolicyError
@@ -25,6 +25,7 @@ def on_nodes(workers: int, node_size: int, coverage: float, units: int, weights:
     return Placement("family", "axis", workers, cells.slots, shares, weights, node_size=node_size)
 
 
+@settings(deadline=None)
 @given(counts, st.integers(1, 8), coverages, st.integers(8, 40))
 def test_a_workers_class_is_the_contract_word_for_word(nodes, node_size, coverage, units):
     """Its class is w mod K, or with at least K nodes (a multiple of K) its node's number mod K."""
@@ -41,6 +42,7 @@ def test_a_workers_class_is_the_contract_word_for_word(nodes, node_size, coverag
         ]
 
 
+@settings(deadline=None)
 @given(counts, st.integers(1, 8), coverages, st.integers(8, 40), st.sampled_from(sorted(designs())))
 def test_nodes_only_renumber_the_workers(nodes, node_size, coverage, units, name):
     """Whatever the design, the plan is that of one node for workers in another order; balance is not lost."""
