@@ -41,6 +41,14 @@ def test_one_workers_part() -> None:
     assert "What worker 2 owns" in out and "Worker 2: " in out and "per step" in out
 
 
+def test_nodes() -> None:
+    code, out, error = run(MODEL, "--workers", "8", "--policy", "neuron", "--node-size", "2", "--json", "-")
+    assert code == 0, error
+    assert Plan.from_json(out).node_size == 2 and "Plan · 8 workers · 4 nodes" in error
+    code, _, error = run(MODEL, "--workers", "6", "--node-size", "4")
+    assert code == 2 and "--node-size 4 does not divide the 6 workers" in error and "multiple of 4" in error
+
+
 def test_json_on_standard_output_stands_alone() -> None:
     code, out, error = run(MODEL, "--json", "-")
     assert code == 0 and Plan.from_json(out).workers == 4

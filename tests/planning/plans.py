@@ -50,6 +50,7 @@ def plans(draw: st.DrawFn) -> tuple[Structure, Plan]:
         "design": draw(st.sampled_from(["cyclic", "balanced", "random", "nested"])),
         "axes": draw(st.sampled_from(["disjoint", "all"])),
         "align": draw(st.sampled_from([1, 2])),
+        "node_size": draw(st.sampled_from([None, *(size for size in range(1, workers + 1) if workers % size == 0)])),
     }
     level = draw(st.sampled_from([NeuronPolicy, BlockPolicy, AutoPolicy]))
     try:

@@ -19,7 +19,7 @@ from sdp_compile.policies.base import Override
     [
         NeuronPolicy(),
         BlockPolicy(replicas=2, granularity="layer", strict=True, seed=7),
-        AutoPolicy(coverage=0.25),
+        AutoPolicy(coverage=0.25, node_size=8),
         NeuronPolicy(rules={'quo"ted.*': "shared", "h.0": {"coverage": 0.25}, "h.*": Override(replicas=1)}, slots=4),
     ],
 )
