@@ -59,9 +59,10 @@ def meet(device: torch.device) -> None:
 def _collectives(size: int, device: torch.device) -> dict[CollectiveKind, Callable[[], Any]]:
     workers = dist.get_world_size()
     part = torch.zeros(-(-size // (4 * workers)), device=device)
-    whole = torch.zeros(len(part) * workers, device=device)
+    whole, other = (torch.zeros(len(part) * workers, device=device) for _ in range(2))
     return {
         "all_reduce": lambda: dist.all_reduce(whole),
         "all_gather": lambda: dist.all_gather_into_tensor(whole, part),
         "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole),
+        "all_to_all": lambda: dist.all_to_all_single(other, whole),
     }

@@ -11,7 +11,6 @@ from sdp_compile.bench.variants import Variant
 from sdp_compile.bench.work import Work
 from sdp_compile.capture import capture
 from sdp_compile.errors import SDPError
-from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.planning.making import make_plan
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import NeuronPolicy
@@ -39,20 +38,24 @@ class Subject:
         self._settings = settings
         self.dense = make_plan(self._analysis, NeuronPolicy(coverage=1.0), settings.workers)
 
-    def plan(self, variant: Variant) -> Plan:
-        """Returns the plan of an SDP variant, or the data-parallel plan for all other variants."""
+    def plan(self, variant: Variant, node_size: int) -> Plan:
+        """Returns the plan of an SDP variant on nodes of this many workers; for others, the data-parallel plan."""
         if variant.kind != "sdp":
             return self.dense
-        return make_plan(self._analysis, policy_of(variant, self._settings), self._settings.workers)
+        policy = policy_of(variant, self._settings).model_copy(update={"node_size": node_size})
+        return make_plan(self._analysis, policy, self._settings.workers)
 
     def predict(self, variants: Sequence[Variant], cluster: Cluster, algorithm: Algorithm = "best") -> list[Outcome]:
         """Predicts the step of each variant on ``cluster``; see `simulate`."""
         outcomes = []
         for variant in variants:
-            bucket_bytes = self._settings.bucket_bytes or DEFAULT_BUCKET_BYTES
             try:
                 prediction = simulate(
-                    self.plan(variant), cluster, strategy_of(variant), bucket_bytes=bucket_bytes, algorithm=algorithm
+                    self.plan(variant, cluster.workers_per_node),
+                    cluster,
+                    strategy_of(variant),
+                    bucket_bytes=self._settings.bucket_bytes,
+                    algorithm=algorithm,
                 )
                 outcomes.append(Outcome(variant, prediction))
             except SDPError as error:

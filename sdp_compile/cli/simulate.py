@@ -81,6 +81,7 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
     from sdp_compile.bench.simulated import Subject
     from sdp_compile.bench.work import make_work
     from sdp_compile.cli.simulate_report import render
+    from sdp_compile.simulator.simulate import ASSUMPTIONS
 
     bench, console = settings.sized(), Console(stderr=settings.bench.json_path == "-")
     with stages(2) as begin:
@@ -101,6 +102,7 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
         "configuration": to_dict(work.configuration, count_parameters(work.model), work.example_inputs),
         "workers": bench.workers,
         "cluster": {**asdict(cluster), "measured": settings.validate},
+        "assumptions": list(ASSUMPTIONS),
         "variants": [
             {
                 "name": outcome.variant.name,

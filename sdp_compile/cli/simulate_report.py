@@ -40,6 +40,7 @@ def render(result: Mapping[str, Any]) -> RenderableType:
     ]
     if cluster["measured"]:
         parts.append(_errors(result))
+    parts += [Text(f"- {assumption}", style="dim") for assumption in result["assumptions"]]
     parts += [Text(f"- {row['name']}: {row['reason']}", style="yellow") for row in result["variants"] if row["reason"]]
     return Group(*parts)
 
@@ -58,6 +59,7 @@ def _steps(result: Mapping[str, Any]) -> Table:
         "update",
         "commu-\nnication",
         "MiB\nsent",
+        "bound",
     )
     for row in rows:
         step = row["predicted"]
@@ -68,6 +70,7 @@ def _steps(result: Mapping[str, Any]) -> Table:
             Text(f"{step['seconds'] / dense:.2f}" if dense else "", style="bold"),
             *(_milliseconds(step[part]) for part in parts),
             f"{step['sent'] / _MIB:,.1f}",
+            step["bound"],
         )
     return table
 

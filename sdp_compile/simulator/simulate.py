@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
 from typing import Literal
 
 from sdp_compile.errors import SDPError
-from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.planning.bucket_size import fitting_bucket_bytes
 from sdp_compile.planning.plan import Plan
-from sdp_compile.simulator import fsdp2
+from sdp_compile.simulator import peers
 from sdp_compile.simulator.cluster import Cluster
-from sdp_compile.simulator.collectives import Algorithm
-from sdp_compile.simulator.exchanges import Exchanges
+from sdp_compile.simulator.collectives import Algorithm, Cost
+from sdp_compile.simulator.readiness import Readiness
+from sdp_compile.simulator.reduction import Phase, Reduction
+from sdp_compile.simulator.rounds import pipelined
 from sdp_compile.simulator.step import Prediction
-from sdp_compile.simulator.timeline import Exchange, Work, step_ends
-from sdp_compile.simulator.work import training_flops, work_of
+from sdp_compile.simulator.timeline import run
+from sdp_compile.simulator.work import Work, state_of, training_flops, work_of
 
 Strategy = Literal["sdp", "sdp-sharded", "ddp", "ddp-checkpoint", "fsdp2"]
+
+ASSUMPTIONS = (
+    "Collectives cost latency per message that waits for another, and bytes on the busiest link; the workers of a node "
+    "share its link, and levels that are under way at the same time share links.",
+    "DDP and FSDP2 use the faster of a ring and of hierarchical collectives (in nodes and between them, pipelined "
+    "without loss). Nothing is reduced inside switches.",
+    "Computing takes FLOPs over TFLOP/s, whatever the width; a launch of a kernel, an operator bound by memory and a "
+    "straggler cost nothing. Communication does not slow computing down.",
+    "A gradient is ready after the share of backward that its parameter has of all bytes.",
+)
+"""What a prediction stands on."""
 
 
 def simulate(
@@ -23,22 +37,22 @@ def simulate(
     cluster: Cluster,
     strategy: Strategy = "sdp",
     *,
-    bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    bucket_bytes: int | None = None,
     algorithm: Algorithm = "best",
 ) -> Prediction:
     """Predicts one training step of a plan's model at the captured input size.
 
-    Computation and communication are two streams. A bucket is sent once its gradients are ready (estimated by parameter
-    bytes), in the global order of buckets. Backward costs twice the forward FLOPs. The input pipeline, operators bound
-    by memory bandwidth and stragglers are not modelled. Workers that own the same units are computed once, so thousands
-    of workers take seconds.
+    Rounds of gradients go through the plan's levels once they are ready (estimated by parameter bytes), while backward
+    continues. Backward costs twice the forward FLOPs. See `ASSUMPTIONS`. Workers that own the same units are computed
+    once, so thousands of workers take seconds.
 
     Args:
         plan: The plan of the model.
         cluster: The cluster, with as many workers as the plan.
         strategy: ``"sdp"`` trains with the plan, ``"sdp-sharded"`` shards its optimizer state among owners. ``"ddp"``,
             ``"ddp-checkpoint"`` (which repeats forward in backward) and ``"fsdp2"`` train the full model.
-        bucket_bytes: Size of a gradient bucket.
+        bucket_bytes: Size of a gradient bucket, of what a worker holds of a round; None for what fits the links, and
+            for DDP's own size.
         algorithm: Collective algorithm; ``"best"`` takes the faster one.
 
     Returns:
@@ -52,53 +66,108 @@ def simulate(
             f"The plan is for {plan.workers} workers, the cluster has {cluster.workers} ({cluster.nodes} nodes with "
             f"{cluster.workers_per_node} workers each). Plan for {cluster.workers} workers or change the cluster."
         )
-    exchanges = Exchanges(plan, cluster, algorithm)
     if strategy in ("sdp", "sdp-sharded"):
-        return _sdp(exchanges, bucket_bytes, strategy == "sdp-sharded")
-    dense = sum(term.flops for term in plan.work)
-    updated = plan.memory().gradients / (plan.workers if strategy == "fsdp2" else 1)
-    again = 1 if strategy == "ddp-checkpoint" else 0
-    one = Work(cluster.computing(dense), cluster.computing((2 + again) * dense), cluster.updating(updated))
-    return _fsdp2(exchanges, one) if strategy == "fsdp2" else _ddp(strategy, exchanges, one, bucket_bytes)
+        return _sdp(plan, cluster, algorithm, bucket_bytes, strategy == "sdp-sharded")
+    return _peer(plan, cluster, strategy, algorithm, bucket_bytes)
 
 
-def _sdp(exchanges: Exchanges, bucket_bytes: int, sharded: bool) -> Prediction:
-    plan, flops = exchanges.plan, training_flops(exchanges.plan)
-    works = [work_of(plan, workers[0], flops, exchanges.cluster, sharded) for workers in exchanges.classes]
-    during = exchanges.gradients(bucket_bytes, "reduce_scatter" if sharded else "all_reduce")
-    after = exchanges.gradients(bucket_bytes, "all_gather") if sharded else []
-    after += exchanges.refresh()
-    ends = step_ends(works, during, after, overlaps=exchanges.cluster.overlaps)
-    slowest = max(range(len(ends)), key=lambda one: ends[one])
-    return _prediction("sdp-sharded" if sharded else "sdp", exchanges, works[slowest], ends[slowest], [*during, *after])
-
-
-def _ddp(name: str, exchanges: Exchanges, one: Work, bucket_bytes: int) -> Prediction:
-    during = exchanges.dense_gradients(bucket_bytes)
-    ends = step_ends([one] * len(exchanges.classes), during, overlaps=exchanges.cluster.overlaps)
-    return _prediction(name, exchanges, one, max(ends), during)
-
-
-def _fsdp2(exchanges: Exchanges, one: Work) -> Prediction:
-    step = fsdp2.step(exchanges, one.forward, one.backward)
-    return _prediction("fsdp2", exchanges, one, step.end + one.update, list(step.collectives))
-
-
-def _prediction(name: str, exchanges: Exchanges, one: Work, end: float, collectives: list[Exchange]) -> Prediction:
-    """Reports the traffic of the class that sends most. Classes that share anything wait for the slowest."""
-    classes = range(len(exchanges.classes))
-    sent = [sum(exchange.sent for exchange in collectives if number in exchange.classes) for number in classes]
-    most = max(classes, key=lambda number: sent[number])
-    own = [exchange for exchange in collectives if most in exchange.classes]
-    return Prediction(
-        name,
-        exchanges.plan.workers,
+def _sdp(plan: Plan, cluster: Cluster, algorithm: Algorithm, bucket_bytes: int | None, sharded: bool) -> Prediction:
+    readiness, flops = Readiness(plan), training_flops(plan)
+    size = bucket_bytes or suggested_bucket_bytes(plan, cluster)
+    reduction = Reduction(plan, cluster, algorithm, size, readiness.shares)
+    works = [work_of(plan, workers[0], flops, cluster, sharded) for workers in reduction.classes]
+    slowest = max(works, key=lambda one: one.total)
+    during = reduction.there() if sharded else reduction.both()
+    shares = reduction.ready if cluster.overlaps else [1.0] * len(during)
+    ready = [max(one.forward + one.backward * share for one in works) for share in shares]
+    averaged = max(run(pipelined(during, ready)), default=0.0)
+    updated = max(max(averaged, one.forward + one.backward) + one.update for one in works)
+    back, refresh = reduction.back() if sharded else [], reduction.refresh()
+    returned = max(run(pipelined(back, [updated] * len(back))), default=updated)
+    end = returned + sum(phase.cost.seconds for phase in refresh)
+    phases = [*(phase for of_round in (*during, *back) for phase in of_round), *refresh]
+    return _prediction(
+        "sdp-sharded" if sharded else "sdp",
+        plan,
+        slowest,
         end,
-        one.forward,
-        one.backward,
-        sum(exchange.seconds for exchange in own),
-        max(0.0, end - one.total),
-        one.update,
-        sent[most],
-        len(own),
+        [(phase.level, phase.cost) for phase in phases],
+        _most_sent(phases),
+        size,
+        max(state_of(plan, workers[0], sharded) for workers in reduction.classes),
     )
+
+
+def _peer(
+    plan: Plan, cluster: Cluster, strategy: Strategy, algorithm: Algorithm, bucket_bytes: int | None
+) -> Prediction:
+    dense, memory = sum(term.flops for term in plan.work), plan.memory()
+    parts = plan.workers if strategy == "fsdp2" else 1
+    again = 1 if strategy == "ddp-checkpoint" else 0
+    one = Work(
+        cluster.computing(dense), cluster.computing((2 + again) * dense), cluster.updating(memory.gradients / parts)
+    )
+    peer, readiness = peers.Peer(cluster, algorithm), Readiness(plan)
+    if strategy == "fsdp2":
+        peers.fsdp2(peer, readiness, one.forward, one.backward)
+    else:
+        peers.ddp(peer, readiness, one.forward, one.backward, bucket_bytes)
+    size = 0 if strategy == "fsdp2" else bucket_bytes or peers.DDP_BUCKET
+    costs = [(0, cost) for cost in peer.costs]
+    return _prediction(strategy, plan, one, peer.end + one.update, costs, peer.sent, size, memory.total / parts)
+
+
+def _prediction(
+    name: str,
+    plan: Plan,
+    work: Work,
+    end: float,
+    costs: list[tuple[int, Cost]],
+    sent: float,
+    bucket_bytes: int,
+    state: float,
+) -> Prediction:
+    """Costs come with the numbers of their streams."""
+    return Prediction(
+        name=name,
+        workers=plan.workers,
+        seconds=end,
+        forward=work.forward,
+        backward=work.backward,
+        communication=sum(cost.seconds for _, cost in costs),
+        exposed=max(0.0, end - work.total),
+        update=work.update,
+        sent=sent,
+        collectives=len(costs),
+        transfer=_largest_sum((cost.crosses, cost.transfer) for _, cost in costs),
+        latency=_largest_sum((stream, cost.latency) for stream, cost in costs),
+        bucket_bytes=bucket_bytes,
+        state=state,
+    )
+
+
+def suggested_bucket_bytes(plan: Plan, cluster: Cluster) -> int:
+    """Returns the size of a bucket that fits the levels of a plan and the links of a cluster.
+
+    See `sdp_compile.planning.bucket_size.fitting_bucket_bytes`.
+    """
+    everything = sum(tensor.nbytes for tensor in plan.state.values()) or 1
+    # All gradients in one round; the messages of a tree are those of a small round.
+    reduction = Reduction(plan, cluster, "tree", everything, Readiness(plan).shares)
+    owned = max((plan.memory(workers[0]).gradients for workers in reduction.classes), default=0)
+    levels: dict[int, tuple[float, float]] = {}
+    for phase in (phase for phases in reduction.both() for phase in phases):
+        latency, per_byte = levels.get(phase.level, (0.0, 0.0))
+        levels[phase.level] = latency + phase.cost.latency, per_byte + phase.cost.transfer / max(owned, 1)
+    return fitting_bucket_bytes(owned, list(levels.values()))
+
+
+def _most_sent(phases: list[Phase]) -> float:
+    return float(sum(phase.sent for phase in phases).max()) if phases else 0.0
+
+
+def _largest_sum(parts: Iterable[tuple[Hashable, float]]) -> float:
+    sums: dict[Hashable, float] = {}
+    for key, value in parts:
+        sums[key] = sums.get(key, 0.0) + value
+    return max(sums.values(), default=0.0)

@@ -11,7 +11,20 @@ from sdp_compile.ownership.loads import flops_per_worker
 from sdp_compile.ownership.owners import is_member
 from sdp_compile.planning.plan import Plan
 from sdp_compile.simulator.cluster import Cluster
-from sdp_compile.simulator.timeline import Work
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds of computation of a worker in one step."""
+
+    forward: float
+    backward: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of forward, backward and update."""
+        return self.forward + self.backward + self.update
 
 
 @dataclass(frozen=True)
@@ -49,8 +62,14 @@ def work_of(plan: Plan, rank: int, flops: Flops, cluster: Cluster, sharded: bool
     )
 
 
+def state_of(plan: Plan, rank: int, sharded: bool) -> float:
+    """Returns the bytes of parameters, gradients and AdamW state that ``rank`` holds."""
+    memory = plan.memory(rank)
+    return memory.parameters + memory.gradients + 2 * _shard(plan, rank) if sharded else memory.total
+
+
 def _shard(plan: Plan, rank: int) -> float:
-    """Bytes of the parameters whose optimizer state ``rank`` holds."""
+    """Returns the bytes of the parameters whose optimizer state ``rank`` holds."""
     return sum(
         piece.numel * tensor.dtype.itemsize / len(piece.owners)
         for name, tensor in plan.state.items()

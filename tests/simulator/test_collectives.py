@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.traffic import CollectiveKind
 from sdp_compile.simulator.cluster import Cluster, Link
-from sdp_compile.simulator.collectives import Algorithm, seconds
+from sdp_compile.simulator.collectives import Algorithm, among_all, cost, seconds
 
 LINK = Link(latency=1e-3, seconds_per_byte=1e-6)
 KINDS: list[CollectiveKind] = ["all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all"]
@@ -25,7 +25,7 @@ KINDS: list[CollectiveKind] = ["all_reduce", "all_gather", "reduce_scatter", "br
         ("reduce_scatter", "tree", 2 + 0.75),
         ("broadcast", "tree", 2 + 1.0),
         ("all_to_all", "ring", 3 + 0.75),
-        ("all_to_all", "tree", 3 + 0.75),
+        ("all_to_all", "tree", 1 + 0.75),
     ],
 )
 def test_costs_by_hand(kind: CollectiveKind, algorithm: Algorithm, milliseconds: float) -> None:
@@ -57,6 +57,28 @@ def test_a_ring_is_as_slow_as_its_slowest_link_and_shares_a_nodes_connection() -
     assert cluster.path(range(32)) == inter  # a single ring goes through all workers of each node
     assert cluster.path([0, 8]) == Link(3.0, 32.0)  # eight such pairs can share the link
     assert cluster.path([0, 1, 2, 3, 8, 9, 10, 11]) == Link(3.0, 8.0)
+
+
+def test_collectives_among_all_by_hand() -> None:
+    """Two nodes of four workers; a byte takes 1 us inside and 10 us between, a message 1 ms and 5 ms."""
+    cluster = Cluster(2, 4, Link(1e-3, 1e-6), Link(5e-3, 1e-5), flops=1.0)
+    # Inside: 2 x 2 messages, 2 x 750 bytes, hidden behind 1000 bytes between two nodes, in 2 messages.
+    assert among_all("all_reduce", 1000, cluster).seconds == pytest.approx(4e-3 + 10e-3 + 10e-3)
+    assert among_all("all_gather", 1000, cluster).seconds == pytest.approx(2e-3 + 5e-3 + 5e-3)
+    # A ring through both: 14 messages, of which 4 leave a node, and 1750 bytes.
+    slow = Cluster(2, 4, Link(0, 0), Link(5e-3, 1e-5), flops=1.0)
+    assert among_all("all_reduce", 1000, slow, "ring").seconds == pytest.approx(2 * 5e-3 + 10e-3)
+    assert among_all("all_to_all", 1000, cluster).seconds == pytest.approx(7 * 5e-3 + 8.75e-3)
+
+
+@given(st.sampled_from(KINDS), st.floats(0, 1e9), st.sampled_from([1, 2, 3, 8]), st.integers(1, 600))
+def test_more_bytes_never_take_less_among_all(kind: CollectiveKind, payload: float, inside: int, nodes: int) -> None:
+    cluster = Cluster(nodes, inside, Link(1e-5, 1e-11), Link(2e-5, 1e-10), flops=1.0)
+    assert among_all(kind, payload, cluster).seconds <= among_all(kind, 2 * payload, cluster).seconds + 1e-12
+
+
+def test_a_slower_kind_of_collective_takes_its_factor() -> None:
+    assert cost("all_gather", 1000, 4, LINK).times(2).seconds == pytest.approx(2 * (2e-3 + 0.75e-3))
 
 
 def test_workers_that_share_cores_compute_slower_and_hide_nothing() -> None:

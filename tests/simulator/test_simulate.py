@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,11 +12,16 @@ from sdp_compile import BlockPolicy, NeuronPolicy, Policy
 from sdp_compile.bench.formula import predict_fsdp2
 from sdp_compile.capture import capture
 from sdp_compile.errors import SDPError
+from sdp_compile.planning.bucket_size import SMALLEST, fitting_bucket_bytes
 from sdp_compile.planning.making import make_plan
 from sdp_compile.planning.plan import Plan
 from sdp_compile.simulator import Cluster, Link, simulate
-from sdp_compile.simulator.exchanges import Exchanges
+from sdp_compile.simulator.collectives import Cost
+from sdp_compile.simulator.readiness import Readiness
+from sdp_compile.simulator.reduction import Phase, Reduction
+from sdp_compile.simulator.rounds import pipelined
 from sdp_compile.simulator.simulate import Strategy
+from sdp_compile.simulator.timeline import run
 from sdp_compile.structure.analysis import Analysis, analyse
 from tests.bench.models import Residual
 
@@ -106,12 +112,41 @@ def test_backward_masking_computes_the_full_model_but_for_weight_gradients_and_r
     step = simulate(backward, cluster(4), algorithm="ring")
     assert step.forward == pytest.approx(forward.flops() / 1e9)
     assert step.backward == pytest.approx((forward.flops() + forward.flops(0)) / 1e9)
-    (refresh,) = Exchanges(backward, cluster(4), "ring").refresh()
     cut = sum(tensor.nbytes for name, tensor in forward.state.items() if forward.is_cut(name))
-    assert (refresh.kind, refresh.members) == ("all_to_all", 4)
+    (refresh,) = Reduction(backward, cluster(4), "ring", 2**30, Readiness(backward).shares).refresh()
+    assert refresh.kind == "all_to_all"
     # Each worker receives the half of the values that it does not own, and so sends as much.
     assert step.sent == pytest.approx(simulate(forward, cluster(4)).sent + cut / 2)
-    assert Exchanges(forward, cluster(4), "ring").refresh() == []
+    assert Reduction(forward, cluster(4), "ring", 2**30, Readiness(forward).shares).refresh() == []
+
+
+@pytest.mark.parametrize("masking", ["forward", "backward"])
+@pytest.mark.parametrize(("workers", "nodes"), [(16, 2), (64, 8), (128, 16)])
+def test_levels_send_what_the_plan_says_and_less_leaves_the_nodes(workers: int, nodes: int, masking: str) -> None:
+    node_size = workers // nodes
+    policy = NeuronPolicy(coverage=0.5, masking=masking, node_size=node_size)
+    chosen = plan(workers, policy)
+    on = Cluster(nodes, node_size, Link(0, 1e-12), Link(0, 1e-9), flops=1e9, update=1e9)
+    assert simulate(chosen, on).sent == pytest.approx(max(chosen.communication(rank).total for rank in range(workers)))
+    assert simulate(chosen, on).transfer < simulate(chosen, on, "ddp").transfer
+
+
+def test_two_levels_by_hand() -> None:
+    """Two nodes of two workers are two classes; every unit has one owner class, so only shared gradients leave."""
+    chosen = plan(4, NeuronPolicy(coverage=0.5, slots=2, node_size=2))
+    assert [(level.kind, level.size, level.in_node) for level in chosen.levels] == [
+        ("class", 2, True),
+        ("exchange", 2, False),
+    ]
+    on = Cluster(2, 2, Link(1.0, 1e-3), Link(10.0, 1e-2), flops=1e9)
+    (phases,) = Reduction(chosen, on, "ring", 2**30, Readiness(chosen).shares).both()
+    assert [phase.kind for phase in phases] == ["reduce_scatter", "all_to_all", "all_to_all", "all_gather"]
+    owned = chosen.memory(0).gradients
+    shared = sum(piece.numel * 4 for name in chosen.order for piece in chosen.pieces(name) if len(piece.owners) == 4)
+    assert phases[0].cost.seconds == pytest.approx(1.0 + owned / 2 * 1e-3)
+    # Each of a node's two workers sends half of its half of the shared gradients to the other node.
+    assert phases[1].cost.seconds == pytest.approx(10.0 + 2 * shared / 4 * 1e-2)
+    assert phases[3].cost.seconds == pytest.approx(phases[0].cost.seconds)
 
 
 def test_thousands_of_workers_are_a_few_classes() -> None:
@@ -122,13 +157,24 @@ def test_thousands_of_workers_are_a_few_classes() -> None:
     assert step.sent == pytest.approx(chosen.communication(0).total)
 
 
-def test_many_owner_groups_are_two_exchanges_among_all() -> None:
-    chosen = plan(32, NeuronPolicy(coverage=0.75, slots=32))
-    groups = {bucket.owners for bucket in chosen.buckets() if 0 in bucket.owners}
-    assert len(groups) > 16
-    step = simulate(chosen, cluster(32))
-    assert step.collectives == 2
-    assert step.sent == pytest.approx(max(chosen.communication(rank).total for rank in range(32)))
+def test_rounds_are_pipelined_through_the_levels() -> None:
+    """Of two rounds with two phases of 1 s each, on levels of their own, the second ends 1 s after the first."""
+    phase = [Phase(level, "all_gather", Cost(1.0, 0.0), np.zeros(1)) for level in (0, 1)]
+    assert run(pipelined([phase, phase], [0.0, 0.0])) == [1.0, 2.0, 2.0, 3.0]
+    # The second phase of the first round is issued after the first phase of the second, which is ready at 5.
+    assert max(run(pipelined([phase, phase], [0.0, 5.0]))) == 7.0
+
+
+def test_a_bucket_grows_with_latency() -> None:
+    def size(latency: float) -> int:
+        return fitting_bucket_bytes(2**32, [(latency, 1e-10), (0.0, 1e-12)])
+
+    sizes = [size(latency) for latency in (0.0, 1e-5, 1e-3, 1e-1)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == SMALLEST
+    assert fitting_bucket_bytes(100, [(1.0, 1.0)]) == SMALLEST
+    # sqrt(2^32 B * 1e-3 s / 1e-10 s/B) is 198 MiB, between two powers of two.
+    assert sizes[2] in (128 * 2**20, 256 * 2**20)
 
 
 def test_the_cluster_must_have_the_plans_workers() -> None:
