@@ -128,7 +128,9 @@ def test_levels_send_what_the_plan_says_and_less_leaves_the_nodes(workers: int, 
     chosen = plan(workers, policy)
     on = Cluster(nodes, node_size, Link(0, 1e-12), Link(0, 1e-9), flops=1e9, update=1e9)
     assert simulate(chosen, on).sent == pytest.approx(max(chosen.communication(rank).total for rank in range(workers)))
-    assert simulate(chosen, on).transfer < simulate(chosen, on, "ddp").transfer
+    # With fewer nodes than classes every node has all classes, so the sums of all parameters leave it.
+    share = 1.0 if nodes < len(chosen.levels.classes) else 0.75
+    assert simulate(chosen, on).transfer <= share * simulate(chosen, on, "ddp").transfer * (1 + 1e-9)
 
 
 def test_two_levels_by_hand() -> None:
@@ -142,7 +144,8 @@ def test_two_levels_by_hand() -> None:
     (phases,) = Reduction(chosen, on, "ring", 2**30, Readiness(chosen).shares).both()
     assert [phase.kind for phase in phases] == ["reduce_scatter", "all_to_all", "all_to_all", "all_gather"]
     owned = chosen.memory(0).gradients
-    shared = sum(piece.numel * 4 for name in chosen.order for piece in chosen.pieces(name) if len(piece.owners) == 4)
+    trained = filter(chosen.is_trainable, chosen.order)
+    shared = sum(piece.numel * 4 for name in trained for piece in chosen.pieces(name) if len(piece.owners) == 4)
     assert phases[0].cost.seconds == pytest.approx(1.0 + owned / 2 * 1e-3)
     # Each of a node's two workers sends half of its half of the shared gradients to the other node.
     assert phases[1].cost.seconds == pytest.approx(10.0 + 2 * shared / 4 * 1e-2)
