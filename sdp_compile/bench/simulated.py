@@ -36,14 +36,17 @@ class Subject:
     def __init__(self, work: Work, settings: BenchSettings) -> None:
         self._analysis = analyse(capture(work.model, work.example_inputs))
         self._settings = settings
+        self._plans: dict[tuple[Variant, int], Plan] = {}
         self.dense = make_plan(self._analysis, NeuronPolicy(coverage=1.0), settings.workers)
 
     def plan(self, variant: Variant, node_size: int) -> Plan:
         """Returns the plan of an SDP variant on nodes of this many workers; for others, the data-parallel plan."""
         if variant.kind != "sdp":
             return self.dense
-        policy = policy_of(variant, self._settings).model_copy(update={"node_size": node_size})
-        return make_plan(self._analysis, policy, self._settings.workers)
+        if (variant, node_size) not in self._plans:
+            policy = policy_of(variant, self._settings).model_copy(update={"node_size": node_size})
+            self._plans[variant, node_size] = make_plan(self._analysis, policy, self._settings.workers)
+        return self._plans[variant, node_size]
 
     def predict(self, variants: Sequence[Variant], cluster: Cluster, algorithm: Algorithm = "best") -> list[Outcome]:
         """Predicts the step of each variant on ``cluster``; see `simulate`."""

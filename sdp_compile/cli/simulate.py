@@ -54,11 +54,15 @@ class Hardware:
 
 @dataclass(frozen=True)
 class SimulateSettings:
-    """The options of one run: ``bench`` names the training, ``hardware`` the machines; ``validate`` probes this one."""
+    """The options of one run: ``bench`` names the training, ``hardware`` the machines; ``validate`` probes this one.
+
+    ``sensitivity`` also predicts other links between nodes and other batches.
+    """
 
     bench: BenchSettings
     hardware: Hardware
     validate: bool = False
+    sensitivity: bool = False
 
     def __post_init__(self) -> None:
         if self.bench.workers % self.hardware.nodes:
@@ -78,6 +82,7 @@ class SimulateSettings:
 
 def run(settings: SimulateSettings, debug: bool = False) -> int:
     """Predicts, and measures with ``validate``; prints and writes. Returns the exit code."""
+    from sdp_compile.bench.sensitivity import sensitivity
     from sdp_compile.bench.simulated import Subject
     from sdp_compile.bench.work import make_work
     from sdp_compile.cli.simulate_report import render
@@ -96,6 +101,7 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
     else:
         cluster = _cluster(settings)
         outcomes = subject.predict(bench.chosen, cluster, settings.hardware.algorithm)
+    ratios = sensitivity(subject, bench.chosen, cluster, settings.hardware.algorithm) if settings.sensitivity else []
     result = {
         "version": 1,
         "model": bench.model,
@@ -103,6 +109,7 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
         "workers": bench.workers,
         "cluster": {**asdict(cluster), "measured": settings.validate},
         "assumptions": list(ASSUMPTIONS),
+        "sensitivity": [asdict(ratio) for ratio in ratios],
         "variants": [
             {
                 "name": outcome.variant.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -40,9 +40,21 @@ def render(result: Mapping[str, Any]) -> RenderableType:
     ]
     if cluster["measured"]:
         parts.append(_errors(result))
+    names = dict.fromkeys(ratio["name"] for ratio in result["sensitivity"])
+    parts += [_ratios(name, [ratio for ratio in result["sensitivity"] if ratio["name"] == name]) for name in names]
     parts += [Text(f"- {assumption}", style="dim") for assumption in result["assumptions"]]
     parts += [Text(f"- {row['name']}: {row['reason']}", style="yellow") for row in result["variants"] if row["reason"]]
     return Group(*parts)
+
+
+def _ratios(name: str, ratios: Sequence[Mapping[str, Any]]) -> Table:
+    """Steps over DDP's by link (rows) and batch (columns)."""
+    scales = list(dict.fromkeys(ratio["scale"] for ratio in ratios))
+    title = f"{name}: step over DDP's by link between nodes, and times as many samples"
+    table = variant_table(title, *(f"x {scale}" for scale in scales))
+    for link in dict.fromkeys(ratio["link"] for ratio in ratios):
+        table.add_row(link, *(f"{ratio['of_ddp']:.2f}" for ratio in ratios if ratio["link"] == link))
+    return table
 
 
 def _steps(result: Mapping[str, Any]) -> Table:

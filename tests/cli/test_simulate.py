@@ -23,9 +23,15 @@ def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_many_workers_are_predicted_here(tmp_path: Path) -> None:
     found = tmp_path / "steps.json"
     variants = "ddp,fsdp2,sdp-neuron,sdp-block"
-    result = simulate(MODEL, "--workers", "64", "--nodes", "8", "--variants", variants, "--json", str(found))
+    result = simulate(
+        MODEL, "--workers", "64", "--nodes", "8", "--variants", variants, "--sensitivity", "--json", str(found)
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(found.read_text())
+    ratios = report["sensitivity"]
+    assert len(ratios) == 2 * 6 * 4  # variants of SDP, links, batches
+    assert all(0 < ratio["of_ddp"] < 1.05 for ratio in ratios)
+    assert report["assumptions"][0] in " ".join(result.stdout.split())
     assert report["cluster"]["workers_per_node"] == 8
     steps = {variant["name"]: variant["predicted"] for variant in report["variants"]}
     assert sorted(steps) == sorted(variants.split(","))

@@ -60,6 +60,9 @@ def simulate(
     validate: Annotated[
         bool, typer.Option("--validate", help="Probe this machine, then predict and measure on it in one run.")
     ] = False,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Predict other links between nodes and other batches, too.")
+    ] = False,
     rounds: race_options.Rounds = BenchSettings.rounds,
     steps: race_options.Steps = BenchSettings.steps,
     timeout: race_options.Timeout = BenchSettings.timeout,
@@ -75,6 +78,7 @@ def simulate(
       sdp-compile simulate --workers 64 --nodes 8
       sdp-compile simulate transformers:gpt2 --workers 4096 --nodes 512
       sdp-compile simulate --workers 16 --nodes 16 --inter-bandwidth 1.2
+      sdp-compile simulate --workers 64 --nodes 8 --sensitivity
       sdp-compile simulate --validate
 
     Collectives cost latency and bandwidth, computation costs FLOPs, and
@@ -117,6 +121,7 @@ def simulate(
                 algorithm.value,
             ),
             validate,
+            sensitivity,
         )
         code = run(settings, debug)
     raise typer.Exit(code)
