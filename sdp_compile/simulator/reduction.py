@@ -115,7 +115,7 @@ class Reduction:
         size, members = self.plan.levels[exchange].size, self._members[exchange]
         shares = len(self.plan.levels.sharers(0))
         sent: ByClass = (self._fetched * (size - members) / members) @ self._holds / shares
-        lots = ceil(self._fetched.sum() / self.bucket_bytes)
+        lots = ceil(float(self._fetched.sum()) / self.bucket_bytes)
         phases = [self._all_to_all(exchange, sent / lots, missing / shares / lots)]
         if shares > 1:
             phases.append(self._within_class(0, "all_gather", missing / lots))

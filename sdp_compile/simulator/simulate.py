@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Literal
 
+import numpy as np
+
 from sdp_compile.errors import SDPError
 from sdp_compile.planning.bucket_size import fitting_bucket_bytes
 from sdp_compile.planning.plan import Plan
@@ -163,7 +165,7 @@ def suggested_bucket_bytes(plan: Plan, cluster: Cluster) -> int:
 
 
 def _most_sent(phases: list[Phase]) -> float:
-    return float(sum(phase.sent for phase in phases).max()) if phases else 0.0
+    return float(np.sum([phase.sent for phase in phases], axis=0).max()) if phases else 0.0
 
 
 def _largest_sum(parts: Iterable[tuple[Hashable, float]]) -> float:
