@@ -1,9 +1,8 @@
-"""torchtitan's own Trainer with `sdp_spec`, against a loop written by hand; on the CPU, which it has to be told."""
+"""torchtitan's own Trainer with `sdp_spec`, against a loop by hand, and against the original with masked parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,219 +16,242 @@ from torch import Tensor, nn
 import sdp_compile as sdp
 from sdp_compile.errors import SDPError
 from tests.distributed import run_workers
+from tests.integrations import titan
 from tests.integrations.loops import assert_same
+from tests.integrations.simulated import set_gradients
+from tests.integrations.titan import (
+    ACCUMULATED,
+    BATCH,
+    LENGTH,
+    MAX_NORM,
+    POLICY,
+    RATE,
+    SAVED_AT,
+    SEED,
+    STEPS,
+    batch_of,
+    config_of,
+    original,
+    spec_of,
+    trainer_of,
+)
 
-STEPS, SAVED_AT, ACCUMULATED, BATCH, LENGTH, VOCABULARY = 6, 4, 2, 2, 16, 2048
-MAX_NORM, RATE, SEED = 0.5, 1e-3, 7
-POLICY = sdp.NeuronPolicy(coverage=0.5)
-
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
-
-
-def on_cpu() -> Any:
-    """torchtitan, which takes CUDA for granted, with the CPU as its accelerator; None if it is not installed."""
-    import torch._utils
-
-    before = torch._utils._get_available_device_type, torch._utils._get_device_module
-    torch._utils._get_available_device_type = lambda: "cpu"
-    torch._utils._get_device_module = lambda _kind: _Processor
-    try:
-        import torchtitan.trainer as titan
-    except ImportError:
-        return None
-    finally:
-        torch._utils._get_available_device_type, torch._utils._get_device_module = before
-    return titan
-
-
-class _Processor:
-    """What `torch.cpu` lacks of `torch.cuda`."""
-
-    set_device = synchronize = reset_peak_memory_stats = empty_cache = staticmethod(lambda *_args: None)
-    current_device = staticmethod(lambda: 0)
-    device_count = staticmethod(lambda: 1)
-    get_device_name = staticmethod(lambda *_args: "CPU")
-    get_device_properties = staticmethod(lambda *_args: SimpleNamespace(total_memory=2**30))
-    memory_stats = staticmethod(lambda *_args: {})
+pytestmark = [
+    pytest.mark.timeout(500),
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(
+        find_spec("torchtitan") is None, reason="torchtitan is not installed: pip install 'sdp-compile[torchtitan]'"
+    ),
+]
+Logged = list[tuple[float, float]]
+"""The loss and the norm of the gradient, by step."""
 
 
-def batch_of(rank: int, number: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Tokens, positions and labels; the ranks have different numbers of valid tokens."""
-    random = torch.Generator().manual_seed(1000 * rank + number)
-    tokens = torch.randint(VOCABULARY, (BATCH, LENGTH + 1), generator=random)
-    labels = tokens[:, 1:].clone()
-    labels[:, : 2 + 3 * rank + number % 2] = -100
-    positions = torch.arange(LENGTH).expand(BATCH, LENGTH).contiguous()
-    return {"input": tokens[:, :-1].contiguous(), "positions": positions}, labels
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """torchtitan's own settings."""
+    return torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 
 
-def spec_of() -> Any:
-    from torchtitan.models.common.attention import ScaledDotProductAttention
-    from torchtitan.models.llama3 import model_registry
-
-    spec = model_registry("debugmodel")
-    spec.model.layers = spec.model.layers[:1]
-    for layer in spec.model.layers:
-        layer.attention.inner_attention = ScaledDotProductAttention.Config()
-    return spec
+def loss_of(call: Any, batch: Any, valid: Tensor) -> Tensor:
+    """The sum over this batch's tokens, by the number of valid ones on all ranks."""
+    inputs, labels = batch
+    logits = call(inputs["input"], positions=inputs["positions"]).flatten(0, 1).float()
+    return F.cross_entropy(logits, labels.flatten(), reduction="sum", ignore_index=-100) / valid
 
 
-def config_of(folder: Path, **changes: Any) -> Any:
-    titan = on_cpu()
-    from torchtitan.components.checkpointer import CheckpointManager
-    from torchtitan.components.dataloader import BaseDataLoader
-    from torchtitan.components.loss import CrossEntropyLoss
-    from torchtitan.components.metrics import MetricsProcessor
-    from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
-    from torchtitan.components.tokenizer import BaseTokenizer
-    from torchtitan.config import TrainingConfig
-
-    from sdp_compile.integrations.torchtitan import sdp_spec
-
-    class Batches(BaseDataLoader):
-        """Batches by number, which is the state."""
-
-        @dataclass(kw_only=True, slots=True)
-        class Config(BaseDataLoader.Config):
-            pass
-
-        def __init__(self, config: Any, *, dp_rank: int, **_options: Any) -> None:
-            self.rank, self.number = dp_rank, 0
-
-        def __iter__(self) -> Iterator[Any]:
-            while True:
-                self.number += 1
-                yield batch_of(self.rank, self.number - 1)
-
-        def state_dict(self) -> dict[str, Any]:
-            return {"number": self.number}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            self.number = state["number"]
-
-    class NoTokenizer(BaseTokenizer):
-        @dataclass(kw_only=True, slots=True)
-        class Config(BaseTokenizer.Config):
-            pass
-
-        def __init__(self, config: Any, **_options: Any) -> None:
-            super().__init__()
-
-        def encode(self, *_args: Any, **_kwargs: Any) -> list[int]:
-            raise NotImplementedError
-
-        def decode(self, *_args: Any, **_kwargs: Any) -> str:
-            raise NotImplementedError
-
-        def get_vocab_size(self) -> int:
-            return VOCABULARY
-
-    options: dict[str, Any] = {
-        "model_spec": sdp_spec(spec_of(), POLICY),
-        "dump_folder": str(folder),
-        "loss": CrossEntropyLoss.Config(),
-        "optimizer": default_adamw(lr=RATE),
-        "lr_scheduler": LRSchedulersContainer.Config(warmup_steps=2, total_steps=STEPS),
-        "training": TrainingConfig(
-            local_batch_size=BATCH,
-            global_batch_size=BATCH * ACCUMULATED * dist.get_world_size(),
-            seq_len=LENGTH,
-            max_norm=MAX_NORM,
-            steps=STEPS,
-            mixed_precision_param="float32",
-            disable_cuda_graphs=True,
-        ),
-        "dataloader": Batches.Config(),
-        "tokenizer": NoTokenizer.Config(),
-        "metrics": MetricsProcessor.Config(log_freq=1),
-        "checkpoint": CheckpointManager.Config(enable=True, interval=SAVED_AT, last_save_model_only=False),
-        **changes,
-    }
-    config = titan.Trainer.Config(**options)
-    config.optimizer.implementation = "for-loop"
-    config.debug.seed = SEED
-    return config
+def batches_of(rank: int, step: int) -> list[Any]:
+    return [batch_of(rank, ACCUMULATED * step + part) for part in range(ACCUMULATED)]
 
 
-def original() -> nn.Module:
-    model: Any = spec_of().model.build()
-    torch.manual_seed(SEED)
-    with torch.no_grad():
-        model.init_weights(buffer_device=None)
-    return model
+def valid_tokens(step: int) -> Tensor:
+    every = [batch for rank in range(dist.get_world_size()) for batch in batches_of(rank, step)]
+    return torch.stack([(labels != -100).sum() for _, labels in every]).sum()
 
 
-def by_hand(rank: int, schedule: Any) -> dict[str, Tensor]:
-    """Trains, and returns the full model's state."""
-    example, _ = batch_of(0, 0)
-    model = sdp.compile(
-        original(), POLICY, {"tokens": example["input"], "positions": example["positions"]}, reduction="sum"
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+def by_hand(rank: int, schedule: Any, dtype: str, steps: int = STEPS) -> tuple[sdp.SDPModule, Logged]:
+    (inputs, _), logged = batch_of(0, 0), []
+    example = {"tokens": inputs["input"], "positions": inputs["positions"]}
+    model = sdp.compile(original(dtype), POLICY, example, reduction="sum")
+    optimizer = optimizer_of(model)
     (scheduler,) = schedule.build(optimizers=[optimizer], training_steps=STEPS)
-    for step in range(STEPS):
-        batches = [batch_of(rank, ACCUMULATED * step + part) for part in range(ACCUMULATED)]
-        valid = sum((labels != -100).sum() for _, labels in batches)
-        assert isinstance(valid, Tensor)
-        dist.all_reduce(valid)
-        for inputs, labels in batches:
-            logits = model(inputs["input"], positions=inputs["positions"])
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100)
-            (loss / valid).backward()
+    for step in range(steps):
+        losses, valid = [], valid_tokens(step)
+        for batch in batches_of(rank, step):
+            losses.append(loss_of(model, batch, valid))
+            losses[-1].backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
-        assert norm > MAX_NORM  # clipping matters
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    return model.full_state_dict()
+        total = torch.stack(losses).detach().sum()
+        dist.all_reduce(total)
+        logged.append((float(total), float(norm)))
+    return model, logged
+
+
+def simulated(schedule: Any, plan: Any) -> tuple[nn.Module, torch.optim.Optimizer, list[float]]:
+    """The original eager model with masked parameters, and the norms."""
+    model, norms = original("float64"), []
+    optimizer = optimizer_of(model)
+    (scheduler,) = schedule.build(optimizers=[optimizer], training_steps=STEPS)
+    for step in range(STEPS):
+        # The mean over a unit's owners of N times their losses.
+        valid = valid_tokens(step) / plan.workers
+        batches = [batches_of(rank, step) for rank in range(plan.workers)]
+        set_gradients(model, plan, lambda call, batch, valid=valid: loss_of(call, batch, valid), batches)
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)))
+        optimizer.step()
+        scheduler.step()
+    return model, optimizer, norms
+
+
+def dense(config: Any, step: int, seed: int) -> tuple[nn.Module, Any]:
+    """What torchtitan loads from a checkpoint into a model and optimizers without subnetworks."""
+    model: Any = original("float64", seed)
+    optimizers = config.optimizer.build(model_parts=[model])
+    schedulers = config.lr_scheduler.build(optimizers=optimizers, training_steps=STEPS)
+    config.checkpoint.exclude_from_loading = ["dataloader"]
+    manager = config.checkpoint.build(
+        dataloader=None,
+        model_parts=[model],
+        optimizers=optimizers,
+        lr_schedulers=schedulers,
+        states={},
+        sd_adapter=None,
+        base_folder=config.dump_folder,
+    )
+    assert manager.load(step=step)
+    manager.close()
+    return model, optimizers
 
 
 def trains(rank: int, folder: Path) -> None:
-    from torch.distributed.checkpoint import FileSystemReader
+    titan.on_cpu()
+    with titan.in_float64():
+        config = config_of(folder, "float64", enable=True)
+        hand, expected = by_hand(rank, config.lr_scheduler, "float64")
+        state = hand.full_state_dict()
+        trainer, logged = trainer_of(config)
+        trainer.train()
+        trainer.close()
+        (model,) = trainer.model_parts
+        assert_same(model.state_dict(), state)
+        assert logged == expected and all(norm > MAX_NORM for _, norm in expected)
+        count = sum(parameter.numel() for parameter in original("float64").parameters())
+        assert sum(parameter.numel() for parameter in model.parameters()) < 0.7 * count
 
-    titan = on_cpu()
-    config = config_of(folder)
-    expected = by_hand(rank, config.lr_scheduler)
-    trainer = titan.Trainer(config)
-    trainer.train()
-    (model,) = trainer.model_parts
-    assert any(one.shape != model.state_dict()[name].shape for name, one in model.named_parameters())
-    assert_same(model.state_dict(), expected)
+        config = config_of(folder, "float64", enable=True, load_step=SAVED_AT, load_only=True)
+        resumed, logged = trainer_of(config)
+        resumed.train()
+        resumed.close()
+        assert logged == expected[SAVED_AT:]
+        assert_same(resumed.model_parts[0].state_dict(), state)
 
-    config = config_of(folder)
-    config.checkpoint.load_step, config.checkpoint.load_only = SAVED_AT, True
-    resumed = titan.Trainer(config)
-    resumed.checkpointer.load(step=SAVED_AT)
-    assert resumed.step == SAVED_AT
-    assert resumed.dataloader.number == SAVED_AT * ACCUMULATED
-    resumed.train()
-    assert_same(resumed.model_parts[0].state_dict(), expected)
-
-    saved = FileSystemReader(folder / "checkpoint" / f"step-{SAVED_AT}").read_metadata().state_dict_metadata
-    for name, parameter in original().named_parameters():
-        for key in (name, f"optimizer.state.{name}.exp_avg"):
-            assert saved[key].size == parameter.shape, key
-
-
-@pytest.fixture(scope="module")
-def titan() -> Any:
-    found = on_cpu()
-    if found is None:
-        pytest.skip("torchtitan is not installed: its dependencies, such as datasets and wandb, are not those of dev")
-    return found
-
-
-def test_trains_stops_and_resumes_as_by_hand(titan: Any, tmp_path: Path) -> None:
-    run_workers(trains, 2, tmp_path, limit=280)
+        full, optimizers = dense(config, STEPS, seed=SEED + 1)
+        assert_same(full.state_dict(), state)
+        if rank == 0:
+            model, optimizer, norms = simulated(config.lr_scheduler, hand.plan)
+            torch.testing.assert_close([norm for _, norm in expected], norms, rtol=1e-9, atol=0)
+            (loaded,) = optimizers
+            for (name, parameter), own in zip(model.named_parameters(), full.parameters(), strict=True):
+                torch.testing.assert_close(own, parameter, rtol=1e-7, atol=1e-9, msg=name)
+                for key in ("exp_avg", "exp_avg_sq", "step"):
+                    torch.testing.assert_close(
+                        loaded.state[own][key], optimizer.state[parameter][key], rtol=1e-7, atol=1e-12
+                    )
+        dist.barrier()
 
 
-def test_refuses_masks_that_the_trainer_makes(titan: Any) -> None:
+def habits(rank: int, folder: Path, four: Path) -> None:
+    """Other dtypes, asynchronous saving, and what other runs and torchtitan without subnetworks saved."""
+    from safetensors.torch import load_file
+
+    titan.on_cpu()
+    for dtype in ("float32", "bfloat16"):
+        as_in_hf = {"last_save_model_only": True, "last_save_in_hf": True}
+        config = config_of(folder / dtype, dtype, steps=3, enable=True, interval=1, async_mode="async", **as_in_hf)
+        hand, expected = by_hand(rank, config.lr_scheduler, dtype, steps=3)
+        trainer, logged = trainer_of(config)
+        trainer.train()
+        trainer.close()
+        state = hand.full_state_dict()
+        assert logged == expected
+        assert_same(trainer.model_parts[0].state_dict(), state)
+        exported = load_file(next((folder / dtype / "checkpoint" / "step-3").glob("*.safetensors")))
+        adapter = config.model_spec.state_dict_adapter(config.model_spec.model, None)
+        assert_same(exported, {name: value.float() for name, value in adapter.to_hf(state).items()})
+
+        config = config_of(folder / dtype, dtype, steps=3, enable=True, load_step=2, load_only=True)
+        resumed, logged = trainer_of(config)
+        resumed.train()
+        resumed.close()
+        assert logged == expected[2:]
+        assert_same(resumed.model_parts[0].state_dict(), state)
+
+    with titan.in_float64():
+        # The checkpoint of four workers: the model and the optimizer, not the data.
+        config = config_of(four, "float64", enable=True, load_only=True, exclude_from_loading=["dataloader"])
+        other, _ = trainer_of(config)
+        other.checkpointer.load()
+        assert other.step == STEPS
+        full, optimizers = dense(config, STEPS, SEED + 1)
+        assert_same(other.model_parts[0].state_dict(), full.state_dict())
+        found, expected = other.optimizers.state_dict(), optimizers.state_dict()
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.equal(found[key], value) if isinstance(value, Tensor) else found[key] == value, key
+        other.close()
+
+        # What torchtitan saves of a model without subnetworks.
+        config = config_of(folder / "seed", "float64", enable=True, create_seed_checkpoint=True)
+        with torch.random.fork_rng():
+            seed, _ = trainer_of(config)
+        assert not isinstance(seed.model_parts[0], sdp.SDPModule)
+        seed.checkpointer.save(curr_step=0, last_step=True)
+        path = str(folder / "seed" / "checkpoint" / "step-0")
+        config = config_of(folder / "next", "float64", enable=True, initial_load_path=path)
+        config.debug.seed = SEED + 1
+        started, _ = trainer_of(config)
+        started.checkpointer.load()
+        assert_same(started.model_parts[0].state_dict(), seed.model_parts[0].state_dict())
+
+
+def two_workers(rank: int, folder: Path, four: Path) -> None:
+    trains(rank, folder)
+    habits(rank, folder, four)
+
+
+def test_it_equals_the_loop_by_hand_and_the_original_with_masks(tmp_path: Path) -> None:
+    run_workers(trains, 4, tmp_path / "four", limit=400)
+    run_workers(two_workers, 2, tmp_path / "two", tmp_path / "four", limit=400)
+
+
+def test_refuses_masks_that_the_trainer_makes() -> None:
+    titan.on_cpu()
     from torchtitan.models.llama3 import model_registry
 
     from sdp_compile.integrations.torchtitan import sdp_spec
 
     with pytest.raises(SDPError, match=r"uses FlexAttention.*ScaledDotProductAttention"):
         sdp_spec(model_registry("debugmodel"), POLICY)
+
+
+def settings(**changes: Any) -> Any:
+    """Of the Trainer, in one object for all sections."""
+    fine = {
+        "tp": 1,
+        "cp": 1,
+        "ep": 1,
+        "dtype": "float32",
+        "mixed_precision_param": "float32",
+        "enable_cpu_offload": False,
+        "disable_cuda_graphs": True,
+        "enable": False,
+        "components": ["model", "loss"],
+        "local_batch_size": BATCH,
+        "seq_len": LENGTH,
+    }
+    return SimpleNamespace(**{**fine, **changes})
 
 
 @pytest.mark.parametrize(
@@ -242,42 +264,24 @@ def test_refuses_masks_that_the_trainer_makes(titan: Any) -> None:
         ({"enable": True}, r'components=\["loss"\]'),
     ],
 )
-def test_refuses_what_it_would_not_follow(titan: Any, change: dict[str, Any], message: str) -> None:
+def test_refuses_what_it_would_not_follow(change: dict[str, Any], message: str) -> None:
+    titan.on_cpu()
     from sdp_compile.integrations.torchtitan import sdp_spec
 
-    fine = {
-        "tp": 1,
-        "cp": 1,
-        "ep": 1,
-        "dtype": "float32",
-        "mixed_precision_param": "float32",
-        "enable_cpu_offload": False,
-        "disable_cuda_graphs": True,
-        "enable": False,
-        "components": ["model", "loss"],
-    }
-    settings = SimpleNamespace(**{**fine, **change})
-    spec = sdp_spec(spec_of(), POLICY)
+    given = settings(**change)
     with pytest.raises(SDPError, match=message):
-        spec.parallelize_fn(None, parallel_dims=settings, training=settings, compile_config=settings)
+        sdp_spec(spec_of(), POLICY).parallelize_fn(None, parallel_dims=given, training=given, compile_config=given)
 
 
-def test_refuses_a_loss_that_calls_the_head_by_itself(titan: Any) -> None:
+def test_refuses_a_loss_that_calls_the_head_by_itself() -> None:
+    titan.on_cpu()
     from sdp_compile.integrations.torchtitan import sdp_spec
 
-    fine = SimpleNamespace(tp=1, cp=1, ep=1, enable=False)
-    training = SimpleNamespace(
-        dtype="float32",
-        mixed_precision_param="float32",
-        enable_cpu_offload=False,
-        disable_cuda_graphs=True,
-        local_batch_size=BATCH,
-        seq_len=LENGTH,
-    )
+    given = settings()
     spec = sdp_spec(spec_of(), POLICY, workers=2, rank=0)
     with torch.device("meta"):
         built = spec.model.build()
-    model = spec.parallelize_fn(built, parallel_dims=fine, training=training, compile_config=fine)
+    model = spec.parallelize_fn(built, parallel_dims=given, training=given, compile_config=given)
     assert isinstance(model, sdp.SDPModule)
     with pytest.raises(SDPError, match=r"CrossEntropyLoss\.Config"):
         model._skip_lm_head = True
