@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -56,6 +57,33 @@ def sdp_spec(spec: ModelSpec, policy: PolicyLike, example_inputs: Any = None, **
         pipelining_fn=None,
         post_optimizer_build_fn=_save_full_states,
     )
+
+
+class Accumulation:
+    """Reduces gradients in the last backward of a step only, which it finds by counting forward calls."""
+
+    def __init__(self, module: SDPModule, calls: int) -> None:
+        """Watches a module.
+
+        Args:
+            module: The module.
+            calls: How often a step calls it.
+        """
+        self._calls, self._number, self._waiting = calls, 0, ExitStack()
+        module.register_forward_pre_hook(self._before_forward)
+
+    def begin(self) -> None:
+        """Begins a step."""
+        self._number = 0
+        self._waiting.close()
+
+    def _before_forward(self, module: nn.Module, _args: Any) -> None:
+        if module.training and torch.is_grad_enabled():
+            self._number += 1
+            self._waiting.close()
+            if self._number < self._calls:
+                assert isinstance(module, SDPModule)
+                self._waiting.enter_context(module.no_sync())
 
 
 class _Trained:
@@ -119,6 +147,8 @@ def _compiled(
         positions = torch.arange(training.seq_len, device=device).expand(tokens.shape).contiguous()
         example_inputs = {"tokens": tokens, "positions": positions}
     compiled = sdp_compile(model, policy, example_inputs, **{"reduction": "sum", **options})
+    rows = training.local_batch_size * parallel_dims.dp_replicate * parallel_dims.dp_shard
+    vars(compiled)["_accumulation"] = Accumulation(compiled, max(1, training.global_batch_size // rows))
     kind = type(compiled)
     trained = type(kind.__name__, (_Trained, kind), {"__module__": kind.__module__})
     object.__setattr__(compiled, "__class__", trained)  # a compiled module refuses what its graph would not follow
@@ -157,8 +187,15 @@ def _save_full_states(optimizers: Any, model_parts: list[nn.Module], _parallel_d
     if isinstance(model_parts[0], SDPModule):
         # The container is an optimizer itself, but steps nothing: its optimizers do, and are checked then.
         optimizers.param_groups.clear()
+        vars(optimizers)["zero_grad"] = partial(_begin_step, optimizers, model_parts[0])
         vars(optimizers)["state_dict"] = partial(_full_state, optimizers, model_parts[0])
         vars(optimizers)["load_state_dict"] = partial(_load_full_state, optimizers, model_parts[0])
+
+
+def _begin_step(optimizers: Any, module: SDPModule, set_to_none: bool = True) -> None:
+    """Counts micro-batches from here, beside what ``zero_grad`` does."""
+    vars(module)["_accumulation"].begin()
+    type(optimizers).zero_grad(optimizers, set_to_none)
 
 
 def _full_state(optimizers: Any, module: SDPModule) -> dict[str, Any]:

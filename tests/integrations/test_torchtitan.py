@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,17 +69,20 @@ def valid_tokens(step: int) -> Tensor:
     return torch.stack([(labels != -100).sum() for _, labels in every]).sum()
 
 
-def by_hand(rank: int, schedule: Any, dtype: str, steps: int = STEPS) -> tuple[sdp.SDPModule, Logged]:
+def by_hand(
+    rank: int, schedule: Any, dtype: str, kind: str = "llama3", steps: int = STEPS
+) -> tuple[sdp.SDPModule, Logged]:
     (inputs, _), logged = batch_of(0, 0), []
     example = {"tokens": inputs["input"], "positions": inputs["positions"]}
-    model = sdp.compile(original(dtype), POLICY, example, reduction="sum")
+    model = sdp.compile(original(dtype, kind), POLICY, example, reduction="sum")
     optimizer = optimizer_of(model)
     (scheduler,) = schedule.build(optimizers=[optimizer], training_steps=STEPS)
     for step in range(steps):
         losses, valid = [], valid_tokens(step)
-        for batch in batches_of(rank, step):
-            losses.append(loss_of(model, batch, valid))
-            losses[-1].backward()
+        for part, batch in enumerate(batches_of(rank, step)):
+            with model.no_sync() if part < ACCUMULATED - 1 else nullcontext():
+                losses.append(loss_of(model, batch, valid))
+                losses[-1].backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
         scheduler.step()
@@ -107,7 +111,7 @@ def simulated(schedule: Any, plan: Any) -> tuple[nn.Module, torch.optim.Optimize
 
 def dense(config: Any, step: int, seed: int) -> tuple[nn.Module, Any]:
     """What torchtitan loads from a checkpoint into a model and optimizers without subnetworks."""
-    model: Any = original("float64", seed)
+    model: Any = original("float64", seed=seed)
     optimizers = config.optimizer.build(model_parts=[model])
     schedulers = config.lr_scheduler.build(optimizers=optimizers, training_steps=STEPS)
     config.checkpoint.exclude_from_loading = ["dataloader"]
@@ -163,25 +167,25 @@ def trains(rank: int, folder: Path) -> None:
 
 
 def habits(rank: int, folder: Path, four: Path) -> None:
-    """Other dtypes, asynchronous saving, and what other runs and torchtitan without subnetworks saved."""
+    """Other models and dtypes, asynchronous saving, and what other runs and torchtitan without subnetworks saved."""
     from safetensors.torch import load_file
 
     titan.on_cpu()
-    for dtype in ("float32", "bfloat16"):
+    for kind, dtype in (("llama3", "bfloat16"), ("qwen3", "float32")):
         as_in_hf = {"last_save_model_only": True, "last_save_in_hf": True}
-        config = config_of(folder / dtype, dtype, steps=3, enable=True, interval=1, async_mode="async", **as_in_hf)
-        hand, expected = by_hand(rank, config.lr_scheduler, dtype, steps=3)
+        config = config_of(folder / kind, dtype, kind, 3, enable=True, interval=1, async_mode="async", **as_in_hf)
+        hand, expected = by_hand(rank, config.lr_scheduler, dtype, kind, 3)
         trainer, logged = trainer_of(config)
         trainer.train()
         trainer.close()
         state = hand.full_state_dict()
         assert logged == expected
         assert_same(trainer.model_parts[0].state_dict(), state)
-        exported = load_file(next((folder / dtype / "checkpoint" / "step-3").glob("*.safetensors")))
+        exported = load_file(next((folder / kind / "checkpoint" / "step-3").glob("*.safetensors")))
         adapter = config.model_spec.state_dict_adapter(config.model_spec.model, None)
         assert_same(exported, {name: value.float() for name, value in adapter.to_hf(state).items()})
 
-        config = config_of(folder / dtype, dtype, steps=3, enable=True, load_step=2, load_only=True)
+        config = config_of(folder / kind, dtype, kind, 3, enable=True, load_step=2, load_only=True)
         resumed, logged = trainer_of(config)
         resumed.train()
         resumed.close()

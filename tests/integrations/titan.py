@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,33 +67,33 @@ def batch_of(rank: int, number: int) -> tuple[dict[str, Tensor], Tensor]:
     return {"input": tokens[:, :-1].contiguous(), "positions": positions}, labels
 
 
-def spec_of() -> Any:
-    """torchtitan's smallest Llama, made smaller, with the attention that can be compiled."""
+def spec_of(kind: str = "llama3") -> Any:
+    """torchtitan's smallest model of a kind, made smaller, with the attention that can be compiled."""
     from torchtitan.models.common.attention import ScaledDotProductAttention
-    from torchtitan.models.llama3 import model_registry
 
-    spec = model_registry("debugmodel")
-    spec.model.layers = spec.model.layers[:1]
-    spec.model.vocab_size = spec.model.tok_embeddings.num_embeddings = spec.model.lm_head.out_features = VOCABULARY
-    for layer in spec.model.layers:
+    spec = import_module(f"torchtitan.models.{kind}").model_registry("debugmodel")
+    model = spec.model
+    model.layers = model.layers[:1]
+    model.vocab_size = model.tok_embeddings.num_embeddings = model.lm_head.out_features = VOCABULARY
+    for layer in model.layers:
         layer.attention.inner_attention = ScaledDotProductAttention.Config()
     return spec
 
 
-def original(dtype: str, seed: int = SEED) -> nn.Module:
+def original(dtype: str, kind: str = "llama3", seed: int = SEED) -> nn.Module:
     """The model as the Trainer initialises it."""
     from torchtitan.config import TORCH_DTYPE_MAP
     from torchtitan.tools.utils import set_default_dtype
 
     with set_default_dtype(TORCH_DTYPE_MAP[dtype]):
-        model: Any = spec_of().model.build()
+        model: Any = spec_of(kind).model.build()
     torch.manual_seed(seed)
     with torch.no_grad():
         model.init_weights(buffer_device=None)
     return model
 
 
-def config_of(folder: Path, dtype: str, steps: int = STEPS, **checkpoint: Any) -> Any:
+def config_of(folder: Path, dtype: str, kind: str = "llama3", steps: int = STEPS, **checkpoint: Any) -> Any:
     """A configuration as a user writes it, with batches by number."""
     titan = on_cpu()
     from torchtitan.components.checkpointer import CheckpointManager
@@ -126,7 +127,7 @@ def config_of(folder: Path, dtype: str, steps: int = STEPS, **checkpoint: Any) -
             self.number = state["number"]
 
     config = titan.Trainer.Config(
-        model_spec=sdp_spec(spec_of(), POLICY),
+        model_spec=sdp_spec(spec_of(kind), POLICY),
         dump_folder=str(folder),
         loss=CrossEntropyLoss.Config(),
         optimizer=default_adamw(lr=RATE),
