@@ -1,7 +1,12 @@
-"""torchtitan on the CPU, which it has to be told: its Trainer's configuration, synthetic batches, and a small Llama."""
+"""torchtitan on the CPU, which it has to be told: its Trainer's configuration, synthetic batches, and small models.
+
+As a script, it runs another one with torchtitan on the CPU.
+"""
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,3 +163,9 @@ def trainer_of(config: Any) -> tuple[Any, list[tuple[float, float]]]:
     logged: list[tuple[float, float]] = []
     trainer.metrics_processor.log = lambda _step, loss, _worst, norm, **_more: logged.append((loss, norm))
     return trainer, logged
+
+
+if __name__ == "__main__":
+    on_cpu()
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")
