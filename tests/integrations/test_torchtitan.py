@@ -230,14 +230,17 @@ def test_it_equals_the_loop_by_hand_and_the_original_with_masks(tmp_path: Path) 
     run_workers(two_workers, 2, tmp_path / "two", tmp_path / "four", limit=400)
 
 
-def test_refuses_masks_that_the_trainer_makes() -> None:
+def test_refuses_masks_that_the_trainer_makes_and_experts() -> None:
     titan.on_cpu()
     from torchtitan.models.llama3 import model_registry
 
     from sdp_compile.integrations.torchtitan import sdp_spec
 
-    with pytest.raises(SDPError, match=r"uses FlexAttention.*ScaledDotProductAttention"):
-        sdp_spec(model_registry("debugmodel"), POLICY)
+    for backend, name in (("flex", "FlexAttention"), ("varlen", "VarlenAttention")):
+        with pytest.raises(SDPError, match=rf"uses {name}.*ScaledDotProductAttention"):
+            sdp_spec(model_registry("debugmodel", attn_backend=backend), POLICY)
+    with pytest.raises(SDPError, match=r"has experts.*dense"):
+        sdp_spec(spec_of("qwen3", "debugmodel_moe"), POLICY)
 
 
 def settings(**changes: Any) -> Any:
@@ -246,6 +249,8 @@ def settings(**changes: Any) -> Any:
         "tp": 1,
         "cp": 1,
         "ep": 1,
+        "dp_replicate": 1,
+        "dp_shard": 2,
         "dtype": "float32",
         "mixed_precision_param": "float32",
         "enable_cpu_offload": False,
@@ -253,6 +258,7 @@ def settings(**changes: Any) -> Any:
         "enable": False,
         "components": ["model", "loss"],
         "local_batch_size": BATCH,
+        "global_batch_size": -1,
         "seq_len": LENGTH,
     }
     return SimpleNamespace(**{**fine, **changes})
@@ -262,6 +268,8 @@ def settings(**changes: Any) -> Any:
     ("change", "message"),
     [
         ({"tp": 2}, "tensor_parallel_degree"),
+        ({"cp": 2}, "tensor_parallel_degree"),
+        ({"ep": 2}, "tensor_parallel_degree"),
         ({"mixed_precision_param": "bfloat16"}, 'mixed_precision_param="float32"'),
         ({"enable_cpu_offload": True}, "enable_cpu_offload=False"),
         ({"disable_cuda_graphs": False}, "disable_cuda_graphs=True"),

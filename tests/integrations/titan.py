@@ -72,11 +72,11 @@ def batch_of(rank: int, number: int) -> tuple[dict[str, Tensor], Tensor]:
     return {"input": tokens[:, :-1].contiguous(), "positions": positions}, labels
 
 
-def spec_of(kind: str = "llama3") -> Any:
+def spec_of(kind: str = "llama3", flavor: str = "debugmodel") -> Any:
     """torchtitan's smallest model of a kind, made smaller, with the attention that can be compiled."""
     from torchtitan.models.common.attention import ScaledDotProductAttention
 
-    spec = import_module(f"torchtitan.models.{kind}").model_registry("debugmodel")
+    spec = import_module(f"torchtitan.models.{kind}").model_registry(flavor)
     model = spec.model
     model.layers = model.layers[:1]
     model.vocab_size = model.tok_embeddings.num_embeddings = model.lm_head.out_features = VOCABULARY
