@@ -96,19 +96,17 @@ class _Trained:
     def init_weights(self, **_options: Any) -> None:
         """Keeps the values, too."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self: Any) -> Any:
         """Returns the full model's state. Collective."""
-        assert isinstance(self, SDPModule)
         return self.full_state_dict(cpu_offload=True)
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Any:
+    def load_state_dict(self: Any, state: Mapping[str, Any], strict: bool = True) -> Any:
         """Loads this worker's slices of a full state.
 
         Args:
             state: The state; torchtitan's holds other objects beside the model's tensors.
             strict: Ignored: a missing tensor is an error, and what is not the model's is not.
         """
-        assert isinstance(self, SDPModule)
         names = self.capture.skeleton.state_dict()
         return self.load_full_state_dict({name: state[name] for name in names if name in state})
 
@@ -218,7 +216,7 @@ def _load_full_state(optimizers: Any, module: SDPModule, flat: Mapping[str, Any]
     """Loads this worker's slices of what `_full_state` returned."""
     for optimizer in optimizers:
         groups = []
-        states = {}
+        states: dict[str, dict[str, Any]] = {}
         for group in optimizer.param_groups:
             names = group["param_names"]
             options = _below(flat, f"param_groups.{names[0]}.") if names else {}
