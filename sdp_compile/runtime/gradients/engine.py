@@ -28,6 +28,7 @@ from sdp_compile.runtime.gradients.progress import Progress
 from sdp_compile.runtime.gradients.reduction import AllReduce, Reduction
 from sdp_compile.runtime.gradients.slots import Slot
 from sdp_compile.runtime.sharding.gradient import local_gradient
+from sdp_compile.runtime.tensors import NamedParameters
 
 _Average = tuple[Slot, Tensor, slice]
 """A bucket, its flat buffer, and the part of the buffer that holds averages."""
@@ -81,7 +82,7 @@ class GradientEngine:
     ) -> None:
         if comm_dtype is not None and not comm_dtype.is_floating_point:
             raise SDPError(f"comm_dtype must be a floating-point dtype such as torch.bfloat16, got {comm_dtype}.")
-        self._module = weakref.ref(module)
+        self._current_parameters = NamedParameters(module)
         self.holdings, self.groups = holdings, groups
         self.comm_dtype, self.check_finite = comm_dtype, check_finite
         self.reduction: Reduction = AllReduce(groups)
@@ -242,7 +243,8 @@ class GradientEngine:
     def _begin(self) -> None:
         self._issues_early = False
         current = self._current_parameters()
-        if any(self._parameters.get(name) is not parameter for name, parameter in current.items()):
+        before = self._parameters
+        if current is not before and any(before.get(name) is not parameter for name, parameter in current.items()):
             self.rehook()
         for name in self._frozen:
             if name in current and current[name].requires_grad:
@@ -326,10 +328,6 @@ class GradientEngine:
         average = first_not_finite((slot.names[0], flat[part]) for slot, flat, part in averages)
         require_finite(local, average, self.groups)
 
-    def _current_parameters(self) -> dict[str, nn.Parameter]:
-        module = self._module()
-        return {} if module is None else dict(module.named_parameters(remove_duplicate=False))
-
 
 def engines() -> list[GradientEngine]:
     """Returns all engines of this process."""
@@ -338,6 +336,7 @@ def engines() -> list[GradientEngine]:
 
 def engine_of(parameter: Tensor) -> GradientEngine | None:
     """Returns the engine that averages this parameter's gradient, if any."""
-    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
-    engines = (hook.engine for hook in hooks.values() if isinstance(hook, Hook))
-    return next((engine for engine in engines if isinstance(engine, GradientEngine)), None)
+    for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
+        if isinstance(hook, Hook) and isinstance(engine := hook.engine_ref(), GradientEngine):
+            return engine
+    return None

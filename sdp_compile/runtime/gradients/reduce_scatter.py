@@ -31,6 +31,8 @@ class ReduceScatter(Reduction):
         optimizer: The only optimizer that may step the module's parameters.
     """
 
+    keeps = True
+
     def __init__(self, engine: Engine, module: nn.Module, layout: ShardLayout, optimizer: Optimizer) -> None:
         super().__init__(engine.groups)
         self.layout = layout

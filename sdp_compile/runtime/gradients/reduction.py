@@ -27,7 +27,12 @@ class Reduction(ABC):
     each bucket in the same order, even if backward failed. ``start`` must not wait; it issues collectives through
     `sdp_compile.runtime.comm.streams.issue`, in the groups' ``raw_group`` and ``raw_group_of``. To use another
     strategy, set ``GradientEngine.reduction`` between two backward passes, on all workers.
+
+    Attributes:
+        keeps: Whether `keep` stores the averages, so that ``.grad`` need not be written.
     """
+
+    keeps = False
 
     def __init__(self, groups: Groups) -> None:
         self.groups = groups

@@ -199,7 +199,7 @@ def _are_finite(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
         if gradient is not None and gradient.numel() and gradient.layout == torch.strided:
             by_device.setdefault(gradient.device, []).append(gradient)
     norms = [torch._foreach_norm(gradients, torch.inf) for gradients in by_device.values()]
-    return [torch.stack([norm.isfinite() for norm in own]).all() for own in norms]
+    return [torch.stack(own).isfinite().all() for own in norms]
 
 
 def _outside(parameter: nn.Parameter, key: str, share: int, engine: GradientEngine) -> Iterator[Item]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,11 +13,11 @@ from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.meeting import Statement, mixed
 from sdp_compile.runtime.comm.verdict import Details
 from sdp_compile.runtime.gradients.engine import GradientEngine
-from sdp_compile.runtime.owners.checksums import checksum, fetched
+from sdp_compile.runtime.owners.checksums import checksums
 from sdp_compile.runtime.owners.parts import owned_parts
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
 
-_NO_TENSOR = torch.tensor(mixed("no tensor") >> 1)
+_NO_TENSOR = mixed("no tensor") >> 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,8 @@ class Comparison:
     def __init__(self, items: Sequence[Item], late: bool) -> None:
         self._items = items
         tensors = [item.read() for item in items]
-        self._fetch = fetched([_NO_TENSOR if tensor is None else checksum(tensor) for tensor in tensors], late)
+        self._has_tensor = [tensor is not None for tensor in tensors]
+        self._fetch = checksums([tensor for tensor in tensors if tensor is not None], late)
 
     def term(self) -> int:
         """Returns this worker's contribution to a sum that is zero if all workers agree."""
@@ -62,8 +63,10 @@ class Comparison:
         """Returns what `Details` tells of the items."""
         return {item.identifier: (str(value), item.kind, item.label) for item, value in self._pairs()}
 
-    def _pairs(self) -> Iterable[tuple[Item, int]]:
-        return zip(self._items, self._fetch(), strict=True)
+    def _pairs(self) -> Iterator[tuple[Item, int]]:
+        values = iter(self._fetch())
+        for item, has_tensor in zip(self._items, self._has_tensor, strict=True):
+            yield item, next(values) if has_tensor else _NO_TENSOR
 
 
 def items(engine: GradientEngine, parameters: Mapping[str, nn.Parameter], with_gradients: bool) -> Iterator[Item]:
