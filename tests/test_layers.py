@@ -26,7 +26,7 @@ LAYERS = (
     ("planning",),
     ("passes",),
     ("lowering",),
-    ("runtime.tensors", "runtime.wrapping"),
+    ("runtime.tensors", "runtime.pairs", "runtime.wrapping"),
     ("runtime.python_state",),
     ("runtime.refusals",),
     ("runtime.asking",),

@@ -18,6 +18,7 @@ from sdp_compile.planning.plan import Plan
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.comm.transfer import batches
+from sdp_compile.runtime.pairs import Pairs
 from sdp_compile.runtime.tensors import local_tensors
 from sdp_compile.runtime.waiting.patience import complete
 
@@ -81,30 +82,28 @@ class Refresh:
         sent, received = (
             torch.empty(sum(lengths), dtype=like.dtype, device=groups.wire(like.device)) for lengths in counts
         )
-        for (name, region), values in _cut(sent, transfer.sends):
-            values.view(region.shape).copy_(region.read(tensors[name]))
+        _pairs(sent, transfer.sends, tensors).pack()
+        pairs = _pairs(received, transfer.receives, tensors)
         if groups.peers_are_fake:  # they leave their values as they are
-            for (name, region), values in _cut(received, transfer.receives):
-                values.view(region.shape).copy_(region.read(tensors[name]))
+            pairs.pack()
         else:
             work = dist.all_to_all_single(received, sent, counts[1], counts[0], group=groups.group, async_op=True)
             complete(work, sent)
         groups.traffic.add_sent("refresh", sent.nbytes)
-        for (name, region), values in _cut(received, transfer.receives):
-            region.write(tensors[name].detach(), values)
+        pairs.unpack()
 
 
 def _length(places: Iterable[Place]) -> int:
     return sum(region.numel for _, region in places)
 
 
-def _cut(flat: Tensor, sides: Iterable[Iterable[Place]]) -> Iterator[tuple[Place, Tensor]]:
-    """Yields each place with its part of the flat tensor."""
-    offset = 0
-    for places in sides:
-        for place in places:
-            yield place, flat[offset : offset + place[1].numel]
-            offset += place[1].numel
+def _pairs(flat: Tensor, sides: Iterable[Iterable[Place]], tensors: dict[str, Tensor]) -> Pairs:
+    """Returns all places, each with its part of the flat tensor."""
+    places, pairs = [place for side in sides for place in side], Pairs()
+    chunks = flat.split_with_sizes([region.numel for _, region in places])
+    for (name, region), chunk in zip(places, chunks, strict=True):
+        pairs.add(region, tensors[name], chunk)
+    return pairs
 
 
 def _transfer(dtype: torch.dtype, pieces: Sequence[tuple[int, Piece]], holdings: Holdings) -> _Transfer:

@@ -14,6 +14,7 @@ from sdp_compile.errors import SDPError
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
+from sdp_compile.runtime.pairs import Pairs
 from sdp_compile.runtime.sharding.gradient import local_gradient
 
 _P = ParamSpec("_P")
@@ -40,45 +41,13 @@ class Entry:
     place: slice
 
 
-class _Pairs:
-    """Views of gradients, and of where they lie in a flat buffer.
-
-    Attributes:
-        runs: Pieces that lie in one run also in the gradient, as vectors. Accelerators copy all of them at once.
-        others: Pieces with strides.
-    """
-
-    def __init__(self) -> None:
-        self.runs: tuple[list[Tensor], list[Tensor]] = [], []
-        self.others: tuple[list[Tensor], list[Tensor]] = [], []
-
-    def add(self, region: Region, gradient: Tensor, chunk: Tensor) -> None:
-        """Adds a region of a gradient, which must be a view, and its place in the buffer, a vector."""
-        run = region.run(gradient)
-        outs, views = self.others if run is None else self.runs
-        outs.append(chunk.view(region.shape) if run is None else chunk)
-        views.append(region.read(gradient) if run is None else run)
-
-    def pack(self) -> None:
-        """Copies the gradients into the buffer."""
-        for outs, views in (self.runs, self.others):
-            if outs:
-                torch._foreach_copy_(outs, views)
-
-    def unpack(self) -> None:
-        """Copies the buffer into the gradients."""
-        for outs, views in (self.runs, self.others):
-            if outs:
-                torch._foreach_copy_(views, outs)
-
-
 @dataclass(frozen=True)
 class _Packed:
     """What was packed last, to be unpacked by the same views."""
 
     flat: Tensor
     gradients: Mapping[str, Tensor]
-    pairs: _Pairs
+    pairs: Pairs
 
     def fits(self, flat: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
         """Whether the views are of this buffer and of the current gradients."""
@@ -143,22 +112,17 @@ class Slot:
                         f"The gradient of {name!r} is sparse and cannot be averaged over slices. Build the "
                         "embedding with sparse=False."
                     )
-        pairs, is_complete = _Pairs(), not given
+        pairs, is_complete = Pairs(), not given
         for entry, chunk in zip(self.entries, flat[: self.numel].split_with_sizes(self._sizes), strict=True):
             region, new, old = entry.region, given.get(entry.name), gradients[entry.name]
             gradient = new if old is None else old
-            if gradient is not None and region.is_view and (new is None or old is None):
-                pairs.add(region, gradient, chunk)
-                continue
-            is_complete, out = False, chunk.view(region.shape)
             if gradient is None:
-                out.zero_()
-            elif new is not None and old is not None:
-                out.copy_(region.read(old) + region.read(new))  # added in the gradient's dtype, as autograd does
-            elif gradient.dtype == flat.dtype:
-                region.copy(gradient, out)
-            else:
-                out.copy_(region.read(gradient))
+                chunk.zero_()
+                is_complete = False
+            elif new is None or old is None:
+                pairs.add(region, gradient, chunk)
+            else:  # added in the gradient's dtype, as autograd does
+                chunk.view(region.shape).copy_(region.read(old) + region.read(new))
         pairs.pack()
         held = {name: gradient for name, gradient in gradients.items() if gradient is not None}
         self._packed = _Packed(flat, held, pairs) if is_complete else None
@@ -172,7 +136,7 @@ class Slot:
         if packed is not None and (first, last) == (0, self.numel) and packed.fits(flat, parameters):
             packed.pairs.unpack()
             return
-        pairs = _Pairs()
+        pairs = Pairs()
         for entry in self.entries:
             parameter = parameters[entry.name]
             if parameter.grad is None:
@@ -183,14 +147,11 @@ class Slot:
             if start >= stop:
                 continue
             values = flat[start:stop]
-            if entry.region.is_view and stop - start == entry.region.numel:
-                pairs.add(entry.region, parameter.grad, values)
-                continue
             if stop - start < entry.region.numel:
                 whole = entry.region.copy(parameter.grad).view(-1)
                 whole[start - entry.place.start : stop - entry.place.start] = values.to(whole.device, whole.dtype)
                 values = whole
-            entry.region.write(parameter.grad, values)
+            pairs.add(entry.region, parameter.grad, values)
         pairs.unpack()
 
     def _dtype(self, parameters: Mapping[str, nn.Parameter]) -> torch.dtype:
