@@ -21,6 +21,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sdp_compile.bench.contestant import Contestant, make_contestant
 from sdp_compile.bench.memory import PeakMeter, measure
+from sdp_compile.bench.one_of.calls import count_calls
 from sdp_compile.bench.one_of.models import make_one_of_work
 from sdp_compile.bench.one_of.peaks import PHASES, peaks, phases
 from sdp_compile.bench.one_of.settings import OneOfSettings
@@ -73,6 +74,7 @@ def measured(settings: OneOfSettings, variant: Variant, coverage: float | None) 
         "status": "ok",
         **facts,
         "memory": memory,
+        "phase_calls": None if variant.compiled else count_calls(contestant),
         "step_seconds": seconds,
         "phase_seconds": _phases(contestant, settings.rounds, device),
     }
