@@ -127,6 +127,26 @@ def test_shards_are_disjoint_and_whole(toy: str, capsys: pytest.CaptureFixture[s
     assert listed == [[f"{toy}:mlp", f"{toy}:drawn5"], [f"{toy}:branching"]]
 
 
+def test_the_packages_take_turns(toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one_model.py").write_text("def names(seed):\n    return ['only']\n")
+    main(["list", "--package", toy, "--package", "one_model", "--seed", "5"])
+    assert capsys.readouterr().out.split() == [f"{toy}:mlp", "one_model:only", f"{toy}:branching", f"{toy}:drawn5"]
+
+
+def test_each_type_of_transformers_comes_once_before_any_comes_again() -> None:
+    pytest.importorskip("transformers")
+    of_transformers = importlib.import_module("tools.packages.of_transformers")
+    listed = of_transformers.names(0)
+    kinds = [name.partition(":")[0] for name in listed]
+    number = len(set(kinds))
+    assert len(set(kinds[:number])) == number
+    assert len(set(listed)) == len(listed)
+    assert {"bert:BertModel", "llama:LlamaForCausalLM", "clip_vision_model:CLIPVisionModel"} <= set(listed)
+    assert kinds.index("clip") < kinds.index("clip_vision_model")  # of one folder, that of the folder's own name first
+    assert of_transformers.names(0) == listed
+    assert of_transformers.names(1) != listed
+
+
 def test_the_summary_counts_by_package() -> None:
     rows = [row("a:x", "exact", "", 1.0), row("a:y", "refused", "why", 1.0), row("b:x", "crash", "how", 1.0)]
     text = summary([{**rows[0], "kept": 0.25}, *rows[1:]])

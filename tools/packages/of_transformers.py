@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from typing import Any
 
 import torch
@@ -12,24 +13,35 @@ from sdp_compile.models.language_inputs import example_inputs
 from sdp_compile.models.transformers_config import default_config
 
 
-def names(_seed: int) -> list[str]:
-    """Returns ``TYPE:CLASS`` for each class, first one class of every type."""
-    from transformers.models.auto import modeling_auto
+def names(seed: int) -> list[str]:
+    """Returns ``TYPE:CLASS`` for each class: first one of every folder of the library, then one of every further type.
 
-    found: dict[str, list[str]] = {}
+    Second and further classes of a type come last. Each part is shuffled with ``seed``, so that what is checked first
+    is a sample of all.
+    """
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    owners: dict[str, str] = {}  # a class may belong to several types
     for mapping in sorted(vars(modeling_auto)):
         if mapping.startswith("MODEL_") and mapping.endswith("MAPPING_NAMES"):
-            for kind, classes in vars(modeling_auto)[mapping].items():
+            for kind, classes in sorted(vars(modeling_auto)[mapping].items()):
                 for name in [classes] if isinstance(classes, str) else classes:
-                    if name not in found.setdefault(kind, []):
-                        found[kind].append(name)
-    rounds = range(max(map(len, found.values())))
-    listed: dict[str, str] = {}  # a class may belong to several types
-    for number in rounds:
-        for kind, classes in sorted(found.items()):
-            if number < len(classes):
-                listed.setdefault(classes[number], f"{kind}:{classes[number]}")
-    return list(listed.values())
+                    if name not in owners or (_bears(name, kind) and not _bears(name, owners[name])):
+                        owners[name] = kind
+    found: dict[str, list[str]] = {}
+    for name, kind in owners.items():
+        found.setdefault(kind, []).append(name)
+    folders = {model_type_to_module_name(kind): kind for kind in sorted(found, reverse=True)}
+    firsts = {kind if kind in found else other for kind, other in folders.items()}
+    rounds = [(0, firsts), (0, set(found) - firsts)]
+    rounds += [(number, set(found)) for number in range(1, max(map(len, found.values())))]
+    order = random.Random(seed)
+    listed = []
+    for number, kinds in rounds:
+        part = sorted(f"{kind}:{found[kind][number]}" for kind in kinds if number < len(found[kind]))
+        listed += order.sample(part, len(part))
+    return listed
 
 
 def build(name: str) -> tuple[nn.Module, Any]:
@@ -46,6 +58,11 @@ def build(name: str) -> tuple[nn.Module, Any]:
     if not _runs(model, inputs) and _runs(model, more := _with_others(model, config, inputs)):
         return model, more
     return model, inputs
+
+
+def _bears(name: str, kind: str) -> bool:
+    """Whether a class is named after a type."""
+    return name.lower().startswith(kind.replace("-", "").replace("_", ""))
 
 
 def _with_others(model: nn.Module, config: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
