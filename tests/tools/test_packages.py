@@ -161,3 +161,19 @@ def test_a_later_row_replaces_an_earlier_one(tmp_path: Path) -> None:
     assert [found["outcome"] for found in read(file)] == ["exact"]
     assert len(file.read_text().splitlines()) == 2
     assert json.loads(file.read_text().splitlines()[0])["outcome"] == "crash"
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("bert:BertForMultipleChoice", {"input_ids": (2, 3, 16)}),
+        ("gpt2:GPT2ForSequenceClassification", {"input_ids": (2, 16)}),
+        ("bart:BartForSequenceClassification", {"input_ids": (2, 16), "attention_mask": (2, 16)}),
+        ("dac:DacModel", {"input_values": (2, 1, 4000)}),
+    ],
+)
+def test_models_of_transformers_get_inputs_that_they_take(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    pytest.importorskip("transformers")
+    model, inputs = importlib.import_module("tools.packages.of_transformers").build(name)
+    assert {key: tuple(value.shape) for key, value in inputs.items()} == shapes
+    model(**inputs)

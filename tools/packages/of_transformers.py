@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from sdp_compile.models.language_inputs import example_inputs
 from sdp_compile.models.transformers_config import default_config
+from tools.packages.transformers_inputs import candidates
 
 
 def names(seed: int) -> list[str]:
@@ -45,7 +45,7 @@ def names(seed: int) -> list[str]:
 
 
 def build(name: str) -> tuple[nn.Module, Any]:
-    """Returns a model in training mode, with the inputs that its task needs."""
+    """Returns a model in training mode, with the first inputs that it takes."""
     import transformers
 
     kind, _, class_name = name.partition(":")
@@ -53,33 +53,17 @@ def build(name: str) -> tuple[nn.Module, Any]:
     cls = getattr(transformers, class_name)
     if getattr(cls, "_can_set_experts_implementation", bool)():
         config._experts_implementation = "batched_mm"  # the default, a fused operator, knows no float64
+    if class_name.endswith("SequenceClassification") and config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = 0  # they find the last token of a text by what comes after it
     model: nn.Module = cls(config).train()
     inputs = example_inputs(model, config)
-    if not _runs(model, inputs) and _runs(model, more := _with_others(model, config, inputs)):
-        return model, more
-    return model, inputs
+    taken = next((one for one in candidates(model, config, inputs) if _runs(model, one)), inputs)
+    return model, taken
 
 
 def _bears(name: str, kind: str) -> bool:
     """Whether a class is named after a type."""
     return name.lower().startswith(kind.replace("-", "").replace("_", ""))
-
-
-def _with_others(model: nn.Module, config: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the inputs with those of other modalities that ``forward`` takes."""
-    generator = torch.Generator().manual_seed(0)
-    known = inspect.signature(model.forward).parameters
-    vision = getattr(config, "vision_config", config)
-    side = getattr(vision, "image_size", 64)
-    side = side if isinstance(side, int) else 64
-    others = {
-        "input_ids": torch.randint(3, 64, (2, 16), generator=generator),
-        "pixel_values": torch.randn(2, 3, side, side, generator=generator),
-        "attention_mask": torch.ones(2, 16, dtype=torch.long),
-        "bbox": torch.zeros(2, 16, 4, dtype=torch.long),
-        "decoder_input_ids": torch.randint(3, 64, (2, 8), generator=generator),
-    }
-    return {**{name: value for name, value in others.items() if name in known}, **inputs}
 
 
 def _runs(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
