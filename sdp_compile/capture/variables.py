@@ -76,6 +76,24 @@ def _holds(function: FunctionType, held: Mapping[str, Any]) -> bool:
     return True
 
 
+def eager_part(value: Any) -> Any:
+    """Returns a dictionary or set without the types of tensors that capture uses, which eager execution never adds.
+
+    Libraries remember by the type of a tensor what to call for it. Numbers by type, such as counts of calls, stay.
+    """
+    if isinstance(value, (dict, set)) and any(map(_is_of_capture, value)):
+        if isinstance(value, set):
+            return {key for key in value if not _is_of_capture(key)}
+        return {key: held for key, held in value.items() if is_small(held) or not _is_of_capture(key)}
+    return value
+
+
+def _is_of_capture(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return any(map(_is_of_capture, key))
+    return isinstance(key, type) and issubclass(key, torch.Tensor) and key.__module__.startswith("torch._subclasses.")
+
+
 def is_small(value: Any) -> bool:
     """Whether a value is numbers and strings, or containers and plain objects of few of them."""
     return _count(value, _MOST) <= _MOST

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sdp_compile.capture import capture
+from sdp_compile.capture.variables import eager_part
+from sdp_compile.errors import CaptureError
 from sdp_compile.ir.reads import changed_read
 
 Scaled = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[bool], None]]
@@ -68,3 +71,60 @@ def test_functions_are_searched_for_once(monkeypatch: pytest.MonkeyPatch) -> Non
     capture(Scaling(scale), torch.randn(2, 4))
     capture(Scaling(scale), torch.randn(2, 4))
     assert searched.count(scale.__code__) <= 1  # type: ignore[attr-defined]
+
+
+BY_TYPE: dict[Any, Any] = {}
+BY_RANK: dict[Any, Any] = {}
+TYPES: set[type] = set()
+
+
+class Dispatching(nn.Module):
+    """Remembers by the type of a tensor what to call for it, as libraries of several frameworks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for tensor in (x, self.scale):
+            BY_TYPE.setdefault(type(tensor), torch.relu)
+            if (type(tensor), tensor.ndim) not in BY_RANK:
+                BY_RANK[type(tensor), tensor.ndim] = torch.tanh
+            TYPES.add(type(tensor))
+        h: torch.Tensor = BY_TYPE[type(x)](self.layer(x)) * BY_RANK[type(self.scale), 1](self.scale)
+        return h
+
+
+def test_what_is_remembered_by_the_type_of_a_tensor_is_no_change_of_forward() -> None:
+    model, x = Dispatching(), torch.randn(2, 4)
+    for kept in (BY_TYPE, BY_RANK, TYPES):
+        kept.clear()
+    with pytest.raises(CaptureError, match="run the model once before compiling it"):
+        capture(model, x)
+    model(x)
+    before = dict(BY_TYPE), dict(BY_RANK), set(TYPES)
+    capture(model, x)
+    assert (BY_TYPE, BY_RANK, TYPES) == before, "no type of capture stays"
+
+
+def test_counts_by_the_type_of_a_tensor_are_changes() -> None:
+    assert eager_part({FakeTensor: 1, torch.Tensor: 2}) == {FakeTensor: 1, torch.Tensor: 2}
+    assert eager_part({FakeTensor: torch.relu, (FakeTensor, 2): torch.relu, "a": 1}) == {"a": 1}
+
+
+def test_models_with_einops_are_captured() -> None:
+    rearrange = pytest.importorskip("einops").rearrange
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h: torch.Tensor = rearrange(self.layer(x), "b n (h d) -> b h n d", h=2)
+            return h
+
+    model, x = Heads(), torch.randn(2, 3, 8)
+    model(x)
+    capture(model, x)
