@@ -137,8 +137,9 @@ def check_surroundings(kind: type[nn.Module], surroundings: Surroundings | None)
     A list that forward empties and fills with the sizes of its inputs is the same after each call with one size.
     """
     changed = [] if surroundings is None else surroundings.changed_variables()
-    if surroundings is not None and changed:
+    if surroundings is not None:
         surroundings.restore()
+    if surroundings is not None and changed:
         raise _lost(kind, changed[0], surroundings.lines.get(changed[0], ""))
 
 
@@ -191,7 +192,10 @@ def _lost(kind: type[nn.Module], what: str, line: str) -> CaptureError:
     elif what.startswith("calls"):
         remedy = "A graph would repeat the first result. Move the call out of the model, or pass its result as input."
     else:
-        remedy = "A graph would do that only once. Return what is collected from forward, or keep it in a buffer."
+        remedy = (
+            "A graph would do that only once. Return what is collected from forward, or keep it in a buffer. If only "
+            "the first call does it, run the model once before compiling it."
+        )
     return CaptureError(f"{kind.__name__} cannot be captured: its forward {what}{_at(line)}. {remedy}")
 
 

@@ -30,7 +30,7 @@ from sdp_compile.capture.hooks import hook_objects
 from sdp_compile.capture.traced import MATH
 from sdp_compile.capture.undoing import undo_of
 from sdp_compile.capture.users import is_of_users, is_users
-from sdp_compile.capture.variables import attribute_of, cells_of, chains, is_small
+from sdp_compile.capture.variables import attribute_of, cells_of, chains, eager_part, is_small
 from sdp_compile.ir.plain import MISSING, frozen, is_number
 from sdp_compile.ir.reads import Read, owner_of
 
@@ -121,7 +121,11 @@ class Surroundings:
 
     def changed_variables(self) -> list[str]:
         """Returns which containers, objects and variables outside its module this or a later run changed."""
-        found = [f"changes {what}" for what, value, before, _undo in self._kept.values() if frozen(value) != before]
+        found = [
+            f"changes {what}"
+            for what, value, before, _undo in self._kept.values()
+            if frozen(eager_part(value)) != before
+        ]
         found += [
             f"changes {what}"
             for what, scope, name, before in self._variables.values()
@@ -268,7 +272,7 @@ class Surroundings:
         undo = undo_of(value)
         if undo is None:
             return
-        self._kept[id(value)] = (what, value, frozen(value), undo)
+        self._kept[id(value)] = (what, value, frozen(eager_part(value)), undo)
 
     def _keep_module(self, what: str, root: nn.Module) -> None:
         """Notes the attributes of a module that is not the one that runs, but that a hook or a function may hold."""
