@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from sdp_compile.bench.overlap import LINK
 from sdp_compile.runtime.comm.traffic import CollectiveKind
+from sdp_compile.runtime.waiting.spans import WAIT, span
 from sdp_compile.simulator import collectives
 from sdp_compile.simulator.cluster import Link
 
@@ -71,10 +72,11 @@ class DelayedWork(dist.Work):
             RuntimeError: If it has not ended in time.
         """
         left = self._due - time.perf_counter()
-        if timeout and left > timeout.total_seconds():
-            time.sleep(timeout.total_seconds())
+        late = bool(timeout) and left > timeout.total_seconds()
+        with span(WAIT):
+            time.sleep(timeout.total_seconds() if late else max(0.0, left))
+        if late:
             raise RuntimeError("Timed out waiting for a delayed collective.")
-        time.sleep(max(0.0, left))
         return True
 
     def result(self) -> list[Tensor]:
@@ -132,6 +134,11 @@ class DelayedGroup(dist.ProcessGroup):
     def getBackendName(self) -> str:
         """Returns the name of the backend."""
         return BACKEND
+
+    @property
+    def group_name(self) -> str:
+        """The name of the group; torch keeps that of a group in Python here only."""
+        return str(dist.distributed_c10d._world.pg_names[self])
 
     def barrier(self, opts: Any = None) -> DelayedWork:
         """Starts a barrier, which takes no time."""

@@ -42,6 +42,7 @@ class OneOfSettings:
         coverages: The coverages of the SDP variants.
         variants: Names or patterns of variants; empty for all.
         compile: Whether compiled variants take part.
+        bucket_bytes: Size of a gradient bucket; None takes each library's default.
         links: Between the workers, for the predicted communication; some of `LINKS`.
         timeout: Longest time, in seconds, for a variant.
         seed: Random seed for weights and data.
@@ -69,6 +70,7 @@ class OneOfSettings:
     coverages: tuple[float, ...] = (DEFAULT_COVERAGE,)
     variants: tuple[str, ...] = ()
     compile: bool = True
+    bucket_bytes: int | None = None
     links: tuple[str, ...] = LINKS
     timeout: float = 300.0
     seed: int = 0

@@ -57,7 +57,7 @@ def measured(settings: OneOfSettings, variant: Variant, coverage: float | None) 
     wire = _join(settings.one_of, settings.delay)
     if wire is not None and device.type != "cpu":
         raise SDPError(f"--delay holds up collectives on the CPU only, not on {device.type}. Add --device cpu.")
-    fields = BenchSettings(workers=settings.one_of, coverage=coverage)
+    fields = BenchSettings(workers=settings.one_of, coverage=coverage, bucket_bytes=settings.bucket_bytes)
     contestant = make_contestant(variant, make_one_of_work(settings, device), fields)
     if isinstance(contestant.module, DistributedDataParallel):
         contestant.module.register_comm_hook(None, lambda _, bucket: _left_out(bucket, wire))

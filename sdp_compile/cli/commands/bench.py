@@ -102,7 +102,7 @@ def bench(
         if one_of is not None:
             if delay is not None and links is not None:
                 raise SDPError("--delay and --links exclude each other. Leave one of them out.")
-            given = {"workers": workers != DEFAULT_WORKERS, "replicas": replicas, "bucket-bytes": bucket_bytes}
+            given = {"workers": workers != DEFAULT_WORKERS, "replicas": replicas}
             code = _one_of(
                 given,
                 debug,
@@ -117,6 +117,7 @@ def bench(
                 coverages=_coverages(coverage, coverages),
                 variants=race_options.names_of(variants),
                 compile=compile,
+                bucket_bytes=bucket_bytes,
                 links=race_options.names_of(links) or OneOfSettings.links,
                 timeout=timeout,
                 seed=seed,
