@@ -83,12 +83,11 @@ class Refresh:
         )
         for (name, region), values in _cut(sent, transfer.sends):
             values.view(region.shape).copy_(region.read(tensors[name]))
-        if groups.peers_are_fake:  # they leave their values as they are
+        work = dist.all_to_all_single(received, sent, counts[1], counts[0], group=groups.group, async_op=True)
+        complete(work, sent)
+        if groups.peers_are_fake:  # they leave this worker's values as they are
             for (name, region), values in _cut(received, transfer.receives):
                 values.view(region.shape).copy_(region.read(tensors[name]))
-        else:
-            work = dist.all_to_all_single(received, sent, counts[1], counts[0], group=groups.group, async_op=True)
-            complete(work, sent)
         groups.traffic.add_sent("refresh", sent.nbytes)
         for (name, region), values in _cut(received, transfer.receives):
             region.write(tensors[name].detach(), values)
