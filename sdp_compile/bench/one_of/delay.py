@@ -127,7 +127,7 @@ class DelayedGroup(dist.ProcessGroup):
     """torch's fake process group on a wire."""
 
     def __init__(self, rank: int, size: int, wire: Wire) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]  # stubs lack the one for groups in Python
         self._fake = FakeProcessGroup._create_internal(rank, size)
         self._wire, self._members = wire, size
 
@@ -136,9 +136,9 @@ class DelayedGroup(dist.ProcessGroup):
         return BACKEND
 
     @property
-    def group_name(self) -> str:
+    def group_name(self) -> Any:
         """The name of the group; torch keeps that of a group in Python here only."""
-        return str(dist.distributed_c10d._world.pg_names[self])
+        return dist.distributed_c10d._world.pg_names[self]
 
     def barrier(self, opts: Any = None) -> DelayedWork:
         """Starts a barrier, which takes no time."""
