@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdp_compile.runtime.waiting.patience import complete
+from sdp_compile.runtime.waiting.spans import LAUNCH, span
 
 _streams: dict[torch.device, torch.Stream] = {}
 """The communication stream of each device in use."""
@@ -30,11 +31,12 @@ def issue(collective: Callable[[], dist.Work | None], *tensors: Tensor) -> Calla
     """
     device = tensors[0].device
     if device.type == "cpu":
-        work = collective()
+        with span(LAUNCH):
+            work = collective()
         return lambda: complete(work, tensors[0])
     stream = _streams.setdefault(device, torch.Stream(device))
     stream.wait_stream(torch.accelerator.current_stream(device))
-    with stream:
+    with span(LAUNCH), stream:
         work = collective()
         if work is not None:
             work.wait()

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from sdp_compile import NeuronPolicy, sdp_compile
 from sdp_compile.runtime.gradients import compiled
 from tests.distributed import run_workers
+from tests.versions import BEFORE_2_12
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.xfail(BEFORE_2_12, reason="torch 2.11 drops the launches from compiled graphs; averages come later"),
+]
 WORKERS = 2
 SIZE = 256
 
