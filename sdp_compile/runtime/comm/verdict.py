@@ -10,6 +10,9 @@ from sdp_compile.runtime.waiting.words import workers_text
 OUTSIDE = "outside"
 """What stands for a module's number in the keys of parameters outside compiled modules. All workers must step them."""
 
+ENGINE = "engine"
+"""The key of the item that says whose backward it is."""
+
 CAUSES = {
     "gradient": (
         "Something changed gradients after backward, but not alike on all owners: clipping, scaling or noise that "
@@ -18,18 +21,20 @@ CAUSES = {
     ),
     "value": (
         "Something changed values, but not alike on all owners: initialisation of slices (nn.init after "
-        "sdp.compile()), noise from different seeds, or an assignment on one worker. Initialise the original model "
-        "before sdp.compile(), or load values with load_full_state_dict()."
+        "sdp.compile()), noise from different seeds, an assignment on one worker, or before one of the last steps its "
+        "gradients or the optimizer's state. Initialise the original model before sdp.compile(), or load values with "
+        "load_full_state_dict() on all workers."
     ),
     OUTSIDE: (
-        "It lies outside the compiled model, so nobody averages its gradient. Put it into the model before "
-        "sdp.compile(), or average its gradient yourself, for example with DistributedDataParallel. A parameter that "
-        "each worker shall train on its own belongs in an optimizer of its own."
+        "It lies outside the compiled model, or was replaced there, so nobody averages its gradient. Put it into the "
+        "model before sdp.compile(), or average its gradient yourself, for example with DistributedDataParallel. A "
+        "parameter that each worker shall train on its own belongs in an optimizer of its own."
     ),
     "requires_grad": (
         "Call requires_grad_() on all workers alike, or on the original model before sdp.compile(): where one owner "
         "freezes a parameter and another trains it, they drift apart."
     ),
+    "dtype": "Cast the model on all workers alike, or the original model before sdp.compile().",
     "option": "Give the optimizer the same options on all workers.",
 }
 """Likely causes of a difference by its kind, and what to do."""
@@ -84,6 +89,11 @@ def judge(views: Sequence[Details]) -> Verdict:
     Args:
         views: The details of all workers by rank.
     """
+    if (
+        len({view.items.get(ENGINE, ("", "", ""))[0] for view in views}) > 1
+        and len({view.point for view in views}) == 1
+    ):
+        return Verdict(complete=frozenset(range(len(views))))  # of several models, another one took part first
     stepping = {rank: view.steps for rank, view in enumerate(views) if view.steps is not None}
     complete = _complete(views, stepping)
     if not complete and len({view.point for view in views}) > 1:
