@@ -251,6 +251,25 @@ NOTICED = {
 """What is an error on all workers, and what it says."""
 
 
+def two_models_in_any_order(rank: int) -> str:
+    """On worker 1 another model takes part in backward first, now and then."""
+    it = Compiled(rank)
+    second: Any = sdp.compile(original(3), POLICY, (torch.randn(6, 8).double(),), group=it.group)
+    optimizer = torch.optim.AdamW([*it.model.parameters(), *second.parameters()], lr=1e-2)
+
+    def train() -> None:
+        for step in range(9):
+            optimizer.zero_grad()
+            x, y = batch(step, rank)
+            models = (second, it.model) if (rank, step % 3) == (1, 1) else (it.model, second)
+            torch.stack([F.mse_loss(model(x), y) for model in models]).sum().backward()
+            optimizer.step()
+        it.model.full_state_dict()
+        second.full_state_dict()
+
+    return raised(train)
+
+
 def everything(rank: int) -> tuple[dict[str, Any], dict[str, str]]:
     warnings.simplefilter("ignore")
     exact: dict[str, Any] = {}
@@ -269,6 +288,7 @@ def everything(rank: int) -> tuple[dict[str, Any], dict[str, str]]:
     for trap in NOTICED:
         it = Compiled(rank)
         noticed[trap.__name__] = raised(lambda trap=trap, it=it: trap(it))
+    noticed["two_models_in_any_order"] = two_models_in_any_order(rank)
     return {"exact": exact, "wholes": wholes}, noticed
 
 
@@ -293,3 +313,7 @@ def test_what_workers_do_apart_is_an_error_on_all(trap: Any, found: list[Any]) -
     assert len(texts) == 1
     for part in NOTICED[trap]:
         assert part in next(iter(texts)), texts
+
+
+def test_two_models_may_take_part_in_any_order(found: list[Any]) -> None:
+    assert {errors["two_models_in_any_order"] for _, errors in found} == {""}

@@ -10,8 +10,8 @@ from sdp_compile.runtime.waiting.words import workers_text
 OUTSIDE = "outside"
 """What stands for a module's number in the keys of parameters outside compiled modules. All workers must step them."""
 
-ENGINE = "engine"
-"""The key of the item that says whose backward it is."""
+OF_BACKWARD = "of a backward"
+"""An item of statements about one of several models: workers may state different ones, and compare nothing then."""
 
 CAUSES = {
     "gradient": (
@@ -89,11 +89,6 @@ def judge(views: Sequence[Details]) -> Verdict:
     Args:
         views: The details of all workers by rank.
     """
-    if (
-        len({view.items.get(ENGINE, ("", "", ""))[0] for view in views}) > 1
-        and len({view.point for view in views}) == 1
-    ):
-        return Verdict(complete=frozenset(range(len(views))))  # of several models, another one took part first
     stepping = {rank: view.steps for rank, view in enumerate(views) if view.steps is not None}
     complete = _complete(views, stepping)
     if not complete and len({view.point for view in views}) > 1:
@@ -105,7 +100,9 @@ def judge(views: Sequence[Details]) -> Verdict:
         return Verdict(_other_parameters(views, stepping))
     compared = sorted(complete) if stepping else range(len(views))
     error = _difference_of_options(views, stepping, compared) or _difference_of_items(views, compared)
-    if not error and len(compared) == len(views):
+    if not error and all(OF_BACKWARD in view.items for view in views):
+        complete = set(range(len(views)))
+    elif not error and len(compared) == len(views):
         error = "The workers' statements differ, but their details do not. This is a bug; please report it."
     return Verdict(error, frozenset(complete))
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sdp_compile.runtime.comm.meeting import Statement, mixed
-from sdp_compile.runtime.comm.verdict import ENGINE, Details
+from sdp_compile.runtime.comm.verdict import OF_BACKWARD, Details
 from sdp_compile.runtime.gradients.engine import IN_BACKWARD, GradientEngine
 from sdp_compile.runtime.owners.comparison import Comparison, Item, items
 from sdp_compile.runtime.owners.parts import SHARES, holder_factor
@@ -46,9 +46,9 @@ class BackwardCheck:
         began = time.thread_time()
         if engine.hooked is not self._hooked:
             self._hooked, state = engine.hooked, engine.holdings.plan.state
-            self._held = held = {name: parameter for name, parameter in self._hooked.items() if name in state}
-            self._factors = {name: holder_factor(engine, name) for name in held}
-            self._items = list(items(engine, held, with_gradients=False)) if self._compares else []
+            self._held = {name: parameter for name, parameter in self._hooked.items() if name in state}
+            self._factors = {name: holder_factor(engine, name) for name in self._held}
+            self._items = list(items(engine, self._held, with_gradients=False)) if self._compares else []
         held = self._held
         term = sum(factor * _DTYPES[held[name].dtype] for name, factor in self._factors.items())
         comparison = self._compare(engine) if self._count % EVERY == 1 and self._compares else Comparison([], False)
@@ -59,8 +59,7 @@ class BackwardCheck:
                 f"dtype:{engine.key(name)}": (str(parameter.dtype), "dtype", f"The dtype of {name!r}")
                 for name, parameter in held.items()
             }
-            number = {ENGINE: (str(engine.number), ENGINE, "")}
-            return Details(items={**number, **dtypes, **comparison.details()})
+            return Details(items={OF_BACKWARD: ("", "", ""), **dtypes, **comparison.details()})
 
         engine.groups.traffic.seconds["check"] += time.thread_time() - began
         return Statement(IN_BACKWARD.point, (term, comparison.term()), details=details)
