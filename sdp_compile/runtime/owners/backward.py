@@ -16,7 +16,7 @@ from torch import nn
 from sdp_compile.runtime.comm.meeting import Statement, mixed
 from sdp_compile.runtime.comm.verdict import OF_BACKWARD, Details
 from sdp_compile.runtime.gradients.engine import IN_BACKWARD, GradientEngine
-from sdp_compile.runtime.owners.comparison import Comparison, Item, items
+from sdp_compile.runtime.owners.comparison import Comparison, Item, is_late, items
 from sdp_compile.runtime.owners.parts import SHARES, holder_factor
 
 EVERY = 2
@@ -68,7 +68,7 @@ class BackwardCheck:
     def _compare(self, engine: GradientEngine) -> Comparison:
         """Returns the comparison of a share of the values; on accelerators that of the share before."""
         share = self._count // EVERY % SHARES
-        waits = engine.unequal_devices or any(one.device.type != "cpu" for one in self._held.values())
+        waits = engine.unequal_devices or is_late(self._held.values())
         new = Comparison([item for item in self._items if item.share == share], waits)
         before, self._late = self._late, new if waits else None
         return new if not waits else before or Comparison([], False)
