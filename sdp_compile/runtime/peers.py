@@ -22,6 +22,7 @@ from sdp_compile.runtime.contract.tokens import contract_of, tokens_of
 from sdp_compile.runtime.gradients.all_to_all import AllToAll, is_crowded
 from sdp_compile.runtime.gradients.compiled import launched_by
 from sdp_compile.runtime.gradients.engine import GradientEngine
+from sdp_compile.runtime.owners.backward import backward_statement
 from sdp_compile.runtime.tensors import local_tensors
 
 
@@ -94,6 +95,7 @@ class Peers:
         self.engine = engine = GradientEngine(
             module, self.holdings, self.groups, buckets, self.comm_dtype, self.check_finite, contract
         )
+        engine.in_backward = backward_statement
         if is_crowded(plan.buckets(bucket_bytes=self.bucket_bytes)):
             engine.reduction = AllToAll(self.groups)
         launched_by(number, engine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 
@@ -36,7 +36,7 @@ _Average = tuple[Slot, Tensor, slice]
 _numbers = count()
 _engines: weakref.WeakSet[GradientEngine] = weakref.WeakSet()
 
-_IN_BACKWARD = Statement("in a backward pass that averages gradients")
+IN_BACKWARD = Statement("in a backward pass that averages gradients")
 
 
 class GradientEngine:
@@ -64,6 +64,7 @@ class GradientEngine:
         refresher: Refreshes the values of other workers after a step, under backward masking.
         number: The engine's number among those of its common group, the same on all workers.
         created: Its number among all engines of this process.
+        in_backward: Returns what this worker states when a backward begins to reduce.
         values_are_compared: Whether `full_state_dict` compares the owners' values: not in a copy that nothing steps.
 
     Raises:
@@ -106,6 +107,7 @@ class GradientEngine:
         self._hooks = Hooks()
         self.refresher: Refresh | None = None
         self.values_are_compared = True
+        self.in_backward: Callable[[GradientEngine], Statement] = lambda _: IN_BACKWARD
         self._issuer = issuer_of(groups.raw_group)
         self.rehook()
         self._begin()
@@ -119,6 +121,11 @@ class GradientEngine:
         watcher = self if self.contract.watches else None
         self._hooks.attach(self, self._progress.follow(self._parameters), self.names(), watcher)
         self._unequal_devices = None
+
+    @property
+    def hooked(self) -> Mapping[str, nn.Parameter]:
+        """The parameters by name, as they were at the last backward; another object after a change."""
+        return self._parameters
 
     @property
     def slots(self) -> Sequence[Slot]:
@@ -172,9 +179,9 @@ class GradientEngine:
             self._begin()
             self._issuer.reduce(self)
 
-    def meet(self, statement: Statement = _IN_BACKWARD) -> Meeting:
+    def meet(self, statement: Statement | None = None) -> Meeting:
         """Tells the other workers what this one is about to do; by default, that a backward begins to reduce."""
-        return Meeting(statement, self.groups, self._issuer.held)
+        return Meeting(statement or self.in_backward(self), self.groups, self._issuer.held)
 
     # -- during backward -----------------------------------------------------------------------------------------
 

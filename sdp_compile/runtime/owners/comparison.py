@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,9 @@ from sdp_compile.runtime.gradients.engine import GradientEngine
 from sdp_compile.runtime.owners.checksums import checksums
 from sdp_compile.runtime.owners.parts import owned_parts
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
+
+LATE = False
+"""Whether checksums are compared later on the CPU too, as on an accelerator; for tests."""
 
 _NO_TENSOR = mixed("no tensor") >> 1
 
@@ -85,6 +88,11 @@ def items(engine: GradientEngine, parameters: Mapping[str, nn.Parameter], with_g
             label = f"The {kind} of {part.label}"
             tensor = partial(read, parameter, kind, part.region)
             yield Item(f"{kind}:{part.identifier}", kind, label, tensor, part.share, part.factor)
+
+
+def is_late(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether the checksums of these parameters are compared later, so that the host need not wait for their device."""
+    return LATE or {parameter.device.type for parameter in parameters} != {"cpu"}
 
 
 def read(parameter: nn.Parameter, kind: str, region: Region) -> Tensor | None:
