@@ -91,7 +91,7 @@ def export_mode(
         if findings.outputs:
             _return_attributes(subject, findings.outputs)
         attributes, observer = Attributes(subject), Observer(model, subject)
-        observer.watch.sizes.note_inputs(subject)
+        observer.watch.note_start(subject)
         try:
             with as_in_eager(findings.compiling is not None), attributes, observer, quiet(), restored_transforms():
                 program = torch.export.export(
@@ -117,7 +117,7 @@ def export_mode(
             sizes = observer.watch.sizes.left, observer.watch.sizes.because
         left, because = sizes
         notes = [f"{mode} graph captured by export with {_SIZES[left]}, because: {because}"] if because else []
-        values = [Read("buffer", "", name, frozen(value)) for name, value in observer.watch.values.items()]
+        values = [Read("buffer", "", name, frozen(value)) for name, value in observer.watch.values.asked.items()]
         return Exported(
             program,
             (*attributes.read(model), *findings.reads, *values),
