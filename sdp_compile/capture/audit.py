@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import CodeType
@@ -22,7 +22,7 @@ from sdp_compile.capture.surroundings import Surroundings
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import frozen
-from sdp_compile.ir.program import Mode
+from sdp_compile.ir.program import Mode, Program
 from sdp_compile.ir.reads import Read
 
 Prepare = Callable[[nn.Module, Call], tuple[nn.Module, Call]]
@@ -163,10 +163,7 @@ def check_attributes(
         line = attributes.writes.get((path, name), "")
         if not line and again is not None:
             line = _line_of_part(again, (path, name))
-        raise CaptureError(
-            f"{kind.__name__} cannot be captured: its forward creates {name!r} in {_where(path)}{_at(line)}. Run the "
-            "model once before compiling it, or create it in __init__."
-        )
+        raise _created(kind, (path, name), line)
     for place in attributes.changed():
         if place in caches:
             continue
@@ -174,6 +171,8 @@ def check_attributes(
         line = attributes.writes.get(place, "")
         if not line and again is not None:
             line = _line_of_attribute(again, place)
+        if attributes.is_new(place):
+            raise _created(kind, place, line)
         raise CaptureError(
             f"{kind.__name__} cannot be captured: its forward changes attribute {name!r} of {_where(path)}{_at(line)}, "
             "and a graph would do that only once. Keep numbers that change from call to call in a buffer "
@@ -182,11 +181,41 @@ def check_attributes(
     for place in attributes.outputs():
         if place in attributes.carried or place in attributes.reads:
             path, name = place
+            if attributes.is_new(place):
+                raise _created(kind, place, attributes.writes[place])
             raise CaptureError(
                 f"{kind.__name__} cannot be captured: its forward carries tensors from call to call in attribute "
                 f"{name!r} of {_where(path)}{_at(attributes.writes[place])}. Make it a buffer of fixed shape, or an "
                 "input and an output of forward."
             )
+
+
+def _created(kind: type[nn.Module], place: Place, line: str) -> CaptureError:
+    path, name = place
+    return CaptureError(
+        f"{kind.__name__} cannot be captured: its forward creates {name!r} in {_where(path)}{_at(line)}. Run the "
+        "model once before compiling it, or create it in __init__."
+    )
+
+
+def refuse_carried(name: str, programs: Iterable[Program]) -> None:
+    """Raises `CaptureError` if one mode assigns an attribute that another one reads, which graphs would not see.
+
+    Args:
+        name: The name of the model's class.
+        programs: The programs of all modes and methods.
+    """
+    programs = list(programs)
+    assigned = {place: program for program in programs for place in program.assigned}
+    for program in programs:
+        for read in program.reads:
+            place = read.owner, read.name
+            if read.kind == "attribute" and place in assigned:
+                raise CaptureError(
+                    f"{name} cannot be captured: its forward carries attribute {place[1]!r} of {_where(place[0])} "
+                    f"from one call to another ({assigned[place].key} assigns it, {program.key} reads it). Keep it in "
+                    "a buffer, which every mode sees."
+                )
 
 
 def _lost(kind: type[nn.Module], what: str, line: str) -> CaptureError:

@@ -127,7 +127,13 @@ def value_condition(d: Draft) -> None:
 
 @fragment(weight=1.2)
 def value_asserted(d: Draft) -> None:
-    tests = ("torch.isfinite(h).all()", "not torch.isnan(h).any()", "h.abs().max() < 1e9", "(h == h).all().item()")
+    tests = (
+        "torch.isfinite(h).all()",
+        "not torch.isnan(h).any()",
+        "h.abs().max() < 1e9",
+        "(h == h).all().item()",
+        "h.abs().max().item() < 1e9",
+    )
     d.add(f'assert {d.chance.choice(tests)}, "value"')
 
 

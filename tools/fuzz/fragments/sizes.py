@@ -129,17 +129,22 @@ def size_asserted(d: Draft) -> None:
 @fragment(weight=0.7)
 def size_kept(d: Draft) -> None:
     d.set("last_size", "0")
-    d.add(f"self.{d.name('last_size')} = h.shape[{d.free}]")
+    kept = d.chance.choice((f"h.shape[{d.free}]", f"(h.shape[{d.free}], self.training)"))
+    d.add(f"self.{d.name('last_size')} = {kept}")
     d.read("last_size")
 
 
 @fragment(weight=0.7)
 def cached_by_size(d: Draft) -> None:
     table = d.set("cache", "{}")
+    ramp = f"torch.linspace(0.5, 1.5, {d.width})"
+    value = d.chance.choice(
+        (f"{ramp} + size", f"{ramp}.to(h) * size", f"{ramp} + h.detach().mean()", f"h.new_ones({d.width})")
+    )
     d.add(f"""
         size = h.shape[{d.free}]
         if size not in {table}:
-            {table}[size] = torch.linspace(0.5, 1.5, {d.width}) + size
+            {table}[size] = {value}
         h = h * {d.per_feature(f"{table}[size]")}
     """)
 

@@ -85,6 +85,9 @@ def buffer_counter(d: Draft) -> None:
         f"{count}.add_(1)\nh = h * torch.clamp({count} * 0.3, max=1.0)",
         f"{count} = {count} + 1\nh = torch.where({count} > 2, torch.tanh(h), h)",
         f"if self.training:\n    {count}.add_(1)\nh = h / (1 + {count})",
+        f"{count} += 1\nh = h * int({count})",
+        f"for _ in range(int({count})):\n    h = torch.tanh(h)\n{count}.add_(1)",
+        f"if {count}.item() > 1:\n    h = torch.tanh(h)\n{count} = {count} + 1",
     )
     d.add(d.chance.choice(ways))
 
