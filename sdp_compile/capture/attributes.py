@@ -167,6 +167,10 @@ class Attributes:
             )
         ]
 
+    def was_number(self, place: Place) -> bool:
+        """Whether an attribute was a number, a text or None before the run, and no container or object."""
+        return isinstance(self._values.get(place), (bool, int, float, str, type(None)))
+
     def is_new(self, place: Place) -> bool:
         """Whether there was no such attribute before the run, in the module or as a plain value in its class."""
         path, name = place

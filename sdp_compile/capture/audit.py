@@ -173,10 +173,15 @@ def check_attributes(
             line = _line_of_attribute(again, place)
         if attributes.is_new(place):
             raise _created(kind, place, line)
+        remedy = (
+            "Keep numbers that change from call to call in a buffer "
+            f"(self.register_buffer({name!r}, torch.zeros(()))), and change what is a setting outside of forward."
+            if attributes.was_number(place)
+            else "Return what is collected from forward, or keep it in a buffer."
+        )
         raise CaptureError(
             f"{kind.__name__} cannot be captured: its forward changes attribute {name!r} of {_where(path)}{_at(line)}, "
-            "and a graph would do that only once. Keep numbers that change from call to call in a buffer "
-            f"(self.register_buffer({name!r}, torch.zeros(()))), and change what is a setting outside of forward."
+            f"and a graph would do that only once. {remedy}"
         )
     for place in attributes.outputs():
         if place in attributes.carried or place in attributes.reads:

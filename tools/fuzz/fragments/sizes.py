@@ -82,7 +82,7 @@ def size_as_number(d: Draft) -> None:
         f"h = h * (1 + ({size} > 6))",
         "h = h * h.numel() / h.shape[0]",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment("sequence")
@@ -107,7 +107,7 @@ def part_of_time(d: Draft) -> None:
         "h = torch.stack([step * 2 for step in h.unbind(1)], 1)",
         "h = h.masked_fill(torch.ones(h.shape[1], h.shape[1]).tril().sum(0).view(-1, 1) < 2, 0.0)",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment(weight=0.7)
@@ -123,7 +123,7 @@ def tried(d: Draft) -> None:
 @fragment()
 def size_asserted(d: Draft) -> None:
     tests = (f"h.shape[{d.free}] < 20", f"h.shape[{d.free}] >= 1", "h.dim() > 1", f"h.shape[{d.free}] != 13")
-    d.add(f'assert {d.chance.choice(tests)}, "size"')
+    d.add_assertion(tests, "size")
 
 
 @fragment(weight=0.7)
