@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from sdp_compile.capture.audit import refuse_carried
 from sdp_compile.capture.checkpoints import mark_regions
 from sdp_compile.capture.clone import canonical_names, is_persistent, named_state, skeleton, to_meta
 from sdp_compile.capture.export import Exported, captured_device, export_mode, prepared
@@ -69,6 +70,7 @@ def capture(model: nn.Module, example_inputs: Any = None, methods: Methods = ())
             programs[program.key] = program
             notes += exported.notes
     refuse_overlaps(model, programs.values())
+    refuse_carried(type(model).__name__, programs.values())
     metas = {method: inputs.map_tensors(to_meta) for method, inputs in calls.items()}
     return Capture(
         programs=programs,
@@ -131,6 +133,7 @@ def recapture(
 
         first = _program(model, call, batched, mode, device, precision, constants, grad)
         program = replace(with_free_numbers(first, copied, places, again), method=method)
+    refuse_carried(type(model).__name__, [*captured.programs.values(), program])
     state = {
         name: replace(tensor, dtype=precision.cast(name, tensor.dtype)) if tensor.kind != "constant" else tensor
         for name, tensor in captured.state.items()
