@@ -70,3 +70,13 @@ def check_file(option: str, path: str | None) -> None:
         return
     if Path(str(path)).is_dir() or not Path(str(path)).resolve().parent.is_dir():
         raise SDPError(f"{option} {path}: name a file in a folder that exists.")
+
+
+def check_folder(option: str, path: str | None) -> None:
+    """Raises `SDPError` where ``option`` names a folder that neither exists nor can be made."""
+    if (
+        path is not None
+        and not Path(path).is_dir()
+        and (Path(path).exists() or not Path(path).resolve().parent.is_dir())
+    ):
+        raise SDPError(f"{option} {path}: name a folder, or a new one in a folder that exists.")

@@ -34,9 +34,12 @@ def run_workers(
 ) -> list[Any]:
     """``function(rank, *args)`` in each of ``workers`` processes; their results (tensors included) by rank.
 
-    ``limit`` is the time for all of it, ``timeout`` that of each collective. A failure on any rank raises
+    ``limit`` is the time for all of it, ``timeout`` that of each collective, in seconds; SDP_TEST_PATIENCE multiplies
+    both on a machine that does other work. A failure on any rank raises
     WorkerFailed with all tracebacks; processes that are still running are killed.
     """
+    patience = float(os.environ.get("SDP_TEST_PATIENCE", "1"))
+    limit, timeout = limit * patience, timeout * patience
     # One server imports torch once; each worker is a fork of it, with no threads of its own to inherit.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])

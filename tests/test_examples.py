@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,12 @@ pytestmark = pytest.mark.timeout(500)
 ROOT = Path(__file__).parent.parent
 
 
-def torchrun(example: str, *arguments: str, workers: int = 4) -> str:
+def torchrun(example: str, *arguments: str, workers: int = 4, through: Sequence[str] = ()) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
-        [*command, str(ROOT / "examples" / example), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        [*command, *through, str(ROOT / "examples" / example), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
@@ -71,6 +74,18 @@ def test_accelerate_loop(tmp_path: Path) -> None:
     """The second call goes on where the first one stopped."""
     torchrun("accelerate_loop.py", str(tmp_path), "2", workers=2)
     assert figure(torchrun("accelerate_loop.py", str(tmp_path), "4", workers=2)) > 0.9
+
+
+@pytest.mark.skipif(
+    find_spec("torchtitan") is None, reason="torchtitan is not installed: pip install 'sdp-compile[torchtitan]'"
+)
+def test_titan_llama(tmp_path: Path) -> None:
+    """The second call goes on where the first one stopped. torchtitan must be told that it runs on a CPU."""
+    through = ("-m", "tests.integrations.titan")
+    assert "after 20 steps" in torchrun("titan_llama.py", str(tmp_path), "20", workers=2, through=through)
+    printed = torchrun("titan_llama.py", str(tmp_path), "40", workers=2, through=through)
+    assert "after 40 steps" in printed
+    assert figure(printed) < 3.0
 
 
 def test_every_example_is_tested() -> None:

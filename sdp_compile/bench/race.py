@@ -43,6 +43,7 @@ class Entry:
         workers: What each worker measured apart from time, by rank.
         turns: The timed blocks.
         probes: For the variant that measures the machine, each turn's answers by rank.
+        profile: The exposed communication by rank, if it was asked for.
         wave: The first wave in which the variant took part.
         reason, details: Why the variant failed; empty if it did not.
     """
@@ -51,6 +52,7 @@ class Entry:
     workers: list[dict[str, Any]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     probes: list[list[dict[str, Any]]] = field(default_factory=list)
+    profile: list[dict[str, Any]] = field(default_factory=list)
     wave: int = 0
     reason: str = ""
     details: str = ""
@@ -89,6 +91,10 @@ def race(settings: BenchSettings, variants: Sequence[Variant], begin: Callable[[
                     first = one.entry.wave == wave
                     if not _take_turn(one, Turn(wave, number, 0.0), settings, begin if first else _ignore):
                         running.remove(one)
+            if settings.profile_path is not None:
+                for one in [one for one in running if one.entry.wave == wave]:
+                    if not _profile(one, trace_path(settings.profile_path, one.entry.variant), settings, begin):
+                        running.remove(one)
             for one in [one for one in running if one.entry not in references]:
                 one.team.stop()
                 running.remove(one)
@@ -96,8 +102,13 @@ def race(settings: BenchSettings, variants: Sequence[Variant], begin: Callable[[
 
 
 def stages(settings: BenchSettings, variants: Sequence[Variant]) -> int:
-    """Returns the number of stages of a race: each variant's start and its turns."""
-    return len(variants) * (1 + settings.rounds)
+    """Returns the number of stages of a race: each variant's start, its turns and its profile."""
+    return len(variants) * (1 + settings.rounds + (settings.profile_path is not None))
+
+
+def trace_path(folder: str, variant: Variant) -> str:
+    """Returns the file of a variant's trace."""
+    return str(Path(folder).resolve() / f"{variant.name}.json")
 
 
 def _start(
@@ -146,6 +157,17 @@ def _take_turn(one: _Running, turn: Turn, settings: BenchSettings, begin: Callab
     one.entry.turns.append(Turn(turn.wave, turn.round, seconds, check))
     if one.entry.variant.kind == "local":
         one.entry.probes.append(answers)
+    return True
+
+
+def _profile(one: _Running, path: str, settings: BenchSettings, begin: Callable[[str], None]) -> bool:
+    """Writes one variant's trace; returns whether it succeeded."""
+    begin(f"profiling {one.entry.variant.name}")
+    try:
+        one.entry.profile = one.team.ask({"profile": path})
+    except TeamFailure as failure:
+        _fail(one.entry, one.team, failure)
+        return False
     return True
 
 

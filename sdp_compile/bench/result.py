@@ -11,7 +11,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from sdp_compile.bench.formula import flops_imbalance
-from sdp_compile.bench.race import Entry
+from sdp_compile.bench.race import Entry, trace_path
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.variants import COMPILED, REFERENCES
 
@@ -105,7 +105,15 @@ def _variant(settings: BenchSettings, entry: Entry, good: dict[str, Entry]) -> d
         "flops_imbalance": 1.0 if flops[0] is None else flops_imbalance(flops),
         "losses": [worker["losses"] for worker in workers],
         "ready_seconds": max(worker["ready_seconds"] for worker in workers),
+        "profile": _profile(settings, entry),
     }
+
+
+def _profile(settings: BenchSettings, entry: Entry) -> dict[str, Any] | None:
+    """The figures of worker 0, whose trace was written, and those of all workers."""
+    if settings.profile_path is None:
+        return None
+    return {**entry.profile[0], "trace": trace_path(settings.profile_path, entry.variant), "workers": entry.profile}
 
 
 def _met(entry: Entry, reference: Entry) -> bool:

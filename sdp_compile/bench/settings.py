@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sdp_compile.bench.variants import Variant, choose
-from sdp_compile.command_words import DEFAULT_COVERAGE, DEFAULT_WORKERS, check_file, check_policy_words
+from sdp_compile.command_words import DEFAULT_COVERAGE, DEFAULT_WORKERS, check_file, check_folder, check_policy_words
 from sdp_compile.errors import PolicyError, SDPError
 from sdp_compile.models.configuration import Size
 from sdp_compile.models.words import check_words
@@ -37,6 +37,7 @@ class BenchSettings:
         overrides: ``--set`` options, which override the model's configuration.
         size: Configuration of a named model; None takes the small one where weights are needed.
         json_path, plot_path: Files to write.
+        profile_path: Folder for a trace of each variant; None for no profile.
 
     Raises:
         SDPError: If a setting is out of range or two settings exclude each other.
@@ -60,6 +61,7 @@ class BenchSettings:
     size: Size | None = None
     json_path: str | None = None
     plot_path: str | None = None
+    profile_path: str | None = None
 
     def __post_init__(self) -> None:
         check_policy_words("neuron", self.coverage)
@@ -78,6 +80,7 @@ class BenchSettings:
             raise SDPError("--input, --set, --small and --full need a MODEL. Name one, or leave them out.")
         check_file("--json", self.json_path)
         check_file("--plot", self.plot_path)
+        check_folder("--profile", self.profile_path)
 
     @property
     def chosen(self) -> tuple[Variant, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from sdp_compile.bench import memory
 from sdp_compile.bench.contestant import Contestant, make_contestant
 from sdp_compile.bench.counting import counted
 from sdp_compile.bench.probe import meet, probe
+from sdp_compile.bench.profiling import profiled
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.variants import LOCAL, VARIANTS, Variant
 from sdp_compile.bench.work import make_work
@@ -94,7 +96,9 @@ def _serve(
     contestant, facts = _prepare(variant, rank, device, settings, meter)
     _send(pipe, facts)
     while (command := commands.get()) != STOP:
-        if variant.kind == "local":
+        if "profile" in command:
+            _send(pipe, profiled(contestant.step, device, Path(command["profile"]) if rank == 0 else None).to_dict())
+        elif variant.kind == "local":
             _send(pipe, probe(contestant, device))
         else:
             before = _check_seconds(contestant)
@@ -135,7 +139,7 @@ def _prepare(
     work = contestant.work
     if isinstance(contestant.module, SDPModule):
         plan = contestant.module.plan
-        predicted = prediction.predict_sdp(variant, plan, rank, settings.bucket_bytes or DEFAULT_BUCKET_BYTES)
+        predicted = prediction.predict_sdp(plan, rank, settings.bucket_bytes or DEFAULT_BUCKET_BYTES)
         flops = float(training_flops(plan).total[rank])
     losses = [float(contestant.step()) for _ in range(settings.warmup)]
     use = memory.measure(contestant, meter)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dis
 from types import FrameType
 
-_SKIPPED = frozenset({"CACHE", "TO_BOOL", "NOT_TAKEN", "NOP", "EXTENDED_ARG", "RESUME", "COPY_FREE_VARS"})
+_SKIPPED = frozenset({"CACHE", "PRECALL", "TO_BOOL", "NOT_TAKEN", "NOP", "EXTENDED_ARG", "RESUME", "COPY_FREE_VARS"})
+_LOADS = frozenset({"LOAD_CONST", "LOAD_SMALL_INT", "LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_DEREF"})
 
 
 def expected_truth(frame: FrameType) -> bool | None:
@@ -19,8 +20,12 @@ def expected_truth(frame: FrameType) -> bool | None:
     Returns:
         The value, or None if neither or both ways raise at once, or if the function catches the error.
     """
-    instructions = [one for one in dis.get_instructions(frame.f_code) if one.opname not in _SKIPPED]
-    at = _position(instructions, frame.f_lasti)
+    instructions = _instructions(frame)
+    return _expected(frame, instructions, _position(instructions, frame.f_lasti))
+
+
+def _expected(frame: FrameType, instructions: list[dis.Instruction], at: int) -> bool | None:
+    """Returns the truth value that is expected of the value on top of the stack at an instruction."""
     negated = False
     while at < len(instructions) and instructions[at].opname == "UNARY_NOT":
         negated = not negated
@@ -40,6 +45,35 @@ def expected_truth(frame: FrameType) -> bool | None:
     if _is_caught(frame, instructions, offset):
         return None
     return (raises[False] is not None) != negated
+
+
+def is_number_of_assertion(frame: FrameType) -> bool:
+    """Whether a number that a function gets from ``.item()`` is compared at once, and asserted, or asserted itself.
+
+    A tensor in its place then asks for its truth value, see `expected_truth`.
+
+    Args:
+        frame: A Python function that is just calling ``.item()``.
+    """
+    instructions = _instructions(frame)
+    at = _position(instructions, frame.f_lasti + 1) - 1
+    if not 0 < at < len(instructions) or instructions[at - 1].argval != "item":
+        return False
+    depth = 1  # how many values there are on the stack from the number on
+    for number, one in enumerate(instructions[at + 1 :], at + 1):
+        if one.opname.startswith("POP_JUMP"):
+            return depth == 1 and _expected(frame, instructions, number) is not None
+        if one.opname == "COMPARE_OP":
+            depth = max(depth - 1, 1)  # with one of them, the other side came before
+        elif one.opname in _LOADS:
+            depth += 1
+        elif one.opname != "UNARY_NOT":
+            return False
+    return False
+
+
+def _instructions(frame: FrameType) -> list[dis.Instruction]:
+    return [one for one in dis.get_instructions(frame.f_code) if one.opname not in _SKIPPED]
 
 
 def _position(instructions: list[dis.Instruction], offset: int) -> int:

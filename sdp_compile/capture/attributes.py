@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -151,12 +152,30 @@ class Attributes:
         return [name for name, trained in self._trained.items() if now.get(name, trained) != trained]
 
     def outputs(self) -> list[Place]:
-        """Returns the attributes that the user's code assigned a tensor, or a container of tensors."""
+        """Returns the attributes that the user's code assigned a tensor, a container of tensors, or plain values.
+
+        Plain values that were read before, such as those of a counter, are no outputs.
+        """
         return [
             place
             for place, value in self._all()
-            if place in self.writes and value is not self._values.get(place) and has_tensor(value)
+            if place in self.writes
+            and (
+                value is not self._values.get(place)
+                if has_tensor(value)
+                else place not in self.reads and place not in self.carried and _is_plain(value)
+            )
         ]
+
+    def was_number(self, place: Place) -> bool:
+        """Whether an attribute was a number, a text or None before the run, and no container or object."""
+        return isinstance(self._values.get(place), (bool, int, float, str, type(None)))
+
+    def is_new(self, place: Place) -> bool:
+        """Whether there was no such attribute before the run, in the module or as a plain value in its class."""
+        path, name = place
+        default = inspect.getattr_static(type(self._modules[path]), name, MISSING)
+        return place not in self._values and (default is MISSING or hasattr(type(default), "__get__"))
 
     def filled(self) -> dict[Place, dict[Any, int]]:
         """Returns the dictionaries to which the run added tensors and did nothing else, with what they now hold.
@@ -215,6 +234,13 @@ class Attributes:
 def has_tensor(value: Any) -> bool:
     """Whether a value is a tensor or a container with one."""
     return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _is_plain(value: Any) -> bool:
+    return all(
+        leaf is None or type(leaf) in (bool, int, float, str, torch.SymInt, torch.SymFloat, torch.SymBool)
+        for leaf in pytree.tree_leaves(value)
+    )
 
 
 def _registered(module: nn.Module) -> set[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
 
@@ -22,7 +22,7 @@ from sdp_compile.capture.surroundings import Surroundings
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import frozen
-from sdp_compile.ir.program import Mode
+from sdp_compile.ir.program import Mode, Program
 from sdp_compile.ir.reads import Read
 
 Prepare = Callable[[nn.Module, Call], tuple[nn.Module, Call]]
@@ -35,7 +35,8 @@ class Findings:
     Attributes:
         reads: The Python values that it read, apart from attributes.
         outputs: The attributes that it assigned tensors to.
-        caches: The attributes with dictionaries that a first run fills with tensors, and a second one leaves.
+        caches: The attributes with dictionaries that a first run fills with tensors and a second one leaves, and the
+            lines that fill them.
         compiling: Where it asks whether it is being compiled; None if it does not.
         grad: Where it asks whether gradients are wanted; None if it does not.
         surroundings: What it read outside of its module, to be compared after a later run.
@@ -45,7 +46,7 @@ class Findings:
 
     reads: tuple[Read, ...] = ()
     outputs: tuple[Place, ...] = ()
-    caches: frozenset[Place] = frozenset()
+    caches: Mapping[Place, str] = field(default_factory=dict)
     compiling: str | None = None
     grad: str | None = None
     surroundings: Surroundings | None = None
@@ -80,14 +81,19 @@ def audit(model: nn.Module, call: Call, mode: Mode, prepare: Prepare) -> Finding
 
     for subject in (on_meta, on_fake):
         with preserved_rng():
-            findings, finished = _run(model, mode, *subject(), again=subject)
+            findings, finished = _run(model, mode, *subject(), again=subject, is_last=subject is on_fake)
         if finished:
             break
     return findings
 
 
 def _run(
-    model: nn.Module, mode: Mode, subject: nn.Module, call: Call, again: Callable[[], tuple[nn.Module, Call]]
+    model: nn.Module,
+    mode: Mode,
+    subject: nn.Module,
+    call: Call,
+    again: Callable[[], tuple[nn.Module, Call]],
+    is_last: bool,
 ) -> tuple[Findings, bool]:
     kind = type(model)
     attributes, surroundings, watch = Attributes(subject), Surroundings(model, subject), Watch(model, subject)
@@ -108,7 +114,8 @@ def _run(
                 again_filled = attributes.filled()
                 caches = frozenset(place for place, held in filled.items() if again_filled.get(place) == held)
         except Exception:  # export tells what is wrong
-            pass
+            if not is_last:  # another run will tell what is a cache
+                caches = frozenset(attributes.filled())
     changed = surroundings.changed()
     surroundings.restore()
     if changed:
@@ -120,7 +127,7 @@ def _run(
         Findings(
             tuple(surroundings.reads.values()),
             tuple(attributes.outputs()),
-            caches,
+            {place: _line_of_attribute(again, place) for place in caches},
             surroundings.compiling,
             surroundings.grad or watch.asked_requires_grad,
             surroundings,
@@ -137,13 +144,14 @@ def check_surroundings(kind: type[nn.Module], surroundings: Surroundings | None)
     A list that forward empties and fills with the sizes of its inputs is the same after each call with one size.
     """
     changed = [] if surroundings is None else surroundings.changed_variables()
-    if surroundings is not None and changed:
+    if surroundings is not None:
         surroundings.restore()
+    if surroundings is not None and changed:
         raise _lost(kind, changed[0], surroundings.lines.get(changed[0], ""))
 
 
 def check_attributes(
-    kind: type[nn.Module], attributes: Attributes, caches: frozenset[Place] = frozenset(), again: Any = None
+    kind: type[nn.Module], attributes: Attributes, caches: Container[Place] = (), again: Any = None
 ) -> None:
     """Raises `CaptureError` if the run changed the Python state of a module, apart from ``caches``."""
     for name in attributes.frozen_anew():
@@ -156,30 +164,64 @@ def check_attributes(
         line = attributes.writes.get((path, name), "")
         if not line and again is not None:
             line = _line_of_part(again, (path, name))
-        raise CaptureError(
-            f"{kind.__name__} cannot be captured: its forward creates {name!r} in {_where(path)}{_at(line)}. Run the "
-            "model once before compiling it, or create it in __init__."
-        )
+        raise _created(kind, (path, name), line)
     for place in attributes.changed():
         if place in caches:
             continue
         path, name = place
         line = attributes.writes.get(place, "")
         if not line and again is not None:
-            line = _line_of_attribute(again, place) or ""
+            line = _line_of_attribute(again, place)
+        if attributes.is_new(place):
+            raise _created(kind, place, line)
+        remedy = (
+            "Keep numbers that change from call to call in a buffer "
+            f"(self.register_buffer({name!r}, torch.zeros(()))), and change what is a setting outside of forward."
+            if attributes.was_number(place)
+            else "Return what is collected from forward, or keep it in a buffer."
+        )
         raise CaptureError(
             f"{kind.__name__} cannot be captured: its forward changes attribute {name!r} of {_where(path)}{_at(line)}, "
-            "and a graph would do that only once. Keep numbers that change from call to call in a buffer "
-            f"(self.register_buffer({name!r}, torch.zeros(()))), and change what is a setting outside of forward."
+            f"and a graph would do that only once. {remedy}"
         )
     for place in attributes.outputs():
         if place in attributes.carried or place in attributes.reads:
             path, name = place
+            if attributes.is_new(place):
+                raise _created(kind, place, attributes.writes[place])
             raise CaptureError(
                 f"{kind.__name__} cannot be captured: its forward carries tensors from call to call in attribute "
                 f"{name!r} of {_where(path)}{_at(attributes.writes[place])}. Make it a buffer of fixed shape, or an "
                 "input and an output of forward."
             )
+
+
+def _created(kind: type[nn.Module], place: Place, line: str) -> CaptureError:
+    path, name = place
+    return CaptureError(
+        f"{kind.__name__} cannot be captured: its forward creates {name!r} in {_where(path)}{_at(line)}. Run the "
+        "model once before compiling it, or create it in __init__."
+    )
+
+
+def refuse_carried(name: str, programs: Iterable[Program]) -> None:
+    """Raises `CaptureError` if one mode assigns an attribute that another one reads, which graphs would not see.
+
+    Args:
+        name: The name of the model's class.
+        programs: The programs of all modes and methods.
+    """
+    programs = list(programs)
+    assigned = {place: program for program in programs for place in program.assigned}
+    for program in programs:
+        for read in program.reads:
+            place = read.owner, read.name
+            if read.kind == "attribute" and place in assigned:
+                raise CaptureError(
+                    f"{name} cannot be captured: its forward carries attribute {place[1]!r} of {_where(place[0])} "
+                    f"from one call to another ({assigned[place].key} assigns it, {program.key} reads it). Keep it in "
+                    "a buffer, which every mode sees."
+                )
 
 
 def _lost(kind: type[nn.Module], what: str, line: str) -> CaptureError:
@@ -191,7 +233,10 @@ def _lost(kind: type[nn.Module], what: str, line: str) -> CaptureError:
     elif what.startswith("calls"):
         remedy = "A graph would repeat the first result. Move the call out of the model, or pass its result as input."
     else:
-        remedy = "A graph would do that only once. Return what is collected from forward, or keep it in a buffer."
+        remedy = (
+            "A graph would do that only once. Return what is collected from forward, or keep it in a buffer. If only "
+            "the first call does it, run the model once before compiling it."
+        )
     return CaptureError(f"{kind.__name__} cannot be captured: its forward {what}{_at(line)}. {remedy}")
 
 

@@ -11,6 +11,7 @@ from types import FrameType
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
 
 from sdp_compile.capture.sizes import SizesTooComplex
@@ -20,6 +21,7 @@ _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _UNKNOWN_OUTPUT = re.compile(r"Found <class '([^']+)'> in output, which is not a known type")
 _REJECTED_INPUT = re.compile(r"Unsupported input type <class '([^']+)'>")
 _TRANSFORMS = tuple(os.path.join("_functorch", name) for name in ("apis.", "eager_transforms.", "vmap."))
+_NUMPY = ".numpy() is not supported for tensor subclasses"
 _LOST_TENSOR = "We found a fake tensor in the exported program constant's list"
 _DATA_DEPENDENT = ("data-dependent", "DynamicOutputShape", "DataDependent", "unbacked", "_local_scalar_dense")
 
@@ -44,6 +46,19 @@ def explain(model: nn.Module, error: BaseException) -> str:
         return (
             f"{name} cannot be captured: {error}. Use sizes that follow from the shapes of the inputs, or move this "
             "part out of the model."
+        )
+    if _NUMPY in str(error):
+        return (
+            f"{name} cannot be captured: it turns a tensor into a NumPy array{at}, and a graph would not compute that "
+            "again. Use torch's operators here, or move this part out of the model."
+        )
+    layers = [
+        layer for frame, _ in traceback.walk_tb(trace) if isinstance(layer := frame.f_locals.get("self"), _BatchNorm)
+    ]
+    if any(layer.momentum is None for layer in layers):
+        return (
+            f"{name} cannot be captured: it has a batch normalisation with momentum=None{at}, which weighs a batch by "
+            "the number of batches so far. Give it a momentum such as 0.1; sdp.calibrate() averages over all batches."
         )
     if any(isinstance(value, PackedSequence) for frame, _ in traceback.walk_tb(trace) for value in _locals(frame)):
         return (

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from sdp_compile.capture.attributes import Attributes, Place
 from sdp_compile.capture.audit import audit, check_attributes, check_surroundings
 from sdp_compile.capture.buffers import copy_assigned
+from sdp_compile.capture.caches import check_kept
 from sdp_compile.capture.clone import clone
 from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
 from sdp_compile.capture.eager import as_in_eager
@@ -87,11 +88,12 @@ def export_mode(
         if any(map(is_data_dependent, failures.values())):
             break
         subject, inputs = prepared(model, call, mode, device)
+        check_kept(subject, findings.caches)
         copy_assigned(subject)
         if findings.outputs:
             _return_attributes(subject, findings.outputs)
         attributes, observer = Attributes(subject), Observer(model, subject)
-        observer.watch.sizes.note_inputs(subject)
+        observer.watch.note_start(subject)
         try:
             with as_in_eager(findings.compiling is not None), attributes, observer, quiet(), restored_transforms():
                 program = torch.export.export(
@@ -117,7 +119,7 @@ def export_mode(
             sizes = observer.watch.sizes.left, observer.watch.sizes.because
         left, because = sizes
         notes = [f"{mode} graph captured by export with {_SIZES[left]}, because: {because}"] if because else []
-        values = [Read("buffer", "", name, frozen(value)) for name, value in observer.watch.values.items()]
+        values = [Read("buffer", "", name, frozen(value)) for name, value in observer.watch.values.asked.items()]
         return Exported(
             program,
             (*attributes.read(model), *findings.reads, *values),

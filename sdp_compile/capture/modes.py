@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,6 +32,9 @@ def in_mode(model: nn.Module, mode: Mode) -> nn.Module:
     return model
 
 
+_FILLS = (torch.ops.aten.zero_.default, torch.ops.aten.fill_.Scalar)
+
+
 class WithoutOperators(TorchDispatchMode):
     """Context in which no operator runs: code may look at tensors and modules, but not compute.
 
@@ -40,10 +44,15 @@ class WithoutOperators(TorchDispatchMode):
         found: The first operator with its line, or ``""``.
     """
 
-    def __init__(self, kind: type[nn.Module]) -> None:
-        """Lines are looked for in the code of ``kind``."""
+    def __init__(self, kind: type[nn.Module], may_fill: bool = False) -> None:
+        """Watches code from now on.
+
+        Args:
+            kind: The class in whose code lines are looked for.
+            may_fill: Whether it may fill tensors with one number, which is the same for a slice and the whole.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._kind = kind
+        self._kind, self._may_fill = kind, may_fill
         self.found = ""
 
     def __enter__(self) -> WithoutOperators:
@@ -57,6 +66,8 @@ class WithoutOperators(TorchDispatchMode):
         return isinstance(error, _Computes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._may_fill and func in _FILLS:
+            return func(*args, **(kwargs or {}))
         if not self.found:
             line = calling_line(self._kind)
             self.found = f"{func.name()} at {line}" if line else func.name()

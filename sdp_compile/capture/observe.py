@@ -13,15 +13,15 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.traceback import annotate, preserve_node_meta
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from sdp_compile.capture.assertions import expected_truth
+from sdp_compile.capture.assertions import expected_truth, is_number_of_assertion
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
 from sdp_compile.capture.gradients import RefuseGradients, inference_as_no_grad
 from sdp_compile.capture.sizes import FreeSizes
+from sdp_compile.capture.values import Values
 from sdp_compile.errors import CaptureError
 
 CHECKPOINT = "sdp_checkpoint"
@@ -148,7 +148,7 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         asked_requires_grad: Where the user's code asked a tensor for ``requires_grad``; None if it did not.
-        values: The values of buffers with one element that Python code asked for, by name.
+        values: The values of buffers with one element that Python code asks for.
         sizes: The free sizes of the inputs.
     """
 
@@ -156,16 +156,28 @@ class Watch(TorchFunctionMode):
         """Watches a run of ``subject``, a copy of ``model`` that may hold other tensors."""
         super().__init__()
         self.asked_requires_grad: str | None = None
-        self.values: dict[str, Any] = {}
+        self.values = Values(model, subject)
         self.sizes = FreeSizes()
         self._kind, self._subject = type(model), subject
-        self._known = dict(_small_values(model)) if subject is not None else {}
+
+    def note_start(self, subject: nn.Module) -> None:
+        """Makes ``forward`` of a model note the sizes of its inputs and its buffers first."""
+        self.sizes.note_inputs(subject)
+        forward = subject.forward
+
+        @functools.wraps(forward)
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            self.values.begin(subject)
+            return forward(*args, **kwargs)
+
+        vars(subject)["forward"] = noting  # a part of the model may have this name too
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _CONVERSIONS:
-            value = self._buffer_value(args[0])
-            if value is not None:
-                return _CONVERSIONS[func](value)
+        known = self.values.answer(func, args)
+        if known is not None:
+            return known
+        if func is torch.Tensor.item and is_number_of_assertion(_asking_frame()):
+            return _number(args[0])
         if func is torch.Tensor.__bool__:
             expected = expected_truth(_asking_frame())
             if expected is not None:
@@ -196,6 +208,7 @@ class Watch(TorchFunctionMode):
         if asks and is_user_file(_asking_frame().f_code.co_filename):
             self.asked_requires_grad = self._line()
         result = func(*args, **(kwargs or {}))
+        self.values.note(func, args, result)
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self.sizes.keep_simple(leaf.shape, self._line)
@@ -207,16 +220,6 @@ class Watch(TorchFunctionMode):
     def _is_state(self, tensor: torch.Tensor) -> bool:
         subject = self._subject
         return subject is not None and any(tensor is one for one in (*subject.parameters(), *subject.buffers()))
-
-    def _buffer_value(self, tensor: torch.Tensor) -> Any:
-        """Returns the value of a buffer with one element if it is known at capture; the graph then needs that value."""
-        if self._subject is None or tensor.numel() != 1:
-            return None
-        name = next((name for name, buffer in self._subject.named_buffers() if buffer is tensor), None)
-        if name is None or name not in self._known:
-            return None
-        self.values[name] = self._known[name]
-        return self._known[name]
 
 
 class Unprofiled(TorchFunctionMode):
@@ -231,13 +234,6 @@ class Unprofiled(TorchFunctionMode):
             sys.setprofile(profiler)
 
 
-def _small_values(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yields the name and the value of each buffer with one element, as far as it has a value."""
-    for name, buffer in model.named_buffers():
-        if buffer.numel() == 1 and buffer.device.type != "meta" and not isinstance(buffer, FakeTensor):
-            yield name, buffer.detach().item()
-
-
 _GRAD_QUESTIONS = tuple(
     getattr(torch.Tensor, name).__get__
     for name in ("requires_grad", "grad_fn", "is_leaf")
@@ -249,12 +245,12 @@ _NEGATED = "_sdp_negated"
 _THROUGH_DATA = "_sdp_through_data"
 _FINITE = (torch.isfinite, torch.Tensor.isfinite)
 _ALL = (torch.all, torch.Tensor.all)
-_CONVERSIONS: dict[Any, Callable[[Any], Any]] = {
-    torch.Tensor.__int__: int,
-    torch.Tensor.__float__: float,
-    torch.Tensor.__index__: int,
-    torch.Tensor.__bool__: bool,
-}
+
+
+def _number(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor that compares with numbers as ``tensor.item()`` does."""
+    is_exact = tensor.dtype is torch.bool or tensor.is_complex()
+    return (tensor.detach() if is_exact else tensor.detach().to(torch.float64)).reshape(())
 
 
 def _finite(input: torch.Tensor) -> torch.Tensor:

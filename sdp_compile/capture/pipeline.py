@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from sdp_compile.capture.audit import refuse_carried
 from sdp_compile.capture.checkpoints import mark_regions
 from sdp_compile.capture.clone import canonical_names, is_persistent, named_state, skeleton, to_meta
 from sdp_compile.capture.export import Exported, captured_device, export_mode, prepared
@@ -20,7 +22,7 @@ from sdp_compile.capture.methods import Methods, entry, method_names, recorded_i
 from sdp_compile.capture.overlaps import refuse_overlaps
 from sdp_compile.capture.precision import autocast_dtype, autocast_of, call_in, skeleton_in
 from sdp_compile.capture.quiet import preserved_rng
-from sdp_compile.capture.refuse import refuse
+from sdp_compile.capture.refuse import refuse, refuse_counting
 from sdp_compile.capture.registered import registered
 from sdp_compile.capture.sizes import Sizes
 from sdp_compile.errors import CaptureError
@@ -68,6 +70,7 @@ def capture(model: nn.Module, example_inputs: Any = None, methods: Methods = ())
             programs[program.key] = program
             notes += exported.notes
     refuse_overlaps(model, programs.values())
+    refuse_carried(type(model).__name__, programs.values())
     metas = {method: inputs.map_tensors(to_meta) for method, inputs in calls.items()}
     return Capture(
         programs=programs,
@@ -119,7 +122,8 @@ def recapture(
 
     model = copied()
     constants = Constants(model, captured.constants)
-    with autocast_of(precision, device):
+    # Within torch.func.vmap or grad, no tensor of the capture takes part in the transform.
+    with autocast_of(precision, device), temporarily_clear_interpreter_stack():
         call = call_in(precision, captured, shapes, method)
         batched = with_batch(call) if shapes is None else None
 
@@ -129,6 +133,7 @@ def recapture(
 
         first = _program(model, call, batched, mode, device, precision, constants, grad)
         program = replace(with_free_numbers(first, copied, places, again), method=method)
+    refuse_carried(type(model).__name__, [*captured.programs.values(), program])
     state = {
         name: replace(tensor, dtype=precision.cast(name, tensor.dtype)) if tensor.kind != "constant" else tensor
         for name, tensor in captured.state.items()
@@ -167,6 +172,8 @@ def _program(
     grad: tuple[int, ...] = (),
     sizes: tuple[Sizes, str] = ("all", ""),
 ) -> tuple[Program, Exported]:
+    if mode == "train":
+        refuse_counting(model)
     grad = grad or (True, *[False] * len(precision.inputs))
     with preserved_rng(), torch.inference_mode(False), torch.set_grad_enabled(bool(grad[0])):
         exported = _export(model, requiring(call, grad), batched and requiring(batched, grad), mode, device, sizes)

@@ -27,6 +27,11 @@ _WRAPPERS = {
 
 def refuse(model: nn.Module) -> None:
     """Raises `CaptureError` if a module communicates or changes gradients itself. The error names the module."""
+    if torch.is_inference_mode_enabled() or any(parameter.is_inference() for parameter in model.parameters()):
+        raise CaptureError(
+            f"{type(model).__name__} was built or is compiled within torch.inference_mode(), where tensors can never "
+            "be trained. Build and compile it outside, and evaluate the compiled model within."
+        )
     for path, module in model.named_modules():
         where = f"Module '{path}'" if path else "The model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -78,6 +83,18 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for key, value in vars(module).items():
             if isinstance(value, torch.Tensor):
                 yield f"{path}.{key}".lstrip("."), value
+
+
+def refuse_counting(model: nn.Module) -> None:
+    """Raises `CaptureError` if training steps of a BatchNorm depend on how many there were. The error names it."""
+    for path, module in model.named_modules():
+        counts = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None
+        if counts and module.track_running_stats and (module.training or not model.training):
+            raise CaptureError(
+                f"Module '{path}' is a {type(module).__name__} with momentum=None, as torch.optim.swa_utils.update_bn "
+                "sets it: its average depends on a count, which a graph cannot hold. Give it a number. To estimate "
+                "statistics again, call sdp.calibrate(model.full_model(), batches)."
+            )
 
 
 def refuse_collectives(graph: fx.Graph) -> None:

@@ -30,7 +30,7 @@ from sdp_compile.capture.hooks import hook_objects
 from sdp_compile.capture.traced import MATH
 from sdp_compile.capture.undoing import undo_of
 from sdp_compile.capture.users import is_of_users, is_users
-from sdp_compile.capture.variables import attribute_of, cells_of, chains, is_small
+from sdp_compile.capture.variables import attribute_of, cells_of, chains, eager_part, is_small
 from sdp_compile.ir.plain import MISSING, frozen, is_number
 from sdp_compile.ir.reads import Read, owner_of
 
@@ -80,6 +80,7 @@ class Surroundings:
         self._classes = [kind for kind in kinds if is_of_users(kind)]
         self._variables: dict[tuple[int, str], tuple[str, Mapping[str, Any], str, Any]] = {}
         self._inside = set(map(id, subject.modules()))
+        self._members = {kind: set(vars(kind)) for kind in self._classes}
 
     def __enter__(self) -> Surroundings:
         self._keep_module("the original model, which a hook or a function holds,", self._model)
@@ -121,13 +122,26 @@ class Surroundings:
 
     def changed_variables(self) -> list[str]:
         """Returns which containers, objects and variables outside its module this or a later run changed."""
-        found = [f"changes {what}" for what, value, before, _undo in self._kept.values() if frozen(value) != before]
+        found = [
+            f"changes {what}"
+            for what, value, before, _undo in self._kept.values()
+            if frozen(eager_part(value)) != before
+        ]
         found += [
             f"changes {what}"
             for what, scope, name, before in self._variables.values()
             if frozen(scope.get(name)) != before
         ]
-        return found
+        return found + [f"creates attribute {name!r} of class {kind.__name__}" for kind, name in self._new_members()]
+
+    def _new_members(self) -> list[tuple[type, str]]:
+        """Returns the attributes, other than functions, that classes of the model did not have before."""
+        return [
+            (kind, name)
+            for kind, known in self._members.items()
+            for name, value in vars(kind).items()
+            if name not in known and not name.startswith("__") and not callable(value)
+        ]
 
     def probe(self) -> Callable[[], Any]:
         """Returns a function that returns what `changed` compares; to be called after `restore`."""
@@ -137,10 +151,13 @@ class Surroundings:
             _random_states(),
             [frozen(value) for value in kept],
             [frozen(scope.get(name)) for scope, name in variables],
+            self._new_members(),
         )
 
     def restore(self) -> None:
         """Gives containers back what they held before the run, so that no tensor of it stays in them."""
+        for kind, name in self._new_members():
+            delattr(kind, name)
         for _what, value, before, undo in self._kept.values():
             if frozen(value) != before:
                 undo()
@@ -268,7 +285,7 @@ class Surroundings:
         undo = undo_of(value)
         if undo is None:
             return
-        self._kept[id(value)] = (what, value, frozen(value), undo)
+        self._kept[id(value)] = (what, value, frozen(eager_part(value)), undo)
 
     def _keep_module(self, what: str, root: nn.Module) -> None:
         """Notes the attributes of a module that is not the one that runs, but that a hook or a function may hold."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import gc
 import inspect
+import weakref
 from collections.abc import Iterator, Mapping
 from types import CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -19,6 +20,8 @@ from sdp_compile.ir.reads import Cells
 _BY_NAME = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL")
 _BETWEEN = ("COPY", "DUP_TOP", "CACHE", "PUSH_NULL")  # as in ``settings.steps += 1``
 _MOST = 200  # numbers in a value that is compared at each call
+_FUNCTIONS: weakref.WeakKeyDictionary[CodeType, list[weakref.ref[FunctionType]]] = weakref.WeakKeyDictionary()
+"""The functions of a code that were found last, for codes that read variables of enclosing functions."""
 
 
 def chains(code: CodeType, scope: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -48,17 +51,47 @@ def attribute_of(value: Any, name: str) -> Any:
 
 def cells_of(frame: FrameType, name: str) -> Cells | None:
     """Returns the variable of an enclosing function that the function of a frame reads under ``name``."""
-    code = frame.f_code
-    place = code.co_freevars.index(name)
-    for function in gc.get_referrers(code):
-        if type(function) is FunctionType and function.__closure__ is not None:
-            cell: CellType = function.__closure__[place]
-            try:
-                if cell.cell_contents is frame.f_locals.get(name):
-                    return Cells({name: cell})
-            except ValueError:  # an empty cell
-                continue
+    code, held = frame.f_code, frame.f_locals
+    for searched in (False, True):
+        if searched:  # slow: it looks at every object that exists
+            users = [one for one in gc.get_referrers(code) if type(one) is FunctionType]
+            _FUNCTIONS[code] = [weakref.ref(function) for function in users if function.__closure__ is not None]
+        for reference in _FUNCTIONS.get(code, ()):
+            function = reference()
+            if function is not None and _holds(function, held):
+                cell: CellType = (function.__closure__ or ())[code.co_freevars.index(name)]
+                return Cells({name: cell})
     return None
+
+
+def _holds(function: FunctionType, held: Mapping[str, Any]) -> bool:
+    """Whether the variables of enclosing functions that a function reads are those of its running call."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            if cell.cell_contents is not held.get(name, MISSING):
+                return False
+        except ValueError:  # an empty cell
+            if name in held:
+                return False
+    return True
+
+
+def eager_part(value: Any) -> Any:
+    """Returns a dictionary or set without the types of tensors that capture uses, which eager execution never adds.
+
+    Libraries remember by the type of a tensor what to call for it. Numbers by type, such as counts of calls, stay.
+    """
+    if isinstance(value, (dict, set)) and any(map(_is_of_capture, value)):
+        if isinstance(value, set):
+            return {key for key in value if not _is_of_capture(key)}
+        return {key: held for key, held in value.items() if is_small(held) or not _is_of_capture(key)}
+    return value
+
+
+def _is_of_capture(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return any(map(_is_of_capture, key))
+    return isinstance(key, type) and issubclass(key, torch.Tensor) and key.__module__.startswith("torch._subclasses.")
 
 
 def is_small(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
@@ -26,6 +27,8 @@ def run(settings: BenchSettings, debug: bool = False) -> int:
     from sdp_compile.bench.result import mistakes, summarise
     from sdp_compile.cli.bench_report import render
 
+    if settings.profile_path is not None:
+        Path(settings.profile_path).mkdir(exist_ok=True)
     outline = _full_size(settings)
     # With --json - standard output holds the JSON alone.
     console = Console(stderr=settings.json_path == "-")

@@ -23,6 +23,9 @@ def render(result: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text(), Text(_headline(result), style="bold"), Text()]
     if good:
         parts += [_time(good), _memory(good), _traffic(good)]
+    profiled = [(variant["name"], variant["profile"]) for variant in good if variant.get("profile")]
+    if profiled:
+        parts.append(profile_table(profiled, "worker 0, by its trace"))
     failed = [variant for variant in variants if variant["status"] != "ok"]
     if failed:
         parts.append(failed_table(failed))
@@ -137,6 +140,22 @@ def _traffic(variants: Sequence[Mapping[str, Any]]) -> Table:
             str(traffic["collectives"][worst]),
             f"{variant['flops_imbalance']:.3f}",
         )
+    return table
+
+
+def profile_table(rows: Sequence[tuple[str, Mapping[str, Any]]], whose: str) -> Table:
+    """A table of exposed communication: the name and the profile of each variant, and who was profiled."""
+    table = variant_table(
+        f"Milliseconds per step of {whose}: collectives that run or are waited for, in all and while nothing computes",
+        "step",
+        "commu-\nnication",
+        "exposed",
+        "hidden\nshare",
+    )
+    for name, profile in rows:
+        seconds = [profile[f"{what}_seconds"] for what in ("step", "communication", "exposed")]
+        hidden = "" if profile["overlap_share"] is None else f"{profile['overlap_share']:.2f}"
+        table.add_row(name, *(f"{one * 1e3:.1f}" for one in seconds), Text(hidden, style="bold"))
     return table
 
 

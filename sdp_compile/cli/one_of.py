@@ -32,7 +32,8 @@ def run(settings: OneOfSettings, debug: bool = False) -> int:
     with interruptible(), stages(1 + len(settings.runs)) as begin:
         result = measuring.run(settings, begin, made)
         begin("predicting communication")
-        if any(row["status"] == "ok" for row in result["variants"]):
+        # What was delayed is measured already.
+        if settings.delay is None and any(row["status"] == "ok" for row in result["variants"]):
             from sdp_compile.bench.one_of.predicted import add_predictions
 
             add_predictions(result, settings)

@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sdp_compile.cli.bench_report import failed_table, variant_table
+from sdp_compile.bench.one_of.settings import LINKS
+from sdp_compile.cli.bench_report import failed_table, profile_table, variant_table
 
 _MIB = 2**20
 
@@ -20,7 +21,10 @@ def render(result: Mapping[str, Any]) -> RenderableType:
     good = [row for row in rows if row["status"] == "ok"]
     parts: list[RenderableType] = [Text(), Text(_headline(result), style="bold"), Text()]
     if good:
-        parts += [_time(good), _memory(good)]
+        parts += [_time(good, result["settings"]["delay"]), _memory(good)]
+    profiled = [(_name(row), row["profile"]) for row in good if row.get("profile")]
+    if profiled:
+        parts.append(profile_table(profiled, "this worker, by its trace"))
     predicted = [row for row in good if "predicted" in row and "reason" not in row["predicted"]]
     if predicted:
         parts.append(_communication(predicted))
@@ -50,8 +54,10 @@ def _name(row: Mapping[str, Any]) -> str:
     return str(row["name"]) + ("" if row["coverage"] is None else f" {row['coverage']:g}")
 
 
-def _time(rows: Sequence[Mapping[str, Any]]) -> Table:
-    title = "Milliseconds of a step without traffic (median, range of rounds), its phases, and its ratio to DDP's"
+def _time(rows: Sequence[Mapping[str, Any]], delay: str | None) -> Table:
+    unit = "" if delay in (None, *LINKS) else " ms per MiB"
+    traffic = "without traffic" if delay is None else f"with collectives delayed by {delay}{unit}"
+    title = f"Milliseconds of a step {traffic} (median, range of rounds), its phases, and its ratio to DDP's"
     table = variant_table(title, "step", "range", "of\nDDP", "forward", "backward", "update")
     for row in rows:
         seconds, phases = row["step_seconds"], row["phase_seconds"]

@@ -58,6 +58,7 @@ SMALL: Mapping[str, Any] = {
     "num_frames": 4,
     "max_length": 64,
     "projection_dim": 32,
+    **dict.fromkeys("out_hidden_size text_hidden_size condition_dim audio_hidden_size".split(), 64),  # as hidden_size
     "use_cache": False,
     "apply_spec_augment": False,
     **dict.fromkeys("layerdrop encoder_layerdrop decoder_layerdrop".split(), 0.0),
@@ -65,30 +66,58 @@ SMALL: Mapping[str, Any] = {
 """The small value of each field, for the configurations that have it."""
 
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "data2vec-audio": {"conv_dim": (32,) * 7},
-    "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4},
-    "deepseek_v3": {"head_dim": 8, "num_key_value_heads": 4},
+    "donut-swin": {"image_size": 224},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "dpt": {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
     "efficientnet": {"hidden_dim": 1280, "width_coefficient": 1.0, "depth_coefficient": 1.0},
     "esm": {"pad_token_id": 0, "mask_token_id": 3},
+    "gemma3n_text": {"layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "hy_v4_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
+    "layoutlmv3": {"coordinate_size": 10, "shape_size": 12},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "lilt": {"hidden_size": 96},
     "mamba2": {"num_heads": 8, "n_groups": 2, "state_size": 16},
+    "maskformer-swin": {"image_size": 224},
+    "muse_spark_audio": {"num_hidden_layers": 4},
     "nemotron": {"num_key_value_heads": 2},
+    "reformer": {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [4, 4]},
     "rembert": {"input_embedding_size": 64, "output_embedding_size": 64},
     "swin": {"image_size": 224},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"]},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"]},
+    "zaya": {"num_experts_per_tok": 1},
+    **{name: {"num_key_value_heads": 4} for name in ("dots3_note_text", "esmc", "glm5_next_text")},
+    **{
+        name: {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+        for name in (
+            "cosmos3_edge_text glm4v_text glm_image_text glm_ocr_text paddleocr_vl_text qwen2_vl_text qwen2_5_vl_text "
+            "qwen2_5_omni_text"
+        ).split()
+    },
+    "glm4v_moe_text": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [2, 1, 1],
+        }
+    },
 }
 """Further fields of some types, where the small values depend on each other."""
 
-_WITHOUT_DEFAULT = ("n_inner", "vocab_size", "num_experts_per_tok")
+_WITHOUT_DEFAULT = ("n_inner", "vocab_size", "num_experts_per_tok", "head_dim")
 """Fields that a default configuration leaves empty although the model needs them."""
+
+_BY_LAYER = ("out_features", "out_indices", "stage_names", "per_layer_config")
+"""Fields that name or number the layers of a configuration."""
 
 
 def small_fields(config: Any) -> dict[str, Any]:
     """Returns small values for the fields that ``config`` has, nested configurations included."""
-    return {**_shrunk(config), **SPECIAL.get(config.model_type, {})}
-
-
-def _shrunk(config: Any) -> dict[str, Any]:
     fields = config.to_dict()
     renamed = {alias for alias, name in getattr(config, "attribute_map", {}).items() if name in fields}
     result = {key: value for key, value in SMALL.items() if key in fields and key not in renamed}
@@ -98,8 +127,21 @@ def _shrunk(config: Any) -> dict[str, Any]:
     result = {key: value for key, value in result.items() if not isinstance(fields[key], (list, tuple))}
     if isinstance(fields.get("depths"), (list, tuple)):
         result["depths"] = [min(2, depth) for depth in fields["depths"]]
+    if isinstance(fields.get("qk_rope_head_dim"), int):  # latent attention: each head has keys of its own
+        result |= {key: value for key, value in (("head_dim", 8), ("num_key_value_heads", 4)) if key in result}
     for name in getattr(config, "sub_configs", {}):
         nested = getattr(config, name, None)
         if nested is not None and hasattr(nested, "to_dict"):
-            result[name] = {**_shrunk(nested), "model_type": nested.model_type}
-    return result
+            result[name] = {**_own(nested), **small_fields(nested), "model_type": nested.model_type}
+    return {**result, **SPECIAL.get(config.model_type, {})}
+
+
+def _own(nested: Any) -> dict[str, Any]:
+    """Returns what an outer configuration sets in a nested one, apart from what names its layers one by one."""
+    layers = getattr(nested, "num_hidden_layers", None)
+    return {
+        key: value
+        for key, value in nested.to_diff_dict().items()
+        if not (isinstance(value, (list, tuple)) and len(value) == layers)
+        and not (isinstance(layers, int) and key in _BY_LAYER)
+    }

@@ -132,5 +132,6 @@ def _accepted(spec: str, origin: Configuration, make: Any) -> Any:
         return make()
     except Exception as error:
         raise SDPError(
-            f"{spec}: the {origin.describe()} is not accepted: {first_line(error)}. Change it with --set key=value."
+            f"{spec}: the {origin.describe()} is not accepted: {first_line(error.__cause__ or error).rstrip('.')}. "
+            "Change it with --set key=value."
         ) from error

@@ -165,7 +165,17 @@ def _weights(owned: Tensor, rest: Tensor, dim: int, runs: Runs) -> list[tuple[Te
     if _is_scattered(runs):
         return [(join(owned, rest, dim, runs), 0, sum(runs))]
     stretches = _stretches(owned, rest, runs)
-    return [(part.narrow(dim, start, size), position, size) for part, start, size, position in stretches]
+    return [(_narrowed(part, dim, start, size), position, size) for part, start, size, position in stretches]
+
+
+def _narrowed(part: Tensor, dim: int, start: int, size: int) -> Tensor:
+    """Returns `Tensor.narrow`, without a call if it is all of the part."""
+    return part if size == part.shape[dim] else part.narrow(dim, start, size)
+
+
+def _conj(x: Tensor) -> Tensor:
+    """Returns `Tensor.conj`, without a call if it is real."""
+    return x.conj() if x.is_complex() else x
 
 
 def _is_scattered(runs: Runs) -> bool:
@@ -183,12 +193,14 @@ def _by_columns(x: Tensor, parts: list[tuple[Tensor, int]], columns: int, bias: 
         full = torch.cat([x @ weight for weight, _ in parts], -1)
         return full if bias is None else full + bias
     out = x.new_empty(x.shape[0], columns)
-    for weight, start in parts:
-        target = out[:, start : start + weight.shape[1]]
-        if bias is None:
+    sizes = [weight.shape[1] for weight, _ in parts]
+    targets = out.split_with_sizes(sizes, 1)
+    if bias is None:
+        for (weight, _), target in zip(parts, targets, strict=True):
             torch.mm(x, weight, out=target)
-        else:
-            torch.addmm(bias[start : start + weight.shape[1]], x, weight, out=target)
+    else:
+        for (weight, _), target, of_bias in zip(parts, targets, bias.split_with_sizes(sizes), strict=True):
+            torch.addmm(of_bias, x, weight, out=target)
     return out
 
 
@@ -218,10 +230,10 @@ class _LinearByRows(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             stretches = _stretches(owned, rest, ctx.runs)
             of_x = _by_sum(
-                [(g.narrow(1, at, size), part.narrow(0, start, size).conj()) for part, start, size, at in stretches]
+                [(g.narrow(1, at, size), _conj(_narrowed(part, 0, start, size))) for part, start, size, at in stretches]
             )
         if ctx.needs_input_grad[1]:
-            of_owned = owned_part(g, 1, ctx.runs).t() @ x.conj()
+            of_owned = owned_part(g, 1, ctx.runs).t() @ _conj(x)
         if ctx.needs_input_grad[3]:
             of_bias = g.sum(0)
         return of_x, of_owned, None, of_bias, None
@@ -246,10 +258,10 @@ class _LinearByColumns(torch.autograd.Function):
         mine, owned, rest = ctx.saved_tensors
         of_x = of_owned = of_bias = None
         if ctx.needs_input_grad[0]:
-            parts = [(weight.conj(), start) for weight, start, _ in _weights(owned, rest, 1, ctx.runs)]
+            parts = [(_conj(weight), start) for weight, start, _ in _weights(owned, rest, 1, ctx.runs)]
             of_x = _by_columns(g, parts, sum(ctx.runs))
         if ctx.needs_input_grad[2]:
-            of_owned = g.t() @ mine.conj()
+            of_owned = g.t() @ _conj(mine)
         if ctx.needs_input_grad[4]:
             of_bias = g.sum(0)
         return of_x, None, of_owned, None, of_bias, None

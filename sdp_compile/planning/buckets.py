@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -66,29 +67,32 @@ def make_buckets(
 ) -> tuple[Bucket, ...]:
     """Fills the buckets of one round after the other.
 
-    A round is closed before what the workers of any class hold of it would exceed ``bucket_bytes``. Buckets are sorted
+    A round is closed before what the workers of any class hold of it would exceed ``bucket_bytes``, between two
+    parameters: whatever lies in two rounds keeps workers of several classes waiting for each other. Buckets are sorted
     by round and by the position of their last piece, that is by when they become ready. This total order follows from
     the plan alone, so two ranks can never issue two common collectives in different orders.
 
     Args:
         pieces: The pieces of all ranks, in the order in which gradients become ready in the full model.
         state: The full tensors by name.
-        bucket_bytes: Upper bound of what a worker holds of a round; a larger piece has a round of its own.
+        bucket_bytes: Upper bound of what a worker holds of a round; a larger parameter has a round of its own.
         classes: The workers of each class, who own the same units.
     """
     known, holders = OwnerSets(), list[NDArray[np.bool_]]()
     rounds: list[list[Piece]] = [[]]
     load = np.zeros(len(classes))
-    for piece in pieces:
-        number = known.number(piece.owners)
-        if number == len(holders):
-            holders.append(np.array([is_member(members[0], piece.owners) for members in classes], dtype=np.bool_))
-        grown = load + holders[number] * (piece.numel * state[piece.name].dtype.itemsize)
-        if rounds[-1] and grown.max() > bucket_bytes:
+    for _, parts in groupby(pieces, lambda piece: piece.name):
+        parameter, own = list(parts), np.zeros(len(classes))
+        for piece in parameter:
+            number = known.number(piece.owners)
+            if number == len(holders):
+                holders.append(np.array([is_member(members[0], piece.owners) for members in classes], dtype=np.bool_))
+            own += holders[number] * (piece.numel * state[piece.name].dtype.itemsize)
+        if rounds[-1] and (load + own).max() > bucket_bytes:
             rounds.append([])
-            grown = grown - load
-        rounds[-1].append(piece)
-        load = grown
+            load = np.zeros(len(classes))
+        rounds[-1] += parameter
+        load = load + own
     if len(rounds) > 1 and load.max() * SMALL <= bucket_bytes:
         rest = rounds.pop()
         rounds[-1] += rest

@@ -80,7 +80,7 @@ class Plan(Assignment):
 
         Args:
             rank: A worker; None for the buckets of all workers.
-            bucket_bytes: Upper bound of what a worker holds of a round in bytes; a larger piece has its own round.
+            bucket_bytes: Upper bound of what a worker holds of a round in bytes; a larger parameter has its own round.
         """
         if bucket_bytes not in self._buckets:
             ready = (

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdp_compile.structure.layout import Indices
+
+_View: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, bool]
+"""Size, strides and offset of a view, and whether it lies in one run of memory, in order."""
 
 
 class Region:
@@ -33,7 +37,7 @@ class Region:
             if evenly is None
         }
         self._moved: dict[torch.device, dict[int, Tensor]] = {}
-        self._strided: dict[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], tuple[int, ...], int]] = {}
+        self._strided: dict[tuple[tuple[int, ...], ...], _View] = {}
 
     def __reduce__(self) -> tuple[type[Region], tuple[tuple[Indices, ...]]]:
         return Region, (self.index,)  # a copy makes its own lists on devices
@@ -49,6 +53,15 @@ class Region:
         for dim, positions in self._lists_on(view.device).items():
             view = view.index_select(dim, positions)
         return view
+
+    def run(self, tensor: Tensor) -> Tensor | None:
+        """Returns the region of ``tensor`` as a vector if it lies in one run of memory, in order; None otherwise."""
+        if self._lists:
+            return None
+        _, _, start, is_run = self._layout(tensor)
+        if not is_run:
+            return None
+        return tensor.as_strided((self.shape.numel(),), (1,), tensor.storage_offset() + start)
 
     def copy(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
         """Returns a copy of the region of ``tensor``, in ``out`` if given. With one uneven list it copies once."""
@@ -96,21 +109,35 @@ class Region:
         if torch.is_grad_enabled() and tensor.requires_grad:
             return tensor[tuple(slice(None) if evenly is None else evenly for evenly in self._slices)]
         # The same in one call: many small regions of gradients are read and written at each step.
+        size, stride, start, _ = self._layout(tensor)
+        return tensor.as_strided(size, stride, tensor.storage_offset() + start)
+
+    def _layout(self, tensor: Tensor) -> _View:
+        """Returns what `_geometry` returns for a tensor, which it knows if it has seen such a tensor."""
         layout = (tensor.shape, tensor.stride())
         if layout not in self._strided:
             self._strided[layout] = self._geometry(*layout)
-        size, stride, start = self._strided[layout]
-        return tensor.as_strided(size, stride, tensor.storage_offset() + start)
+        return self._strided[layout]
 
-    def _geometry(self, shape: Sequence[int], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-        """Returns size, strides and offset of the view of a tensor of this shape and strides."""
+    def _geometry(self, shape: Sequence[int], strides: tuple[int, ...]) -> _View:
+        """Returns the view of a tensor of this shape and strides."""
         size, steps, start = [], [], 0
         for extent, stride, evenly in zip(shape, strides, self._slices, strict=True):
             positions = range(extent) if evenly is None else range(extent)[evenly]
             size.append(len(positions))
             steps.append(stride * positions.step)
             start += stride * (positions.start if positions else 0)
-        return tuple(size), tuple(steps), start
+        return tuple(size), tuple(steps), start, _is_run(size, steps)
+
+
+def _is_run(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a view with these sizes and strides lies in one run of memory, in order."""
+    step = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 def _as_slice(positions: Indices) -> slice | None:

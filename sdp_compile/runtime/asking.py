@@ -116,7 +116,7 @@ def _guarded(
         if name in _WHOLE:
             raise SDPError(_message(kind, f"{name}()", ""))
         try:
-            with WithoutOperators(kind) as watched:
+            with WithoutOperators(kind, may_fill=True) as watched:
                 result = bound(*args, **kwargs)
                 if isinstance(result, GeneratorType):
                     result = iter(list(result))

@@ -23,6 +23,7 @@ from sdp_compile.runtime.gradients.engine import GradientEngine
 from sdp_compile.runtime.levels.equalise import equalise
 from sdp_compile.runtime.levels.refresh import Refresh
 from sdp_compile.runtime.levels.route import Route
+from sdp_compile.runtime.owners.backward import backward_statement
 from sdp_compile.runtime.tensors import local_tensors
 
 
@@ -103,6 +104,7 @@ class Peers:
             self.check_finite,
             contract,
         )
+        engine.in_backward = backward_statement
         launched_by(number, engine)
         self.refresher = engine.refresher = (
             Refresh(module, self.holdings, self.route, self.bucket_bytes) if plan.masking == "backward" else None

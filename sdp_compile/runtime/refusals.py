@@ -37,11 +37,16 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
         held = module._parameters.get(name, module._buffers.get(name))
         if value is not held and (held is None or not isinstance(value, torch.Tensor) or value.shape != held.shape):
             what = f"tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-            there = "holds nothing of it" if held is None else f"holds a tensor {list(held.shape)}"
+            if held is None:
+                raise SDPError(
+                    f"{where!r} cannot become a {what}: there is no such tensor, because this worker holds nothing of "
+                    "it, or because it was removed, as pruning and weight norms do. Prune or parametrize the original "
+                    "model, and compile it again."
+                )
             raise SDPError(
-                f"{where!r} cannot become a {what}: the worker {there}. Copy new values into it under "
-                f"torch.no_grad(), load whole values with load_full_state_dict(), or change the original model and "
-                "compile it again."
+                f"{where!r} cannot become a {what}: the worker holds a tensor {list(held.shape)}. Copy new values into "
+                f"it under torch.no_grad(), load whole values with load_full_state_dict(), or change the original "
+                "model and compile it again."
             )
     elif isinstance(value, (torch.Tensor, nn.Module)) and (path, name) in state.asked:
         raise SDPError(

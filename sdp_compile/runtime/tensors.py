@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
+from operator import is_
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +15,36 @@ def local_tensors(module: nn.Module) -> dict[str, Tensor]:
     result: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     result.update(module.named_buffers(remove_duplicate=False))
     return result
+
+
+class NamedParameters:
+    """The parameters of a module under all of their names, listed again only when a part of it holds others.
+
+    Args:
+        module: The module, which is not kept alive.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)
+        self._found: dict[str, nn.Parameter] = {}
+        self._parts: list[tuple[dict[str, Any], tuple[Any, ...]]] = []
+
+    def __call__(self) -> dict[str, nn.Parameter]:
+        """Returns the parameters by name, in the same dictionary while they are the same; none without the module."""
+        module = self._module()
+        if module is None:
+            return {}
+        if not self._parts or not self._are_current():
+            self._found = dict(module.named_parameters(remove_duplicate=False))
+            parts = [part for _, part in module.named_modules(remove_duplicate=False)]
+            registries = [registry for part in parts for registry in (part._modules, part._parameters)]
+            self._parts = [(registry, tuple(registry.values())) for registry in registries]
+        return self._found
+
+    def _are_current(self) -> bool:
+        return all(
+            len(registry) == len(held) and all(map(is_, registry.values(), held)) for registry, held in self._parts
+        )
 
 
 def replace_tensors(module: nn.Module, new: Mapping[str, Tensor]) -> None:

@@ -40,6 +40,11 @@ def residual() -> tuple[nn.Module, tuple[Tensor, ...]]:
     return Residual(), (torch.randn(4, 16),)
 
 
+def wide() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Returns a model that computes for long enough to hide what it sends."""
+    return Residual(256, 1024, 6), (torch.randn(4, 256),)
+
+
 def hangs() -> tuple[nn.Module, tuple[Tensor, ...]]:
     """Never returns on worker 1."""
     if os.environ["RANK"] == "1":

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdp_compile.bench.one_of.calls import Calls
 from sdp_compile.bench.one_of.plot import write_memory_plot
 from sdp_compile.bench.one_of.run import run
 from sdp_compile.bench.one_of.settings import OneOfSettings
@@ -46,6 +47,14 @@ def test_storages_count_once_and_while_they_live() -> None:
         assert storages.peak - before == 1000 * FLOAT
         storages.restart()
         assert storages.peak == before
+
+
+def test_calls_are_counted_without_views() -> None:
+    tensor = torch.ones(10, 10)
+    with Calls() as calls:
+        torch._foreach_add_([tensor.t(), tensor[0]], 1.0)
+        tensor.view(100).split(10)
+    assert (calls.others, calls.views) == (1, 4)
 
 
 def test_what_autograd_saves_counts() -> None:
@@ -91,6 +100,7 @@ def test_one_worker_trains_without_its_peers() -> None:
         phases = memory[name]["phases"]
         assert memory[name]["peak"] == max(phases.values()) > memory[name]["parameters"]
         assert all(seconds > 0 for seconds in figures["phase_seconds"].values())
+        assert all(calls > 0 for calls in figures["phase_calls"].values())
         assert all(loss is not None for loss in figures["losses"]), name
     # Without gradients from peers, DDP takes a quarter of each gradient; AdamW does not see the factor.
     assert found["ddp"]["losses"][0] == pytest.approx(found["local"]["losses"][0], rel=1e-6)

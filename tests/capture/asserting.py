@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from sdp_compile.capture.assertions import expected_truth
+from sdp_compile.capture.assertions import expected_truth, is_number_of_assertion
 
 
 class Truth:
@@ -19,6 +19,17 @@ class Truth:
     def __bool__(self) -> bool:
         self.expected.append(expected_truth(sys._getframe(1)))
         return bool(self.expected[-1])
+
+
+class Item:
+    """Notes whether the number that it gives is one of an assertion."""
+
+    def __init__(self) -> None:
+        self.found: list[bool] = []
+
+    def item(self) -> int:
+        self.found.append(is_number_of_assertion(sys._getframe(1)))
+        return 1
 
 
 def asserted(t: Truth) -> None:
@@ -85,6 +96,45 @@ def finished(t: Truth) -> None:
         len(t.expected)
 
 
+def item(t: Item) -> None:
+    assert t.item()
+
+
+def compared_item(t: Item) -> None:
+    assert t.item() < 5, "too large"
+
+
+def item_between(t: Item) -> None:
+    low = -5
+    if not low <= t.item():
+        raise ValueError
+
+
+def item_in_a_branch(t: Item) -> int:
+    return 1 if t.item() < 5 else 2
+
+
+def item_beside(t: Item) -> None:
+    assert [t.item(), t is None][0]
+
+
+def item_in_a_function(t: Item) -> None:
+    assert abs(t.item()) < 5
+
+
+def item_kept(t: Item) -> None:
+    kept = t.item()
+    assert kept < 5
+
+
+def item_caught(t: Item) -> None:
+    with contextlib.suppress(AssertionError):
+        try:
+            assert t.item() < 5
+        except AssertionError:
+            len(t.found)
+
+
 def loop(t: Truth) -> None:
     while t:
         raise ValueError
@@ -102,3 +152,11 @@ def no_nan(h: torch.Tensor) -> None:
 
 def bounded(h: torch.Tensor) -> None:
     assert not torch.isnan(h).any() and h.abs().max() < 1e6, "too large"
+
+
+def finite_item(h: torch.Tensor) -> None:
+    assert torch.isfinite(h).all().item()
+
+
+def bounded_item(h: torch.Tensor) -> None:
+    assert not torch.isnan(h).any().item() and h.abs().max().item() <= 1e6, "too large"

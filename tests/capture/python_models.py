@@ -235,6 +235,62 @@ class Cached(Small):
         return h * self.doubled.sum()
 
 
+class ClassCache(Small):
+    """Keeps what its first call computed in its class."""
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        if not hasattr(type(self), "scale"):
+            type(self).scale = h.detach().mean()
+        return h * type(self).scale
+
+
+class Lazy(Small):
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "ramp"):
+            self.ramp = torch.linspace(0, 1, 16)
+        return h * self.ramp
+
+
+class OtherMode(Small):
+    """Evaluates with what training has left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size: int | None = None
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.size = len(h)
+        elif self.size is not None:
+            h = h / self.size
+        return h
+
+
+class OtherModeTensor(Small):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean: torch.Tensor | None = None
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean = h.detach().mean()
+        return h if self.training or self.mean is None else h - self.mean
+
+
+class Telling(Small):
+    """Leaves numbers and text for whoever looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.shape, self.loss, self.how = 0, (0, 0), None, ""
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        self.rows, self.shape = len(h), (h.shape[0], 2 * h.shape[1])
+        self.loss: torch.Tensor | None = h.pow(2).mean() if self.training else None
+        self.how = "trained" if self.training else "evaluated"
+        return h / self.rows
+
+
 class Memo(Small):
     """Keeps a mask for each size in a dictionary."""
 

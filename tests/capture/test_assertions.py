@@ -45,6 +45,28 @@ def test_an_alternative_is_no_assertion() -> None:
     assert truth.expected == [None]
 
 
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (asserting.item, True),
+        (asserting.compared_item, True),
+        (asserting.item_between, True),
+        (asserting.item_in_a_branch, False),
+        (asserting.item_beside, False),
+        (asserting.item_in_a_function, False),
+        (asserting.item_kept, False),
+        (asserting.item_caught, False),
+    ],
+)
+def test_numbers_of_assertions(function: Callable[[asserting.Item], Any], expected: bool) -> None:
+    item = asserting.Item()
+    function(item)
+    assert item.found == [expected]
+
+
+_CHECKS = [asserting.finite, asserting.no_nan, asserting.bounded, asserting.finite_item, asserting.bounded_item]
+
+
 class Checked(nn.Module):
     """Two inputs and an assertion on what is computed from them."""
 
@@ -58,7 +80,7 @@ class Checked(nn.Module):
         return h * weight
 
 
-@pytest.mark.parametrize("check", [asserting.finite, asserting.no_nan, asserting.bounded])
+@pytest.mark.parametrize("check", _CHECKS)
 def test_assertions_on_values_stay_assertions(check: Callable[[torch.Tensor], None]) -> None:
     model, x, weight = Checked(check), torch.randn(4, 5), torch.randn(4, 1)
     captured = capture(model, (x, weight))
@@ -92,26 +114,3 @@ def test_a_custom_gradient_beside_an_assertion_is_refused(before: Callable[[torc
 
     with pytest.raises(CaptureError, match=r"custom backward of autograd\.Function"):
         capture(Then(function), torch.randn(4, 6))
-
-
-class Sliced(nn.Module):
-    """Starts at the value of a buffer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 6)
-        self.register_buffer("start", torch.tensor(2))
-        self.register_buffer("scale", torch.tensor(0.5), persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        first = int(self.start)
-        y: torch.Tensor = self.linear(x[:, first : first + 3])
-        return y * float(self.scale) if self.start else y
-
-
-def test_the_value_of_a_buffer_is_read_and_noted() -> None:
-    model, x = Sliced(), torch.randn(4, 8)
-    captured = capture(model, x)
-    assert torch.equal(run(model, captured, "train", x), model(x))
-    reads = {read.name: read.value for read in captured.programs["train"].reads if read.kind == "buffer"}
-    assert reads == {"start": (int, 2), "scale": (float, 0.5)}

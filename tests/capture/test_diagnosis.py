@@ -40,14 +40,21 @@ def number(x: torch.Tensor) -> torch.Tensor:
         (branch, ["x.sum() > 0", "control flow or a shape depends on tensor values", "torch.where"]),
         (number, ["int(x.sum())", "depends on tensor values"]),
         (lambda x: [x][3], ["IndexError", "[x][3]"]),
+        (lambda x: x + x.detach().numpy().mean(), ["turns a tensor into a NumPy array at", "Use torch's operators"]),
     ],
-    ids=["branch on values", "number from values", "a mistake in forward"],
+    ids=["branch on values", "number from values", "a mistake in forward", "an array"],
 )
 def test_what_cannot_be_captured_is_named(function: Callable[..., Any], words: list[str]) -> None:
     with pytest.raises(CaptureError) as caught:
         capture(Then(function), torch.randn(4, 6))
     for word in ("Then cannot be captured", "test_diagnosis.py", *words):
         assert word in str(caught.value)
+
+
+def test_an_average_over_all_batches_is_named() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6, momentum=None))
+    with pytest.raises(CaptureError, match=r"batch normalisation with momentum=None.* such as 0\.1"):
+        capture(model, torch.randn(4, 5))
 
 
 def test_wrong_shapes_name_the_line_of_the_model() -> None:

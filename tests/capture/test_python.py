@@ -18,6 +18,7 @@ from sdp_compile.ir.reads import Read, changed_read
 from sdp_compile.structure.analysis import analyse
 from tests.capture import python_models as models
 from tests.capture.models import run
+from tests.runtime.module.small import compiled
 
 REFUSED: dict[type[nn.Module], tuple[str, ...]] = {
     models.Counter: ("attribute 'calls' of the model", "self.calls += 1", "register_buffer"),
@@ -42,8 +43,10 @@ REFUSED: dict[type[nn.Module], tuple[str, ...]] = {
     models.Default: ("a default argument of remembering()", "seen.append(h.shape[0])"),
     models.Freezing: ("changes requires_grad of parameter 'first.weight'", "self.first.requires_grad_("),
     models.Adding: ("creates 'extra' in the model", 'self.add_module("extra"'),
-    models.Cached: ("attribute 'doubled' of the model", "self.doubled.sum()"),
+    models.Cached: ("creates 'doubled' in the model", "self.doubled.sum()"),
     models.Stored: ("attribute 'stored' of the model", 'self.stored["h"] = h'),
+    models.ClassCache: ("creates attribute 'scale' of class ClassCache", "type(self).scale = "),
+    models.Lazy: ("creates 'ramp' in the model", "self.ramp = ", "Run the model once"),
     models.Carried: ("'states'", "self.states = ["),
 }
 
@@ -66,6 +69,27 @@ def test_what_a_graph_would_lose_is_refused_with_its_line(kind: type[nn.Module],
         and models.ClassCounter.calls == [0]
         and models.ClassNumber.calls == models.TypeNumber.total == 0
     )
+
+
+@pytest.mark.parametrize(("kind", "name"), [(models.OtherMode, "size"), (models.OtherModeTensor, "mean")])
+def test_what_training_leaves_for_evaluation_is_refused(kind: type[nn.Module], name: str) -> None:
+    with pytest.raises(
+        CaptureError, match=rf"carries attribute '{name}' of the model .*\(train assigns it, eval reads"
+    ):
+        capture(kind(), torch.randn(4, 5))
+
+
+def test_plain_values_are_left_after_each_call() -> None:
+    model, x = models.Telling(), torch.randn(4, 5)
+    module = compiled(model, x)
+    for training, rows in ((True, 4), (True, 3), (False, 6), (True, 6), (False, 4)):
+        x = torch.randn(rows, 5)
+        for one in (model, module):
+            one.train(training)
+        torch.testing.assert_close(module(x), model(x))
+        assert (module.rows, module.shape, module.how) == (model.rows, model.shape, model.how)
+        assert type(module.rows) is int
+        torch.testing.assert_close(module.loss, model.loss)
 
 
 @pytest.mark.parametrize("collect", ["list", "dictionary"])

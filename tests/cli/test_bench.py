@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sdp_compile.bench.overlap import overlap
+
 pytestmark = pytest.mark.timeout(240)
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +28,8 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_one_run_measures_all_variants_side_by_side(tmp_path: Path) -> None:
     found, picture = tmp_path / "bench.json", tmp_path / "bench.svg"
     variants = "ddp,ddp-checkpoint,fsdp2,sdp-neuron,sdp-block"
-    result = bench(MODEL, *SMALL, "--variants", variants, "--json", str(found), "--plot", str(picture))
+    files = ["--json", str(found), "--plot", str(picture), "--profile", str(tmp_path / "traces")]
+    result = bench(MODEL, *SMALL, "--variants", variants, *files)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(found.read_text())
     by_name = {variant["name"]: variant for variant in report["variants"]}
@@ -39,6 +42,14 @@ def test_one_run_measures_all_variants_side_by_side(tmp_path: Path) -> None:
         assert len(variant["step_seconds"]["turns"]) == 2
         assert variant["ratio"]["ddp"]["median"] > 0
         assert variant["traffic"]["as_predicted"] == [True, True]
+        profile = variant["profile"]
+        assert Path(profile["trace"]) == tmp_path / "traces" / f"{name}.json"
+        assert (
+            overlap(json.loads(Path(profile["trace"]).read_text())["traceEvents"]).to_dict().items() <= profile.items()
+        )
+        for figures in (profile, *profile["workers"]):
+            assert 0 < figures["communication_seconds"] <= figures["step_seconds"]
+            assert 0 <= figures["exposed_seconds"] <= figures["communication_seconds"]
     assert ddp["ratio"]["ddp"]["median"] == 1.0
     # The peers train the same model on the same data: only then are their times comparable.
     for peer in ("ddp-checkpoint", "fsdp2"):
@@ -46,6 +57,7 @@ def test_one_run_measures_all_variants_side_by_side(tmp_path: Path) -> None:
             assert losses == pytest.approx(expected, rel=1e-4)
     assert by_name["sdp-neuron"]["memory"]["most"]["state"] < ddp["memory"]["most"]["state"]
     assert "<svg" in picture.read_text()
+    assert "exposed" in result.stdout
 
 
 def test_a_variant_that_fails_keeps_its_row_and_the_others_go_on(tmp_path: Path) -> None:
@@ -66,6 +78,10 @@ def test_a_variant_that_fails_keeps_its_row_and_the_others_go_on(tmp_path: Path)
         (["--variants", "zero3"], ["zero3", "fsdp2"]),
         (["--replicas", "9"], ["--replicas 9"]),
         (["--plot", "picture.gif"], [".png", ".svg"]),
+        (["--profile", "no/such/folder"], ["--profile no/such/folder"]),
+        (["--delay", "10gbe"], ["--delay belongs to --one-of"]),
+        (["--one-of", "4", "--delay", "10gb"], ["--delay 10gb", "10gbe"]),
+        (["--one-of", "4", "--delay", "1", "--links", "10gbe"], ["--delay and --links exclude"]),
         (["no-model"], ["does not name a model"]),
     ],
 )

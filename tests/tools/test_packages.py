@@ -127,6 +127,26 @@ def test_shards_are_disjoint_and_whole(toy: str, capsys: pytest.CaptureFixture[s
     assert listed == [[f"{toy}:mlp", f"{toy}:drawn5"], [f"{toy}:branching"]]
 
 
+def test_the_packages_take_turns(toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one_model.py").write_text("def names(seed):\n    return ['only']\n")
+    main(["list", "--package", toy, "--package", "one_model", "--seed", "5"])
+    assert capsys.readouterr().out.split() == [f"{toy}:mlp", "one_model:only", f"{toy}:branching", f"{toy}:drawn5"]
+
+
+def test_each_type_of_transformers_comes_once_before_any_comes_again() -> None:
+    pytest.importorskip("transformers")
+    of_transformers = importlib.import_module("tools.packages.of_transformers")
+    listed = of_transformers.names(0)
+    kinds = [name.partition(":")[0] for name in listed]
+    number = len(set(kinds))
+    assert len(set(kinds[:number])) == number
+    assert len(set(listed)) == len(listed)
+    assert {"bert:BertModel", "llama:LlamaForCausalLM", "clip_vision_model:CLIPVisionModel"} <= set(listed)
+    assert kinds.index("clip") < kinds.index("clip_vision_model")  # of one folder, that of the folder's own name first
+    assert of_transformers.names(0) == listed
+    assert of_transformers.names(1) != listed
+
+
 def test_the_summary_counts_by_package() -> None:
     rows = [row("a:x", "exact", "", 1.0), row("a:y", "refused", "why", 1.0), row("b:x", "crash", "how", 1.0)]
     text = summary([{**rows[0], "kept": 0.25}, *rows[1:]])
@@ -141,3 +161,19 @@ def test_a_later_row_replaces_an_earlier_one(tmp_path: Path) -> None:
     assert [found["outcome"] for found in read(file)] == ["exact"]
     assert len(file.read_text().splitlines()) == 2
     assert json.loads(file.read_text().splitlines()[0])["outcome"] == "crash"
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("bert:BertForMultipleChoice", {"input_ids": (2, 3, 16)}),
+        ("gpt2:GPT2ForSequenceClassification", {"input_ids": (2, 16)}),
+        ("bart:BartForSequenceClassification", {"input_ids": (2, 16), "attention_mask": (2, 16)}),
+        ("dac:DacModel", {"input_values": (2, 1, 4000)}),
+    ],
+)
+def test_models_of_transformers_get_inputs_that_they_take(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    pytest.importorskip("transformers")
+    model, inputs = importlib.import_module("tools.packages.of_transformers").build(name)
+    assert {key: tuple(value.shape) for key, value in inputs.items()} == shapes
+    model(**inputs)

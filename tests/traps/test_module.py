@@ -10,6 +10,9 @@ import timm
 import timm.optim
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrizations, prune
+from torch.optim import swa_utils
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import sdp_compile as sdp
@@ -88,3 +91,69 @@ def test_weight_decay_goes_by_the_original_types(tmp_path: Any) -> None:
 
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1, num_classes=4)
     assert decayed(compiled(vit, torch.randn(2, 3, 32, 32))) == decayed(vit)
+
+
+def pruned(module: sdp.SDPModule) -> None:
+    prune.l1_unstructured(module.get_submodule("0"), "weight", 0.5)
+
+
+def weight_normed(module: sdp.SDPModule) -> None:
+    parametrizations.weight_norm(module.get_submodule("0"))
+
+
+def with_averaged_statistics(module: sdp.SDPModule) -> None:
+    swa_utils.update_bn([torch.randn(6, 8)], module)
+
+
+def drawn_anew(module: sdp.SDPModule) -> None:
+    module.get_submodule("0").reset_parameters()
+
+
+def copied_in_inference_mode(module: sdp.SDPModule) -> None:
+    with torch.inference_mode():
+        compiled(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(6, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (pruned, "Prune or parametrize the original model, and compile it again"),
+        (weight_normed, "'0.weight' of a compiled model cannot be removed"),
+        (
+            with_averaged_statistics,
+            r"momentum=None, as .*update_bn.* call sdp.calibrate\(model.full_model\(\), batches\)",
+        ),
+        (drawn_anew, r"reset_parameters\(\) of Linear needs the whole weights"),
+        (copied_in_inference_mode, "Build and compile it outside"),
+    ],
+)
+def test_what_graphs_would_not_see_is_refused(change: Any, text: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    with pytest.raises(sdp.SDPError, match=text):
+        change(compiled(model, torch.randn(6, 8)))
+
+
+def test_statistics_are_reset_as_in_the_original() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    module = compiled(model, torch.randn(6, 8))
+    module(torch.randn(6, 8))
+    norm = module.get_submodule("1")
+    assert norm.get_buffer("running_mean").count_nonzero() == 16
+    norm.reset_running_stats()
+    assert norm.get_buffer("running_mean").count_nonzero() == norm.get_buffer("num_batches_tracked") == 0
+    assert (norm.get_buffer("running_var") == 1).all()
+
+
+def test_gradients_of_each_sample() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 4)).double()
+    module, x = compiled(model, torch.randn(6, 8).double()), torch.randn(6, 8).double()
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:  # one sample: captured again, within vmap
+        result: Tensor = functional_call(module, parameters, (sample[None],)).square().sum()
+        return result
+
+    found = vmap(grad(loss), (None, 0))(parameters, x)
+    module(x).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found[name].sum(0), parameter.grad)

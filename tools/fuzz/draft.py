@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -107,6 +107,14 @@ class Draft:
     def add(self, text: str) -> None:
         """Adds lines to ``forward``."""
         self.forward += textwrap.dedent(text).strip("\n").splitlines()
+
+    def add_one(self, texts: Sequence[str]) -> None:
+        """Adds one of several texts to ``forward``."""
+        self.add(self.chance.choice(texts))
+
+    def add_assertion(self, conditions: Sequence[str], message: str) -> None:
+        """Adds an assertion of one of several conditions."""
+        self.add(f'assert {self.chance.choice(conditions)}, "{message}"')
 
     def top(self, text: str) -> None:
         """Adds a definition before the classes, once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,7 +79,12 @@ class Design:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all fragments."""
-        return tuple(_names(self.genes))
+        return tuple(gene.name for gene in self.all_genes)
+
+    @property
+    def all_genes(self) -> tuple[Gene, ...]:
+        """The fragments, each child before those inside of it."""
+        return tuple(_walk(self.genes))
 
     def without(self, number: str) -> Design:
         """Returns the design without one gene."""
@@ -224,8 +229,10 @@ def _literal(value: Any) -> str:
     return repr(value)
 
 
-def _names(genes: Sequence[Gene]) -> list[str]:
-    return [name for gene in genes for name in ([gene.name] if not gene.inside else ["child", *_names(gene.inside)])]
+def _walk(genes: Sequence[Gene]) -> Iterator[Gene]:
+    for gene in genes:
+        yield gene
+        yield from _walk(gene.inside)
 
 
 def _without(genes: Sequence[Gene], number: str) -> tuple[Gene, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from tools.fuzz.comparison import Verdict
-from tools.fuzz.grammar import Design, Gene
+from tools.fuzz.grammar import Design
 
 _TRIES = 25
 
@@ -45,8 +45,8 @@ def is_alike(one: Verdict, other: Verdict) -> bool:
 
 
 def _smaller(design: Design) -> Iterator[Design]:
-    for number in _numbers(design.genes):
-        yield design.without(number)
+    for gene in design.all_genes:
+        yield design.without(gene.number)
     plain = {"DTYPE": "float64", "LOWERING": "sliced"}
     settings = dict(design.settings)
     for name, value in plain.items():
@@ -55,7 +55,3 @@ def _smaller(design: Design) -> Iterator[Design]:
     policy = {"policy": "neuron", "coverage": 0.5, "masking": settings["POLICY"]["masking"]}
     if settings["POLICY"] != policy:
         yield replace(design, settings=tuple({**settings, "POLICY": policy}.items()))
-
-
-def _numbers(genes: tuple[Gene, ...]) -> list[str]:
-    return [number for gene in genes for number in (gene.number, *_numbers(gene.inside))]

@@ -184,7 +184,7 @@ class Side:
         self, actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float
     ) -> Iterator[Difference]:
         largest = max((float(one.abs().max()) for one in expected.values() if one.numel()), default=1.0)
-        floor = max(1e-5, tolerance) * largest  # below, a gradient is only rounding
+        floor = max(1e-5, tolerance**0.5) * largest  # below, a gradient is only rounding
         for name in sorted({*actual, *expected}):
             if name in expected:
                 wanted = self._owned(name, expected[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -43,13 +44,14 @@ def _run(options: argparse.Namespace) -> None:
 
 def _names(options: argparse.Namespace) -> list[str]:
     """The models of the chosen packages and shard, those that were asked for by name if there are any."""
-    names = []
+    lists = []
     for package in options.package or PACKAGES:
         if importlib.util.find_spec(package.replace("-", "_")) is None:
             print(f"{package} is not installed: pip install 'sdp-compile[packages]'.", file=sys.stderr)
             continue
-        names += names_of(package, options.seed)
-    names = [name for name in names if options.match in name]
+        lists.append(names_of(package, options.seed))
+    turns = [name for turn in itertools.zip_longest(*lists) for name in turn]  # one of each package in turn
+    names = [name for name in turns if name is not None and options.match in name]
     part, _, parts = options.shard.partition("/")
     return names[int(part) :: int(parts)]
 

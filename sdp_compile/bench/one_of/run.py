@@ -36,11 +36,13 @@ def run(
         The result as plain data, as in docs/bench-json.md.
     """
     rows: list[dict[str, Any]] = []
+    if settings.profile_path is not None:
+        Path(settings.profile_path).mkdir(exist_ok=True)
     result: dict[str, Any] = {
         "version": 1,
         "one_of": settings.one_of,
         "model": settings.model,
-        "settings": {key: value for key, value in asdict(settings).items() if key not in ("json_path", "plot_path")},
+        "settings": {key: value for key, value in asdict(settings).items() if not key.endswith("_path")},
         "machine": {
             "cores": os.cpu_count(),
             "platform": platform.platform(),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from sdp_compile.bench.one_of.variants import VARIANTS
 from sdp_compile.bench.settings import GPT
 from sdp_compile.bench.variants import Variant, choose
-from sdp_compile.command_words import DEFAULT_COVERAGE, check_file, check_policy_words
+from sdp_compile.command_words import DEFAULT_COVERAGE, check_file, check_folder, check_policy_words
 from sdp_compile.errors import SDPError, did_you_mean
 from sdp_compile.models.configuration import Size
 from sdp_compile.models.words import check_words
@@ -41,6 +42,7 @@ class OneOfSettings:
         coverages: The coverages of the SDP variants.
         variants: Names or patterns of variants; empty for all.
         compile: Whether compiled variants take part.
+        bucket_bytes: Size of a gradient bucket; None takes each library's default.
         links: Between the workers, for the predicted communication; some of `LINKS`.
         timeout: Longest time, in seconds, for a variant.
         seed: Random seed for weights and data.
@@ -48,6 +50,9 @@ class OneOfSettings:
         overrides: ``--set`` options, for a MODEL.
         size: Configuration of a MODEL.
         json_path, plot_path: Files to write.
+        profile_path: Folder for a trace of each variant; None for no profile.
+        delay: Collectives end only after the time that they would take over this one of `LINKS`, or at this many
+            milliseconds per MiB that the worker sends; None ends them at once.
 
     Raises:
         SDPError: If a setting is out of range or two settings exclude each other.
@@ -65,6 +70,7 @@ class OneOfSettings:
     coverages: tuple[float, ...] = (DEFAULT_COVERAGE,)
     variants: tuple[str, ...] = ()
     compile: bool = True
+    bucket_bytes: int | None = None
     links: tuple[str, ...] = LINKS
     timeout: float = 300.0
     seed: int = 0
@@ -73,6 +79,8 @@ class OneOfSettings:
     size: Size | None = None
     json_path: str | None = None
     plot_path: str | None = None
+    profile_path: str | None = None
+    delay: str | None = None
 
     def __post_init__(self) -> None:
         if self.one_of < 2:
@@ -88,6 +96,21 @@ class OneOfSettings:
         self._check_model()
         check_file("--json", self.json_path)
         check_file("--plot", self.plot_path)
+        check_folder("--profile", self.profile_path)
+        self._check_delay()
+
+    def _check_delay(self) -> None:
+        if self.delay is None or self.delay in LINKS:
+            return
+        try:
+            good = 0 < float(self.delay) < float("inf")
+        except ValueError:
+            good = False
+        if not good:
+            raise SDPError(
+                f"--delay {self.delay}: name a link ({', '.join(LINKS)}), or the milliseconds that a MiB takes."
+                f"{did_you_mean(self.delay, LINKS)}"
+            )
 
     def _check_model(self) -> None:
         language = self.model == GPT or self.model.startswith(("gpt2-", "llama-"))
@@ -116,6 +139,12 @@ class OneOfSettings:
             for variant in self.chosen
             for coverage in (self.coverages if variant.kind == "sdp" else (None,))
         )
+
+    def trace_path(self, variant: Variant, coverage: float | None) -> Path | None:
+        """Returns the file of a variant's trace, if traces are asked for."""
+        if self.profile_path is None:
+            return None
+        return Path(self.profile_path).resolve() / f"{variant.name}{'' if coverage is None else f'-{coverage:g}'}.json"
 
     def dumps(self) -> str:
         """Returns the settings as JSON."""

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sdp_compile.bench.contestant import Contestant, make_contestant
 from sdp_compile.bench.memory import PeakMeter, measure
+from sdp_compile.bench.one_of.calls import count_calls
+from sdp_compile.bench.one_of.delay import Wire, use
 from sdp_compile.bench.one_of.models import make_one_of_work
 from sdp_compile.bench.one_of.peaks import PHASES, peaks, phases
+from sdp_compile.bench.one_of.predicted import LINKS
 from sdp_compile.bench.one_of.settings import OneOfSettings
 from sdp_compile.bench.one_of.variants import VARIANTS
+from sdp_compile.bench.profiling import profiled
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.variants import Variant
 from sdp_compile.errors import SDPError
+from sdp_compile.simulator.cluster import Link
 
 RANK = 1
 """The worker that runs. All own equally many units where the policy can deal them so."""
@@ -49,12 +55,13 @@ def measured(settings: OneOfSettings, variant: Variant, coverage: float | None) 
     """Returns the figures of a variant; the last ones of a process, which joins a fake process group for good."""
     started = time.perf_counter()
     device = device_of(settings)
-    if not dist.is_initialized():
-        dist.init_process_group("fake", store=FakeStore(), rank=RANK, world_size=settings.one_of)
-    fields = BenchSettings(workers=settings.one_of, coverage=coverage)
+    wire = _join(settings.one_of, settings.delay)
+    if wire is not None and device.type != "cpu":
+        raise SDPError(f"--delay holds up collectives on the CPU only, not on {device.type}. Add --device cpu.")
+    fields = BenchSettings(workers=settings.one_of, coverage=coverage, bucket_bytes=settings.bucket_bytes)
     contestant = make_contestant(variant, make_one_of_work(settings, device), fields)
     if isinstance(contestant.module, DistributedDataParallel):
-        contestant.module.register_comm_hook(None, lambda _, bucket: _left_out(bucket))
+        contestant.module.register_comm_hook(None, lambda _, bucket: _left_out(bucket, wire))
     losses = [float(contestant.step()) for _ in range(settings.warmup)]
     ready = time.perf_counter() - started
     facts = {
@@ -73,9 +80,30 @@ def measured(settings: OneOfSettings, variant: Variant, coverage: float | None) 
         "status": "ok",
         **facts,
         "memory": memory,
+        "phase_calls": None if variant.compiled else count_calls(contestant),
         "step_seconds": seconds,
         "phase_seconds": _phases(contestant, settings.rounds, device),
+        "profile": _profile(contestant, device, settings.trace_path(variant, coverage), wire),
     }
+
+
+@cache
+def _join(workers: int, delay: str | None) -> Wire | None:
+    """Joins a fake process group. Returns the wire that delays its collectives, if any."""
+    wire = None if delay is None else Wire(LINKS[delay] if delay in LINKS else Link(0.0, float(delay) / 1e3 / 2**20))
+    if not dist.is_initialized():
+        backend = "fake" if wire is None else use(wire)
+        dist.init_process_group(backend, store=FakeStore(), rank=RANK, world_size=workers)
+    return wire
+
+
+def _profile(
+    contestant: Contestant, device: torch.device, path: Path | None, wire: Wire | None
+) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    found = profiled(contestant.step, device, path, () if wire is None else wire.carried)
+    return {**found.to_dict(), "trace": str(path)}
 
 
 def device_of(settings: OneOfSettings) -> torch.device:
@@ -87,10 +115,15 @@ def device_of(settings: OneOfSettings) -> torch.device:
     return torch.device(wanted) if found is None or wanted == "cpu" else torch.device(wanted, 0)
 
 
-def _left_out(bucket: Any) -> torch.futures.Future[torch.Tensor]:
+def _left_out(bucket: Any, wire: Wire | None) -> torch.futures.Future[torch.Tensor]:
     """DDP's own hook without the all-reduce: it averages what is here."""
+    workers, buffer = dist.get_world_size(), bucket.buffer()
+    average = buffer.div_(workers)
+    if wire is not None:
+        arrived = wire.start("all_reduce", float(buffer.nbytes), workers, [average]).get_future()
+        return arrived.then(lambda one: one.value()[0])
     done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    done.set_result(bucket.buffer().div_(dist.get_world_size()))
+    done.set_result(average)
     return done
 
 

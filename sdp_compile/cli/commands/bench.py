@@ -37,6 +37,9 @@ def bench(
     plot: Annotated[
         str | None, typer.Option(metavar="FILE.png|.svg", help="Plot memory against step time; needs matplotlib.")
     ] = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Write a trace per variant; state the exposed communication.")
+    ] = None,
     one_of: Annotated[
         int | None,
         typer.Option(min=2, metavar="N", help="Run one worker of N on this device, its peers' traffic left out."),
@@ -54,6 +57,10 @@ def bench(
     links: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="With --one-of: links to predict. Default: nvlink,infiniband,10gbe."),
+    ] = None,
+    delay: Annotated[
+        str | None,
+        typer.Option(metavar="LINK|MS", help="With --one-of: collectives take as long as over a link, or MS per MiB."),
     ] = None,
     debug: options.Debug = False,
 ) -> None:
@@ -73,6 +80,7 @@ def bench(
       sdp-compile bench transformers:gpt2 --set n_layer=6 --batch 8
       sdp-compile bench --workers 2 --json bench.json --plot bench.svg
       sdp-compile bench llama-134m --one-of 8 --dtype bfloat16
+      sdp-compile bench --one-of 4 --device cpu --delay 10gbe --profile traces
 
     In one run all variants take turns of a few steps, in random order;
     ratios compare turns of the same round. Without MODEL it trains a GPT:
@@ -82,6 +90,9 @@ def bench(
     device at hand and predicts its traffic. It also knows the models
     gpt2-124m, gpt2-350m, llama-134m, llama-500m, llama-1b, resnet-50 and
     swin-t, and the variants local and sdp-*-sharded.
+    --profile writes traces for Perfetto and states for how long collectives
+    run, and for how much of that nothing computes; on the CPU --one-of
+    shows the same with --delay, without peers.
     Exit codes: 0 measured; 1 a variant failed (its row says why), or its
     traffic differs from the formula; 2 wrong arguments; 130 Ctrl-C.
     """
@@ -89,7 +100,9 @@ def bench(
 
     with clean_errors(debug):
         if one_of is not None:
-            given = {"workers": workers != DEFAULT_WORKERS, "replicas": replicas, "bucket-bytes": bucket_bytes}
+            if delay is not None and links is not None:
+                raise SDPError("--delay and --links exclude each other. Leave one of them out.")
+            given = {"workers": workers != DEFAULT_WORKERS, "replicas": replicas}
             code = _one_of(
                 given,
                 debug,
@@ -104,6 +117,7 @@ def bench(
                 coverages=_coverages(coverage, coverages),
                 variants=race_options.names_of(variants),
                 compile=compile,
+                bucket_bytes=bucket_bytes,
                 links=race_options.names_of(links) or OneOfSettings.links,
                 timeout=timeout,
                 seed=seed,
@@ -112,9 +126,18 @@ def bench(
                 size=options.size_of(small),
                 json_path=json,
                 plot_path=plot,
+                profile_path=profile,
+                delay=delay,
             )
             raise typer.Exit(code)
-        alone = {"device": device, "dtype": dtype, "length": length, "coverages": coverages, "links": links}
+        alone = {
+            "device": device,
+            "dtype": dtype,
+            "length": length,
+            "coverages": coverages,
+            "links": links,
+            "delay": delay,
+        }
         for name, value in alone.items():
             if value is not None:
                 raise SDPError(f"--{name} belongs to --one-of. Add --one-of N, or leave it out.")
@@ -136,6 +159,7 @@ def bench(
             size=options.size_of(small),
             json_path=json,
             plot_path=plot,
+            profile_path=profile,
         )
         code = run(settings, debug)
     raise typer.Exit(code)

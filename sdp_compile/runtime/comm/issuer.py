@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 
+from sdp_compile.runtime.waiting.spans import AVERAGE, span
+
 
 class Awaited(Protocol):
     """The meeting of all workers at the start of a backward."""
@@ -108,6 +110,10 @@ class Issuer:
             meeting.finish()
 
     def _run(self, engines: list[Issuing]) -> None:
+        with span(AVERAGE):
+            self._average(engines)
+
+    def _average(self, engines: list[Issuing]) -> None:
         self._meet()
         self._order = [entry for entry in self._order if entry() is not None]
         known = [entry() for entry in self._order]

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdp_compile.runtime.waiting.patience import complete
+from sdp_compile.runtime.waiting.spans import LAUNCH, span
 
 _streams: dict[tuple[torch.device, int], torch.Stream] = {}
 """The stream of each lane in use, by device and number."""
@@ -64,7 +65,7 @@ class Pending:
         self._event: torch.Event | None = None
         if device.type == "cpu":
             tensors = before.results() if isinstance(before, Pending) else before
-            with self._explained():
+            with self._explained(), span(LAUNCH):
                 self._begun = step.begin(tensors)
             return
         stream = _streams.setdefault((device, step.lane), torch.Stream(device))
@@ -77,7 +78,7 @@ class Pending:
             tensors = list(before)
         for tensor in tensors:
             tensor.record_stream(stream)
-        with stream, self._explained():
+        with span(LAUNCH), stream, self._explained():
             begun = step.begin(tensors)
             for work, _ in begun.works:
                 if work is not None:

@@ -10,6 +10,9 @@ from sdp_compile.runtime.waiting.words import workers_text
 OUTSIDE = "outside"
 """What stands for a module's number in the keys of parameters outside compiled modules. All workers must step them."""
 
+OF_BACKWARD = "of a backward"
+"""An item of statements about one of several models: workers may state different ones, and compare nothing then."""
+
 CAUSES = {
     "gradient": (
         "Something changed gradients after backward, but not alike on all owners: clipping, scaling or noise that "
@@ -18,18 +21,20 @@ CAUSES = {
     ),
     "value": (
         "Something changed values, but not alike on all owners: initialisation of slices (nn.init after "
-        "sdp.compile()), noise from different seeds, or an assignment on one worker. Initialise the original model "
-        "before sdp.compile(), or load values with load_full_state_dict()."
+        "sdp.compile()), noise from different seeds, an assignment on one worker, or before one of the last steps its "
+        "gradients or the optimizer's state. Initialise the original model before sdp.compile(), or load values with "
+        "load_full_state_dict() on all workers."
     ),
     OUTSIDE: (
-        "It lies outside the compiled model, so nobody averages its gradient. Put it into the model before "
-        "sdp.compile(), or average its gradient yourself, for example with DistributedDataParallel. A parameter that "
-        "each worker shall train on its own belongs in an optimizer of its own."
+        "It lies outside the compiled model, or was replaced there, so nobody averages its gradient. Put it into the "
+        "model before sdp.compile(), or average its gradient yourself, for example with DistributedDataParallel. A "
+        "parameter that each worker shall train on its own belongs in an optimizer of its own."
     ),
     "requires_grad": (
         "Call requires_grad_() on all workers alike, or on the original model before sdp.compile(): where one owner "
         "freezes a parameter and another trains it, they drift apart."
     ),
+    "dtype": "Cast the model on all workers alike, or the original model before sdp.compile().",
     "option": "Give the optimizer the same options on all workers.",
 }
 """Likely causes of a difference by its kind, and what to do."""
@@ -95,7 +100,9 @@ def judge(views: Sequence[Details]) -> Verdict:
         return Verdict(_other_parameters(views, stepping))
     compared = sorted(complete) if stepping else range(len(views))
     error = _difference_of_options(views, stepping, compared) or _difference_of_items(views, compared)
-    if not error and len(compared) == len(views):
+    if not error and all(OF_BACKWARD in view.items for view in views):
+        complete = set(range(len(views)))
+    elif not error and len(compared) == len(views):
         error = "The workers' statements differ, but their details do not. This is a bug; please report it."
     return Verdict(error, frozenset(complete))
 

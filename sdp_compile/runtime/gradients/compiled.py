@@ -39,8 +39,14 @@ def launched_by(module: int, engine: Launching) -> None:
 @custom_op("sdp_compile::launch", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def _launch(gradients: list[Tensor], module: int, bucket: int) -> None:
     engine = _engines.get(module)
-    if engine is not None:
+    # A replayed CUDA graph would repeat the copies and collectives of one call, and the engine would not hear of it.
+    if engine is not None and not _is_recorded(gradients):
         engine.launch(bucket, gradients)
+
+
+def _is_recorded(gradients: list[Tensor]) -> bool:
+    """Whether what is called now becomes part of a CUDA graph. Then gradients are averaged after backward."""
+    return any(gradient.is_cuda for gradient in gradients) and torch.cuda.is_current_stream_capturing()
 
 
 @_launch.register_fake

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 
@@ -28,6 +28,7 @@ from sdp_compile.runtime.gradients.slots import Slot
 from sdp_compile.runtime.levels.refresh import Refresh
 from sdp_compile.runtime.levels.route import Route
 from sdp_compile.runtime.sharding.gradient import local_gradient
+from sdp_compile.runtime.tensors import NamedParameters
 
 _Average = tuple[Slot, Tensor, slice]
 """A bucket, its flat buffer, and the part of the buffer that holds averages."""
@@ -35,7 +36,7 @@ _Average = tuple[Slot, Tensor, slice]
 _numbers = count()
 _engines: weakref.WeakSet[GradientEngine] = weakref.WeakSet()
 
-_IN_BACKWARD = Statement("in a backward pass that averages gradients")
+IN_BACKWARD = Statement("in a backward pass that averages gradients")
 
 
 class GradientEngine:
@@ -64,6 +65,7 @@ class GradientEngine:
         refresher: Refreshes the values of other workers after a step, under backward masking.
         number: The engine's number among those of its common group, the same on all workers.
         created: Its number among all engines of this process.
+        in_backward: Returns what this worker states when a backward begins to reduce.
         values_are_compared: Whether `full_state_dict` compares the owners' values: not in a copy that nothing steps.
 
     Raises:
@@ -83,7 +85,7 @@ class GradientEngine:
     ) -> None:
         if comm_dtype is not None and not comm_dtype.is_floating_point:
             raise SDPError(f"comm_dtype must be a floating-point dtype such as torch.bfloat16, got {comm_dtype}.")
-        self._module = weakref.ref(module)
+        self._current_parameters = NamedParameters(module)
         self.holdings, self.groups, self.route = holdings, route.groups, route
         self.comm_dtype, self.check_finite = comm_dtype, check_finite
         self.contract = contract or Contract()
@@ -107,6 +109,7 @@ class GradientEngine:
         self._hooks = Hooks()
         self.refresher: Refresh | None = None
         self.values_are_compared = True
+        self.in_backward: Callable[[GradientEngine], Statement] = lambda _: IN_BACKWARD
         self._issuer = issuer_of(self.groups.raw_group)
         self.rehook()
         self._begin()
@@ -120,6 +123,11 @@ class GradientEngine:
         watcher = self if self.contract.watches else None
         self._hooks.attach(self, self._progress.follow(self._parameters), self.names(), watcher)
         self._unequal_devices = None
+
+    @property
+    def hooked(self) -> Mapping[str, nn.Parameter]:
+        """The parameters by name, as they were at the last backward; another object after a change."""
+        return self._parameters
 
     @property
     def slots(self) -> Sequence[Slot]:
@@ -173,9 +181,9 @@ class GradientEngine:
             self._begin()
             self._issuer.reduce(self)
 
-    def meet(self, statement: Statement = _IN_BACKWARD) -> Meeting:
+    def meet(self, statement: Statement | None = None) -> Meeting:
         """Tells the other workers what this one is about to do; by default, that a backward begins to reduce."""
-        return Meeting(statement, self.groups, self._issuer.held)
+        return Meeting(statement or self.in_backward(self), self.groups, self._issuer.held)
 
     # -- during backward -----------------------------------------------------------------------------------------
 
@@ -244,7 +252,8 @@ class GradientEngine:
     def _begin(self) -> None:
         self._issues_early = False
         current = self._current_parameters()
-        if any(self._parameters.get(name) is not parameter for name, parameter in current.items()):
+        before = self._parameters
+        if current is not before and any(before.get(name) is not parameter for name, parameter in current.items()):
             self.rehook()
         for name in self._frozen:
             if name in current and current[name].requires_grad:
@@ -328,10 +337,6 @@ class GradientEngine:
         average = first_not_finite((slot.names[0], flat[part]) for slot, flat, part in averages)
         require_finite(local, average, self.groups)
 
-    def _current_parameters(self) -> dict[str, nn.Parameter]:
-        module = self._module()
-        return {} if module is None else dict(module.named_parameters(remove_duplicate=False))
-
 
 def engines() -> list[GradientEngine]:
     """Returns all engines of this process."""
@@ -340,6 +345,7 @@ def engines() -> list[GradientEngine]:
 
 def engine_of(parameter: Tensor) -> GradientEngine | None:
     """Returns the engine that averages this parameter's gradient, if any."""
-    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
-    engines = (hook.engine for hook in hooks.values() if isinstance(hook, Hook))
-    return next((engine for engine in engines if isinstance(engine, GradientEngine)), None)
+    for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
+        if isinstance(hook, Hook) and isinstance(engine := hook.engine_ref(), GradientEngine):
+            return engine
+    return None

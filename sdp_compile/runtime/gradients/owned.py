@@ -42,11 +42,9 @@ def mark(gradient: Tensor | None, name: str, engine: weakref.ref[Any]) -> None:
         name: The parameter's name in the full model.
         engine: What averages the gradient.
     """
-    if gradient is None or type(gradient) not in (Tensor, OwnedGradient):
-        return
-    if gradient.layout == torch.strided:
+    if type(gradient) is Tensor and gradient.layout == torch.strided:
         gradient.__class__ = OwnedGradient  # the same object: autograd and the engine compare gradients by identity
-        assert isinstance(gradient, OwnedGradient)
+    if isinstance(gradient, OwnedGradient):
         gradient.parameter_name, gradient.engine_ref = name, engine
 
 

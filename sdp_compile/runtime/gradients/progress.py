@@ -57,6 +57,8 @@ class Progress:
         self._missing = [sum(parameter.requires_grad for parameter in members) for members in self._members]
         self._launched: dict[int, Tensor | None] = {}
         self._packed: list[tuple[str, Tensor, int]] = []
+        for slot in self._slots:
+            slot.forget()
 
     def complete(self, position: int) -> None:
         """Notes that one more gradient of a bucket is in ``.grad``, and issues what is complete."""
@@ -85,13 +87,18 @@ class Progress:
 
     def check_unchanged(self) -> None:
         """Raises `SDPError` if a gradient changed after its bucket was issued."""
-        for name, gradient, version in self._packed:
-            if self._parameters[name].grad is not gradient or gradient._version != version:
-                self.discard()
-                raise SDPError(
-                    f"A hook changed the gradient of {name!r} after its averaging had started. Change it in a tensor "
-                    "hook (parameter.register_hook) or after backward."
-                )
+        with torch._C.DisableTorchFunctionSubclass():
+            changed = [
+                name
+                for name, gradient, version in self._packed
+                if self._parameters[name].grad is not gradient or gradient._version != version
+            ]
+        if changed:
+            self.discard()
+            raise SDPError(
+                f"A hook changed the gradient of {changed[0]!r} after its averaging had started. Change it in a tensor "
+                "hook (parameter.register_hook) or after backward."
+            )
         self._packed.clear()
 
     @torch.no_grad()
@@ -101,7 +108,10 @@ class Progress:
         scale = self._scale()
         if scale != 1:
             flat.mul_(scale)
-        return flat.to(self._groups.wire(flat.device))
+        sent = flat.to(self._groups.wire(flat.device))
+        if self._reduction.keeps or sent is not flat:
+            slot.forget()
+        return sent
 
     def _issue(self, position: int) -> None:
         slot, flat = self._slots[position], self._launched.get(position)
@@ -109,9 +119,10 @@ class Progress:
             self._launched[position] = None
         else:
             flat = self._pack(position, {})
-            for name in slot.names:
-                gradient = self._parameters[name].grad
-                if gradient is not None:
-                    self._packed.append((name, gradient, gradient._version))
+            with torch._C.DisableTorchFunctionSubclass():
+                for name in slot.names:
+                    gradient = self._parameters[name].grad
+                    if gradient is not None:
+                        self._packed.append((name, gradient, gradient._version))
         self._reduction.start(slot.bucket, flat)
         self.issued.append(slot.bucket.number)

@@ -33,6 +33,8 @@ class ReduceScatter(ByLevels):
         optimizer: The only optimizer that may step the module's parameters.
     """
 
+    keeps = True
+
     def __init__(
         self, engine: Engine, reduction: ByLevels, module: nn.Module, layout: ShardLayout, optimizer: Optimizer
     ) -> None:

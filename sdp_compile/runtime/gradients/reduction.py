@@ -23,7 +23,12 @@ class Reduction(ABC):
     each bucket in the same order, even if backward failed. ``start`` issues collectives as
     `sdp_compile.runtime.comm.streams.Pending`. To use another strategy, set ``GradientEngine.reduction`` between two
     backward passes, on all workers.
+
+    Attributes:
+        keeps: Whether `keep` stores the averages, so that ``.grad`` need not be written.
     """
+
+    keeps = False
 
     def __init__(self, groups: Groups) -> None:
         self.groups = groups

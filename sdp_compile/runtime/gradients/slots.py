@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, reduce, wraps
+from functools import reduce, wraps
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from sdp_compile.errors import SDPError
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
+from sdp_compile.runtime.pairs import Pairs
 from sdp_compile.runtime.sharding.gradient import local_gradient
 
 _P = ParamSpec("_P")
@@ -39,14 +40,23 @@ class Entry:
     region: Region
     place: slice
 
-    @cached_property
-    def strides(self) -> tuple[int, ...]:
-        """The strides of the piece in the flat buffer."""
-        result, step = [], 1
-        for size in reversed(self.region.shape):
-            result.append(step)
-            step *= size
-        return tuple(reversed(result))
+
+@dataclass(frozen=True)
+class _Packed:
+    """What was packed last, to be unpacked by the same views."""
+
+    flat: Tensor
+    gradients: Mapping[str, Tensor]
+    pairs: Pairs
+
+    def fits(self, flat: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Whether the views are of this buffer and of the current gradients."""
+        is_same = flat.dtype == self.flat.dtype and flat.shape == self.flat.shape
+        return (
+            is_same
+            and flat.is_set_to(self.flat)
+            and all(parameters[name].grad is gradient for name, gradient in self.gradients.items())
+        )
 
 
 class Slot:
@@ -72,6 +82,12 @@ class Slot:
             start += piece.numel
         self.entries, self.numel = tuple(entries), start
         self.names = tuple(dict.fromkeys(entry.name for entry in entries))
+        self._sizes = [piece.numel for piece in bucket.pieces]
+        self._packed: _Packed | None = None
+
+    def forget(self) -> None:
+        """Drops the views of what was packed last, which keep its memory in use until it is unpacked."""
+        self._packed = None
 
     @_on_plain_tensors
     def pack(self, parameters: Mapping[str, nn.Parameter], length: int, given: Mapping[str, Tensor]) -> Tensor:
@@ -85,45 +101,42 @@ class Slot:
         Raises:
             SDPError: If a gradient is sparse.
         """
-        first = parameters[self.names[0]]
-        dtype = reduce(torch.promote_types, (parameters[name].dtype for name in self.names))
-        if self._comm_dtype is not None and not dtype.is_complex:
-            dtype = self._comm_dtype
-        flat = torch.empty(length, dtype=dtype, device=first.device)
-        flat[self.numel :].zero_()
-        targets: list[Tensor] = []
-        sources: list[Tensor] = []
-        for entry in self.entries:
-            out = flat.as_strided(entry.region.shape, entry.strides, entry.place.start)
-            new, old = given.get(entry.name), local_gradient(parameters[entry.name])
-            for gradient in (new, old):
+        flat = torch.empty(length, dtype=self._dtype(parameters), device=parameters[self.names[0]].device)
+        if length > self.numel:
+            flat[self.numel :].zero_()
+        gradients = {name: local_gradient(parameters[name]) for name in self.names}
+        for name in self.names:
+            for gradient in (given.get(name), gradients[name]):
                 if gradient is not None and gradient.layout != torch.strided:
                     raise SDPError(
-                        f"The gradient of {entry.name!r} is sparse and cannot be averaged over slices. Build the "
+                        f"The gradient of {name!r} is sparse and cannot be averaged over slices. Build the "
                         "embedding with sparse=False."
                     )
-            if new is not None and old is not None:
-                # Added in the gradient's dtype, as autograd does.
-                out.copy_(entry.region.read(old) + entry.region.read(new))
-            elif new is not None or old is not None:
-                gradient = new if old is None else old
-                assert gradient is not None
-                if gradient.dtype == dtype and not entry.region.is_view:
-                    entry.region.copy(gradient, out)
-                else:
-                    targets.append(out)
-                    sources.append(entry.region.read(gradient))
-            else:
-                out.zero_()
-        _copy_all(targets, sources)
+        pairs, is_complete = Pairs(), not given
+        for entry, chunk in zip(self.entries, flat[: self.numel].split_with_sizes(self._sizes), strict=True):
+            region, new, old = entry.region, given.get(entry.name), gradients[entry.name]
+            gradient = new if old is None else old
+            if gradient is None:
+                chunk.zero_()
+                is_complete = False
+            elif new is None or old is None:
+                pairs.add(region, gradient, chunk)
+            else:  # added in the gradient's dtype, as autograd does
+                chunk.view(region.shape).copy_(region.read(old) + region.read(new))
+        pairs.pack()
+        held = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        self._packed = _Packed(flat, held, pairs) if is_complete else None
         return flat
 
     @_on_plain_tensors
     def unpack(self, flat: Tensor, part: slice, parameters: Mapping[str, nn.Parameter]) -> None:
         """Writes the elements in ``part`` of the flat buffer into ``.grad``, which it creates if needed."""
         first, last, _ = part.indices(self.numel)
-        targets: list[Tensor] = []
-        sources: list[Tensor] = []
+        packed, self._packed = self._packed, None
+        if packed is not None and (first, last) == (0, self.numel) and packed.fits(flat, parameters):
+            packed.pairs.unpack()
+            return
+        pairs = Pairs()
         for entry in self.entries:
             parameter = parameters[entry.name]
             if parameter.grad is None:
@@ -133,20 +146,15 @@ class Slot:
             start, stop = max(entry.place.start, first), min(entry.place.stop, last)
             if start >= stop:
                 continue
-            if entry.region.is_view and stop - start == entry.region.numel:
-                targets.append(entry.region.read(parameter.grad))
-                sources.append(flat.as_strided(entry.region.shape, entry.strides, flat.storage_offset() + start))
-                continue
             values = flat[start:stop]
             if stop - start < entry.region.numel:
                 whole = entry.region.copy(parameter.grad).view(-1)
                 whole[start - entry.place.start : stop - entry.place.start] = values.to(whole.device, whole.dtype)
                 values = whole
-            entry.region.write(parameter.grad, values)
-        _copy_all(targets, sources)
+            pairs.add(entry.region, parameter.grad, values)
+        pairs.unpack()
 
-
-def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copies each source to its target: one call for all, because a call costs more than most copies."""
-    if targets:
-        torch._foreach_copy_(targets, sources)
+    def _dtype(self, parameters: Mapping[str, nn.Parameter]) -> torch.dtype:
+        """Returns the dtype of the flat buffer: one that holds the values of all gradients, if none is asked for."""
+        dtype = reduce(torch.promote_types, {parameters[name].dtype for name in self.names})
+        return dtype if self._comm_dtype is None or dtype.is_complex else self._comm_dtype

@@ -19,6 +19,7 @@ from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import explained
 from sdp_compile.runtime.comm.transfer import batches
 from sdp_compile.runtime.levels.route import Errand, Route
+from sdp_compile.runtime.pairs import Pairs
 from sdp_compile.runtime.tensors import local_tensors
 from sdp_compile.runtime.waiting.patience import complete
 
@@ -96,8 +97,7 @@ class Refresh:
         for places, row in zip(transfer.receives, rows, strict=True):
             # Fake peers send nothing, and leave the values as they are.
             flat = _read(places, tensors, like) if groups.peers_are_fake else row.reshape(-1)
-            for (name, region), values in _cut(flat, places):
-                region.write(tensors[name].detach(), values)
+            _pairs(flat[: _length(places)], places, tensors).unpack()
 
     @property
     def _peer_group(self) -> dist.ProcessGroup:
@@ -116,10 +116,18 @@ def _length(places: Iterable[Place]) -> int:
 
 
 def _read(places: Sequence[Place], tensors: dict[str, Tensor], like: Tensor) -> Tensor:
-    if not places:
-        return like.new_empty(0)
-    read = [region.read(tensors[name].detach()).reshape(-1) for name, region in places]
-    return torch.cat([values.to(like.device, like.dtype) for values in read])
+    flat = like.new_empty(_length(places))
+    _pairs(flat, places, tensors).pack()
+    return flat
+
+
+def _pairs(flat: Tensor, places: Sequence[Place], tensors: dict[str, Tensor]) -> Pairs:
+    """Returns all places, each with its part of the flat tensor."""
+    pairs = Pairs()
+    chunks = flat.split_with_sizes([region.numel for _, region in places])
+    for (name, region), chunk in zip(places, chunks, strict=True):
+        pairs.add(region, tensors[name], chunk)
+    return pairs
 
 
 def _share(flat: Tensor, number: int, shares: int) -> Tensor:
@@ -128,14 +136,6 @@ def _share(flat: Tensor, number: int, shares: int) -> Tensor:
         return flat
     length = -(-len(flat) // shares)
     return torch.nn.functional.pad(flat, (0, length * shares - len(flat)))[number * length : (number + 1) * length]
-
-
-def _cut(flat: Tensor, places: Iterable[Place]) -> Iterator[tuple[Place, Tensor]]:
-    """Yields each place with its part of the flat tensor."""
-    offset = 0
-    for place in places:
-        yield place, flat[offset : offset + place[1].numel]
-        offset += place[1].numel
 
 
 def _transfer(

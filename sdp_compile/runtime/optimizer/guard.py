@@ -76,6 +76,11 @@ def _checked(optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], A
 def _check_gradients(optimizer: Optimizer) -> None:
     """Raises `DistributedError` on all workers unless they are about to apply the same. Collective."""
     engines = engines_of(optimizer)
+    if torch._C._current_graph_task_id() != -1:
+        raise DistributedError(
+            "The optimizer would step inside backward, before the gradients are averaged over their owners: a hook on "
+            "a gradient or parameter steps it. Step it when backward() has returned."
+        )
     if any(engine.pending for engine in engines):
         raise DistributedError(
             "The optimizer would step with gradients that were never synchronised: the last backward ran under "

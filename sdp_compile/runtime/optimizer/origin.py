@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.errors import SDPError
@@ -27,10 +28,13 @@ def check_origin(optimizer: Optimizer) -> None:
     Args:
         optimizer: An optimizer of compiled modules that is about to step.
     """
-    if optimizer not in _watched:
+    # Wrappers such as timm's Lookahead have no hooks of their own: their state is that of the optimizer within.
+    if optimizer not in _watched and hasattr(optimizer, "_optimizer_state_dict_post_hooks"):
         _watched.add(optimizer)
         optimizer.register_state_dict_post_hook(_mark)
         optimizer.register_load_state_dict_pre_hook(_check)
+        optimizer.register_load_state_dict_post_hook(_check_shapes)
+        _check_shapes(optimizer)
     if any(KEY in group for group in optimizer.param_groups):
         _check(optimizer, {"param_groups": optimizer.param_groups})
         for group in optimizer.param_groups:
@@ -53,6 +57,21 @@ def _check(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
                 f"{described(mark_of(holdings))}, which holds other slices. Load the file that this rank saved, or use "
                 "full_optimizer_state_dict() and load_full_optimizer_state_dict()."
             )
+
+
+def _check_shapes(optimizer: Optimizer) -> None:
+    """Raises `SDPError` if an optimizer has loaded the state of the original model's optimizer."""
+    engines = {engine for parameter in optimizer.state if (engine := engine_of(parameter)) is not None}
+    for engine in engines:
+        for parameter, name in engine.names().items():
+            whole = engine.holdings.plan.state[name].shape
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == whole != parameter.shape:
+                    raise SDPError(
+                        f"{type(optimizer).__name__} has loaded a state with the shapes of the original model ({key!r} "
+                        f"of {name!r} is {list(whole)}), but this worker holds slices. Load a full state with "
+                        "load_full_optimizer_state_dict()."
+                    )
 
 
 def _holdings(group: Mapping[str, Any]) -> Holdings | None:

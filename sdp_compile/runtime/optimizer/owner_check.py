@@ -27,13 +27,10 @@ from sdp_compile.runtime.comm.verdict import OUTSIDE, ROUNDING, Details
 from sdp_compile.runtime.gradients.engine import GradientEngine, engines
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.owners.checksums import fetched
-from sdp_compile.runtime.owners.comparison import Comparison, Item, items, read
+from sdp_compile.runtime.owners.comparison import Comparison, Item, is_late, items, read
 from sdp_compile.runtime.owners.parts import SHARES, holder_factor
 from sdp_compile.runtime.probing.elementwise import needs_broadcast
 from sdp_compile.runtime.sharding.gradient import local_gradient
-
-LATE = False
-"""Whether checksums are compared at the next step on the CPU too, as on an accelerator; for tests."""
 
 _SAMPLES = 4
 """Of how many gradients a worker looks at each step whether they are finite: its smallest ones."""
@@ -114,8 +111,8 @@ class StepCheck:
         compared = [item for item in self.items if not count or item.share == count % SHARES]
         for keys, factor, group in zip(self.keys, self.factors, optimizer.param_groups, strict=True):
             compared += _options_on_devices(group, keys, factor)
-        devices = {parameter.device.type for group in optimizer.param_groups for parameter in group["params"]}
-        waits = LATE or devices != {"cpu"} or any(engine.unequal_devices for engine in own)
+        given = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        waits = is_late(given) or any(engine.unequal_devices for engine in own)
         comparison = Comparison(compared, waits)
         # Without checksums at once, all gradients count: after two steps of waiting all owners agree again.
         finite = fetched(_are_finite(self._given if waits else self._given[:_SAMPLES]), waits)
@@ -199,7 +196,7 @@ def _are_finite(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
         if gradient is not None and gradient.numel() and gradient.layout == torch.strided:
             by_device.setdefault(gradient.device, []).append(gradient)
     norms = [torch._foreach_norm(gradients, torch.inf) for gradients in by_device.values()]
-    return [torch.stack([norm.isfinite() for norm in own]).all() for own in norms]
+    return [torch.stack(own).isfinite().all() for own in norms]
 
 
 def _outside(parameter: nn.Parameter, key: str, share: int, engine: GradientEngine) -> Iterator[Item]:

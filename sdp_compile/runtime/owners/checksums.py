@@ -1,66 +1,158 @@
-"""Checksums of the bits of tensors: exact, and independent of strides and devices."""
+"""Checksums of the bits of tensors: exact, independent of strides and devices, and of many tensors at once.
+
+The tensors are copied one after the other into a table of 64-bit words, each from the beginning of a row. A checksum is
+the sum of a tensor's words, each times a weight of its row and one of its column. It is a sum of integers, so it does
+not depend on the order of summation. A few kernels compute those of all tensors: on an accelerator their number costs
+more than the copies.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+LARGEST_BYTES = 2**25
+"""Size up to which tensors share a table, which is memory that a step needs besides. Longer ones have their own."""
 
-_weights: dict[torch.device, Tensor] = {}
+_WORDS = 256
+"""Words in a row of the table."""
 
+_ROW_BYTES = 8 * _WORDS
 
-def checksum(tensor: Tensor) -> Tensor:
-    """Returns a 64-bit checksum of the elements of a tensor in their order, as a scalar tensor on its device.
+_MOST_LAYOUTS = 64
 
-    It is a sum of integers, so it does not depend on the order of summation: of the sums over each row and each column,
-    every one with a weight of its own. It reads strided tensors where they lie, because copies cost most of the time.
-    """
-    table = tensor.detach()
-    if table.is_complex():
-        table = table.resolve_conj().resolve_neg()
-    table = table.flatten(1) if table.dim() > 1 else table.reshape(1, -1)
-    width = _width(table)
-    while width < 8 and len(table) % 2 == 0:  # sums of short words are slow
-        table = table.reshape(len(table) // 2, -1)
-        width = _width(table)
-    steps = (table.stride(0), table.storage_offset())
-    if table.stride(1) != 1 or any(step * table.element_size() % width for step in steps):
-        table = table.clone(memory_format=torch.contiguous_format)
-    words = table.view(_WORDS[width])
-    one_row = len(words) == 1
-    sums = words[0] if one_row else torch.cat([words.sum(dim, dtype=torch.int64) for dim in (0, 1)])
-    return (sums * _weights_on(sums.device, len(sums))).sum()
+_layouts: dict[tuple[torch.device, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
+"""The weight of each row and the number of its tensor, by device and the tensors' numbers of rows."""
+
+_column_weights: dict[torch.device, Tensor] = {}
 
 
-def _width(table: Tensor) -> int:
-    """Returns the size in bytes of the longest words that make up a row."""
-    row = table.shape[1] * table.element_size()
-    return next(width for width in _WORDS if row % width == 0)
+@dataclass(frozen=True)
+class _Table:
+    """Tensors that share a table."""
+
+    places: list[int]
+    tensors: list[Tensor]
+    rows: list[int]
+
+    def checksums(self) -> Tensor:
+        """Returns the checksums, on the device of the tensors."""
+        first = self.tensors[0]
+        words = torch.zeros(sum(self.rows) * _WORDS, dtype=torch.int64, device=first.device)
+        elements, targets, row = words.view(first.dtype), list[Tensor](), 0
+        for tensor, rows in zip(self.tensors, self.rows, strict=True):
+            start = row * _ROW_BYTES // first.itemsize
+            targets.append(elements.as_strided(tensor.shape, _contiguous(tensor.shape), start))
+            row += rows
+        torch._foreach_copy_(targets, self.tensors)
+        words ^= words >> 32  # else a change of the highest bits of an even number of words would cancel out
+        of_rows, owners = _layout(first.device, tuple(self.rows))
+        sums = words.view(-1, _WORDS).mul_(_weights_of_columns(first.device)).sum(1).mul_(of_rows)
+        return sums.new_zeros(len(self.rows)).index_add_(0, owners, sums)
 
 
-def fetched(scalars: Sequence[Tensor], late: bool) -> Callable[[], list[int]]:
-    """Starts to copy scalars to the host.
+def checksums(tensors: Sequence[Tensor], late: bool) -> Callable[[], list[int]]:
+    """Starts to compute a 64-bit checksum of each tensor, of the bits of its elements in their order.
 
     Args:
-        scalars: Integers on any devices.
-        late: Whether they are wanted later, so that the host need not wait for the devices now.
+        tensors: Strided tensors on any devices.
+        late: Whether the checksums are wanted later, so that the host need not wait for the devices now.
 
     Returns:
         A function that returns them.
     """
-    devices = list(dict.fromkeys(scalar.device for scalar in scalars))
-    places = {device: [at for at, scalar in enumerate(scalars) if scalar.device == device] for device in devices}
-    copies = [_copied(torch.stack([scalars[at] for at in places[device]]), late) for device in devices]
+    tables = list(_tables(tensors))
+    get = fetched([table.checksums() for table in tables], late)
+    order = [place for table in tables for place in table.places]
+
+    def ordered() -> list[int]:
+        result = [0] * len(tensors)
+        for place, value in zip(order, get(), strict=True):
+            result[place] = value
+        return result
+
+    return ordered
+
+
+def _tables(tensors: Sequence[Tensor]) -> Iterator[_Table]:
+    """Yields tables with all tensors. Those of one table have the same dtype and device."""
+    opened: dict[tuple[torch.device, torch.dtype], _Table] = {}
+    for place, tensor in enumerate(tensors):
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.detach().resolve_conj().resolve_neg())
+        rows = max(-(-tensor.nbytes // _ROW_BYTES), 1)
+        key = tensor.device, tensor.dtype
+        if key in opened and (sum(opened[key].rows) + rows) * _ROW_BYTES > LARGEST_BYTES:
+            yield opened.pop(key)
+        table = opened.setdefault(key, _Table([], [], []))
+        table.places.append(place)
+        table.tensors.append(tensor)
+        table.rows.append(rows)
+    yield from opened.values()
+
+
+def _contiguous(shape: Sequence[int]) -> list[int]:
+    """Returns the strides of a contiguous tensor."""
+    strides, step = [1] * len(shape), 1
+    for dim in range(len(shape) - 1, -1, -1):
+        strides[dim] = step
+        step *= shape[dim]
+    return strides
+
+
+def _layout(device: torch.device, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Returns the weight of each row of a table, and the number of the tensor that it belongs to."""
+    if (device, rows) not in _layouts:
+        if len(_layouts) >= _MOST_LAYOUTS:
+            _layouts.clear()
+        counts = torch.tensor(rows)
+        owners = torch.arange(len(rows)).repeat_interleave(counts)
+        within = torch.arange(len(owners)) - (counts.cumsum(0) - counts)[owners]
+        _layouts[device, rows] = _sent(_weights(within, 0x3F58476D1CE4E5B9), device), _sent(owners, device)
+    return _layouts[device, rows]
+
+
+def _weights_of_columns(device: torch.device) -> Tensor:
+    if device not in _column_weights:
+        _column_weights[device] = _sent(_weights(torch.arange(_WORDS), 0x14D049BB133111EB), device)
+    return _column_weights[device]
+
+
+def _weights(at: Tensor, start: int) -> Tensor:
+    """Returns numbers modulo 2^64 that are odd, so that no change of a single word is lost, and not linear."""
+    mixed = (at + start) * 0x1E3779B97F4A7C15
+    return (mixed ^ (mixed >> 29)) * 0x3F58476D1CE4E5B9 | 1
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Returns the values on a device. The host does not wait for the copy."""
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
+
+
+def fetched(vectors: Sequence[Tensor], late: bool) -> Callable[[], list[int]]:
+    """Starts to copy integers to the host.
+
+    Args:
+        vectors: Integers on any devices, in vectors or scalars.
+        late: Whether they are wanted later, so that the host need not wait for the devices now.
+
+    Returns:
+        A function that returns all of them in their order.
+    """
+    devices = list(dict.fromkeys(vector.device for vector in vectors))
+    places = {device: [at for at, vector in enumerate(vectors) if vector.device == device] for device in devices}
+    copies = [_copied(torch.cat([vectors[at].reshape(-1) for at in places[device]]), late) for device in devices]
 
     def get() -> list[int]:
-        result = [0] * len(scalars)
+        parts: list[list[int]] = [[] for _ in vectors]
         for device, copy in zip(devices, copies, strict=True):
-            for at, value in zip(places[device], copy(), strict=True):
-                result[at] = value
-        return result
+            values = iter(copy())
+            for at in places[device]:
+                parts[at] = [next(values) for _ in range(vectors[at].numel())]
+        return [value for part in parts for value in part]
 
     return get
 
@@ -78,11 +170,3 @@ def _copied(values: Tensor, late: bool) -> Callable[[], list[int]]:
         return result
 
     return get
-
-
-def _weights_on(device: torch.device, count: int) -> Tensor:
-    if device not in _weights or len(_weights[device]) < count:
-        at = torch.arange(max(1024, 2 * count), device=device)
-        # Modulo 2^64, and not linear: linear weights would miss some exchanges of four elements.
-        _weights[device] = (at * 0x1E3779B97F4A7C15 + 0x3F58476D1CE4E5B9) * (at + 0x14D049BB133111EB)
-    return _weights[device][:count]

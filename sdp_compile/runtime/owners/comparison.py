@@ -13,11 +13,14 @@ from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.meeting import Statement, mixed
 from sdp_compile.runtime.comm.verdict import Details
 from sdp_compile.runtime.gradients.engine import GradientEngine
-from sdp_compile.runtime.owners.checksums import checksum, fetched
+from sdp_compile.runtime.owners.checksums import checksums
 from sdp_compile.runtime.owners.parts import owned_parts
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
 
-_NO_TENSOR = torch.tensor(mixed("no tensor") >> 1)
+LATE = False
+"""Whether checksums are compared later on the CPU too, as on an accelerator; for tests."""
+
+_NO_TENSOR = mixed("no tensor") >> 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,8 @@ class Comparison:
     def __init__(self, items: Sequence[Item], late: bool) -> None:
         self._items = items
         tensors = [item.read() for item in items]
-        self._fetch = fetched([_NO_TENSOR if tensor is None else checksum(tensor) for tensor in tensors], late)
+        self._has_tensor = [tensor is not None for tensor in tensors]
+        self._fetch = checksums([tensor for tensor in tensors if tensor is not None], late)
 
     def term(self) -> int:
         """Returns this worker's contribution to a sum that is zero if all workers agree."""
@@ -62,8 +66,10 @@ class Comparison:
         """Returns what `Details` tells of the items."""
         return {item.identifier: (str(value), item.kind, item.label) for item, value in self._pairs()}
 
-    def _pairs(self) -> Iterable[tuple[Item, int]]:
-        return zip(self._items, self._fetch(), strict=True)
+    def _pairs(self) -> Iterator[tuple[Item, int]]:
+        values = iter(self._fetch())
+        for item, has_tensor in zip(self._items, self._has_tensor, strict=True):
+            yield item, next(values) if has_tensor else _NO_TENSOR
 
 
 def items(engine: GradientEngine, parameters: Mapping[str, nn.Parameter], with_gradients: bool) -> Iterator[Item]:
@@ -82,6 +88,11 @@ def items(engine: GradientEngine, parameters: Mapping[str, nn.Parameter], with_g
             label = f"The {kind} of {part.label}"
             tensor = partial(read, parameter, kind, part.region)
             yield Item(f"{kind}:{part.identifier}", kind, label, tensor, part.share, part.factor)
+
+
+def is_late(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether the checksums of these parameters are compared later, so that the host need not wait for their device."""
+    return LATE or {parameter.device.type for parameter in parameters} != {"cpu"}
 
 
 def read(parameter: nn.Parameter, kind: str, region: Region) -> Tensor | None:

@@ -12,6 +12,7 @@ from sdp_compile.planning.plan import Plan
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.meeting import mixed, share_of_zero
 from sdp_compile.runtime.gradients.engine import GradientEngine
+from sdp_compile.runtime.owners.checksums import LARGEST_BYTES
 from sdp_compile.structure.layout import Indices, families
 
 SHARES = 8
@@ -19,6 +20,9 @@ SHARES = 8
 
 _SMALLEST_BYTES = 2**14
 """Smaller parts would cost more calls than they even out."""
+
+_LARGEST_BYTES = LARGEST_BYTES // 2
+"""Larger parts would need much memory for their checksums."""
 
 _SHOWN = 6
 
@@ -72,11 +76,12 @@ def _make(engine: GradientEngine) -> list[Part]:
         for number, piece in enumerate(plan.pieces(name))
         if len(piece.owners) > 1 and piece.numel
     ]
-    limit = max(sum(nbytes for _, _, nbytes in pieces) // (4 * SHARES), _SMALLEST_BYTES)
+    limit = sum(nbytes for _, _, nbytes in pieces) // (4 * SHARES)
+    limit = min(max(limit, _SMALLEST_BYTES), _LARGEST_BYTES)
     loads, result = [0] * SHARES, []
     for number, piece, nbytes in pieces:
         rows = piece.shape[0] if piece.shape else 1
-        step = max(limit * rows // nbytes // 2 * 2, 1)  # an even number, so that pairs of words make longer ones
+        step = max(limit * rows // nbytes, 1)
         region = holdings.region(piece) if is_member(holdings.rank, piece.owners) else None
         for start in range(0, rows, step):
             stop = min(start + step, rows)

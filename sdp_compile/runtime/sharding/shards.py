@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.regions import Region
+from sdp_compile.runtime.pairs import Pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,25 +82,29 @@ class ShardedBucket:
     def packed(self, parts: Iterable[tuple[int, Tensor]], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Returns this worker's chunk with the parts at their offsets, zeros elsewhere."""
         chunk = torch.zeros(self.chunk, dtype=dtype, device=device)
-        for offset, part in parts:
-            chunk[offset : offset + part.numel()] = part.reshape(-1)
+        pairs = [(chunk[offset : offset + part.numel()], part.reshape(-1)) for offset, part in parts]
+        if pairs:
+            torch._foreach_copy_([place for place, _ in pairs], [part for _, part in pairs])
         return chunk
 
     def write(self, rows: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Copies the chunks of all owners, in their order, into those parameters' tensors that are given."""
-        position = 0
+        position, pairs = 0, Pairs()
         for name, region in self.pieces:
             if name in tensors and region.numel:
-                region.write(tensors[name], self._range(rows, position, position + region.numel))
+                pairs.add(region, tensors[name], self._range(rows, position, position + region.numel))
             position += region.numel
+        pairs.unpack()
 
     def _range(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
         """Returns the elements of the bucket from ``start`` to ``stop``: a view if one chunk holds them."""
         first, last = start // self.chunk, (stop - 1) // self.chunk
+        if first == last:
+            return rows[first][start - first * self.chunk : stop - first * self.chunk]
         parts = [rows[number] for number in range(first, last + 1)]
         parts[-1] = parts[-1][: stop - last * self.chunk]
         parts[0] = parts[0][start - first * self.chunk :]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts)
 
 
 def split(

@@ -23,10 +23,12 @@ class Board:
     Attributes:
         rank: This worker.
         workers: The number of workers.
+        processes: The rank of each worker in the world.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.rank, self.workers = dist.get_rank(group), dist.get_world_size(group)
+        self.processes = tuple(dist.get_process_group_ranks(group))
         # A connection of its own, because the main thread can wait in that of the group.
         store = dist.distributed_c10d._get_process_group_store(group).clone()
         # The number of the call is kept in the store, where it outlives every object of this process.

@@ -97,7 +97,10 @@ def observe(group: dist.ProcessGroup) -> None:
 
 
 def board_of(rank: int, members: tuple[int, ...]) -> Board | None:
-    """Returns the board of the common group in which this process is ``rank``; None if there is none, or several.
+    """Returns the board of the common group in which this process is ``rank``; None if there is none.
+
+    Of several groups of the same processes, the newest has it: what a process does is the same on all boards. Groups of
+    different processes cannot be told apart, and have none.
 
     Args:
         rank: This worker.
@@ -105,7 +108,7 @@ def board_of(rank: int, members: tuple[int, ...]) -> Board | None:
     """
     boards = [observer.board for observer in _observers.values()]
     fitting = [board for board in boards if board.rank == rank and board.workers > max(members)]
-    return fitting[0] if len(fitting) == 1 else None
+    return fitting[-1] if len({board.processes for board in fitting}) == 1 else None
 
 
 def _leave() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sdp_compile.errors import DistributedError
 from sdp_compile.runtime.waiting.board import Board
 from sdp_compile.runtime.waiting.observer import LOOK_EVERY, board_of
+from sdp_compile.runtime.waiting.spans import WAIT, span
 from sdp_compile.runtime.waiting.state import Wait, current_waits
 from sdp_compile.runtime.waiting.words import places, stalled
 
@@ -122,7 +123,15 @@ def complete(work: dist.Work | None, tensor: Tensor) -> None:
     """
     if work is None:
         return
-    if tensor.device.type != "cpu" or not _patience:
+    if tensor.device.type != "cpu":
+        work.wait()
+        return
+    with span(WAIT):
+        _wait(work)
+
+
+def _wait(work: dist.Work) -> None:
+    if not _patience:
         work.wait()
         return
     while True:

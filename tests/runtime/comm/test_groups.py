@@ -15,6 +15,7 @@ from sdp_compile.runtime.module.connecting import connect
 from tests.distributed import WorkerFailed, run_workers
 from tests.runtime.connected import WORKERS, compare, connected, gradients, loss_of
 from tests.runtime.stub import CYCLIC, SCATTERED, Subnet, batch, capture_of, network, plan_of
+from tests.versions import BEFORE_2_12
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -54,6 +55,7 @@ def on_a_subgroup(rank: int) -> Any:
     return found
 
 
+@pytest.mark.xfail(BEFORE_2_12, reason="torch 2.11 names groups so that members of overlapping ones would not meet")
 def test_workers_are_numbered_within_the_group() -> None:
     found = [own for own in run_workers(on_a_subgroup, 5) if own is not None]
     for number, owners in enumerate((SCATTERED, CYCLIC)):

@@ -212,7 +212,7 @@ def test_variables_outside_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_value_of_a_buffer_is_checked() -> None:
-    from tests.capture.test_assertions import Sliced
+    from tests.capture.test_values import Sliced
 
     model, x = Sliced(), torch.randn(4, 8)
     module = compiled(model, x)

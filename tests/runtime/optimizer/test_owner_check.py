@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sdp_compile.errors import DistributedError
-from sdp_compile.runtime.optimizer import owner_check
+from sdp_compile.runtime.owners import comparison
 from sdp_compile.runtime.owners.parts import SHARES
 from tests.distributed import run_workers
 from tests.runtime.connected import WORKERS, connected, loss_of
@@ -150,7 +150,7 @@ FAULTS: dict[str, tuple[Act, int, int, list[str]]] = {
 
 
 def faults(rank: int, late: bool) -> Any:
-    owner_check.LATE = late
+    comparison.LATE = late
     return {name: trained(rank, act) for name, (act, *_) in FAULTS.items()}
 
 

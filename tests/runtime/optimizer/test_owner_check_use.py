@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sdp_compile as sdp
 from sdp_compile.errors import DistributedError, SDPError
-from sdp_compile.runtime.optimizer import owner_check
+from sdp_compile.runtime.owners import comparison
 from tests.distributed import run_workers
 
 pytestmark = pytest.mark.timeout(200)
@@ -126,7 +126,7 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 def correct(rank: int, late: bool) -> None:
     warnings.simplefilter("ignore")
-    owner_check.LATE = late
+    comparison.LATE = late
     models: dict[Any, Any] = {}
     for kind, (make, optimizer) in KINDS.items():
         model = models.setdefault(make, None) or make()  # compiling takes most of the time

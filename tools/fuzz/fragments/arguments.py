@@ -35,7 +35,7 @@ def sizes_of_two_inputs(d: Draft) -> None:
         f"h = h + {layer}(w[:, : h.shape[1]]).sum(1, keepdim=True)",
         f"if w.shape[1] != h.shape[1]:\n    h = h - 1\nh = h + {layer}(w).amax(1, keepdim=True)",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment(weight=0.7, only_in_root=True)
@@ -103,7 +103,7 @@ def part_in_other_mode(d: Draft) -> None:
         f"h = h + {layer}(h.detach())",
         f"h = h + {layer}(h).detach()",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment(weight=0.7)
@@ -127,8 +127,14 @@ def value_condition(d: Draft) -> None:
 
 @fragment(weight=1.2)
 def value_asserted(d: Draft) -> None:
-    tests = ("torch.isfinite(h).all()", "not torch.isnan(h).any()", "h.abs().max() < 1e9", "(h == h).all().item()")
-    d.add(f'assert {d.chance.choice(tests)}, "value"')
+    tests = (
+        "torch.isfinite(h).all()",
+        "not torch.isnan(h).any()",
+        "h.abs().max() < 1e9",
+        "(h == h).all().item()",
+        "h.abs().max().item() < 1e9",
+    )
+    d.add_assertion(tests, "value")
 
 
 @fragment(weight=0.7)
@@ -140,7 +146,7 @@ def value_as_size(d: Draft) -> None:
         f"if {count} > 2:\n    h = h * 2",
         f"h = h / {count}.item()",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment(only_in_root=True)

@@ -34,7 +34,7 @@ def residual_list(d: Draft) -> None:
         f"for block in {blocks}[1:]:\n    h = h + block(h)\nh = h + {blocks}[0](h)",
         f"skips = []\nfor block in {blocks}:\n    skips.append(block(h))\n    h = h + skips[-1]\nh = h + sum(skips)",
     )
-    d.add(d.chance.choice(loops))
+    d.add_one(loops)
 
 
 @fragment(weight=1.5)
@@ -140,7 +140,7 @@ def called_twice(d: Draft) -> None:
         f"for _ in range(3):\n    h = h + F.relu({layer}(h)) * 0.3",
         f"h = h + torch.tanh({layer}(h)) * torch.sigmoid({layer}(h.flip(0)))",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment(weight=0.7)

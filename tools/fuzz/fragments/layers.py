@@ -151,7 +151,7 @@ def pooled(d: Draft) -> None:
             "h = h + h.roll(1, 1)",
             "h = h - h.logsumexp(1, keepdim=True)",
         )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment()
@@ -165,4 +165,4 @@ def over_features(d: Draft) -> None:
         f"h = h.flip({dim})",
         f"h = h * h.var({dim}, keepdim=True).add(1e-5).rsqrt()",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)

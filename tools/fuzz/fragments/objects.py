@@ -148,4 +148,4 @@ def values_chosen(d: Draft) -> None:
         "h = h + h.new_tensor([1.0])",
         "h = h + torch.tensor([1, 2, 3]).sum()",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)

@@ -18,7 +18,7 @@ def counter(d: Draft) -> None:
         f"setattr(self, '{d.name('calls')}', {calls} + 1)\nh = h * (1 + {calls})",
         f"self.__dict__['{d.name('calls')}'] += 1\nh = h * (1 + {calls})",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
     d.read("calls")
     if d.chance.random() < 0.3:
         d.change("calls", 0, 5)
@@ -45,7 +45,7 @@ def schedule(d: Draft) -> None:
         f"h = (h / {temperature}).softmax({d.features})",
         f"h = h * max({temperature}, 0.3)",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
     d.change("temperature", 0.1, 2.0, 0.5)
 
 
@@ -98,7 +98,7 @@ def list_as_schedule(d: Draft) -> None:
         f"h = h * {scales}[0]\n{scales}.append({scales}.pop(0))",
         f"h = h * sum({scales})\n{scales}.append(0.1 * {at})\n{at} += 1",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
     d.read("scales")
 
 
@@ -157,7 +157,7 @@ def random_number(d: Draft) -> None:
         "h = h * torch.rand(1).item()",
         "h = h[torch.randperm(h.shape[0])]",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment(weight=0.7)
@@ -169,7 +169,7 @@ def clock(d: Draft) -> None:
         f"if self.{d.name('started')} is None:\n    self.{d.name('started')} = time.time()\n"
         f"h = h * (1 + time.time() - self.{d.name('started')})",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment(weight=0.7)

@@ -82,7 +82,7 @@ def size_as_number(d: Draft) -> None:
         f"h = h * (1 + ({size} > 6))",
         "h = h * h.numel() / h.shape[0]",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment("sequence")
@@ -107,7 +107,7 @@ def part_of_time(d: Draft) -> None:
         "h = torch.stack([step * 2 for step in h.unbind(1)], 1)",
         "h = h.masked_fill(torch.ones(h.shape[1], h.shape[1]).tril().sum(0).view(-1, 1) < 2, 0.0)",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment(weight=0.7)
@@ -123,23 +123,28 @@ def tried(d: Draft) -> None:
 @fragment()
 def size_asserted(d: Draft) -> None:
     tests = (f"h.shape[{d.free}] < 20", f"h.shape[{d.free}] >= 1", "h.dim() > 1", f"h.shape[{d.free}] != 13")
-    d.add(f'assert {d.chance.choice(tests)}, "size"')
+    d.add_assertion(tests, "size")
 
 
 @fragment(weight=0.7)
 def size_kept(d: Draft) -> None:
     d.set("last_size", "0")
-    d.add(f"self.{d.name('last_size')} = h.shape[{d.free}]")
+    kept = d.chance.choice((f"h.shape[{d.free}]", f"(h.shape[{d.free}], self.training)"))
+    d.add(f"self.{d.name('last_size')} = {kept}")
     d.read("last_size")
 
 
 @fragment(weight=0.7)
 def cached_by_size(d: Draft) -> None:
     table = d.set("cache", "{}")
+    ramp = f"torch.linspace(0.5, 1.5, {d.width})"
+    value = d.chance.choice(
+        (f"{ramp} + size", f"{ramp}.to(h) * size", f"{ramp} + h.detach().mean()", f"h.new_ones({d.width})")
+    )
     d.add(f"""
         size = h.shape[{d.free}]
         if size not in {table}:
-            {table}[size] = torch.linspace(0.5, 1.5, {d.width}) + size
+            {table}[size] = {value}
         h = h * {d.per_feature(f"{table}[size]")}
     """)
 

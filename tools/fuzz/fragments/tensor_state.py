@@ -16,7 +16,7 @@ def auxiliary_loss(d: Draft) -> None:
         f"{loss} = h.detach()",
         f"if self.training:\n    {loss} = h.abs().mean()",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
     d.read("aux_loss")
 
 
@@ -32,7 +32,7 @@ def collected(d: Draft) -> None:
         f"{kept} += [h.detach()[:1]]\nh = h + {kept}[0].mean()",
         f"{kept}.append(h.detach().mean())\nh = h - sum({kept}) / len({kept})",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
     d.read("seen")
 
 
@@ -71,7 +71,7 @@ def carried(d: Draft) -> None:
         f"if {kept} is None:\n    {kept} = torch.zeros_like(h[:1])\nh = h + {kept}\n{kept} = h[:1].detach() * 0.5",
         f"previous, {kept} = {kept}, h.detach().mean()\nh = h if previous is None else h + previous",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
     d.read("memory")
 
 

@@ -43,7 +43,7 @@ def on_a_copy(d: Draft) -> None:
         f"out = torch.cat([h, h], {d.features})\nout.narrow({d.features}, 0, {d.width}).tanh_()\n"
         f"h = out.narrow({d.features}, 0, {d.width}) + h",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment("rows", "image", weight=0.7, only_in_root=True)
@@ -85,8 +85,11 @@ def buffer_counter(d: Draft) -> None:
         f"{count}.add_(1)\nh = h * torch.clamp({count} * 0.3, max=1.0)",
         f"{count} = {count} + 1\nh = torch.where({count} > 2, torch.tanh(h), h)",
         f"if self.training:\n    {count}.add_(1)\nh = h / (1 + {count})",
+        f"{count} += 1\nh = h * int({count})",
+        f"for _ in range(int({count})):\n    h = torch.tanh(h)\n{count}.add_(1)",
+        f"if {count}.item() > 1:\n    h = torch.tanh(h)\n{count} = {count} + 1",
     )
-    d.add(d.chance.choice(ways))
+    d.add_one(ways)
 
 
 @fragment(weight=0.7)

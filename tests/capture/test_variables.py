@@ -1,0 +1,130 @@
+"""Variables of enclosing functions are found at the function that reads them, quickly and also among its likes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from sdp_compile.capture import capture
+from sdp_compile.capture.variables import eager_part
+from sdp_compile.errors import CaptureError
+from sdp_compile.ir.reads import changed_read
+
+Scaled = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[bool], None]]
+
+
+def scaled(by: float) -> Scaled:
+    """Returns a function that scales if it is told to, and one that tells it."""
+    on = True
+
+    def scale(h: torch.Tensor) -> torch.Tensor:
+        return h * by if on else h
+
+    def turn(value: bool) -> None:
+        nonlocal on
+        on = value
+
+    return scale, turn
+
+
+class Scaling(nn.Module):
+    def __init__(self, scale: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale(self.layer(x))
+
+
+def test_of_functions_with_one_code_that_which_ran_is_asked() -> None:
+    made = [scaled(2.0), scaled(3.0), scaled(4.0)]
+    for number, (scale, turn) in enumerate(made):
+        model = Scaling(scale)
+        reads = [read for read in capture(model, torch.randn(2, 4)).programs["train"].reads if read.name == "on"]
+        assert [read.value for read in reads] == [(bool, True)]
+        for other in (*made[:number], *made[number + 1 :]):
+            other[1](False)
+        assert changed_read(reads, model) is None
+        turn(False)
+        assert changed_read(reads, model) is reads[0]
+        for other in made:
+            other[1](True)
+
+
+def test_functions_are_searched_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scale, _turn = scaled(2.0)
+    searched: list[Any] = []
+    search = gc.get_referrers
+
+    def counting(*objects: Any) -> list[Any]:
+        searched.extend(objects)
+        return search(*objects)
+
+    monkeypatch.setattr(gc, "get_referrers", counting)
+    capture(Scaling(scale), torch.randn(2, 4))
+    capture(Scaling(scale), torch.randn(2, 4))
+    assert searched.count(scale.__code__) <= 1  # type: ignore[attr-defined]
+
+
+BY_TYPE: dict[Any, Any] = {}
+BY_RANK: dict[Any, Any] = {}
+TYPES: set[type] = set()
+
+
+class Dispatching(nn.Module):
+    """Remembers by the type of a tensor what to call for it, as libraries of several frameworks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for tensor in (x, self.scale):
+            BY_TYPE.setdefault(type(tensor), torch.relu)
+            if (type(tensor), tensor.ndim) not in BY_RANK:
+                BY_RANK[type(tensor), tensor.ndim] = torch.tanh
+            TYPES.add(type(tensor))
+        h: torch.Tensor = BY_TYPE[type(x)](self.layer(x)) * BY_RANK[type(self.scale), 1](self.scale)
+        return h
+
+
+def test_what_is_remembered_by_the_type_of_a_tensor_is_no_change_of_forward() -> None:
+    model, x = Dispatching(), torch.randn(2, 4)
+    for kept in (BY_TYPE, BY_RANK, TYPES):
+        kept.clear()
+    with pytest.raises(CaptureError, match="run the model once before compiling it"):
+        capture(model, x)
+    model(x)
+    before = dict(BY_TYPE), dict(BY_RANK), set(TYPES)
+    capture(model, x)
+    assert (BY_TYPE, BY_RANK, TYPES) == before, "no type of capture stays"
+
+
+def test_counts_by_the_type_of_a_tensor_are_changes() -> None:
+    assert eager_part({FakeTensor: 1, torch.Tensor: 2}) == {FakeTensor: 1, torch.Tensor: 2}
+    assert eager_part({FakeTensor: torch.relu, (FakeTensor, 2): torch.relu, "a": 1}) == {"a": 1}
+
+
+def test_models_with_einops_are_captured() -> None:
+    rearrange = pytest.importorskip("einops").rearrange
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h: torch.Tensor = rearrange(self.layer(x), "b n (h d) -> b h n d", h=2)
+            return h
+
+    model, x = Heads(), torch.randn(2, 3, 8)
+    model(x)
+    capture(model, x)
