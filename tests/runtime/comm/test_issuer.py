@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdp_compile import sdp_compile
+from sdp_compile import NeuronPolicy, sdp_compile
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Policy
 from sdp_compile.runtime.comm.issuer import InOrder
@@ -24,7 +24,6 @@ from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
 
 pytestmark = pytest.mark.timeout(150)
-WORKERS = 6
 STEPS = 50
 
 
@@ -58,9 +57,19 @@ class RandomOwners(Policy):
         return result
 
 
-def trained(rank: int, level: str) -> Any:
+CASES: dict[str, tuple[int, Callable[[], Policy], list[str]]] = {
+    "random neurons": (6, lambda: RandomOwners(level="neuron"), ["exchange"]),
+    "random blocks": (6, lambda: RandomOwners(level="block"), ["exchange"]),
+    "all classes in each of two nodes": (8, lambda: NeuronPolicy(node_size=4, slots=4), ["exchange", "class"]),
+    "two nodes of one class": (8, lambda: NeuronPolicy(node_size=4, slots=2), ["class", "exchange"]),
+}
+"""Workers, policy, and the kinds of the levels."""
+
+
+def trained(rank: int, case: str) -> Any:
     warnings.simplefilter("ignore")
-    module = sdp_compile(build("cnn"), RandomOwners(level=level), (batch("cnn", 0),), bucket_bytes=1500)
+    module = sdp_compile(build("cnn"), CASES[case][1](), (batch("cnn", 0),), bucket_bytes=1500)
+    assert [level.kind for level in module.plan.levels] == CASES[case][2]
     engine, chance = module.peers.engine, random.Random(100 + rank)
 
     def delayed(gradient: Tensor) -> None:
@@ -91,17 +100,18 @@ def trained(rank: int, level: str) -> Any:
     return module.plan.to_json(), issued, during, values
 
 
-@pytest.mark.parametrize("level", ["neuron", "block"])
-def test_random_owners_and_delays_keep_one_order(level: str) -> None:
-    found = run_workers(trained, WORKERS, level)
+@pytest.mark.parametrize("case", CASES)
+def test_owners_and_delays_of_any_kind_keep_one_order(case: str) -> None:
+    workers = CASES[case][0]
+    found = run_workers(trained, workers, case)
     plan = Plan.from_json(found[0][0])
-    expected = [[bucket.number for bucket in plan.buckets(rank, 1500)] for rank in range(WORKERS)]
+    expected = [[bucket.number for bucket in plan.buckets(rank, 1500)] for rank in range(workers)]
     assert len({tuple(numbers) for numbers in expected}) > 1
     for rank, (_, issued, during, _) in enumerate(found):
         assert issued == [expected[rank]] * STEPS
         assert issued[0] == sorted(issued[0])
         assert any(during)  # and not only at the end
-    for one, other in combinations(range(WORKERS), 2):
+    for one, other in combinations(range(workers), 2):
         for mine, theirs in zip(found[one][1], found[other][1], strict=True):
             common = set(mine) & set(theirs)
             assert [n for n in mine if n in common] == [n for n in theirs if n in common]
