@@ -87,15 +87,14 @@ class Refresh:
         sent = torch.cat(parts).to(wire)
         counts = [-(-_length(places) // shares) for places in transfer.receives]
         received = sent.new_empty(sum(counts))
-        with explained(self._peers, "the refresh of parameters", groups.rank):
-            work = dist.all_to_all_single(
-                received, sent, counts, [len(part) for part in parts], self._peer_group, async_op=True
-            )
-            complete(work, sent)
+        if not groups.peers_are_fake:  # they leave the values as they are
+            lengths = [len(part) for part in parts]
+            with explained(self._peers, "the refresh of parameters", groups.rank):
+                work = dist.all_to_all_single(received, sent, counts, lengths, self._peer_group, async_op=True)
+                complete(work, sent)
         groups.traffic.add_sent("refresh", sent.nbytes)
         rows = self._joined(received).view(shares, -1).split(counts, dim=1)
         for places, row in zip(transfer.receives, rows, strict=True):
-            # Fake peers send nothing, and leave the values as they are.
             flat = _read(places, tensors, like) if groups.peers_are_fake else row.reshape(-1)
             _pairs(flat[: _length(places)], places, tensors).unpack()
 
