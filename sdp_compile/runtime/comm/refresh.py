@@ -84,10 +84,11 @@ class Refresh:
         )
         _pairs(sent, transfer.sends, tensors).pack()
         pairs = _pairs(received, transfer.receives, tensors)
-        work = dist.all_to_all_single(received, sent, counts[1], counts[0], group=groups.group, async_op=True)
-        complete(work, sent)
-        if groups.peers_are_fake:  # they leave this worker's values as they are
+        if groups.peers_are_fake:  # they leave their values as they are
             pairs.pack()
+        else:
+            work = dist.all_to_all_single(received, sent, counts[1], counts[0], group=groups.group, async_op=True)
+            complete(work, sent)
         groups.traffic.add_sent("refresh", sent.nbytes)
         pairs.unpack()
 
