@@ -73,8 +73,9 @@ class DelayedWork(dist.Work):
         """
         left = self._due - time.perf_counter()
         late = bool(timeout) and left > timeout.total_seconds()
-        with span(WAIT):
-            time.sleep(timeout.total_seconds() if late else max(0.0, left))
+        if left > 0:  # even a sleep of no time can give the processor away
+            with span(WAIT):
+                time.sleep(timeout.total_seconds() if late else left)
         if late:
             raise RuntimeError("Timed out waiting for a delayed collective.")
         return True
