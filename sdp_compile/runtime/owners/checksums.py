@@ -17,6 +17,9 @@ from torch import Tensor
 LARGEST_BYTES = 2**25
 """Size up to which tensors share a table, which is memory that a step needs besides. Longer ones have their own."""
 
+CACHED_BYTES = 2**20
+"""The same on the CPU, which computes a table that fits its cache in three quarters of the time."""
+
 _WORDS = 256
 """Words in a row of the table."""
 
@@ -85,7 +88,8 @@ def _tables(tensors: Sequence[Tensor]) -> Iterator[_Table]:
             tensor = torch.view_as_real(tensor.detach().resolve_conj().resolve_neg())
         rows = max(-(-tensor.nbytes // _ROW_BYTES), 1)
         key = tensor.device, tensor.dtype
-        if key in opened and (sum(opened[key].rows) + rows) * _ROW_BYTES > LARGEST_BYTES:
+        largest = CACHED_BYTES if tensor.device.type == "cpu" else LARGEST_BYTES
+        if key in opened and (sum(opened[key].rows) + rows) * _ROW_BYTES > largest:
             yield opened.pop(key)
         table = opened.setdefault(key, _Table([], [], []))
         table.places.append(place)
