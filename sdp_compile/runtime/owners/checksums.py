@@ -25,7 +25,8 @@ _WORDS = 256
 
 _ROW_BYTES = 8 * _WORDS
 
-_MOST_LAYOUTS = 64
+_MOST_LAYOUTS = 256
+"""More than a model's shares have tables: all tables of a share come again, so dropping one costs as much as all."""
 
 _layouts: dict[tuple[torch.device, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
 """The weight of each row and the number of its tensor, by device and the tensors' numbers of rows."""
