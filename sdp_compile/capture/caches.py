@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ def check_kept(subject: nn.Module, places: Mapping[Place, str]) -> None:
     """Makes the captured forward of a model refuse caches of what a later call may compute otherwise.
 
     A graph computes what is in them at each call. So it may follow from sizes, constants, and buffers to which forward
-    does not write.
+    does not write; in evaluation also from parameters, if the part that has the cache overrides ``train()``, which
+    clears it (timm's LeViT).
 
     Args:
         subject: The copy of the model that is captured.
@@ -34,10 +35,13 @@ def check_kept(subject: nn.Module, places: Mapping[Place, str]) -> None:
         buffers = dict(subject.named_buffers()) if before else {}
         result = forward(*args, **kwargs)
         kept = {name for name, buffer in subject.named_buffers() if buffers.get(name) is buffer}
-        constant = {node for name in kept if (node := _node(buffers[name])) and node.op == "placeholder"}
+        constant = _placeholders(buffers[name] for name in kept)
+        trained = _placeholders(subject.parameters()) if before else set()
         for place, known in before.items():
             for tensor in _tensors(subject, place):
-                why = "" if id(tensor) in known else _what_changes(tensor, constant)
+                owner = submodule(subject, place[0])
+                clears = not owner.training and type(owner).train is not nn.Module.train
+                why = "" if id(tensor) in known else _what_changes(tensor, constant | trained if clears else constant)
                 if why:
                     path, name = place
                     at = f" at {places[place]}" if places[place] else ""
@@ -61,6 +65,10 @@ def _node(tensor: Tensor) -> fx.Node | None:
     assert mode is not None, "forward is not being captured"
     slot = get_proxy_slot(tensor, mode.tracer, None)
     return None if slot is None else slot.proxy.node
+
+
+def _placeholders(tensors: Iterable[Tensor]) -> set[fx.Node]:
+    return {node for tensor in tensors if (node := _node(tensor)) and node.op == "placeholder"}
 
 
 def _what_changes(tensor: Tensor, constant: set[fx.Node]) -> str:

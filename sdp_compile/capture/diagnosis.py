@@ -11,7 +11,6 @@ from types import FrameType
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
 
 from sdp_compile.capture.sizes import SizesTooComplex
@@ -51,14 +50,6 @@ def explain(model: nn.Module, error: BaseException) -> str:
         return (
             f"{name} cannot be captured: it turns a tensor into a NumPy array{at}, and a graph would not compute that "
             "again. Use torch's operators here, or move this part out of the model."
-        )
-    layers = [
-        layer for frame, _ in traceback.walk_tb(trace) if isinstance(layer := frame.f_locals.get("self"), _BatchNorm)
-    ]
-    if any(layer.momentum is None for layer in layers):
-        return (
-            f"{name} cannot be captured: it has a batch normalisation with momentum=None{at}, which weighs a batch by "
-            "the number of batches so far. Give it a momentum such as 0.1; sdp.calibrate() averages over all batches."
         )
     if any(isinstance(value, PackedSequence) for frame, _ in traceback.walk_tb(trace) for value in _locals(frame)):
         return (

@@ -27,7 +27,7 @@ _WRAPPERS = {
 
 def refuse(model: nn.Module) -> None:
     """Raises `CaptureError` if a module communicates or changes gradients itself. The error names the module."""
-    if torch.is_inference_mode_enabled() or any(parameter.is_inference() for parameter in model.parameters()):
+    if torch.is_inference_mode_enabled() or any(map(_is_inference, model.parameters())):
         raise CaptureError(
             f"{type(model).__name__} was built or is compiled within torch.inference_mode(), where tensors can never "
             "be trained. Build and compile it outside, and evaluate the compiled model within."
@@ -83,6 +83,10 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for key, value in vars(module).items():
             if isinstance(value, torch.Tensor):
                 yield f"{path}.{key}".lstrip("."), value
+
+
+def _is_inference(parameter: nn.Parameter) -> bool:
+    return not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.is_inference()
 
 
 def refuse_counting(model: nn.Module) -> None:

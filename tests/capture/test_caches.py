@@ -104,3 +104,53 @@ def test_what_a_later_call_would_compute_otherwise_is_refused(make: Make, words:
         CaptureError, match=rf"{words}.* for later calls in attribute 'cache' of the model at .*: self.cache\["
     ):
         compiled(Caching(make), torch.randn(4, 5))
+
+
+class Biased(nn.Module):
+    """Adds rows of a parameter, which it keeps in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 2)
+        self.biases = nn.Parameter(torch.randn(3, 6))
+        self.register_buffer("order", torch.tensor([2, 0, 1, 1]))
+        self.cache: dict[str, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() or self.training:
+            rows = self.biases[self.order]
+        else:
+            if "cpu" not in self.cache:
+                self.cache["cpu"] = self.biases[self.order]
+            rows = self.cache["cpu"]
+        result: torch.Tensor = self.last(self.first(x) + rows)
+        return result
+
+
+class Clearing(Biased):
+    """As timm's LeViT."""
+
+    def train(self, mode: bool = True) -> Clearing:
+        super().train(mode)
+        if mode:
+            self.cache = {}
+        return self
+
+
+def test_what_train_clears_may_follow_from_parameters_in_evaluation() -> None:
+    torch.manual_seed(0)
+    model, x = Clearing(), torch.randn(4, 5)
+    module = compiled(model, x)
+    for _ in range(2):
+        with torch.no_grad():
+            model.eval(), module.eval()
+            torch.testing.assert_close(module(x), model(x))
+            torch.testing.assert_close(module(x), model(x))
+            model.train(), module.train()
+            for one in (model, module):
+                one.biases.add_(1)
+    with (
+        torch.no_grad(),
+        pytest.raises(CaptureError, match="parameters or changing buffers for later calls in attribute 'cache'"),
+    ):
+        compiled(Biased(), x).eval()(x)

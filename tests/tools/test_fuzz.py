@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import torch
 
 import sdp_compile as sdp
 from sdp_compile.errors import CaptureError
-from tools.fuzz.__main__ import main, try_seed
+from tools.fuzz.__main__ import main
 from tools.fuzz.comparison import FAILURES, Verdict, compare
 from tools.fuzz.fragments import FRAGMENTS
 from tools.fuzz.grammar import Design, Gene, draw, write
@@ -22,6 +24,7 @@ from tools.fuzz.instance import Instance, world
 from tools.fuzz.results import Results, summary
 from tools.fuzz.shrinking import shrink
 from tools.fuzz.side import Side
+from tools.fuzz.trial import try_seed
 
 MLP = """
 import torch
@@ -259,6 +262,14 @@ def test_the_command_writes_rows_and_says_by_its_exit_code_whether_all_is_well(
     with file.open("a") as stream:
         stream.write(json.dumps({"seed": 1, "outcome": "wrong", "detail": "", "fragments": []}) + "\n")
     assert main(["--modules", "2", "--out", str(file)]) == 1
+
+
+def test_several_processes_try_all_seeds(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "tools.fuzz", "--modules", "2", "--jobs", "2", "--out", str(out)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert {json.loads(line)["seed"] for line in out.read_text().splitlines()} == {0, 1}
 
 
 def test_the_default_dtype_is_restored() -> None:

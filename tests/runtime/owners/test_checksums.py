@@ -83,7 +83,7 @@ def test_elements_exchanged_across_rows_and_columns_are_noticed() -> None:
 
 @pytest.mark.parametrize("largest", [1, 10_000, 2**25])
 def test_checksums_do_not_depend_on_the_other_tensors(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGEST_BYTES", largest)
+    monkeypatch.setattr(module, "CACHED_BYTES", largest)
     tensors = [values(shape, dtype) for shape in (*SHAPES, (0, 3)) for dtype in DTYPES]
     assert checksums(tensors, late=True)() == [checksum(tensor) for tensor in tensors]
     assert checksums(tensors[::-1], late=False)() == [checksum(tensor) for tensor in tensors[::-1]]
