@@ -22,8 +22,8 @@ coverage 0.5), for forward and backward masking: 1 MiB 0.55 and 0.96, 2 MiB 0.53
 buckets start earlier, but each costs a round of messages. With slow communication, smaller buckets hide more of it.
 """
 
-ALIGNMENT = 4
-"""Chunks are multiples of this many elements, 16 bytes in single precision, which libraries copy faster."""
+ALIGNMENT = 8
+"""Chunks are multiples of this many elements, at least 16 bytes, so that one buffer can hold chunks of several dtypes."""
 
 SMALL = 4
 """The last round joins the one before it if it has at most one in ``SMALL`` of the bytes: nothing hides its latency."""

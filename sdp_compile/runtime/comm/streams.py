@@ -22,6 +22,13 @@ _streams: dict[tuple[torch.device, int], torch.Stream] = {}
 """The stream of each lane in use, by device and number."""
 
 
+def _stream(device: torch.device, lane: int) -> torch.Stream:
+    found = _streams.get((device, lane))
+    if found is None:  # making one takes most of a millisecond
+        found = _streams[device, lane] = torch.Stream(device)
+    return found
+
+
 @dataclass(frozen=True)
 class Begun:
     """Collectives that were issued.
@@ -68,7 +75,7 @@ class Pending:
             with self._explained(), span(LAUNCH):
                 self._begun = step.begin(tensors)
             return
-        stream = _streams.setdefault((device, step.lane), torch.Stream(device))
+        stream = _stream(device, step.lane)
         if isinstance(before, Pending):
             assert before._event is not None and before._results is not None
             stream.wait_event(before._event)

@@ -55,6 +55,9 @@ class ByLevels(Reduction):
 
     def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
         flat = self._pipeline.results(bucket.round)[self._places[bucket.number]]
+        self._unfinished[bucket.round] -= 1
+        if not self._unfinished[bucket.round]:
+            self._pipeline.forget(bucket.round)
         if bucket.number not in self._divided:
             flat.div_(len(bucket.owners))
         return flat, EVERYTHING
@@ -65,6 +68,7 @@ class ByLevels(Reduction):
 
     def _reset(self) -> None:
         self._pipeline = Pipeline()
+        self._unfinished = self._expected.copy()
         self._started: dict[int, list[tuple[Bucket, Tensor]]] = {}
         self._places: dict[int, int] = {}
         self._divided: set[int] = set()
@@ -74,9 +78,9 @@ class ByLevels(Reduction):
         """Sends all rounds that are complete, in order."""
         while len(self._pipeline) < self.rounds:
             number = len(self._pipeline)
-            parts = self._started.get(number, [])
-            if len(parts) < self._expected[number]:
+            if len(self._started.get(number, ())) < self._expected[number]:
                 return
+            parts = self._started.pop(number, [])
             self._places.update((bucket.number, place) for place, (bucket, _) in enumerate(parts))
             device = parts[0][1].device if parts else self.groups.device
             errand = Errand([bucket.owners for bucket, _ in parts], f"round {number} of gradients", "gradients")

@@ -12,9 +12,9 @@ on timing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -23,8 +23,11 @@ from torch import Tensor
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.comm.streams import Begun
 from sdp_compile.runtime.comm.traffic import CollectiveKind, Traffic
+from sdp_compile.runtime.levels.arithmetic import Copies, Operation, combined
+from sdp_compile.runtime.levels.rows import Rows, chunks_of, rows
 
-Operation = Literal["sum", "max"]
+Works: TypeAlias = Sequence[tuple[dist.Work | None, Tensor]]
+"""Collectives, each with a tensor that it reads or writes."""
 
 # torch 2.14 has new names for these two.
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -57,7 +60,8 @@ class Hop:
         """Gives each owner the sum or maximum of its chunk of each tensor.
 
         Args:
-            flats: Flat tensors, each with one equally long chunk per owner in the group. They must stay unchanged.
+            flats: Flat tensors, each with one equally long chunk per owner in the group. The own chunks may be
+                overwritten, the others must stay unchanged.
             owners: For each tensor its owners among the members, ascending.
             operation: What becomes of the chunks.
             purpose: What the traffic is counted as.
@@ -65,38 +69,47 @@ class Hop:
         """
         if self.has_library:
             return self._by_library("reduce_scatter", flats, operation, purpose)
-        rows = [flat.view(len(those), -1) for flat, those in zip(flats, owners, strict=True)]
-        sent = {
-            peer: [row[those.index(peer)] for row, those in zip(rows, owners, strict=True) if peer in those]
-            for peer in self.members
-        }
-        work, received = self._all_to_all(sent, purpose)
+        chunks = [chunks_of(flat, those) for flat, those in zip(flats, owners, strict=True)]
+        layout = self._rows([own[self.rank] for own in chunks], owners)
+        work, received = self._exchange(layout, [chunks[number][peer] for number, peer in layout.order], purpose)
 
         def end() -> list[Tensor]:
-            result = []
-            for row, those in zip(rows, owners, strict=True):
-                own = row[those.index(self.rank)]
-                parts = [own if member == self.rank else next(received[member]) for member in those]
-                result.append(_reduced(parts, operation, wide))
-            return result
+            came = layout.views(received)
+            parts = [
+                [own[self.rank] if member == self.rank else came[number, member] for member in those]
+                for number, (own, those) in enumerate(zip(chunks, owners, strict=True))
+            ]
+            return combined(parts, [those.index(self.rank) for those in owners], operation, wide)
 
         return Begun(work, end)
 
-    def gather(self, chunks: Sequence[Tensor], owners: Sequence[OwnerSet], purpose: str) -> Begun:
-        """Joins the chunks of all owners of each tensor, the opposite of `scatter`."""
+    def gather(
+        self, chunks: Sequence[Tensor], owners: Sequence[OwnerSet], purpose: str, homes: Sequence[Tensor] | None = None
+    ) -> Begun:
+        """Joins the chunks of all owners of each tensor, the opposite of `scatter`.
+
+        Args:
+            chunks: This worker's chunks.
+            owners: For each tensor its owners among the members, ascending.
+            purpose: What the traffic is counted as.
+            homes: Where the joined tensors go, such as what was given to `scatter`; new tensors by default.
+        """
         if self.has_library:
-            return self._by_library("all_gather", chunks, "sum", purpose)
-        sent = {
-            peer: [chunk for chunk, those in zip(chunks, owners, strict=True) if peer in those] for peer in self.members
-        }
-        work, received = self._all_to_all(sent, purpose)
+            return self._by_library("all_gather", chunks, "sum", purpose, homes)
+        layout = self._rows(chunks, owners)
+        work, received = self._exchange(layout, [chunks[number] for number, _ in layout.order], purpose)
 
         def end() -> list[Tensor]:
-            result = []
-            for chunk, those in zip(chunks, owners, strict=True):
-                parts = [chunk if member == self.rank else next(received[member]) for member in those]
-                result.append(torch.cat(parts) if len(parts) > 1 else chunk)
-            return result
+            came = layout.views(received)
+            flats = homes or [
+                chunk.new_empty(len(chunk) * len(those)) for chunk, those in zip(chunks, owners, strict=True)
+            ]
+            copies = Copies()
+            for number, (chunk, flat, those) in enumerate(zip(chunks, flats, owners, strict=True)):
+                for member, place in chunks_of(flat, those).items():
+                    copies.add(place, chunk if member == self.rank else came[number, member])
+            copies.run()
+            return list(flats)
 
         return Begun(work, end)
 
@@ -104,25 +117,31 @@ class Hop:
         """Gives all members the sum or maximum of each tensor, for members that own the same."""
         return self._by_library("all_reduce", flats, operation, purpose)
 
-    def _all_to_all(
-        self, sent: Mapping[int, Sequence[Tensor]], purpose: str
-    ) -> tuple[Sequence[tuple[dist.Work | None, Tensor]], dict[int, Iterator[Tensor]]]:
-        """Sends tensors to each peer, and receives as many of the same sizes. They travel as bytes."""
-        others = {peer: () if peer == self.rank else tensors for peer, tensors in sent.items()}
-        flat = [tensor.view(torch.uint8) for tensors in others.values() for tensor in tensors]
-        sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in others.values()]
-        device = next((tensor.device for tensors in sent.values() for tensor in tensors), torch.device("cpu"))
-        outgoing = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8, device=device)
-        incoming = torch.empty_like(outgoing)
-        work = dist.all_to_all_single(incoming, outgoing, sizes, sizes, group=self.group, async_op=True)
-        self.traffic.add_sent(purpose, outgoing.nbytes)  # a worker sends nothing to itself
-        received: dict[int, Iterator[Tensor]] = {
-            peer: (_typed(part, like.dtype) for part, like in zip(_cut(incoming, tensors), tensors, strict=True))
-            for (peer, tensors), incoming in zip(others.items(), incoming.split(sizes), strict=True)
-        }
+    def _rows(self, chunks: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Rows:
+        lengths, dtypes = tuple(len(chunk) for chunk in chunks), tuple(chunk.dtype for chunk in chunks)
+        return rows(self.members, self.rank, tuple(owners), lengths, dtypes)
+
+    def _exchange(self, layout: Rows, sent: Sequence[Tensor], purpose: str) -> tuple[Works, Tensor]:
+        """Sends the rows of a layout. Returns the collective, and what comes, which has the same layout."""
+        device = sent[0].device if sent else torch.device("cpu")
+        outgoing, received = layout.room(device), layout.room(device)
+        copies = Copies()
+        for place, chunk in zip(layout.views(outgoing).values(), sent, strict=True):
+            copies.add(place, chunk)
+        copies.run()
+        sizes = list(layout.sizes)
+        work = dist.all_to_all_single(received, outgoing, sizes, sizes, group=self.group, async_op=True)
+        self.traffic.add_sent(purpose, layout.nbytes)
         return [(work, outgoing)], received
 
-    def _by_library(self, kind: CollectiveKind, flats: Sequence[Tensor], operation: Operation, purpose: str) -> Begun:
+    def _by_library(
+        self,
+        kind: CollectiveKind,
+        flats: Sequence[Tensor],
+        operation: Operation,
+        purpose: str,
+        homes: Sequence[Tensor] | None = None,
+    ) -> Begun:
         """One collective per dtype for all tensors."""
         members, reduce = len(self.members), _OPERATIONS[operation]
         works: list[tuple[dist.Work | None, Tensor]] = []
@@ -149,35 +168,18 @@ class Hop:
             self.traffic.add(purpose, kind, max(out.nbytes, joined.nbytes), members)
             works.append((work, joined))
             parts.update(zip(numbers, pieces, strict=True))
-        return Begun(works, lambda: [parts[number].reshape(-1) for number in range(len(flats))])
+
+        def end() -> list[Tensor]:
+            if not homes:
+                return [parts[number].reshape(-1) for number in range(len(flats))]
+            copies = Copies()
+            for number, home in enumerate(homes):
+                copies.add(home.view(parts[number].shape), parts[number])
+            copies.run()
+            return list(homes)
+
+        return Begun(works, end)
 
 
 def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return torch.cat(list(tensors), dim) if len(tensors) > 1 else tensors[0]
-
-
-def _cut(flat: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Cuts bytes into parts as large as these tensors."""
-    parts: Sequence[Tensor] = flat.split([tensor.nbytes for tensor in like])
-    return parts
-
-
-def _typed(part: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns bytes as numbers: a view, unless numbers of other sizes have shifted them."""
-    is_aligned = part.storage_offset() % dtype.itemsize == 0
-    return (part if is_aligned else part.clone()).view(dtype)
-
-
-def _reduced(parts: Sequence[Tensor], operation: Operation, wide: bool) -> Tensor:
-    """Returns the sum or maximum of the parts, in their order."""
-    first, *others = parts
-    if not others:
-        return first
-    half = first.dtype in (torch.float16, torch.bfloat16)
-    total = first.float() if half else first.clone()
-    for part in others:
-        if operation == "sum":
-            total += part
-        else:
-            torch.maximum(total, part, out=total)
-    return total if wide or not half else total.to(first.dtype)

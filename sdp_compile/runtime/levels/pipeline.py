@@ -53,6 +53,10 @@ class Pipeline:
         state = self._states[number]
         return state.results() if isinstance(state, Pending) else state
 
+    def forget(self, number: int) -> None:
+        """Drops the tensors of an errand whose results nobody needs any more."""
+        self._states[number] = ()
+
     def has_arrived(self, number: int) -> bool:
         """Whether all steps of an errand are issued."""
         return not self._left[number]

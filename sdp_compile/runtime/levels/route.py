@@ -13,7 +13,8 @@ from sdp_compile.ownership.levels import Levels
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.comm.streams import Begun, Pending, Step
-from sdp_compile.runtime.levels.hops import Hop, Operation
+from sdp_compile.runtime.levels.arithmetic import Operation
+from sdp_compile.runtime.levels.hops import Hop
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,13 @@ class Route:
         return [self._gather(number, errand) for number in reversed(range(len(self.levels)))]
 
     def round_trip(self, errand: Errand, operation: Operation = "sum") -> list[Step]:
-        """Returns the steps after which each owner has the sum or maximum of each tensor."""
-        there, back = self.there(errand, operation), self.back(errand)
-        if self.levels and self.levels[-1].kind == "class":  # nothing happens between its two steps
-            return [*there[:-1], self._all_reduce(len(self.levels) - 1, errand, operation), *back[1:]]
+        """Returns the steps after which each owner has the sum or maximum of each tensor, which are overwritten."""
+        homes: dict[int, Sequence[Tensor]] = {}
+        last = len(self.levels) - 1
+        there = [self._scatter(number, errand, operation, False, homes) for number in range(last + 1)]
+        back = [self._gather(number, errand, homes) for number in range(last, -1, -1)]
+        if self.levels and self.levels[last].kind == "class":  # nothing happens between its two steps
+            return [*there[:-1], self._all_reduce(last, errand, operation), *back[1:]]
         return there + back
 
     def join(self, level: int, errand: Errand) -> Step:
@@ -85,16 +89,30 @@ class Route:
             state = Pending(step, state, device)
         return state.results() if isinstance(state, Pending) else list(state)
 
-    def _scatter(self, number: int, errand: Errand, operation: Operation, wide: bool) -> Step:
+    def _scatter(
+        self,
+        number: int,
+        errand: Errand,
+        operation: Operation,
+        wide: bool,
+        homes: dict[int, Sequence[Tensor]] | None = None,
+    ) -> Step:
         is_wide = wide and number == len(self.levels) - 1
-        return self._step(
-            number,
-            errand,
-            lambda hop, flats, owners: hop.scatter(flats, owners, operation, errand.purpose, is_wide),
-        )
 
-    def _gather(self, number: int, errand: Errand) -> Step:
-        return self._step(number, errand, lambda hop, chunks, owners: hop.gather(chunks, owners, errand.purpose))
+        def act(hop: Hop, flats: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
+            if homes is not None:
+                homes[number] = flats
+            return hop.scatter(flats, owners, operation, errand.purpose, is_wide)
+
+        return self._step(number, errand, act)
+
+    def _gather(self, number: int, errand: Errand, homes: dict[int, Sequence[Tensor]] | None = None) -> Step:
+        """The step that joins chunks, in the tensors that were given to the scatter of the same level, if any."""
+
+        def act(hop: Hop, chunks: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
+            return hop.gather(chunks, owners, errand.purpose, None if homes is None else homes.pop(number))
+
+        return self._step(number, errand, act)
 
     def _all_reduce(self, number: int, errand: Errand, operation: Operation) -> Step:
         return self._step(number, errand, lambda hop, flats, _: hop.all_reduce(flats, operation, errand.purpose))

@@ -32,7 +32,7 @@ def done(begun: Begun) -> list[Tensor]:
     for work, _ in begun.works:
         assert work is not None
         work.wait()
-    return begun.end()
+    return [one.clone() for one in begun.end()]  # not views of one buffer
 
 
 def exchanged(rank: int) -> Any:
@@ -49,13 +49,19 @@ def exchanged(rank: int) -> Any:
     for operation in ("sum", "max"):
         for wide in (False, True):
             found[f"{operation} {wide}"] = done(
-                everyone.scatter(flats, [owners for owners, _ in kinds], operation, "gradients", wide)
+                everyone.scatter([flat.clone() for flat in flats], [owners for owners, _ in kinds], operation, "gradients", wide)
             )
         found[f"library {operation}"] = done(library.scatter(alike, of_all, operation, "gradients", False))
         found[f"all {operation}"] = done(library.all_reduce([one.clone() for one in alike], operation, "gradients"))
     chunks = [flat[:LENGTH].clone() for flat in flats]
     found["gather"] = done(everyone.gather(chunks, [owners for owners, _ in kinds], "gradients"))
+    homes = [torch.zeros_like(flat) for flat in flats]
+    found["home"] = done(everyone.gather(chunks, [owners for owners, _ in kinds], "elsewhere", homes))
+    assert all(torch.equal(home, joined) for home, joined in zip(homes, found["gather"], strict=True))
     found["library gather"] = done(library.gather([one[:LENGTH].clone() for one in alike], of_all, "gradients"))
+    homes = [torch.zeros_like(flat) for flat in alike]
+    done(library.gather([one[:LENGTH].clone() for one in alike], of_all, "gradients", homes))
+    assert all(torch.equal(home, joined) for home, joined in zip(homes, found["library gather"], strict=True))
     return kinds, found, everyone.traffic.sent["gradients"]
 
 
@@ -85,4 +91,4 @@ def test_each_owner_gets_its_chunk_of_sums_and_maxima_and_all_chunks() -> None:
         for dtype, flat in zip(DTYPES, found["library gather"], strict=True):
             assert torch.equal(flat, torch.cat([values(owner, EVERYONE, dtype)[:LENGTH] for owner in EVERYONE]))
         peers = sum(len(owners) - 1 for owners, _ in kinds) // len(DTYPES)
-        assert nbytes == 5 * peers * LENGTH * (8 + 4 + 2)
+        assert nbytes == 5 * peers * (48 + 32 + 16)  # rows of several dtypes begin at multiples of 16 bytes
