@@ -31,6 +31,7 @@ class ByLevels(Reduction):
         super().__init__(route.groups)
         self.route, self.buckets, self.rounds = route, tuple(buckets), rounds
         self._expected = Counter(bucket.round for bucket in buckets)
+        self._owners = {bucket.number: len(bucket.owners) for bucket in buckets}
         self._is_over = False
         self._reset()
 
@@ -54,13 +55,22 @@ class ByLevels(Reduction):
         self._is_over = True
 
     def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
-        flat = self._pipeline.results(bucket.round)[self._places[bucket.number]]
-        self._unfinished[bucket.round] -= 1
-        if not self._unfinished[bucket.round]:
+        averages = self._averages.get(bucket.round)
+        if averages is None:
+            averages = self._averages[bucket.round] = self._finished(bucket.round)
+        flat = averages.pop(bucket.number)
+        if not averages:
             self._pipeline.forget(bucket.round)
-        if bucket.number not in self._divided:
-            flat.div_(len(bucket.owners))
         return flat, EVERYTHING
+
+    def _finished(self, number: int) -> dict[int, Tensor]:
+        """Waits for a round. Returns the averages of each of its buckets."""
+        places = self._places.pop(number)
+        averages = dict(zip(places, self._pipeline.results(number), strict=True))
+        sums = [bucket for bucket in places if bucket not in self._divided]
+        if sums:
+            torch._foreach_div_([averages[bucket] for bucket in sums], [float(self._owners[bucket]) for bucket in sums])
+        return averages
 
     def _steps(self, errand: Errand) -> list[Step]:
         """Returns the steps of a round."""
@@ -68,9 +78,9 @@ class ByLevels(Reduction):
 
     def _reset(self) -> None:
         self._pipeline = Pipeline()
-        self._unfinished = self._expected.copy()
+        self._averages: dict[int, dict[int, Tensor]] = {}
         self._started: dict[int, list[tuple[Bucket, Tensor]]] = {}
-        self._places: dict[int, int] = {}
+        self._places: dict[int, list[int]] = {}
         self._divided: set[int] = set()
         self._is_over = False
 
@@ -81,7 +91,7 @@ class ByLevels(Reduction):
             if len(self._started.get(number, ())) < self._expected[number]:
                 return
             parts = self._started.pop(number, [])
-            self._places.update((bucket.number, place) for place, (bucket, _) in enumerate(parts))
+            self._places[number] = [bucket.number for bucket, _ in parts]
             device = parts[0][1].device if parts else self.groups.device
             errand = Errand([bucket.owners for bucket, _ in parts], f"round {number} of gradients", "gradients")
             self._pipeline.send(self._steps(errand), [flat.to(device) for _, flat in parts], device)

@@ -23,15 +23,13 @@ from sdp_compile.runtime.gradients.arrivals import is_accumulated
 from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.hooks import Hook, Hooks
 from sdp_compile.runtime.gradients.launch_state import LaunchState
+from sdp_compile.runtime.gradients.lots import Average
 from sdp_compile.runtime.gradients.progress import Progress
 from sdp_compile.runtime.gradients.slots import Slot
 from sdp_compile.runtime.levels.refresh import Refresh
 from sdp_compile.runtime.levels.route import Route
 from sdp_compile.runtime.sharding.gradient import local_gradient
 from sdp_compile.runtime.tensors import NamedParameters
-
-_Average = tuple[Slot, Tensor, slice]
-"""A bucket, its flat buffer, and the part of the buffer that holds averages."""
 
 _numbers = count()
 _engines: weakref.WeakSet[GradientEngine] = weakref.WeakSet()
@@ -285,17 +283,24 @@ class GradientEngine:
             except SDPError:
                 self._progress.discard()
                 raise
-        averages: Iterable[_Average] = ((slot, *self.reduction.finish(slot.bucket)) for slot in self._slots)
+        rounds: Iterable[list[Average]] = (
+            [(slot, *self.reduction.finish(slot.bucket)) for slot in lot.slots] for lot in self._progress.lots
+        )
         if self.check_finite:
-            averages = list(averages)
-            self._check_finite(averages)
+            rounds = list(rounds)
+            self._check_finite([average for averages in rounds for average in averages])
         multiply(self._own, self._parameters, self.contract.own_factor())
-        for slot, flat, part in averages:
-            factor = self.contract.factor(slot.bucket.owners)
-            if factor != 1:
-                flat[part].mul_(factor)
-            if not self.reduction.keep(slot.bucket, flat, self._parameters, self.contract.kept):
-                slot.unpack(flat, part, self._parameters)
+        for lot, averages in zip(self._progress.lots, rounds, strict=True):
+            for slot, flat, part in averages:
+                factor = self.contract.factor(slot.bucket.owners)
+                if factor != 1:
+                    flat[part].mul_(factor)
+            left = [
+                (slot, flat, part)
+                for slot, flat, part in averages
+                if not self.reduction.keep(slot.bucket, flat, self._parameters, self.contract.kept)
+            ]
+            lot.unpack(left, self._parameters)
         self._hooks.mark()
         self.contract.end(self._parameters)
         self._accumulated = False
@@ -331,7 +336,7 @@ class GradientEngine:
             self._progress.start_all()
         launches.decide(not flags.no_graph_asked, self._parameters.values())
 
-    def _check_finite(self, averages: Sequence[_Average]) -> None:
+    def _check_finite(self, averages: Sequence[Average]) -> None:
         gradients = ((name, local_gradient(p)) for name, p in self._parameters.items())
         local = first_not_finite((name, gradient) for name, gradient in gradients if gradient is not None)
         average = first_not_finite((slot.names[0], flat[part]) for slot, flat, part in averages)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.issuer import InOrder
+from sdp_compile.runtime.gradients.lots import lots_of
 from sdp_compile.runtime.gradients.reduction import Reduction
 from sdp_compile.runtime.gradients.slots import Slot
 
@@ -24,6 +25,7 @@ class Progress:
         scale: Returns what this worker's gradients are multiplied by before they are averaged.
 
     Attributes:
+        lots: The buckets of each round.
         issued: The bucket numbers that were issued since `begin`, in the order in which they were issued.
     """
 
@@ -31,6 +33,8 @@ class Progress:
         self, slots: Sequence[Slot], groups: Groups, reduction: Reduction, scale: Callable[[], float] = lambda: 1.0
     ) -> None:
         self._slots, self._groups, self._reduction, self._scale = slots, groups, reduction, scale
+        self.lots = lots_of(slots)
+        self._lot_of = [lot for lot in self.lots for _ in lot.slots]
         self._parameters: Mapping[str, nn.Parameter] = {}
         self._members: list[list[nn.Parameter]] = []
 
@@ -56,9 +60,10 @@ class Progress:
         self._in_order = InOrder(len(self._slots), self._issue, may_issue)
         self._missing = [sum(parameter.requires_grad for parameter in members) for members in self._members]
         self._launched: dict[int, Tensor | None] = {}
+        self._waiting: list[int] = []
         self._packed: list[tuple[str, Tensor, int]] = []
-        for slot in self._slots:
-            slot.forget()
+        for lot in self.lots:
+            lot.forget()
 
     def complete(self, position: int) -> None:
         """Notes that one more gradient of a bucket is in ``.grad``, and issues what is complete."""
@@ -72,7 +77,7 @@ class Progress:
 
     def launch(self, position: int, gradients: Mapping[str, Tensor]) -> None:
         """Packs a bucket with gradients that will be added to ``.grad``, and issues what is complete."""
-        self._launched[position] = self._pack(position, gradients)
+        (self._launched[position],) = self._pack([position], gradients)
         self._in_order.ready(position)
 
     def start_all(self) -> None:
@@ -102,27 +107,38 @@ class Progress:
         self._packed.clear()
 
     @torch.no_grad()
-    def _pack(self, position: int, given: Mapping[str, Tensor]) -> Tensor:
-        slot = self._slots[position]
-        flat = slot.pack(self._parameters, self._reduction.length(slot.bucket, slot.numel), given)
+    def _pack(self, positions: Sequence[int], given: Mapping[str, Tensor]) -> list[Tensor]:
+        """Packs buckets of one round."""
+        slots, lot = [self._slots[position] for position in positions], self._lot_of[positions[0]]
+        lengths = [self._reduction.length(slot.bucket, slot.numel) for slot in slots]
+        flats = lot.pack(slots, lengths, self._parameters, given)
         scale = self._scale()
         if scale != 1:
-            flat.mul_(scale)
-        sent = flat.to(self._groups.wire(flat.device))
-        if self._reduction.keeps or sent is not flat:
-            slot.forget()
+            torch._foreach_mul_(flats, scale)
+        sent = [flat.to(self._groups.wire(flat.device)) for flat in flats]
+        if self._reduction.keeps or any(one is not flat for one, flat in zip(sent, flats, strict=True)):
+            lot.forget()
         return sent
 
     def _issue(self, position: int) -> None:
-        slot, flat = self._slots[position], self._launched.get(position)
-        if flat is not None:
-            self._launched[position] = None
-        else:
-            flat = self._pack(position, {})
+        """Issues the buckets of a round, in their order, when all of them are complete."""
+        self._waiting.append(position)
+        if position + 1 < len(self._slots) and self._lot_of[position + 1] is self._lot_of[position]:
+            return
+        waiting, self._waiting = self._waiting, []
+        flats = {at: self._launched[at] for at in waiting if at in self._launched}
+        self._launched.update(dict.fromkeys(flats))  # that they were launched is known until `begin`
+        unpacked = [at for at in waiting if at not in flats]
+        if unpacked:
+            flats.update(zip(unpacked, self._pack(unpacked, {}), strict=True))
+            names = dict.fromkeys(name for at in unpacked for name in self._slots[at].names)
             with torch._C.DisableTorchFunctionSubclass():
-                for name in slot.names:
+                for name in names:
                     gradient = self._parameters[name].grad
                     if gradient is not None:
                         self._packed.append((name, gradient, gradient._version))
-        self._reduction.start(slot.bucket, flat)
-        self.issued.append(slot.bucket.number)
+        for at in waiting:
+            flat, bucket = flats.pop(at), self._slots[at].bucket
+            assert flat is not None
+            self._reduction.start(bucket, flat)
+            self.issued.append(bucket.number)

@@ -107,7 +107,10 @@ class Hop:
             copies = Copies()
             for number, (chunk, flat, those) in enumerate(zip(chunks, flats, owners, strict=True)):
                 for member, place in chunks_of(flat, those).items():
-                    copies.add(place, chunk if member == self.rank else came[number, member])
+                    if member != self.rank:
+                        copies.add(place, came[number, member])
+                    elif not place.is_set_to(chunk):
+                        copies.add(place, chunk)
             copies.run()
             return list(flats)
 

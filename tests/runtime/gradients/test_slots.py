@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
+from sdp_compile.runtime.gradients.lots import Lot
 from sdp_compile.runtime.gradients.slots import Slot
 from tests.runtime.gradients.alone import bucket, slot
 
@@ -28,6 +29,11 @@ def used_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda length, **kind: torch.full((length,), float("nan"), **kind))
 
 
+def packed(made: Slot, parameters: dict[str, nn.Parameter], length: int, given: dict[str, Tensor]) -> Tensor:
+    (flat,) = Lot([made]).pack([made], [length], parameters, given)
+    return flat
+
+
 def test_a_slot_knows_its_pieces() -> None:
     made = slot(bucket(7, a=([0, 1],), b=([0, 1, 2],)))
     assert (made.bucket.number, made.numel, made.names) == (7, 5, ("a", "b"))
@@ -35,30 +41,30 @@ def test_a_slot_knows_its_pieces() -> None:
 
 
 def test_gradients_are_packed_in_order_and_the_excess_is_zero(parameters: dict[str, nn.Parameter]) -> None:
-    assert slot(BUCKET).pack(parameters, 8, {}).tolist() == [1, 3, 4, 6, 20, 40, 0, 0]
+    assert packed(slot(BUCKET), parameters, 8, {}).tolist() == [1, 3, 4, 6, 20, 40, 0, 0]
 
 
 def test_given_gradients_are_added_and_missing_ones_are_zero(parameters: dict[str, nn.Parameter]) -> None:
     given = {"matrix": torch.full((2, 3), 100.0)}
-    assert slot(BUCKET).pack(parameters, 6, given).tolist() == [101, 103, 104, 106, 20, 40]
+    assert packed(slot(BUCKET), parameters, 6, given).tolist() == [101, 103, 104, 106, 20, 40]
     parameters["matrix"].grad = None
-    assert slot(BUCKET).pack(parameters, 6, given).tolist() == [100, 100, 100, 100, 20, 40]
-    assert slot(BUCKET).pack(parameters, 6, {}).tolist() == [0, 0, 0, 0, 20, 40]
+    assert packed(slot(BUCKET), parameters, 6, given).tolist() == [100, 100, 100, 100, 20, 40]
+    assert packed(slot(BUCKET), parameters, 6, {}).tolist() == [0, 0, 0, 0, 20, 40]
 
 
 def test_the_buffer_holds_the_values_of_all_dtypes(parameters: dict[str, nn.Parameter]) -> None:
     vector = parameters["vector"] = nn.Parameter(torch.zeros(4, dtype=torch.float64))
     vector.grad = torch.full((4,), 1 + 2.0**-40, dtype=torch.float64)
-    flat = slot(BUCKET).pack(parameters, 6, {})
+    flat = packed(slot(BUCKET), parameters, 6, {})
     assert flat.dtype == torch.float64 and flat.tolist() == [1, 3, 4, 6, 1 + 2.0**-40, 1 + 2.0**-40]
-    flat = slot(BUCKET, torch.bfloat16).pack(parameters, 6, {})
+    flat = packed(slot(BUCKET, torch.bfloat16), parameters, 6, {})
     assert flat.dtype == torch.bfloat16 and flat.tolist() == [1, 3, 4, 6, 1, 1]
 
 
 def test_complex_gradients_travel_as_they_are() -> None:
     parameter = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
     parameter.grad = torch.tensor([1j, 2, 3])
-    flat = slot(bucket(0, a=([0, 2],)), torch.bfloat16).pack({"a": parameter}, 2, {})
+    flat = packed(slot(bucket(0, a=([0, 2],)), torch.bfloat16), {"a": parameter}, 2, {})
     assert flat.dtype == torch.complex64 and flat.tolist() == [1j, 3]
 
 
@@ -70,7 +76,7 @@ def test_a_sparse_gradient_is_an_error(parameters: dict[str, nn.Parameter], is_g
     else:
         parameters["vector"].grad = sparse
     with pytest.raises(SDPError, match=r"gradient of 'vector' is sparse .* sparse=False"):
-        slot(BUCKET).pack(parameters, 6, given)
+        packed(slot(BUCKET), parameters, 6, given)
 
 
 FLAT = torch.tensor([10.0, 11, 12, 13, 14, 15, 99])

@@ -49,7 +49,9 @@ def exchanged(rank: int) -> Any:
     for operation in ("sum", "max"):
         for wide in (False, True):
             found[f"{operation} {wide}"] = done(
-                everyone.scatter([flat.clone() for flat in flats], [owners for owners, _ in kinds], operation, "gradients", wide)
+                everyone.scatter(
+                    [flat.clone() for flat in flats], [owners for owners, _ in kinds], operation, "gradients", wide
+                )
             )
         found[f"library {operation}"] = done(library.scatter(alike, of_all, operation, "gradients", False))
         found[f"all {operation}"] = done(library.all_reduce([one.clone() for one in alike], operation, "gradients"))
