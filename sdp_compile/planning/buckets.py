@@ -23,7 +23,7 @@ buckets start earlier, but each costs a round of messages. With slow communicati
 """
 
 ALIGNMENT = 8
-"""Chunks are multiples of this many elements, 16 bytes or more, so that one buffer can hold chunks of several dtypes."""
+"""Chunks are multiples of this many elements, at least 16 bytes: one buffer can hold chunks of several dtypes."""
 
 SMALL = 4
 """The last round joins the one before it if it has at most one in ``SMALL`` of the bytes: nothing hides its latency."""

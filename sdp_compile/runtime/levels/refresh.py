@@ -82,21 +82,31 @@ class Refresh:
         groups, some = self._groups, next(transfer.places, None)
         # The module may have been converted or moved since it was planned.
         like = tensors[some[0]] if some is not None else torch.empty(0, dtype=transfer.dtype, device=groups.device)
-        wire, share, shares = groups.wire(like.device), self._sharers.index(groups.rank), len(self._sharers)
-        parts = [_share(_read(places, tensors, like), share, shares) for places in transfer.sends]
-        sent = torch.cat(parts).to(wire)
+        wire, shares = groups.wire(like.device), len(self._sharers)
+        lengths = [-(-_length(places) // shares) for places in transfer.sends]
         counts = [-(-_length(places) // shares) for places in transfer.receives]
+        sent = self._sent(transfer, tensors, like).to(wire)
         received = sent.new_empty(sum(counts))
-        if not groups.peers_are_fake:  # they leave the values as they are
-            lengths = [len(part) for part in parts]
+        if not groups.peers_are_fake:
             with explained(self._peers, "the refresh of parameters", groups.rank):
                 work = dist.all_to_all_single(received, sent, counts, lengths, self._peer_group, async_op=True)
                 complete(work, sent)
         groups.traffic.add_sent("refresh", sent.nbytes)
-        rows = self._joined(received).view(shares, -1).split(counts, dim=1)
-        for places, row in zip(transfer.receives, rows, strict=True):
-            flat = _read(places, tensors, like) if groups.peers_are_fake else row.reshape(-1)
-            _pairs(flat[: _length(places)], places, tensors).unpack()
+        joined, everything = self._joined(received), [place for places in transfer.receives for place in places]
+        if groups.peers_are_fake:  # they leave the values as they are
+            joined = _read(everything, tensors, like)
+        elif shares > 1:
+            rows = joined.view(shares, -1).split(counts, dim=1)
+            whole = [row.reshape(-1)[: _length(places)] for places, row in zip(transfer.receives, rows, strict=True)]
+            joined = torch.cat(whole)
+        _pairs(joined, everything, tensors).unpack()
+
+    def _sent(self, transfer: _Transfer, tensors: dict[str, Tensor], like: Tensor) -> Tensor:
+        """Returns what this worker sends to its peers, one after the other: its share of what each of them needs."""
+        share, shares = self._sharers.index(self._groups.rank), len(self._sharers)
+        if shares == 1:
+            return _read([place for places in transfer.sends for place in places], tensors, like)
+        return torch.cat([_share(_read(places, tensors, like), share, shares) for places in transfer.sends])
 
     @property
     def _peer_group(self) -> dist.ProcessGroup:
@@ -131,8 +141,6 @@ def _pairs(flat: Tensor, places: Sequence[Place], tensors: dict[str, Tensor]) ->
 
 def _share(flat: Tensor, number: int, shares: int) -> Tensor:
     """Returns one of several equal shares, of which the last is filled up with zeros."""
-    if shares == 1:
-        return flat
     length = -(-len(flat) // shares)
     return torch.nn.functional.pad(flat, (0, length * shares - len(flat)))[number * length : (number + 1) * length]
 

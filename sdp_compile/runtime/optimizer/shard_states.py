@@ -44,7 +44,7 @@ def slices_of(optimizer: ShardedOptimizer, module: Subnetwork, requests: Sequenc
                         result[f"{shard.name}:{key}"].copy_(value)
     for bucket in optimizer.layout.alone.values():
         for key, dtype in _states((name for name, _ in bucket.pieces), requests):
-            bucket.write([_chunk(bucket, key, dtype, optimizer, parameters)], _wanted(bucket, key, dtype, result))
+            bucket.write(_chunk(bucket, key, dtype, optimizer, parameters), _wanted(bucket, key, dtype, result))
     reduction = optimizer.reduction
     for number in range(0 if reduction is None else reduction.rounds):
         assert reduction is not None
@@ -57,7 +57,7 @@ def slices_of(optimizer: ShardedOptimizer, module: Subnetwork, requests: Sequenc
             errand = send_back(pipeline, number, buckets, chunks, reduction.route, "state")
             pipeline.drain()
             for bucket, flat in zip(buckets, pipeline.results(errand), strict=True):
-                bucket.write(flat.view(len(bucket.owners), -1).unbind(), _wanted(bucket, key, dtype, result))
+                bucket.write(flat, _wanted(bucket, key, dtype, result))
     return result
 
 

@@ -48,7 +48,7 @@ def bound(layout: ShardLayout, parameters: Mapping[str, nn.Parameter]) -> Iterat
 def publish(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], reduction: ByLevels | None) -> None:
     """Sends every owner the values that the others stepped, while shards are `bound`. Collective."""
     for bucket in layout.alone.values():
-        bucket.write([_stepped(bucket, parameters)], parameters)
+        bucket.write(_stepped(bucket, parameters), parameters)
     if reduction is None:
         return
     route, pipeline, written = reduction.route, Pipeline(), 0
@@ -90,7 +90,7 @@ def _stepped(bucket: ShardedBucket, parameters: Mapping[str, nn.Parameter]) -> T
 
 def _write(number: int, layout: ShardLayout, pipeline: Pipeline, parameters: Mapping[str, nn.Parameter]) -> None:
     for bucket, flat in zip(layout.of_round(number), pipeline.results(number), strict=True):
-        bucket.write(flat.view(len(bucket.owners), -1).unbind(), parameters)
+        bucket.write(flat, parameters)
 
 
 def _reduced(name: str, parameter: nn.Parameter, layout: ShardLayout) -> Tensor | None:

@@ -87,24 +87,14 @@ class ShardedBucket:
             torch._foreach_copy_([place for place, _ in pairs], [part for _, part in pairs])
         return chunk
 
-    def write(self, rows: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> None:
-        """Copies the chunks of all owners, in their order, into those parameters' tensors that are given."""
-        position, pairs = 0, Pairs()
-        for name, region in self.pieces:
+    def write(self, flat: Tensor, tensors: Mapping[str, Tensor]) -> None:
+        """Copies the chunks of all owners, one after the other, into those parameters' tensors that are given."""
+        sizes, pairs = [region.numel for _, region in self.pieces], Pairs()
+        parts = flat[: sum(sizes)].split_with_sizes(sizes)
+        for (name, region), part in zip(self.pieces, parts, strict=True):
             if name in tensors and region.numel:
-                pairs.add(region, tensors[name], self._range(rows, position, position + region.numel))
-            position += region.numel
+                pairs.add(region, tensors[name], part)
         pairs.unpack()
-
-    def _range(self, rows: Sequence[Tensor], start: int, stop: int) -> Tensor:
-        """Returns the elements of the bucket from ``start`` to ``stop``: a view if one chunk holds them."""
-        first, last = start // self.chunk, (stop - 1) // self.chunk
-        if first == last:
-            return rows[first][start - first * self.chunk : stop - first * self.chunk]
-        parts = [rows[number] for number in range(first, last + 1)]
-        parts[-1] = parts[-1][: stop - last * self.chunk]
-        parts[0] = parts[0][start - first * self.chunk :]
-        return torch.cat(parts)
 
 
 def split(

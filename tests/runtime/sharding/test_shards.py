@@ -44,7 +44,7 @@ def test_shards_partition_a_bucket_and_write_it_back(chosen: tuple[tuple[str, tu
     together = torch.cat(rows)
     assert torch.equal(together[: len(flat)], flat) and not together[len(flat) :].any()
     copies = {name: torch.zeros_like(value) for name, value in values.items()}
-    bucket.write(rows, copies)
+    bucket.write(together, copies)
     for name, value in values.items():
         expected = torch.zeros_like(value)
         for other, region in regions:
