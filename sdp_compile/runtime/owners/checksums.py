@@ -72,8 +72,8 @@ def checksums(tensors: Sequence[Tensor], late: bool) -> Callable[[], list[int]]:
     get = fetched([table.checksums() for table in tables], late)
     order = [place for table in tables for place in table.places]
 
-    def ordered() -> list[int]:
-        result = [0] * len(tensors)
+    def ordered() -> list[int]:  # does not keep the tensors, which may be freed before they are compared
+        result = [0] * len(order)
         for place, value in zip(order, get(), strict=True):
             result[place] = value
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -115,3 +116,13 @@ def test_scalars_are_fetched_in_their_order() -> None:
         1,
     ]
     assert fetched([], late=True)() == []
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_tensors_may_be_freed_before_their_checksums_are_compared(late: bool) -> None:
+    tensors = [values((6, 5), torch.float32), values((3,), torch.float32)]
+    get, wanted = checksums(tensors, late), [checksum(tensor) for tensor in tensors]
+    references = [weakref.ref(tensor) for tensor in tensors]
+    tensors.clear()
+    assert [reference() for reference in references] == [None, None]
+    assert get() == wanted
