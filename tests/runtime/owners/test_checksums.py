@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sdp_compile.runtime.owners import checksums as module
 from sdp_compile.runtime.owners.checksums import checksums, fetched
 
-SHAPES = [(), (1,), (3,), (7, 5), (6, 5), (6, 8), (4, 3, 3, 3), (600, 513), (1, 1000)]
+SHAPES = [(), (1,), (3,), (7, 5), (6, 5), (6, 8), (4, 3, 3, 3), (600, 513), (256, 512), (1, 1000)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int8, torch.bool]
 
 
@@ -46,6 +46,17 @@ def test_a_checksum_is_of_the_elements(shape: tuple[int, ...], dtype: torch.dtyp
     flat: Any = changed.view(-1)
     flat[-1] = flat[-1].logical_not() if dtype == torch.bool else flat[-1] + 1
     assert checksum(changed) != expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_a_long_tensor_may_begin_anywhere(dtype: torch.dtype) -> None:
+    """Its words need not begin where words of the memory do."""
+    wide = values((2**17 + 4,), dtype)
+    for start in range(4):
+        part = wide[start : start + 2**17]
+        assert checksum(part) == checksum(torch.stack([part, part], 1)[:, 0])
+        before = part.clone()
+        assert checksum(part) == checksum(before) and torch.equal(part, before)
 
 
 def test_exchanged_elements_rows_and_signs_of_zero_are_noticed() -> None:
