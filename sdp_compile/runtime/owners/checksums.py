@@ -115,8 +115,9 @@ def _tables(tensors: Sequence[Tensor]) -> Iterator[_Table]:
 
 def _is_table(tensor: Tensor) -> bool:
     """Whether a tensor is long, on the CPU, and lies there as it would in a table of its own."""
-    is_long = tensor.device.type == "cpu" and tensor.nbytes >= _LONG * _ROW_BYTES and tensor.nbytes % _ROW_BYTES == 0
-    return is_long and tensor.is_contiguous() and tensor.storage_offset() * tensor.itemsize % 8 == 0
+    nbytes, start = tensor.nbytes, int(tensor.storage_offset()) * tensor.itemsize
+    is_long = tensor.device.type == "cpu" and nbytes >= _LONG * _ROW_BYTES and nbytes % _ROW_BYTES == 0
+    return is_long and start % 8 == 0 and tensor.is_contiguous()
 
 
 def _contiguous(shape: Sequence[int]) -> list[int]:
