@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -46,6 +47,7 @@ class Team:
         # A server imports torch once, and each worker is a fork that shares its memory.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["sdp_compile.bench.worker"])
+        _start_server()
         self._timeout = settings.timeout
         self._logs = [folder / f"{variant.name}-{rank}.log" for rank in range(settings.workers)]
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
@@ -138,3 +140,13 @@ class Team:
         log = self._logs[rank]
         lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
         return "\n".join([*lines, str(answer.get("details", ""))]).strip() + "\n"
+
+
+def _start_server() -> None:
+    """Starts the server unless it runs. Ctrl-C reaches it and its forks as well, but the parent ends them all."""
+    resource_tracker.ensure_running()  # it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()  # inherits what is blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -50,7 +50,10 @@ def main(pipe: Connection, variant: str, rank: int, port: int, log: str, setting
         settings: The settings as JSON.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches all processes; the parent ends the workers
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except FileNotFoundError:  # the parent was stopped before this worker began, and its folder is gone
+        return
     os.dup2(output, 1)
     os.dup2(output, 2)
     commands = _commands(pipe)

@@ -69,7 +69,7 @@ for command in (train, plan, check, inspect, report, bench, simulate, doctor):
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Runs the command line."""
     app(prog_name="sdp-compile")
 
 

@@ -26,6 +26,7 @@ from sdp_compile.runtime.comm.meeting import Statement, mixed, share_of_zero
 from sdp_compile.runtime.comm.verdict import OUTSIDE, ROUNDING, Details
 from sdp_compile.runtime.gradients.engine import GradientEngine, engines
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
+from sdp_compile.runtime.owners.backward import leave_out
 from sdp_compile.runtime.owners.checksums import fetched
 from sdp_compile.runtime.owners.comparison import Comparison, Item, is_late, items, read
 from sdp_compile.runtime.owners.parts import SHARES, holder_factor
@@ -125,6 +126,7 @@ class StepCheck:
             self._meet(own, options, Comparison(self.items, False), False)
         for engine in own:
             engine.values_are_compared = True
+            leave_out(engine, self._given)
         return new
 
     def _meet(

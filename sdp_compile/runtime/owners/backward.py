@@ -1,13 +1,14 @@
-"""What workers compare when a backward begins: the dtypes of their parameters, and now and then a part of the values.
+"""What workers compare when a backward begins: the dtypes of their parameters, and a part of the values.
 
 Another dtype makes gradients of another size, which would abort the process. The values find what no optimizer's step
-compares: parameters that are updated by hand, or by objects that are no `torch.optim.Optimizer`.
+compares: parameters that are updated by hand, or by objects that are no `torch.optim.Optimizer`. What a step has
+compared since the last backward is left out, on all workers alike, as they agreed on what they step.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,9 +20,6 @@ from sdp_compile.runtime.gradients.engine import IN_BACKWARD, GradientEngine
 from sdp_compile.runtime.owners.comparison import Comparison, Item, is_late, items
 from sdp_compile.runtime.owners.parts import SHARES, holder_factor
 
-EVERY = 2
-"""At every how many backward passes a share of the values is compared. All shares are, within 16."""
-
 _DTYPES = {dtype: mixed(dtype) for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
@@ -30,6 +28,9 @@ class BackwardCheck:
 
     Args:
         engine: The engine.
+
+    Attributes:
+        stepped: Parameters whose values a step has compared since the last backward.
     """
 
     def __init__(self, engine: GradientEngine) -> None:
@@ -38,6 +39,7 @@ class BackwardCheck:
         self._held: Mapping[str, nn.Parameter] = {}
         self._items: list[Item] = []
         self._late: Comparison | None = None
+        self.stepped: set[nn.Parameter] = set()
         self._count = 0
         self._compares = engine.values_are_compared  # the same on all workers, as nothing has been stepped
 
@@ -51,7 +53,7 @@ class BackwardCheck:
             self._items = list(items(engine, self._held, with_gradients=False)) if self._compares else []
         held = self._held
         term = sum(factor * _DTYPES[held[name].dtype] for name, factor in self._factors.items())
-        comparison = self._compare(engine) if self._count % EVERY == 1 and self._compares else Comparison([], False)
+        comparison = self._compare(engine) if self._compares else Comparison([], False)
         self._count += 1
 
         def details() -> Details:
@@ -67,10 +69,12 @@ class BackwardCheck:
     @torch.no_grad()
     def _compare(self, engine: GradientEngine) -> Comparison:
         """Returns the comparison of a share of the values; on accelerators that of the share before."""
-        share = self._count // EVERY % SHARES
+        share = self._count % SHARES
         waits = engine.unequal_devices or is_late(self._held.values())
-        new = Comparison([item for item in self._items if item.share == share], waits)
+        compared = [item for item in self._items if item.share == share and item.parameter not in self.stepped]
+        new = Comparison(compared, waits)
         before, self._late = self._late, new if waits else None
+        self.stepped.clear()
         return new if not waits else before or Comparison([], False)
 
 
@@ -83,6 +87,20 @@ def backward_statement(engine: GradientEngine) -> Statement:
     Args:
         engine: The engine that takes part first.
     """
+    return _check_of(engine).statement(engine)
+
+
+def leave_out(engine: GradientEngine, parameters: Iterable[nn.Parameter]) -> None:
+    """Lets the next backward not compare the values of some parameters, as a step of an optimizer has on all workers.
+
+    Args:
+        engine: The engine that averages their gradients.
+        parameters: The parameters, perhaps with others of other engines.
+    """
+    _check_of(engine).stepped.update(parameters)
+
+
+def _check_of(engine: GradientEngine) -> BackwardCheck:
     if engine not in _checks:
         _checks[engine] = BackwardCheck(engine)
-    return _checks[engine].statement(engine)
+    return _checks[engine]

@@ -3,7 +3,7 @@
 The tensors are copied one after the other into a table of 64-bit words, each from the beginning of a row. A checksum is
 the sum of a tensor's words, each times a weight of its row and one of its column. It is a sum of integers, so it does
 not depend on the order of summation. A few kernels compute those of all tensors: on an accelerator their number costs
-more than the copies.
+more than the copies. On the CPU a long tensor that is a table as it lies is not copied.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ _WORDS = 256
 
 _ROW_BYTES = 8 * _WORDS
 
+_LONG = 64
+"""Rows of a tensor from which on a table of its own costs less than a copy."""
+
 _MOST_LAYOUTS = 256
 """More than a model's shares have tables: all tables of a share come again, so dropping one costs as much as all."""
 
@@ -44,7 +47,18 @@ class _Table:
 
     def checksums(self) -> Tensor:
         """Returns the checksums, on the device of the tensors."""
+        device, words = self.tensors[0].device, self._words()
+        sums = words >> 32
+        sums ^= words  # else a change of the highest bits of an even number of words would cancel out
+        of_rows, owners = _layout(device, tuple(self.rows))
+        sums = sums.view(-1, _WORDS).mul_(_weights_of_columns(device)).sum(1).mul_(of_rows)
+        return sums.new_zeros(len(self.rows)).index_add_(0, owners, sums)
+
+    def _words(self) -> Tensor:
+        """Returns the table, which may be the memory of its only tensor."""
         first = self.tensors[0]
+        if _is_table(first):
+            return first.detach().view(-1).view(torch.int64)
         words = torch.zeros(sum(self.rows) * _WORDS, dtype=torch.int64, device=first.device)
         elements, targets, row = words.view(first.dtype), list[Tensor](), 0
         for tensor, rows in zip(self.tensors, self.rows, strict=True):
@@ -52,10 +66,7 @@ class _Table:
             targets.append(elements.as_strided(tensor.shape, _contiguous(tensor.shape), start))
             row += rows
         torch._foreach_copy_(targets, self.tensors)
-        words ^= words >> 32  # else a change of the highest bits of an even number of words would cancel out
-        of_rows, owners = _layout(first.device, tuple(self.rows))
-        sums = words.view(-1, _WORDS).mul_(_weights_of_columns(first.device)).sum(1).mul_(of_rows)
-        return sums.new_zeros(len(self.rows)).index_add_(0, owners, sums)
+        return words
 
 
 def checksums(tensors: Sequence[Tensor], late: bool) -> Callable[[], list[int]]:
@@ -72,8 +83,8 @@ def checksums(tensors: Sequence[Tensor], late: bool) -> Callable[[], list[int]]:
     get = fetched([table.checksums() for table in tables], late)
     order = [place for table in tables for place in table.places]
 
-    def ordered() -> list[int]:
-        result = [0] * len(tensors)
+    def ordered() -> list[int]:  # does not keep the tensors, which may be freed before they are compared
+        result = [0] * len(order)
         for place, value in zip(order, get(), strict=True):
             result[place] = value
         return result
@@ -88,6 +99,9 @@ def _tables(tensors: Sequence[Tensor]) -> Iterator[_Table]:
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor.detach().resolve_conj().resolve_neg())
         rows = max(-(-tensor.nbytes // _ROW_BYTES), 1)
+        if _is_table(tensor):
+            yield _Table([place], [tensor], [rows])
+            continue
         key = tensor.device, tensor.dtype
         largest = CACHED_BYTES if tensor.device.type == "cpu" else LARGEST_BYTES
         if key in opened and (sum(opened[key].rows) + rows) * _ROW_BYTES > largest:
@@ -97,6 +111,13 @@ def _tables(tensors: Sequence[Tensor]) -> Iterator[_Table]:
         table.tensors.append(tensor)
         table.rows.append(rows)
     yield from opened.values()
+
+
+def _is_table(tensor: Tensor) -> bool:
+    """Whether a tensor is long, on the CPU, and lies there as it would in a table of its own."""
+    nbytes, start = tensor.nbytes, int(tensor.storage_offset()) * tensor.itemsize
+    is_long = tensor.device.type == "cpu" and nbytes >= _LONG * _ROW_BYTES and nbytes % _ROW_BYTES == 0
+    return is_long and start % 8 == 0 and tensor.is_contiguous()
 
 
 def _contiguous(shape: Sequence[int]) -> list[int]:

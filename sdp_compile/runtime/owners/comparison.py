@@ -34,6 +34,7 @@ class Item:
         read: Returns the tensor; None for no gradient.
         share: The number of its share.
         factor: This worker's `share_of_zero`, times a number of the item's own, so that no two items cancel.
+        parameter: The parameter that it is a part of; None for anything else.
     """
 
     identifier: str
@@ -42,6 +43,7 @@ class Item:
     read: Callable[[], Tensor | None]
     share: int
     factor: int
+    parameter: nn.Parameter | None = None
 
 
 class Comparison:
@@ -87,7 +89,7 @@ def items(engine: GradientEngine, parameters: Mapping[str, nn.Parameter], with_g
         for kind in ("gradient", "value") if with_gradients else ("value",):
             label = f"The {kind} of {part.label}"
             tensor = partial(read, parameter, kind, part.region)
-            yield Item(f"{kind}:{part.identifier}", kind, label, tensor, part.share, part.factor)
+            yield Item(f"{kind}:{part.identifier}", kind, label, tensor, part.share, part.factor, parameter)
 
 
 def is_late(parameters: Iterable[nn.Parameter]) -> bool:

@@ -15,7 +15,7 @@ from sdp_compile.runtime.gradients.engine import GradientEngine
 from sdp_compile.runtime.owners.checksums import LARGEST_BYTES
 from sdp_compile.structure.layout import Indices, families
 
-SHARES = 8
+SHARES = 16
 """The number of shares. One share is compared at each step."""
 
 _SMALLEST_BYTES = 2**14

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sdp_compile.runtime.owners import checksums as module
 from sdp_compile.runtime.owners.checksums import checksums, fetched
 
-SHAPES = [(), (1,), (3,), (7, 5), (6, 5), (6, 8), (4, 3, 3, 3), (600, 513), (1, 1000)]
+SHAPES = [(), (1,), (3,), (7, 5), (6, 5), (6, 8), (4, 3, 3, 3), (600, 513), (256, 512), (1, 1000)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int8, torch.bool]
 
 
@@ -45,6 +46,17 @@ def test_a_checksum_is_of_the_elements(shape: tuple[int, ...], dtype: torch.dtyp
     flat: Any = changed.view(-1)
     flat[-1] = flat[-1].logical_not() if dtype == torch.bool else flat[-1] + 1
     assert checksum(changed) != expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_a_long_tensor_may_begin_anywhere(dtype: torch.dtype) -> None:
+    """Its words need not begin where words of the memory do."""
+    wide = values((2**17 + 4,), dtype)
+    for start in range(4):
+        part = wide[start : start + 2**17]
+        assert checksum(part) == checksum(torch.stack([part, part], 1)[:, 0])
+        before = part.clone()
+        assert checksum(part) == checksum(before) and torch.equal(part, before)
 
 
 def test_exchanged_elements_rows_and_signs_of_zero_are_noticed() -> None:
@@ -115,3 +127,13 @@ def test_scalars_are_fetched_in_their_order() -> None:
         1,
     ]
     assert fetched([], late=True)() == []
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_tensors_may_be_freed_before_their_checksums_are_compared(late: bool) -> None:
+    tensors = [values((6, 5), torch.float32), values((3,), torch.float32)]
+    get, wanted = checksums(tensors, late), [checksum(tensor) for tensor in tensors]
+    references = [weakref.ref(tensor) for tensor in tensors]
+    tensors.clear()
+    assert [reference() for reference in references] == [None, None]
+    assert get() == wanted
