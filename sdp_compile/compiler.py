@@ -106,6 +106,8 @@ def sdp_compile(
         pipeline = _pipeline(passes, lowering, chosen, bucket_bytes)
         analysis = analyse(capture(model, example_inputs, methods))
         plan = make_plan(analysis, chosen, workers, _launch(base))
+        if base is not None:
+            plan.check_order(bucket_bytes_of(pipeline))
         lowered = lower(analysis, plan, rank, pipeline)
         module = assemble(lowered, model)
         options = (

@@ -23,7 +23,7 @@ from sdp_compile.checking.verification import NotComparable, Verification, compa
 from sdp_compile.compiler import assemble, checked_rank, checked_workers
 from sdp_compile.errors import PlanError, SDPError
 from sdp_compile.lowering import lower
-from sdp_compile.passes import Passes, resolve_pipeline
+from sdp_compile.passes import Passes, bucket_bytes_of, resolve_pipeline
 from sdp_compile.planning.making import make_plan
 from sdp_compile.policies import Policy, resolve_policy
 from sdp_compile.structure.analysis import analyse
@@ -111,6 +111,7 @@ def _run(
         fields |= facts.of_structure(analysis.structure)
     with stages.stage("plan"):
         plan = make_plan(analysis, chosen, workers)
+        plan.check_order(bucket_bytes_of(pipeline))
         fields |= facts.of_plan(plan, checked)
     obstacle = _obstacle(model, fields["parameters"])
     if obstacle:

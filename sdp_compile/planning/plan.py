@@ -16,7 +16,7 @@ from sdp_compile.ownership.elements import Piece
 from sdp_compile.ownership.levels import Levels, make_levels
 from sdp_compile.ownership.loads import flops_per_worker
 from sdp_compile.ownership.owners import OwnerSet, OwnerSets, is_member, refresh_sources, worker_classes
-from sdp_compile.planning import cost, serialisation
+from sdp_compile.planning import cost, schedule, serialisation
 from sdp_compile.planning.assignment import Assignment
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES, Bucket, make_buckets
 from sdp_compile.planning.families import CutFamily, Rescale
@@ -115,6 +115,19 @@ class Plan(Assignment):
         exchanges = 2 * any(level.kind == "exchange" for level in self.levels)
         steps = 2 * len(self.levels) - bool(self.levels and self.levels[-1].kind == "class")
         return steps * holding + exchanges * (self.rounds(bucket_bytes) - holding)
+
+    def check_order(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> None:
+        """Proves that workers which average gradients by this plan never wait for each other forever.
+
+        `sdp_compile.sdp_compile` and ``sdp-compile check`` do so before anything is sent.
+
+        Args:
+            bucket_bytes: Upper bound of what a worker holds of a round in bytes.
+
+        Raises:
+            PlanError: If they could. The error names the workers and the collectives.
+        """
+        schedule.check_order(self, bucket_bytes)
 
     @cached_property
     def refreshed(self) -> tuple[Piece, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sdp_compile.planning.schedule import turns
 from sdp_compile.simulator.reduction import Phase
 from sdp_compile.simulator.timeline import Operation
 
@@ -18,11 +19,10 @@ def pipelined(rounds: Sequence[Sequence[Phase]], ready: Sequence[float]) -> list
         rounds: The phases of each round; all rounds have equally many.
         ready: For each round, when it may begin.
     """
-    depth, last = len(rounds[0]) if rounds else 0, len(rounds) - 1
-    turns = sorted((number + phase, phase, number) for number in range(len(rounds)) for phase in range(depth))
-    places = {(number, phase): place for place, (_, phase, number) in enumerate(turns)}
-    operations = []
-    for turn, phase, number in turns:
+    last, operations = len(rounds) - 1, list[Operation]()
+    places: dict[tuple[int, int], int] = {}
+    for turn, number, phase in turns(len(rounds), len(rounds[0]) if rounds else 0):
+        places[number, phase] = len(operations)
         cost = rounds[number][phase].cost
         before = (places[number, phase - 1],) if phase else ()
         issued = ready[min(turn, last)]

@@ -1,0 +1,119 @@
+"""Which collectives each worker issues in one step of training, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sdp_compile.errors import PlanError
+from sdp_compile.ownership.levels import Level
+from sdp_compile.ownership.owners import OwnerSet
+from sdp_compile.planning.buckets import Bucket
+from sdp_compile.planning.order import Call, check_calls
+
+if TYPE_CHECKING:
+    from sdp_compile.planning.plan import Plan
+
+
+def turns(rounds: int, depth: int) -> Iterator[tuple[int, int, int]]:
+    """Yields (turn, round, step) in the order in which all workers issue the steps of their rounds.
+
+    When a round is complete its first step is issued, then the second one of the round before it, and so on. At the
+    end everything is issued that is left.
+
+    Args:
+        rounds: The number of rounds.
+        depth: The number of steps of each round.
+    """
+    for turn in range(rounds + depth - 1 if rounds and depth else 0):
+        for number in range(min(turn, rounds - 1), max(0, turn - depth + 1) - 1, -1):
+            yield turn, number, turn - number
+
+
+def check_order(plan: Plan, bucket_bytes: int) -> None:
+    """Proves that the workers of a plan cannot wait for each other forever; see `sdp_compile.planning.order`.
+
+    Workers of one class issue the same collectives, each in its own groups. So one worker of each class stands for all:
+    a circle among many workers would be one among the classes, too.
+
+    Raises:
+        PlanError: If they could. The error names the workers and the collectives.
+    """
+    check_calls({worker: calls(plan, worker, bucket_bytes) for worker in _representatives(plan)})
+
+
+def calls(plan: Plan, rank: int, bucket_bytes: int) -> list[Call]:
+    """Returns the collectives in which a worker averages its gradients in one step, in its order.
+
+    With NCCL, a collective among workers that own the same is one for each dtype.
+    """
+    levels, rounds = plan.levels, plan.rounds(bucket_bytes)
+    there = [(number, "sum") for number in range(len(levels))]
+    back = [(number, "average") for number in reversed(range(len(levels)))]
+    # Nothing happens between the two steps of a last level whose workers own the same.
+    steps = there + (back[1:] if levels and levels[-1].kind == "class" else back)
+    held: dict[int, list[Bucket]] = {}
+    for bucket in plan.buckets(rank, bucket_bytes):
+        held.setdefault(bucket.round, []).append(bucket)
+    sizes = {number: _sizes(levels, rank, buckets) for number, buckets in held.items()}
+    nothing = [(0,) * level.size for level in levels]
+    result = []
+    for _, number, step in turns(rounds, len(steps)):
+        place, direction = steps[step]
+        level = levels[place]
+        if level.kind == "exchange" or number in held:
+            what = f"the {direction} of round {number} at level {place}"
+            result.append(Call(level.group(rank), what, sizes.get(number, nothing)[place]))
+    return result
+
+
+def _sizes(levels: Sequence[Level], rank: int, buckets: Sequence[Bucket]) -> list[tuple[int, ...]]:
+    """Returns for each level the bytes that a worker and each member of its group send each other, one way."""
+    places = [{member: place for place, member in enumerate(level.group(rank))} for level in levels]
+    sizes = [[0] * level.size for level in levels]
+    members: dict[tuple[int, OwnerSet], list[int]] = {}
+    for bucket in buckets:
+        nbytes = bucket.chunk * len(bucket.owners) * bucket.dtype.itemsize
+        for number, level in enumerate(levels):
+            key = number, bucket.owners
+            if key not in members:
+                members[key] = [places[number][member] for member in level.members(rank, bucket.owners)]
+            nbytes //= max(1, len(members[key]))
+            for place in members[key]:
+                sizes[number][place] += nbytes
+    return [tuple(of_level) for of_level in sizes]
+
+
+def _representatives(plan: Plan) -> OwnerSet:
+    """Returns one worker of each class, which exchange with each other; all workers if groups have other classes."""
+    classes = np.empty(plan.workers, dtype=np.int64)
+    for number, members in enumerate(plan.worker_classes()):
+        classes[members] = number
+    alike = True
+    for level in plan.levels:
+        _check_groups(level, plan.workers)
+        groups = np.asarray(level.groups)
+        of_groups = np.sort(classes[groups], axis=1)
+        if level.kind == "exchange":
+            alike = alike and not (of_groups != of_groups[0]).any()
+            continue
+        for group in groups[(of_groups != of_groups[:, :1]).any(axis=1)][:1]:
+            other = group[classes[group] != classes[group[0]]][0]
+            raise PlanError(
+                f"Workers {group[0]} and {other} are in one group of a level that adds up whole subnetworks, but own "
+                "different units, so that wrong gradients would be added. Put workers that own the same into it."
+            )
+    return plan.levels.exchange_group(0) if alike else tuple(range(plan.workers))
+
+
+def _check_groups(level: Level, workers: int) -> None:
+    found = np.bincount(np.fromiter(chain.from_iterable(level.groups), np.int64), minlength=workers)
+    for worker in np.flatnonzero(found != 1)[:1].tolist():
+        where = f"{found[worker]} groups" if found[worker] else "no group"
+        raise PlanError(
+            f"Worker {worker} is in {where} of a level of {level.size} workers per group. The groups of a level must "
+            "be disjoint and have all workers."
+        )
