@@ -12,6 +12,7 @@ from sdp_compile.bench.work import Work
 from sdp_compile.capture import capture
 from sdp_compile.errors import SDPError
 from sdp_compile.planning.making import make_plan
+from sdp_compile.planning.nodes import Launch
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import NeuronPolicy
 from sdp_compile.simulator.cluster import Cluster
@@ -44,20 +45,33 @@ class Subject:
         if variant.kind != "sdp":
             return self.dense
         if (variant, node_size) not in self._plans:
-            policy = policy_of(variant, self._settings).model_copy(update={"node_size": node_size})
-            self._plans[variant, node_size] = make_plan(self._analysis, policy, self._settings.workers)
+            policy, launch = policy_of(variant, self._settings), Launch(node_size)  # as torchrun would say
+            self._plans[variant, node_size] = make_plan(self._analysis, policy, self._settings.workers, launch)
         return self._plans[variant, node_size]
 
-    def predict(self, variants: Sequence[Variant], cluster: Cluster, algorithm: Algorithm = "best") -> list[Outcome]:
-        """Predicts the step of each variant on ``cluster``; see `simulate`."""
-        outcomes = []
+    def predict(
+        self,
+        variants: Sequence[Variant],
+        cluster: Cluster,
+        algorithm: Algorithm = "best",
+        bucket_bytes: int | None = None,
+    ) -> list[Outcome]:
+        """Predicts the step of each variant on a cluster; see `simulate`.
+
+        Args:
+            variants: What is predicted.
+            cluster: The cluster.
+            algorithm: The algorithm of collectives.
+            bucket_bytes: Size of SDP's buckets where the settings give none; None for the best one.
+        """
+        outcomes, given = [], self._settings.bucket_bytes
         for variant in variants:
             try:
                 prediction = simulate(
                     self.plan(variant, cluster.workers_per_node),
                     cluster,
                     strategy_of(variant),
-                    bucket_bytes=self._settings.bucket_bytes,
+                    bucket_bytes=given or bucket_bytes if variant.kind == "sdp" else given,
                     algorithm=algorithm,
                 )
                 outcomes.append(Outcome(variant, prediction))

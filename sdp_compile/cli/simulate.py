@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ from sdp_compile.cli.json_file import write_json
 from sdp_compile.cli.model_line import tell_memory, tell_notes
 from sdp_compile.errors import SDPError
 from sdp_compile.models.configuration import Loaded, count_parameters, to_dict
+from sdp_compile.models.presets import PRESETS
 from sdp_compile.models.words import parse_model
 from sdp_compile.processes import interruptible
 from sdp_compile.progress import stages
@@ -39,6 +41,7 @@ class Hardware:
         update: GB/s of parameters that AdamW updates; it moves seven times as much.
         cores: cores of a node that its workers share; None for one processor per worker.
         algorithm: of collectives; ``best`` takes the cheaper.
+        memory: GB of a worker, to tell whose parameters, gradients and AdamW state do not fit.
     """
 
     nodes: int = 1
@@ -50,19 +53,33 @@ class Hardware:
     update: float = 400.0
     cores: int | None = None
     algorithm: Literal["ring", "tree", "best"] = "best"
+    memory: float = 80.0
+
+
+HARDWARE: Mapping[str, Mapping[str, float]] = {
+    "default": {},
+    # DGX H100: NVIDIA's datasheet has 494 TFLOP/s in TF32 without sparsity, 80 GB and 3.35 TB/s of memory, 450 GB/s of
+    # NVLink in each direction, and eight ports of 400 Gb/s per node. Computing reaches the 40% of the peak that "The
+    # Llama 3 Herd of Models" (arXiv 2407.21783, table 4) reports, NVLink and memory the rates of the defaults.
+    "h100": {"tflops": 200.0, "inter_bandwidth": 400.0},
+    "h100-10gbe": {"tflops": 200.0, "inter_bandwidth": 1.25, "inter_latency": 50.0},
+}
+"""Nodes by name: what differs from the defaults, which are one tenth as fast and have one port per node."""
 
 
 @dataclass(frozen=True)
 class SimulateSettings:
     """The options of one run: ``bench`` names the training, ``hardware`` the machines; ``validate`` probes this one.
 
-    ``sensitivity`` also predicts other links between nodes and other batches.
+    ``sensitivity`` also predicts other links between nodes and other batches, and ``preset`` is the short name by which
+    the model was given.
     """
 
     bench: BenchSettings
     hardware: Hardware
     validate: bool = False
     sensitivity: bool = False
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         if self.bench.workers % self.hardware.nodes:
@@ -86,6 +103,7 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
     from sdp_compile.bench.simulated import Subject
     from sdp_compile.bench.work import make_work
     from sdp_compile.cli.simulate_report import render
+    from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
     from sdp_compile.simulator.simulate import ASSUMPTIONS
 
     bench, console = settings.sized(), Console(stderr=settings.bench.json_path == "-")
@@ -94,20 +112,26 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
         work = make_work(bench, 0, "meta")  # FLOPs and bytes follow from shapes
         subject = Subject(work, bench)
     tell_notes(work.configuration)
+    named = PRESETS.get(settings.preset or "")
+    configuration = work.configuration
+    if named is not None:  # its settings are no changes, but the published sizes
+        changes = configuration.changes[len(named.settings) :]
+        configuration = replace(configuration, source=named.source, changes=changes)
     measured: dict[str, Any] = {}
     if settings.validate:
         cluster, measured = _measure(settings, bench, work, subject, debug)
-        outcomes = subject.predict(bench.chosen, cluster, "ring")
+        outcomes = subject.predict(bench.chosen, cluster, "ring", DEFAULT_BUCKET_BYTES)
     else:
         cluster = _cluster(settings)
         outcomes = subject.predict(bench.chosen, cluster, settings.hardware.algorithm)
     ratios = sensitivity(subject, bench.chosen, cluster, settings.hardware.algorithm) if settings.sensitivity else []
     result = {
         "version": 1,
-        "model": bench.model,
-        "configuration": to_dict(work.configuration, count_parameters(work.model), work.example_inputs),
+        "model": settings.preset or bench.model,
+        "configuration": to_dict(configuration, count_parameters(work.model), work.example_inputs),
         "workers": bench.workers,
         "cluster": {**asdict(cluster), "measured": settings.validate},
+        "memory": None if settings.validate else settings.hardware.memory * 1e9,
         "assumptions": list(ASSUMPTIONS),
         "sensitivity": [asdict(ratio) for ratio in ratios],
         "variants": [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -43,8 +43,21 @@ def render(result: Mapping[str, Any]) -> RenderableType:
     names = dict.fromkeys(ratio["name"] for ratio in result["sensitivity"])
     parts += [_ratios(name, [ratio for ratio in result["sensitivity"] if ratio["name"] == name]) for name in names]
     parts += [Text(f"- {assumption}", style="dim") for assumption in result["assumptions"]]
+    parts += [Text(f"- {line}", style="yellow") for line in _too_large(result)]
     parts += [Text(f"- {row['name']}: {row['reason']}", style="yellow") for row in result["variants"] if row["reason"]]
     return Group(*parts)
+
+
+def _too_large(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yields which variants do not fit into the memory of a worker."""
+    memory = result["memory"]
+    for row in result["variants"]:
+        state = row["predicted"]["state"] if row["predicted"] else 0
+        if memory is not None and state > memory:
+            yield (
+                f"{row['name']}: {state / 1e9:,.3g} GB of parameters, gradients and AdamW state do not fit into the "
+                f"{memory / 1e9:,.3g} GB of a worker."
+            )
 
 
 def _ratios(name: str, ratios: Sequence[Mapping[str, Any]]) -> Table:
@@ -72,6 +85,8 @@ def _steps(result: Mapping[str, Any]) -> Table:
         "commu-\nnication",
         "MiB\nsent",
         "bound",
+        "bucket\nMiB",
+        "state\nGB",
     )
     for row in rows:
         step = row["predicted"]
@@ -83,6 +98,8 @@ def _steps(result: Mapping[str, Any]) -> Table:
             *(_milliseconds(step[part]) for part in parts),
             f"{step['sent'] / _MIB:,.1f}",
             step["bound"],
+            f"{step['bucket_bytes'] / _MIB:,.3g}" if step["bucket_bytes"] else "",
+            f"{step['state'] / 1e9:,.3g}",
         )
     return table
 

@@ -106,6 +106,10 @@ def _representatives(plan: Plan) -> OwnerSet:
                 f"Workers {group[0]} and {other} are in one group of a level that adds up whole subnetworks, but own "
                 "different units, so that wrong gradients would be added. Put workers that own the same into it."
             )
+    if (
+        len(plan.levels) == 1 and len(plan.levels[0].groups) == 1
+    ):  # all collectives are in one group, and every worker is in each of them
+        return plan.levels[0].group(0)[:2]
     return plan.levels.exchange_group(0) if alike else tuple(range(plan.workers))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 
 from sdp_compile.errors import SDPError
-from sdp_compile.planning.bucket_size import fitting_bucket_bytes
 from sdp_compile.planning.plan import Plan
 from sdp_compile.simulator import peers
 from sdp_compile.simulator.cluster import Cluster
@@ -22,6 +21,9 @@ from sdp_compile.simulator.work import Work, state_of, training_flops, work_of
 
 Strategy = Literal["sdp", "sdp-sharded", "ddp", "ddp-checkpoint", "fsdp2"]
 
+SMALLEST_BUCKET = 8 * 2**20
+"""The default of ``sdp.compile``."""
+
 ASSUMPTIONS = (
     "Collectives cost latency per message that waits for another, and bytes on the busiest link; the workers of a node "
     "share its link, and levels that are under way at the same time share links.",
@@ -29,6 +31,7 @@ ASSUMPTIONS = (
     "without loss). Nothing is reduced inside switches.",
     "Computing takes FLOPs over TFLOP/s, whatever the width; a launch of a kernel, an operator bound by memory and a "
     "straggler cost nothing. Communication does not slow computing down.",
+    "SDP has buckets of the size with which its step is shortest (--bucket-bytes sets another).",
     "A gradient is ready after the share of backward that its parameter has of all bytes.",
 )
 """What a prediction stands on."""
@@ -53,8 +56,8 @@ def simulate(
         cluster: The cluster, with as many workers as the plan.
         strategy: ``"sdp"`` trains with the plan, ``"sdp-sharded"`` shards its optimizer state among owners. ``"ddp"``,
             ``"ddp-checkpoint"`` (which repeats forward in backward) and ``"fsdp2"`` train the full model.
-        bucket_bytes: Size of a gradient bucket, of what a worker holds of a round; None for what fits the links, and
-            for DDP's own size.
+        bucket_bytes: Size of a gradient bucket, of what a worker holds of a round; None for that with which the step
+            is shortest, and for DDP's own size.
         algorithm: Collective algorithm; ``"best"`` takes the faster one.
 
     Returns:
@@ -74,30 +77,50 @@ def simulate(
 
 
 def _sdp(plan: Plan, cluster: Cluster, algorithm: Algorithm, bucket_bytes: int | None, sharded: bool) -> Prediction:
+    """Takes the size of a bucket with which the step is shortest, if none is given."""
     readiness, flops = Readiness(plan), training_flops(plan)
-    size = bucket_bytes or suggested_bucket_bytes(plan, cluster)
-    reduction = Reduction(plan, cluster, algorithm, size, readiness.shares)
-    works = [work_of(plan, workers[0], flops, cluster, sharded) for workers in reduction.classes]
-    slowest = max(works, key=lambda one: one.total)
+    workers = [members[0] for members in plan.worker_classes()]
+    works = [work_of(plan, worker, flops, cluster, sharded) for worker in workers]
+    state = max(state_of(plan, worker, sharded) for worker in workers)
+    owned = max(plan.memory(worker).gradients for worker in workers)
+    steps = (
+        _step(Reduction(plan, cluster, algorithm, size, readiness.shares), works, state, sharded)
+        for size in ([bucket_bytes] if bucket_bytes else sizes_of_buckets(owned))
+    )
+    return min(steps, key=lambda step: step.seconds)
+
+
+def _step(reduction: Reduction, works: Sequence[Work], state: float, sharded: bool) -> Prediction:
     during = reduction.there() if sharded else reduction.both()
-    shares = reduction.ready if cluster.overlaps else [1.0] * len(during)
+    shares = reduction.ready if reduction.cluster.overlaps else [1.0] * len(during)
     ready = [max(one.forward + one.backward * share for one in works) for share in shares]
     averaged = max(run(pipelined(during, ready)), default=0.0)
     updated = max(max(averaged, one.forward + one.backward) + one.update for one in works)
     back, refresh = reduction.back() if sharded else [], reduction.refresh()
     returned = max(run(pipelined(back, [updated] * len(back))), default=updated)
-    end = returned + sum(phase.cost.seconds for phase in refresh)
     phases = [*(phase for of_round in (*during, *back) for phase in of_round), *refresh]
     return _prediction(
         "sdp-sharded" if sharded else "sdp",
-        plan,
-        slowest,
-        end,
+        reduction.plan,
+        max(works, key=lambda one: one.total),
+        returned + sum(phase.cost.seconds for phase in refresh),
         [(phase.level, phase.cost) for phase in phases],
         _most_sent(phases),
-        size,
-        max(state_of(plan, workers[0], sharded) for workers in reduction.classes),
+        reduction.bucket_bytes,
+        state,
     )
+
+
+def sizes_of_buckets(owned: float) -> list[int]:
+    """Returns the sizes of a bucket among which the best one is taken: powers of two, up to all gradients at once.
+
+    Each round costs each level a latency, and the classes of workers have different parts of small rounds, so that most
+    of them wait. But nothing travels before the first round is complete, and nothing hides the last one.
+    """
+    sizes = [SMALLEST_BUCKET]
+    while sizes[-1] < owned:
+        sizes.append(2 * sizes[-1])
+    return sizes
 
 
 def _peer(
@@ -146,22 +169,6 @@ def _prediction(
         bucket_bytes=bucket_bytes,
         state=state,
     )
-
-
-def suggested_bucket_bytes(plan: Plan, cluster: Cluster) -> int:
-    """Returns the size of a bucket that fits the levels of a plan and the links of a cluster.
-
-    See `sdp_compile.planning.bucket_size.fitting_bucket_bytes`.
-    """
-    everything = sum(tensor.nbytes for tensor in plan.state.values()) or 1
-    # All gradients in one round; the messages of a tree are those of a small round.
-    reduction = Reduction(plan, cluster, "tree", everything, Readiness(plan).shares)
-    owned = max((plan.memory(workers[0]).gradients for workers in reduction.classes), default=0)
-    levels: dict[int, tuple[float, float]] = {}
-    for phase in (phase for phases in reduction.both() for phase in phases):
-        latency, per_byte = levels.get(phase.level, (0.0, 0.0))
-        levels[phase.level] = latency + phase.cost.latency, per_byte + phase.cost.transfer / max(owned, 1)
-    return fitting_bucket_bytes(owned, list(levels.values()))
 
 
 def _most_sent(phases: list[Phase]) -> float:

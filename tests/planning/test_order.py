@@ -117,7 +117,7 @@ def test_a_plan_with_bad_groups_is_refused() -> None:
     with_groups(eight(), 1, *reversed(same)).check_order(64)  # the same groups
     with pytest.raises(PlanError, match="Worker 4 is in no group of a level of 2 workers"):
         with_groups(eight(), 1, (0, 5), *same[1:]).check_order(64)
-    with pytest.raises(PlanError, match="Workers 0 and 5 .* own different units"):
+    with pytest.raises(PlanError, match=r"Workers 0 and 5 .* own different units"):
         with_groups(eight(), 1, (0, 5), (1, 4), (2, 6), (3, 7)).check_order(64)
 
 

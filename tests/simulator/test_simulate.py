@@ -12,7 +12,6 @@ from sdp_compile import BlockPolicy, NeuronPolicy, Policy
 from sdp_compile.bench.formula import predict_fsdp2
 from sdp_compile.capture import capture
 from sdp_compile.errors import SDPError
-from sdp_compile.planning.bucket_size import SMALLEST, fitting_bucket_bytes
 from sdp_compile.planning.making import make_plan
 from sdp_compile.planning.plan import Plan
 from sdp_compile.simulator import Cluster, Link, simulate
@@ -20,7 +19,7 @@ from sdp_compile.simulator.collectives import Cost
 from sdp_compile.simulator.readiness import Readiness
 from sdp_compile.simulator.reduction import Phase, Reduction
 from sdp_compile.simulator.rounds import pipelined
-from sdp_compile.simulator.simulate import Strategy
+from sdp_compile.simulator.simulate import Strategy, sizes_of_buckets
 from sdp_compile.simulator.timeline import run
 from sdp_compile.structure.analysis import Analysis, analyse
 from tests.bench.models import Residual
@@ -34,6 +33,14 @@ NETWORK = Link(1e-5, 1e-9)
 @cache
 def analysed() -> Analysis:
     return analyse(capture(Residual(blocks=8), (torch.randn(4, 16),)))
+
+
+@cache
+def wide() -> Analysis:
+    """A model of 100 MB."""
+    return analyse(
+        capture(Residual(width=512, hidden=2048, blocks=12).to("meta"), (torch.randn(4, 512, device="meta"),))
+    )
 
 
 def plan(workers: int, policy: Policy) -> Plan:
@@ -168,16 +175,20 @@ def test_rounds_are_pipelined_through_the_levels() -> None:
     assert max(run(pipelined([phase, phase], [0.0, 5.0]))) == 7.0
 
 
-def test_a_bucket_grows_with_latency() -> None:
-    def size(latency: float) -> int:
-        return fitting_bucket_bytes(2**32, [(latency, 1e-10), (0.0, 1e-12)])
-
-    sizes = [size(latency) for latency in (0.0, 1e-5, 1e-3, 1e-1)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] == SMALLEST
-    assert fitting_bucket_bytes(100, [(1.0, 1.0)]) == SMALLEST
-    # sqrt(2^32 B * 1e-3 s / 1e-10 s/B) is 198 MiB, between two powers of two.
-    assert sizes[2] in (128 * 2**20, 256 * 2**20)
+def test_the_size_of_a_bucket_is_the_best_and_grows_with_latency() -> None:
+    chosen = make_plan(wide(), NeuronPolicy(coverage=0.5), 4)
+    owned = chosen.memory(0).gradients
+    sizes = sizes_of_buckets(owned)
+    assert sizes[0] == 8 * 2**20 < owned <= sizes[-1] < 2 * owned
+    assert sizes_of_buckets(1.0) == [8 * 2**20]
+    found = []
+    for latency in (0.0, 1e-3, 1.0):
+        on = Cluster(1, 4, Link(latency, 1e-9), Link(latency, 1e-9), flops=1e12)
+        step = simulate(chosen, on)
+        assert step.seconds == min(simulate(chosen, on, bucket_bytes=size).seconds for size in sizes)
+        assert simulate(chosen, on, bucket_bytes=step.bucket_bytes) == step
+        found.append(step.bucket_bytes)
+    assert found == sorted(found) and found[0] < found[-1] == sizes[-1]
 
 
 def test_the_cluster_must_have_the_plans_workers() -> None:

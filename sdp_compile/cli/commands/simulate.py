@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from typing import Annotated
 
 import typer
+from click.core import ParameterSource
 
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.cli import options
 from sdp_compile.cli.clean_errors import clean_errors
 from sdp_compile.cli.commands import race_options
-from sdp_compile.cli.simulate import Hardware
+from sdp_compile.cli.simulate import HARDWARE, Hardware
 from sdp_compile.command_words import DEFAULT_WORKERS
+from sdp_compile.models.presets import PRESETS, Preset
 
 _GIVEN = Hardware()
+
+
+Nodes = Enum("Nodes", [(name, name) for name in HARDWARE], type=str)  # type: ignore[misc]  # from the names of HARDWARE
+"""Names of hardware."""
+
+_DEFAULT = Nodes("default")
 
 
 class Collective(str, Enum):
@@ -26,6 +35,7 @@ class Collective(str, Enum):
 
 
 def simulate(
+    context: typer.Context,
     model: options.OptionalModel = None,
     workers: race_options.Workers = DEFAULT_WORKERS,
     nodes: Annotated[int, typer.Option(min=1, help="Number of machines that the workers are on.")] = _GIVEN.nodes,
@@ -34,6 +44,9 @@ def simulate(
     replicas: options.Replicas = None,
     variants: race_options.Variants = None,
     bucket_bytes: race_options.BucketBytes = None,
+    hardware: Annotated[
+        Nodes, typer.Option(help="Machines by name; the options below change single figures of them.")
+    ] = _DEFAULT,
     intra_bandwidth: Annotated[
         float, typer.Option(help="Bandwidth of a worker inside its node, in GB/s.")
     ] = _GIVEN.intra_bandwidth,
@@ -57,6 +70,7 @@ def simulate(
     algorithm: Annotated[
         Collective, typer.Option(help="Collective algorithm; `best` takes the cheaper.")
     ] = Collective.best,
+    memory: Annotated[float, typer.Option(help="Memory of a worker, in GB.")] = _GIVEN.memory,
     validate: Annotated[
         bool, typer.Option("--validate", help="Probe this machine, then predict and measure on it in one run.")
     ] = False,
@@ -78,9 +92,12 @@ def simulate(
       sdp-compile simulate --workers 64 --nodes 8
       sdp-compile simulate transformers:gpt2 --workers 4096 --nodes 512
       sdp-compile simulate --workers 16 --nodes 16 --inter-bandwidth 1.2
+      sdp-compile simulate llama-8b --hardware h100 --workers 64 --nodes 8
       sdp-compile simulate --workers 64 --nodes 8 --sensitivity
       sdp-compile simulate --validate
 
+    MODEL can also be gpt2-124m, llama-1b, llama-8b or llama-70b, of 2 x 1,024
+    tokens per worker.
     Collectives cost latency and bandwidth, computation costs FLOPs, and
     communication hides behind backward where it can; see the README.
     --rounds, --steps and --timeout belong to --validate, which measures
@@ -91,9 +108,27 @@ def simulate(
     from sdp_compile.cli.simulate import SimulateSettings, run
 
     with clean_errors(debug):
+        named = PRESETS.get(model or "", Preset(model or BenchSettings.model, inputs=()))
+        given = Hardware(
+            nodes,
+            intra_bandwidth,
+            intra_latency,
+            inter_bandwidth,
+            inter_latency,
+            tflops,
+            update,
+            cores,
+            algorithm.value,
+            memory,
+        )
+        figures = {
+            name: value
+            for name, value in HARDWARE[hardware.value].items()
+            if context.get_parameter_source(name) is ParameterSource.DEFAULT
+        }
         settings = SimulateSettings(
             BenchSettings(
-                model=model or BenchSettings.model,
+                model=named.model,
                 workers=workers,
                 rounds=rounds,
                 steps=steps,
@@ -104,24 +139,15 @@ def simulate(
                 compile=False,
                 bucket_bytes=bucket_bytes,
                 timeout=timeout,
-                inputs=tuple(inputs or ()),
-                overrides=tuple(overrides or ()),
+                inputs=tuple(inputs or named.inputs),
+                overrides=(*named.settings, *(overrides or ())),
                 size=options.size_of(small),
                 json_path=json,
             ),
-            Hardware(
-                nodes,
-                intra_bandwidth,
-                intra_latency,
-                inter_bandwidth,
-                inter_latency,
-                tflops,
-                update,
-                cores,
-                algorithm.value,
-            ),
+            replace(given, **figures),
             validate,
             sensitivity,
+            model if model in PRESETS else None,
         )
         code = run(settings, debug)
     raise typer.Exit(code)
