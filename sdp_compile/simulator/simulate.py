@@ -24,6 +24,9 @@ Strategy = Literal["sdp", "sdp-sharded", "ddp", "ddp-checkpoint", "fsdp2"]
 SMALLEST_BUCKET = 8 * 2**20
 """The default of ``sdp.compile``."""
 
+MOST_ROUNDS = 1024
+"""More rounds than this are not tried: each costs a latency, and the simulator some time."""
+
 ASSUMPTIONS = (
     "Collectives cost latency per message that waits for another, and bytes on the busiest link; the workers of a node "
     "share its link, and levels that are under way at the same time share links.",
@@ -112,12 +115,14 @@ def _step(reduction: Reduction, works: Sequence[Work], state: float, sharded: bo
 
 
 def sizes_of_buckets(owned: float) -> list[int]:
-    """Returns the sizes of a bucket among which the best one is taken: powers of two, up to all gradients at once.
+    """Returns the sizes of a bucket among which the best one is taken: powers of two, to all gradients at once.
 
     Each round costs each level a latency, and the classes of workers have different parts of small rounds, so that most
     of them wait. But nothing travels before the first round is complete, and nothing hides the last one.
     """
     sizes = [SMALLEST_BUCKET]
+    while sizes[0] * MOST_ROUNDS < owned:
+        sizes[0] *= 2
     while sizes[-1] < owned:
         sizes.append(2 * sizes[-1])
     return sizes

@@ -39,6 +39,35 @@ def test_many_workers_are_predicted_here(tmp_path: Path) -> None:
     assert all(name in result.stdout for name in steps)
 
 
+def test_machines_by_name_and_single_figures_of_them(tmp_path: Path) -> None:
+    found = tmp_path / "steps.json"
+    arguments = ["--workers", "16", "--nodes", "2", "--variants", "ddp,sdp-neuron", "--json", str(found)]
+    result = simulate(MODEL, "--hardware", "h100-10gbe", "--inter-latency", "70", "--memory", "1e-6", *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(found.read_text())
+    cluster = report["cluster"]
+    assert cluster["flops"] == 200e12
+    assert cluster["inter"]["latency"] == pytest.approx(70e-6)  # as given, and not as the name says
+    assert 1 / cluster["inter"]["seconds_per_byte"] == pytest.approx(1.25e9)
+    assert report["memory"] == pytest.approx(1e3)
+    assert " ".join(result.stdout.split()).count("do not fit into the") == 2
+
+
+def test_a_preset_is_named_by_what_was_published(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    found = tmp_path / "steps.json"
+    arguments = ["--set", "num_hidden_layers=1", "--input", "input_ids=1x64:int64", "--json", str(found)]
+    result = simulate("llama-1b", "--variants", "ddp", *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(found.read_text())
+    assert report["model"] == "llama-1b"
+    assert report["configuration"]["source"] == "meta-llama/Llama-3.2-1B"
+    assert report["configuration"]["changes"] == ["num_hidden_layers=1"]
+    assert report["configuration"]["inputs"] == [{"name": "input_ids", "shape": [1, 64]}]
+    of_layer = 2048 * (2 * 2048 + 2 * 512) + 3 * 2048 * 8192 + 2 * 2048
+    assert report["configuration"]["parameters"] == 128_256 * 2048 + of_layer + 2048
+
+
 def test_a_named_model_is_simulated_as_published_without_weights(tmp_path: Path) -> None:
     """GPT-2's gradients are 124,439,808 float32 numbers, of which a ring all-reduce sends 2 (N - 1) / N."""
     pytest.importorskip("transformers")

@@ -181,6 +181,7 @@ def test_the_size_of_a_bucket_is_the_best_and_grows_with_latency() -> None:
     sizes = sizes_of_buckets(owned)
     assert sizes[0] == 8 * 2**20 < owned <= sizes[-1] < 2 * owned
     assert sizes_of_buckets(1.0) == [8 * 2**20]
+    assert sizes_of_buckets(2.0**36)[0] == 64 * 2**20  # of which 64 GiB have 1,024
     found = []
     for latency in (0.0, 1e-3, 1.0):
         on = Cluster(1, 4, Link(latency, 1e-9), Link(latency, 1e-9), flops=1e12)

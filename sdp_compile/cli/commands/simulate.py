@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.cli import options
@@ -121,11 +120,11 @@ def simulate(
             algorithm.value,
             memory,
         )
-        figures = {
-            name: value
-            for name, value in HARDWARE[hardware.value].items()
-            if context.get_parameter_source(name) is ParameterSource.DEFAULT
-        }
+        figures: dict[str, Any] = {}
+        for name, value in HARDWARE[hardware.value].items():
+            source = context.get_parameter_source(name)
+            if source is None or source.name == "DEFAULT":  # typer has an enumeration of its own
+                figures[name] = value
         settings = SimulateSettings(
             BenchSettings(
                 model=named.model,
