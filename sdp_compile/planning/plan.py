@@ -127,7 +127,8 @@ class Plan(Assignment):
         Raises:
             PlanError: If they could. The error names the workers and the collectives.
         """
-        schedule.check_order(self, bucket_bytes)
+        rounds = self.rounds(bucket_bytes)
+        schedule.check_order(self.levels, self.worker_classes(), rounds, lambda rank: self.buckets(rank, bucket_bytes))
 
     @cached_property
     def refreshed(self) -> tuple[Piece, ...]:

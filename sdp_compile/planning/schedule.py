@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sdp_compile.errors import PlanError
-from sdp_compile.ownership.levels import Level
+from sdp_compile.ownership.levels import Level, Levels
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.order import Call, check_calls
-
-if TYPE_CHECKING:
-    from sdp_compile.planning.plan import Plan
 
 
 def turns(rounds: int, depth: int) -> Iterator[tuple[int, int, int]]:
@@ -33,32 +29,45 @@ def turns(rounds: int, depth: int) -> Iterator[tuple[int, int, int]]:
             yield turn, number, turn - number
 
 
-def check_order(plan: Plan, bucket_bytes: int) -> None:
-    """Proves that the workers of a plan cannot wait for each other forever; see `sdp_compile.planning.order`.
+def check_order(
+    levels: Levels, classes: Sequence[Sequence[int]], rounds: int, buckets: Callable[[int], Sequence[Bucket]]
+) -> None:
+    """Proves that workers cannot wait for each other forever; see `sdp_compile.planning.order`.
 
     Workers of one class issue the same collectives, each in its own groups. So one worker of each class stands for all:
     a circle among many workers would be one among the classes, too.
 
+    Args:
+        levels: The levels of the plan.
+        classes: The workers, grouped by what they own.
+        rounds: The number of rounds.
+        buckets: Returns the buckets of a worker.
+
     Raises:
         PlanError: If they could. The error names the workers and the collectives.
     """
-    check_calls({worker: calls(plan, worker, bucket_bytes) for worker in _representatives(plan)})
+    check_calls({rank: calls(levels, rank, rounds, buckets(rank)) for rank in _representatives(levels, classes)})
 
 
-def calls(plan: Plan, rank: int, bucket_bytes: int) -> list[Call]:
+def calls(levels: Levels, rank: int, rounds: int, buckets: Sequence[Bucket]) -> list[Call]:
     """Returns the collectives in which a worker averages its gradients in one step, in its order.
 
     With NCCL, a collective among workers that own the same is one for each dtype.
+
+    Args:
+        levels: The levels of the plan.
+        rank: The worker.
+        rounds: The number of rounds.
+        buckets: Its buckets.
     """
-    levels, rounds = plan.levels, plan.rounds(bucket_bytes)
     there = [(number, "sum") for number in range(len(levels))]
     back = [(number, "average") for number in reversed(range(len(levels)))]
     # Nothing happens between the two steps of a last level whose workers own the same.
     steps = there + (back[1:] if levels and levels[-1].kind == "class" else back)
     held: dict[int, list[Bucket]] = {}
-    for bucket in plan.buckets(rank, bucket_bytes):
+    for bucket in buckets:
         held.setdefault(bucket.round, []).append(bucket)
-    sizes = {number: _sizes(levels, rank, buckets) for number, buckets in held.items()}
+    sizes = {number: _sizes(levels, rank, of_round) for number, of_round in held.items()}
     nothing = [(0,) * level.size for level in levels]
     result = []
     for _, number, step in turns(rounds, len(steps)):
@@ -70,7 +79,7 @@ def calls(plan: Plan, rank: int, bucket_bytes: int) -> list[Call]:
     return result
 
 
-def _sizes(levels: Sequence[Level], rank: int, buckets: Sequence[Bucket]) -> list[tuple[int, ...]]:
+def _sizes(levels: Levels, rank: int, buckets: Sequence[Bucket]) -> list[tuple[int, ...]]:
     """Returns for each level the bytes that a worker and each member of its group send each other, one way."""
     places = [{member: place for place, member in enumerate(level.group(rank))} for level in levels]
     sizes = [[0] * level.size for level in levels]
@@ -87,30 +96,30 @@ def _sizes(levels: Sequence[Level], rank: int, buckets: Sequence[Bucket]) -> lis
     return [tuple(of_level) for of_level in sizes]
 
 
-def _representatives(plan: Plan) -> OwnerSet:
+def _representatives(levels: Levels, classes: Sequence[Sequence[int]]) -> OwnerSet:
     """Returns one worker of each class, which exchange with each other; all workers if groups have other classes."""
-    classes = np.empty(plan.workers, dtype=np.int64)
-    for number, members in enumerate(plan.worker_classes()):
-        classes[members] = number
+    numbers = np.empty(levels.workers, dtype=np.int64)
+    for number, members in enumerate(classes):
+        numbers[members] = number
     alike = True
-    for level in plan.levels:
-        _check_groups(level, plan.workers)
+    for level in levels:
+        _check_groups(level, levels.workers)
         groups = np.asarray(level.groups)
-        of_groups = np.sort(classes[groups], axis=1)
+        of_groups = np.sort(numbers[groups], axis=1)
         if level.kind == "exchange":
             alike = alike and not (of_groups != of_groups[0]).any()
             continue
         for group in groups[(of_groups != of_groups[:, :1]).any(axis=1)][:1]:
-            other = group[classes[group] != classes[group[0]]][0]
+            other = group[numbers[group] != numbers[group[0]]][0]
             raise PlanError(
                 f"Workers {group[0]} and {other} are in one group of a level that adds up whole subnetworks, but own "
                 "different units, so that wrong gradients would be added. Put workers that own the same into it."
             )
     if (
-        len(plan.levels) == 1 and len(plan.levels[0].groups) == 1
+        len(levels) == 1 and len(levels[0].groups) == 1
     ):  # all collectives are in one group, and every worker is in each of them
-        return plan.levels[0].group(0)[:2]
-    return plan.levels.exchange_group(0) if alike else tuple(range(plan.workers))
+        return levels[0].group(0)[:2]
+    return levels.exchange_group(0) if alike else tuple(range(levels.workers))
 
 
 def _check_groups(level: Level, workers: int) -> None:

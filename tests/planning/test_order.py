@@ -10,15 +10,20 @@ from hypothesis import strategies as st
 
 from sdp_compile.errors import PlanError
 from sdp_compile.ownership.levels import Level, Levels
+from sdp_compile.planning import schedule
 from sdp_compile.planning.order import Call, check_calls
 from sdp_compile.planning.plan import Plan
-from sdp_compile.planning.schedule import calls, turns
+from sdp_compile.planning.schedule import turns
 from sdp_compile.policies import NeuronPolicy
 from sdp_compile.structure.families import Structure
 from tests.planning.plans import plan_for, plans
 from tests.synthetic import mlp
 
 PAIR, OTHER, THIRD = (Call(members, f"round {number}") for number, members in enumerate([(0, 1), (1, 2), (0, 2)]))
+
+
+def calls(plan: Plan, rank: int, bucket_bytes: int) -> list[Call]:
+    return schedule.calls(plan.levels, rank, plan.rounds(bucket_bytes), plan.buckets(rank, bucket_bytes))
 
 
 def test_two_groups_in_opposite_order_are_refused() -> None:
