@@ -18,7 +18,7 @@ from sdp_compile.ir.schema import bind
 from sdp_compile.ownership.owners import is_member
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
-from sdp_compile.runtime.levels.hops import Operation
+from sdp_compile.runtime.levels.arithmetic import Operation
 from sdp_compile.runtime.levels.route import Errand, Route, padded
 from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.runtime.tensors import local_tensors

@@ -177,7 +177,7 @@ def shares(rank: int) -> None:
     ]
     slices = 8 * sum(piece.numel for piece in pieces)
     share = 8 * sum(piece.numel / len(piece.owners) for piece in pieces)
-    padding = 8 * ALIGNMENT * len(model.plan.buckets(rank, 200))
+    padding = 8 * ALIGNMENT * sum(len(bucket.owners) for bucket in model.plan.buckets(rank, 200))
     (gradients, states, sent), (own_gradients, own_states, own_sent) = held
     assert (gradients, states) == (slices, 2 * slices)
     assert abs(own_gradients - share) <= padding and abs(own_states - 2 * share) <= 2 * padding
