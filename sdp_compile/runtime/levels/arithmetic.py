@@ -60,3 +60,13 @@ def combined(parts: Sequence[Sequence[Tensor]], own: Sequence[int], operation: O
     if not wide:
         totals.update({n: total.to(parts[n][0].dtype) for n, total in totals.items() if parts[n][0].dtype in _HALF})
     return [totals.get(number, those[0]) for number, those in enumerate(parts)]
+
+
+def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns flat tensors in new memory, side by side: views would keep in use all of what they are views of."""
+    result: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        numbers = [number for number, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        joined = torch.cat([tensors[number] for number in numbers])
+        result.update(zip(numbers, joined.split([len(tensors[number]) for number in numbers]), strict=True))
+    return [result[number] for number in range(len(tensors))]

@@ -13,7 +13,7 @@ from sdp_compile.ownership.levels import Levels
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.comm.streams import Begun, Pending, Step
-from sdp_compile.runtime.levels.arithmetic import Operation
+from sdp_compile.runtime.levels.arithmetic import Operation, apart
 from sdp_compile.runtime.levels.hops import Hop
 
 
@@ -97,12 +97,14 @@ class Route:
         wide: bool,
         homes: dict[int, Sequence[Tensor]] | None = None,
     ) -> Step:
-        is_wide = wide and number == len(self.levels) - 1
+        is_last = number == len(self.levels) - 1
+        is_wide, is_kept = wide and is_last, homes is None and is_last
 
         def act(hop: Hop, flats: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
             if homes is not None:
                 homes[number] = flats
-            return hop.scatter(flats, owners, operation, errand.purpose, is_wide)
+            begun = hop.scatter(flats, owners, operation, errand.purpose, is_wide)
+            return Begun(begun.works, lambda: apart(begun.end())) if is_kept else begun
 
         return self._step(number, errand, act)
 
