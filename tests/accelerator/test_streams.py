@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from sdp_compile import NeuronPolicy, sdp_compile
 from sdp_compile.planning.families import Masking
 from sdp_compile.runtime.comm.groups import Groups
-from sdp_compile.runtime.comm.streams import issue
+from sdp_compile.runtime.comm.streams import Begun, Pending, Step
 from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
 
@@ -86,22 +86,17 @@ def test_memory_of_collectives_is_not_reused_too_early(cuda: torch.device) -> No
     size, rounds = 2**22, 20
     results = torch.zeros(rounds, device=cuda)
     waits = []
-
-    class Slow:
-        def wait(self) -> None:
-            pass
-
     for number in range(rounds):
         flat = torch.full((size,), float(number), device=cuda)
 
-        def collective(flat: Tensor = flat, number: int = number) -> Slow:
+        def begin(flats: Sequence[Tensor], number: int = number) -> Begun:
             torch.cuda._sleep(20_000_000)  # about 10 ms
-            results[number] = flat.sum() / size
-            return Slow()
+            results[number] = flats[0].sum() / size
+            return Begun((), lambda: [results])
 
-        waits.append(issue(collective, flat, results))
-        del flat, collective
+        waits.append(Pending(Step(number % 2, begin, nullcontext), [flat], cuda))
+        del flat
         torch.full((size,), -1.0, device=cuda)  # takes the memory of the buffer, if the allocator has it
     for wait in waits:
-        wait()
+        wait.results()
     assert results.tolist() == [float(number) for number in range(rounds)]
