@@ -99,7 +99,7 @@ def _freed(
     return replace(result, reads=reads, numbers=numbers)
 
 
-_EQUAL = ("inputs", "guards", "out_spec", "asks_grad", "assigned", "assigned_spec", "grad", "precision")
+_EQUAL = ("inputs", "guards", "out_spec", "asks_grad", "assigned", "assigned_spec", "grad", "precision", "kept")
 
 
 def _mark(value: float, draw: random.Random) -> float:
@@ -139,8 +139,12 @@ def _put(model: nn.Module, place: Place, value: Traced, stack: contextlib.ExitSt
 
 
 def _is_property(model: nn.Module, place: Place | Read) -> bool:
-    owner = submodule(model, place.owner) if place.kind == "attribute" else None
-    return isinstance(getattr(type(owner), place.name, None), property)
+    """Whether an attribute is a property, or a number of the class, which is another place of its own."""
+    if place.kind != "attribute":
+        return False
+    owner = submodule(model, place.owner)
+    held = getattr(type(owner), place.name, None)
+    return isinstance(held, property) or (place.name not in vars(owner) and held is not None)
 
 
 def _is_derived(model: nn.Module, read: Read) -> bool:

@@ -30,9 +30,9 @@ from sdp_compile.capture.hooks import hook_objects
 from sdp_compile.capture.traced import MATH
 from sdp_compile.capture.undoing import undo_of
 from sdp_compile.capture.users import is_of_users, is_users
-from sdp_compile.capture.variables import attribute_of, cells_of, chains, eager_part, is_small
+from sdp_compile.capture.variables import attribute_of, cells_of, chains, eager_part, has_tensors, is_function_variable, is_small
 from sdp_compile.ir.plain import MISSING, frozen, is_number
-from sdp_compile.ir.reads import Read, owner_of
+from sdp_compile.ir.reads import DEFAULTS, Read, owner_of, owner_of_class, with_versions
 
 _CLOCKS = ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time")
 _IMPURE = {id(getattr(time, name)): f"time.{name}()" for name in _CLOCKS} | {id(os.urandom): "os.urandom()"}
@@ -66,6 +66,7 @@ class Surroundings:
         self.functions: dict[CodeType, dict[str, Any]] = {}
         self.calls_math = False
         self.reads: dict[tuple[str, str, str], Read] = {}
+        self._note(DEFAULTS, "default dtype", torch.get_default_dtype())
         self.impure: dict[str, str] = {}
         self.lines: dict[str, str] = {}
         self.compiling: str | None = None
@@ -187,6 +188,7 @@ class Surroundings:
                 if known:
                     self.functions[code] = frame.f_globals
                     self._globals(frame)
+                    self._of_classes(code)
                     self._keep_defaults(frame)
             if known:
                 if code.co_freevars:
@@ -238,11 +240,25 @@ class Surroundings:
             inner = attribute_of(value, name)
             if inner is MISSING:
                 return
-            if is_small(inner):
-                where = f"{owner}:{path}"
-                self.reads.setdefault(("global", where, name), Read("global", where, name, frozen(inner)))
+            self._note(f"{owner}:{path}", name, inner)
             self._keep(f"attribute {name!r} of {path}", inner)
             path, value = f"{path}.{name}", inner
+
+    def _note(self, owner: str, name: str, value: Any) -> None:
+        """Notes the value of a variable that functions read, if it can be compared."""
+        if is_small(value) or is_function_variable(name, value):
+            self.reads.setdefault(("global", owner, name), Read("global", owner, name, frozen(value)))
+        elif has_tensors(value, self._inside):
+            read = Read("tensors", owner, name, frozen(with_versions(value, mark=True)))
+            self.reads.setdefault(("tensors", owner, name), read)
+
+    def _of_classes(self, code: CodeType) -> None:
+        """Notes the attributes of the model's classes that a function may read."""
+        for kind in self._classes:
+            for name, value in vars(kind).items():
+                if name in code.co_names and not name.startswith("__") and not isinstance(value, type):
+                    if is_small(value) or has_tensors(value, self._inside):
+                        self._note(owner_of_class(kind), name, value)
 
     def _closure(self, frame: FrameType) -> None:
         held = frame.f_locals
@@ -250,11 +266,11 @@ class Surroundings:
             if name not in held or name == "__class__" or _is_running(frame.f_back, name, held[name]):
                 continue
             what = f"variable {name!r} of an enclosing function"
-            if (frame.f_code, name) not in self._enclosed and is_small(held[name]):
+            value = held[name]
+            if (frame.f_code, name) not in self._enclosed and (is_small(value) or has_tensors(value, self._inside)):
                 cells = cells_of(frame, name)
                 if cells is not None:
-                    owner = owner_of(f"a function around {frame.f_code.co_name}()", cells)
-                    self.reads.setdefault(("global", owner, name), Read("global", owner, name, frozen(held[name])))
+                    self._note(owner_of(f"a function around {frame.f_code.co_name}()", cells), name, value)
             self._enclosed.add((frame.f_code, name))
             self._keep(what, held[name])
 
@@ -264,9 +280,7 @@ class Surroundings:
 
     def _variable(self, what: str, scope: dict[str, Any], name: str, module: str) -> None:
         value = scope[name]
-        if is_small(value):
-            owner = owner_of(module, scope)
-            self.reads.setdefault(("global", owner, name), Read("global", owner, name, frozen(value)))
+        self._note(owner_of(module, scope), name, value)
         if is_number(value):
             self._variables.setdefault((id(scope), name), (what, scope, name, frozen(value)))
         else:

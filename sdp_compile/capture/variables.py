@@ -6,13 +6,15 @@ import dis
 import gc
 import inspect
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
+from sdp_compile.capture.attributes import FUNCTIONS
 from sdp_compile.capture.users import is_of_users
 from sdp_compile.ir.plain import MISSING, is_number
 from sdp_compile.ir.reads import Cells
@@ -97,6 +99,31 @@ def _is_of_capture(key: Any) -> bool:
 def is_small(value: Any) -> bool:
     """Whether a value is numbers and strings, or containers and plain objects of few of them."""
     return _count(value, _MOST) <= _MOST
+
+
+def is_function_variable(name: str, value: Any) -> bool:
+    """Whether a variable holds a function that goes by another name, so that another may take its place."""
+    return isinstance(value, FUNCTIONS) and not isinstance(value, type) and getattr(value, "__name__", "") != name
+
+
+def has_tensors(value: Any, inside: Collection[int] = ()) -> bool:
+    """Whether a value is a tensor, a module outside of the model, or a small container or object with some.
+
+    Args:
+        value: The value.
+        inside: The identities of the modules of the model.
+    """
+    if isinstance(value, (torch.Tensor, nn.Module)):
+        return id(value) not in inside
+    if isinstance(value, (type, ModuleType)) or callable(value):
+        return False
+    if isinstance(value, (Mapping, list, tuple)):
+        leaves = pytree.tree_leaves(value) if len(value) <= _MOST else []
+    elif is_of_users(type(value)):
+        leaves = pytree.tree_leaves(list(getattr(value, "__dict__", {}).values()))
+    else:
+        return False
+    return any(isinstance(leaf, (torch.Tensor, nn.Module)) and id(leaf) not in inside for leaf in leaves)
 
 
 def _count(value: Any, most: int) -> int:

@@ -148,6 +148,7 @@ class Programs:
         if name is None or self._changed(name):
             call = _Call(key, Precision(dtypes, autocast, self._casts), grad, shapes)
             name = self._found(call) or self._add(call)
+            self._keep(name)
             if len(self._chosen) >= _REMEMBERED:
                 self._chosen.clear()
             self._chosen[wanted] = name
@@ -179,6 +180,20 @@ class Programs:
         casts += [(name, dtype) for name, dtype in now.items() if dtype != usual[captured[name].dtype]]
         self._casts = tuple(casts)
         self._chosen.clear()
+
+    def _keep(self, name: str) -> None:
+        """Notes what the call of a program keeps by key; raises `SDPError` if an earlier call kept something else."""
+        program: Program = self.programs[name]
+        entry = self.state.kept.differs(program.kept)
+        if entry is not None:
+            caller: Caller = getattr(self.module, f"_caller_{program.key}")
+            at = f" at {entry.line}" if entry.line else ""
+            raise SDPError(
+                f"The compiled {caller.name} cannot run this call: {entry.where} holds what an earlier call kept under "
+                f"the same key{at}, and this call, under other settings or sizes, would compute something else. Put "
+                "what it depends on into the key, or compute it at each call."
+            )
+        self.state.kept.add(program.kept)
 
     def _found(self, call: _Call) -> str | None:
         for name, program in self.programs.items():
