@@ -17,6 +17,7 @@ from sdp_compile.capture.regions import autocast_devices
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.program import FORWARD, Program
+from sdp_compile.runtime.module.outside import is_compared, readers_of
 
 
 class Caller:
@@ -59,6 +60,8 @@ class Caller:
         self.results = program.out_spec.num_leaves
         self.has_numbers = program.numbers is not None
         self.guards = program.guards
+        self.readers = readers_of(program.reads)
+        self.is_compared = is_compared(program.reads)
         self.autocast_devices = autocast_devices(program.graph)
         self.violated = compiled_guards(program.guards, [spec.name for spec in program.inputs.values()])
 

@@ -231,6 +231,26 @@ class Programs:
                 self._seen[name] = self.state.version
         return "" if changed is None else f"{changed} has changed"
 
+    def check_unchanged(self, name: str, numbers: tuple[float, ...]) -> None:
+        """Raises `SDPError` if compiled code runs a program that is not right for this call any more.
+
+        The next call is compiled anew.
+
+        Args:
+            name: The name of the program.
+            numbers: The numbers that the code gives it.
+        """
+        changed = self._changed(name)
+        if not changed and self._numbers.get(name, ()) != numbers:
+            changed = "a number has changed"
+        if changed:
+            self.state.version += 1
+            caller: Caller = getattr(self.module, f"_caller_{name}")
+            raise SDPError(
+                f"{changed} since torch.compile compiled {caller.name}, which does not see such changes. Call it again, "
+                "which compiles it anew, or pass what changes as an input."
+            )
+
     def numbers(self, name: str) -> tuple[float, ...]:
         """Returns the numbers that a program takes after the inputs, for the call that it was chosen for."""
         return self._numbers[name]

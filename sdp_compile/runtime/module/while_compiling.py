@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch._library.effects import EffectType
+from torch.library import custom_op
 
 from sdp_compile.runtime.module.programs import Shapes, programs_of
+
+_TAGS = [torch.Tag.flexible_layout, *filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)])]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -46,3 +52,29 @@ def numbers_of(number: int, name: str, version: int) -> tuple[float, ...]:
         version: The version of the module's plain attributes, so that TorchDynamo guards it.
     """
     return programs_of(number).numbers(name)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def guarded(_values: tuple[Any, ...]) -> None:
+    """Makes TorchDynamo guard values."""
+
+
+@custom_op("sdp_compile::unchanged", mutates_args=(), tags=tuple(_TAGS))
+def unchanged(inputs: list[Tensor], module: int, name: str, numbers: list[float]) -> None:
+    """Raises `SDPError` if a graph is no longer right for what it depends on outside of the model.
+
+    Args:
+        inputs: The inputs of the graph, which say when this is called.
+        module: The module's number.
+        name: The name of the program.
+        numbers: The numbers that the graph takes after the inputs.
+    """
+    programs_of(module).check_unchanged(name, tuple(numbers))
+
+
+@unchanged.register_fake
+def _(inputs: list[Tensor], module: int, name: str, numbers: list[float]) -> None:
+    return None
+
+
+unchanged.register_effect(EffectType.ORDERED)
