@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -87,12 +87,18 @@ def _refuse(subject: nn.Module, value: Any, constant: Mapping[Any, str], where: 
         raise SizesKept(f"{where} keeps what follows from the sizes of a call")
 
 
-def _entries(subject: nn.Module, place: Place) -> dict[Any, Any]:
-    held = getattr(submodule(subject, place[0]), place[1])
-    return dict(held) if isinstance(held, dict) else {}
+def _entries(subject: nn.Module, place: Place) -> dict[tuple[Any, ...], Any]:
+    """Returns what a dictionary holds by its key, or by several for dictionaries in it."""
+    return dict(_flat(getattr(submodule(subject, place[0]), place[1]), ()))
+
+
+def _flat(held: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    for key, value in held.items() if isinstance(held, dict) else ():
+        if isinstance(value, dict):
+            yield from _flat(value, (*path, key))
+        else:
+            yield (*path, key), value
 
 
 def _where(place: Place) -> str:
     return f"{place[1]!r} of {f'module {place[0]!r}' if place[0] else 'the model'}"
-
-

@@ -128,6 +128,8 @@ def _slot(model: nn.Module, place: Place) -> tuple[int, Any]:
 def _put(model: nn.Module, place: Place, value: Traced, stack: contextlib.ExitStack) -> bool:
     """Puts a number in its place; outside of the model only for as long as ``stack`` is open."""
     holder, key = _holder(model, place)
+    if isinstance(holder, dict) and key not in holder:  # a __getattr__ finds it
+        return False
     before = holder[key]
     try:
         holder[key] = value

@@ -243,5 +243,3 @@ def _set(holder: Any, key: Any, value: Any) -> None:
 
 def _versions(result: Any) -> tuple[int, ...]:
     return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors_in(result))
-
-

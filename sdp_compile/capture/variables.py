@@ -5,9 +5,10 @@ from __future__ import annotations
 import dis
 import gc
 import inspect
+import os
 import weakref
 from collections.abc import Collection, Iterator, Mapping
-from types import CellType, CodeType, FrameType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from sdp_compile.ir.reads import Cells
 
 _BY_NAME = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL")
 _BETWEEN = ("COPY", "DUP_TOP", "CACHE", "PUSH_NULL")  # as in ``settings.steps += 1``
+_FUNCTIONS_HELD = (FunctionType, BuiltinFunctionType)  # that a registry holds, say
+_AUDIT = os.path.join(os.path.dirname(__file__), "audit.py")  # where forward is called
 _MOST = 200  # numbers in a value that is compared at each call
 _FUNCTIONS: weakref.WeakKeyDictionary[CodeType, list[weakref.ref[FunctionType]]] = weakref.WeakKeyDictionary()
 """The functions of a code that were found last, for codes that read variables of enclosing functions."""
@@ -78,6 +81,15 @@ def _holds(function: FunctionType, held: Mapping[str, Any]) -> bool:
     return True
 
 
+def is_running(frame: FrameType | None, name: str, value: Any) -> bool:
+    """Whether a variable belongs to a function that forward has called, so that it is new in each call."""
+    while frame is not None and frame.f_code.co_filename != _AUDIT:
+        if name in frame.f_code.co_cellvars and frame.f_locals.get(name) is value:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def eager_part(value: Any) -> Any:
     """Returns a dictionary or set without the types of tensors that capture uses, which eager execution never adds.
 
@@ -127,7 +139,7 @@ def has_tensors(value: Any, inside: Collection[int] = ()) -> bool:
 
 
 def _count(value: Any, most: int) -> int:
-    if is_number(value):
+    if is_number(value) or (most < _MOST and isinstance(value, _FUNCTIONS_HELD)):
         return 1
     if most <= 0 or isinstance(value, (type, ModuleType, torch.Tensor, nn.Module)) or callable(value):
         return most + 1

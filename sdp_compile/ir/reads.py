@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CellType, ModuleType
 from typing import Any, Literal
@@ -84,7 +84,12 @@ def switch(module: nn.Module, name: str) -> bool | tuple[int, ...]:
 
 
 def changed_read(reads: Iterable[Read], model: nn.Module) -> Read | None:
-    """Returns the first read that would give another value now, or None.
+    """Returns the first read that would give another value now, or None; see `changed_reads`."""
+    return next(changed_reads(reads, model), None)
+
+
+def changed_reads(reads: Iterable[Read], model: nn.Module) -> Iterator[Read]:
+    """Yields the reads that would give another value now.
 
     Args:
         reads: What forward read.
@@ -99,8 +104,7 @@ def changed_read(reads: Iterable[Read], model: nn.Module) -> Read | None:
         for path in read.free:
             now = with_free(now, path)
         if now != read.value:
-            return read
-    return None
+            yield read
 
 
 _tokens = itertools.count(1)

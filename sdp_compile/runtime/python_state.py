@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sdp_compile.capture.attributes import INTERNAL, Alias, has_tensor
 from sdp_compile.capture.clone import clone
+from sdp_compile.capture.origins import tensors_in
 from sdp_compile.ir.kept import Kept, KeptEntries
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, is_number
@@ -90,7 +91,7 @@ class PythonState:
         """
         value = vars(submodule(self.skeleton, path)).get(name, MISSING)
         hidden = name in INTERNAL or value is MISSING or isinstance(value, Alias) or callable(value)
-        if hidden or has_tensor(value):
+        if hidden or any(True for _ in tensors_in(value)):
             return MISSING
         self.own()
         self.is_lent = True
