@@ -224,7 +224,9 @@ def test_what_a_changed_setting_does_not_reach_is_as_in_the_original() -> None:
     four, six = torch.randn(4, 5), torch.randn(6, 5)
     rescaled = [four, lambda model: setattr(model, "scale", 2.0), four, six, four]
     assert_as_original(Tabled(by_rows, powers), rescaled, four)
-    assert_as_original(Tabled(by_all, powers), [four, base(5.0), four, six, base(10.0), four, base(7.0), six, four], four)
+    assert_as_original(
+        Tabled(by_all, powers), [four, base(5.0), four, six, base(10.0), four, base(7.0), six, four], four
+    )
     assert_as_original(Tabled(by_rows, powers), [base(5.0), four, four, six], four)
     assert_as_original(Tabled(by_rows, powers), [four, base(5.0), six], four)
 

@@ -139,9 +139,7 @@ def test_nothing_of_a_capture_stays_in_the_caches() -> None:
     assert not isinstance(by_numbers(4, 10.0), FakeTensor) and by_numbers(4, 10.0).device.type == "cpu"
 
 
-@pytest.mark.parametrize(
-    ("kind", "function"), [(OfModule, "norm_of"), (OfTensor, "mean_of"), (OfSelf, "OfSelf.norm")]
-)
+@pytest.mark.parametrize(("kind", "function"), [(OfModule, "norm_of"), (OfTensor, "mean_of"), (OfSelf, "OfSelf.norm")])
 @pytest.mark.parametrize("used", [False, True])
 def test_what_follows_from_weights_is_refused_by_line(kind: Any, function: str, used: bool) -> None:
     model, x = kind(), torch.randn(4, 5)
