@@ -16,7 +16,7 @@ from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
 from sdp_compile.ir.program import Mode, Program, key_of
 from sdp_compile.runtime.module.programs import Programs
-from sdp_compile.runtime.module.while_compiling import chosen_while_compiling, guarded, numbers_of, unchanged
+from sdp_compile.runtime.module.while_compiling import chosen_while_compiling, guard, numbers_of, read_now, unchanged
 
 _instances = itertools.count()
 
@@ -109,7 +109,8 @@ def _run(self: Any, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     grad = (torch.is_grad_enabled(), *[grad_answer(one) for one in tensors]) if caller.asks_grad else ()
     autocast, state = autocast_dtype(self._device.type), self._programs.state
     if torch.compiler.is_compiling():
-        settings = state.version, state.switches, tuple([read() for read in caller.readers])
+        settings = state.version, state.switches
+        guard(caller.readers, read_now(self._programs.number, key, state.version))
         name = chosen_while_compiling(self._programs.number, key, dtypes, autocast, grad, None, settings)
         if getattr(self, "_caller_" + name).mismatch(shapes):
             fixed = tuple([tuple([int(size) for size in shape]) for shape in shapes])
@@ -122,7 +123,7 @@ def _run(self: Any, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     numbers = numbers_of(self._programs.number, name, state.version) if caller.has_numbers else ()
     inputs = [*inputs, *numbers]
     if torch.compiler.is_compiling():
-        guarded(tuple([read() for read in caller.readers]))
+        guard(caller.readers, read_now(self._programs.number, name, state.version))
         if caller.is_compared or state.is_lent:
             unchanged(tensors, self._programs.number, name, numbers)
     run = getattr(self, "_run_" + name)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sdp_compile import sdp_compile
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.module.outside import is_compared, readers_of
 from tests.capture import outside_models as models
@@ -63,7 +64,8 @@ def test_a_refusal_names_the_setting_and_not_the_buffer_that_calls_changed() -> 
             self.at.copy_((self.at + 1) % 3)
             return self.extra(h) if self.on else h
 
-    module, x = compiled(Ring(), torch.randn(4, 5)), torch.randn(4, 5)
+    x = torch.randn(4, 5)
+    module = sdp_compile(Ring(), "neuron", x, workers=2, rank=0)
     module(x), module(x)
     module.on = True
     with pytest.raises(SDPError, match=r"differently than captured: attribute 'on' has changed\. .*'extra"):
