@@ -85,7 +85,8 @@ def _line(node: fx.Node, numbers: Mapping[fx.Node, int], constant: Mapping[fx.No
     kind = f"{value.dtype} {list(value.shape)} {value.device}" if isinstance(value, Tensor) else ""
     if node.op == "get_attr":
         mode = get_proxy_mode()
-        held = getattr(None if mode is None else mode.tracer.root, str(node.target), None)
+        root = None if mode is None else getattr(mode.tracer, "root", None)
+        held = getattr(root, str(node.target), None)
         return f"{kind} {_content(held) if isinstance(held, Tensor) else id(node)}"
     arguments = pytree.tree_map(
         lambda one: f"%{numbers.get(one)}" if isinstance(one, fx.Node) else one, [node.args, node.kwargs]
