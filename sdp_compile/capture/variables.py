@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sdp_compile.capture.attributes import FUNCTIONS
+from sdp_compile.capture.traced import traced_math
 from sdp_compile.capture.users import is_of_users
 from sdp_compile.ir.plain import MISSING, is_number
 from sdp_compile.ir.reads import Cells
@@ -115,7 +116,9 @@ def is_small(value: Any) -> bool:
 
 def is_function_variable(name: str, value: Any) -> bool:
     """Whether a variable holds a function that goes by another name, so that another may take its place."""
-    return isinstance(value, FUNCTIONS) and not isinstance(value, type) and getattr(value, "__name__", "") != name
+    if not isinstance(value, FUNCTIONS) or isinstance(value, type) or getattr(value, "__name__", "") == name:
+        return False
+    return getattr(value, "__module__", None) not in ("math", traced_math.__module__)  # which take each other's place
 
 
 def has_tensors(value: Any, inside: Collection[int] = ()) -> bool:
