@@ -177,7 +177,7 @@ class Attributes:
         default = inspect.getattr_static(type(self._modules[path]), name, MISSING)
         return place not in self._values and (default is MISSING or hasattr(type(default), "__get__"))
 
-    def filled(self) -> dict[Place, dict[Any, int]]:
+    def filled(self) -> dict[Place, dict[Any, Any]]:
         """Returns the dictionaries to which the run added tensors and did nothing else, with what they now hold.
 
         A second run that leaves them as they are shows that they are caches: what is in them would be computed again.
@@ -189,7 +189,7 @@ class Attributes:
                 continue
             kept = all(key in value and id(value[key]) == identity for key, identity in before.items())
             if kept and all(has_tensor(item) for key, item in value.items() if key not in before):
-                found[place] = {key: id(item) for key, item in value.items()}
+                found[place] = {key: (id(item), _versions(item)) for key, item in value.items()}
         return found
 
     def changed(self) -> list[Place]:
@@ -218,6 +218,7 @@ class Attributes:
         own = name in vars(module)
         if own and has_tensor(value):
             self.carried.setdefault(place, calling_line(type(self._model)))
+            self.reads[place] = None  # another container there is another value
         elif value is MISSING or is_number(value) or (own and (not callable(value) or isinstance(value, FUNCTIONS))):
             self.reads[place] = None
 
@@ -229,6 +230,12 @@ class Attributes:
             self.writes[place] = calling_line(type(self._model))
         else:
             self._by_torch.add(place)  # such as what old weight norm computes
+
+
+def _versions(value: Any) -> tuple[int, ...]:
+    """Returns how often each tensor in a value has been written to."""
+    found = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in found)
 
 
 def has_tensor(value: Any) -> bool:

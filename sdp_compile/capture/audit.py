@@ -230,6 +230,13 @@ def _lost(kind: type[nn.Module], what: str, line: str) -> CaptureError:
             "A graph would repeat the first draw. Draw with torch and choose with a tensor, for example "
             "keep = (torch.rand((), device=x.device) > p).to(x.dtype); x = x + keep * layer(x)."
         )
+    elif what.startswith("asks"):
+        remedy = "Capture would go another way than eager execution. Ask isinstance(x, torch.Tensor) instead."
+    elif what.startswith("masks"):
+        remedy = (
+            "A graph would mask them always. Pass attention_mask=None to attend to all, or set "
+            'config._attn_implementation = "eager" to mask them in every call.'
+        )
     elif what.startswith("calls"):
         remedy = "A graph would repeat the first result. Move the call out of the model, or pass its result as input."
     else:

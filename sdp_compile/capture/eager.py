@@ -10,12 +10,12 @@ from types import FunctionType
 import torch.compiler
 
 from sdp_compile.capture.surroundings import QUESTIONS
-from sdp_compile.capture.users import is_users
+from sdp_compile.capture.users import is_asked_by_user
 
 
 def answer(original: bool) -> bool:
     """Returns False if the user's code asks, and the original answer if torch does."""
-    return original and not is_users(sys._getframe(2).f_code.co_filename)
+    return original and not is_asked_by_user(sys._getframe(2))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
@@ -17,19 +18,21 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from sdp_compile.capture.attributes import Attributes, Place
-from sdp_compile.capture.audit import audit, check_attributes, check_surroundings
+from sdp_compile.capture.audit import Findings, audit, check_attributes, check_surroundings
 from sdp_compile.capture.buffers import copy_assigned
-from sdp_compile.capture.caches import check_kept
+from sdp_compile.capture.caches import note_kept
 from sdp_compile.capture.clone import clone
 from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
 from sdp_compile.capture.eager import as_in_eager
 from sdp_compile.capture.gradients import restored_transforms
 from sdp_compile.capture.inputs import Call, answering, grad_answer
+from sdp_compile.capture.memos import Memos
 from sdp_compile.capture.modes import in_mode
 from sdp_compile.capture.observe import Observer
 from sdp_compile.capture.quiet import quiet
 from sdp_compile.capture.sizes import Sizes
 from sdp_compile.errors import CaptureError
+from sdp_compile.ir.kept import Kept
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import frozen
 from sdp_compile.ir.program import Mode
@@ -52,6 +55,7 @@ class Exported:
         notes: What had to be given up.
         functions: The user's functions that forward called, with their global variables; None if that is not known.
         calls_math: Whether they call functions of `math` themselves.
+        kept: What forward keeps by key.
     """
 
     program: ExportedProgram
@@ -62,6 +66,7 @@ class Exported:
     notes: tuple[str, ...]
     functions: Mapping[CodeType, dict[str, Any]] | None
     calls_math: bool
+    kept: tuple[Kept, ...]
 
 
 def export_mode(
@@ -82,20 +87,24 @@ def export_mode(
     Raises:
         CaptureError: Every attempt failed, or the graph would lose something that forward does.
     """
-    findings = audit(model, call, mode, lambda copied, inputs: prepared(copied, inputs, mode, device))
+    findings, memos = _audited(model, call, mode, device)
     failures: dict[Sizes, Exception] = {}
     for free in _ATTEMPTS[_ATTEMPTS.index(sizes[0]) :]:
         if any(map(is_data_dependent, failures.values())):
             break
-        subject, inputs = prepared(model, call, mode, device)
-        check_kept(subject, findings.caches)
+        with memos:
+            subject, inputs = prepared(model, call, mode, device)
+        kept = note_kept(subject, findings.caches, memos)
         copy_assigned(subject)
         if findings.outputs:
             _return_attributes(subject, findings.outputs)
         attributes, observer = Attributes(subject), Observer(model, subject)
         observer.watch.note_start(subject)
         try:
-            with as_in_eager(findings.compiling is not None), attributes, observer, quiet(), restored_transforms():
+            watching = (memos, as_in_eager(findings.compiling is not None), attributes, observer, quiet())
+            with contextlib.ExitStack() as stack:
+                for context in (*watching, restored_transforms()):
+                    stack.enter_context(context)
                 program = torch.export.export(
                     subject,
                     inputs.args,
@@ -129,11 +138,26 @@ def export_mode(
             tuple(notes),
             findings.functions,
             findings.calls_math,
+            tuple(kept),
         )
     # Free sizes can fail where the model is fine. The error with fixed sizes is about the user's model alone.
     last = failures.get("none") or next(iter(failures.values()))
     told = next((error for error in failures.values() if is_data_dependent(error)), last)
     raise CaptureError(explain(model, told)) from told
+
+
+def _audited(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> tuple[Findings, Memos]:
+    """Returns what a run of forward shows, and the functions with a cache that it may call."""
+    scopes: list[dict[str, Any]] = []
+    while True:
+        memos = Memos(model, scopes)
+        with memos:
+            findings = audit(model, call, mode, lambda copied, inputs: prepared(copied, inputs, mode, device))
+        functions = {} if findings.surroundings is None else findings.surroundings.functions
+        reached = list({id(scope): scope for scope in functions.values()}.values())
+        if not memos.missed(reached) or len(reached) <= len(scopes):
+            return findings, memos
+        scopes = reached
 
 
 def prepared(model: nn.Module, call: Call, mode: Mode, device: torch.device) -> tuple[nn.Module, Call]:

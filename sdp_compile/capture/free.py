@@ -99,7 +99,7 @@ def _freed(
     return replace(result, reads=reads, numbers=numbers)
 
 
-_EQUAL = ("inputs", "guards", "out_spec", "asks_grad", "assigned", "assigned_spec", "grad", "precision")
+_EQUAL = ("inputs", "guards", "out_spec", "asks_grad", "assigned", "assigned_spec", "grad", "precision", "kept")
 
 
 def _mark(value: float, draw: random.Random) -> float:
@@ -128,6 +128,8 @@ def _slot(model: nn.Module, place: Place) -> tuple[int, Any]:
 def _put(model: nn.Module, place: Place, value: Traced, stack: contextlib.ExitStack) -> bool:
     """Puts a number in its place; outside of the model only for as long as ``stack`` is open."""
     holder, key = _holder(model, place)
+    if isinstance(holder, dict) and key not in holder:  # a __getattr__ finds it
+        return False
     before = holder[key]
     try:
         holder[key] = value
@@ -139,8 +141,12 @@ def _put(model: nn.Module, place: Place, value: Traced, stack: contextlib.ExitSt
 
 
 def _is_property(model: nn.Module, place: Place | Read) -> bool:
-    owner = submodule(model, place.owner) if place.kind == "attribute" else None
-    return isinstance(getattr(type(owner), place.name, None), property)
+    """Whether an attribute is a property, or a number of the class, which is another place of its own."""
+    if place.kind != "attribute":
+        return False
+    owner = submodule(model, place.owner)
+    held = getattr(type(owner), place.name, None)
+    return isinstance(held, property) or (place.name not in vars(owner) and held is not None)
 
 
 def _is_derived(model: nn.Module, read: Read) -> bool:

@@ -18,7 +18,7 @@ from sdp_compile.capture.clone import named_state
 from sdp_compile.capture.diagnosis import located
 from sdp_compile.capture.export import Exported
 from sdp_compile.capture.guards import size_guards
-from sdp_compile.capture.refuse import refuse_collectives, refuse_transforms
+from sdp_compile.capture.refuse import refuse_collectives, refuse_transforms, refuse_written
 from sdp_compile.capture.regions import inline_regions
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.program import InputSpec, Mode, Program
@@ -58,7 +58,7 @@ class Constants:
                 return name
         names = (f"_constant_{number}" for number in itertools.count(len(self.values)))
         name = next(name for name in names if name not in self._taken and name not in self.values)
-        self.values[name] = value.detach()
+        self.values[name] = value.detach().clone()  # the model's own may be written to later
         return name
 
 
@@ -124,6 +124,7 @@ def program_of(
     refuse_transforms(graph)  # before dead code is removed: some have no users
     clean(graph)
     refuse_collectives(graph)
+    refuse_written(graph, constants.values)
     graph.lint()
     spec = exported.call_spec
     letters: dict[str, str] = {}
@@ -147,6 +148,7 @@ def program_of(
         asks_grad=found.asks_grad,
         assigned=found.outputs,
         assigned_spec=assigned_spec,
+        kept=found.kept,
     )
 
 

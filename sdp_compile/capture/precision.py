@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from sdp_compile.capture.clone import canonical_names, clone, named_state, to_meta
 from sdp_compile.capture.inputs import Call
-from sdp_compile.ir.program import FORWARD, Capture, Precision
+from sdp_compile.ir.program import FORWARD, Capture, Precision, StateTensor
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
@@ -70,3 +71,24 @@ def skeleton_in(
         return (tensor if tensor.device == device else to_meta(tensor)).to(dtype)
 
     return clone(capture.skeleton, cast)
+
+
+def casts_of(
+    captured: Mapping[str, StateTensor], tensors: Mapping[str, torch.Tensor]
+) -> tuple[tuple[torch.dtype | str, torch.dtype], ...]:
+    """Returns how tensors have been converted since they were captured, for `Precision`.
+
+    Args:
+        captured: What they were then, by name.
+        tensors: What they are now.
+    """
+    now = {
+        name: tensor.dtype for name, tensor in tensors.items() if name in captured and captured[name].kind != "constant"
+    }
+    counts = Counter((captured[name].dtype, dtype) for name, dtype in now.items())
+    usual: dict[torch.dtype, torch.dtype] = {}
+    for (before, after), _count in counts.most_common():
+        usual.setdefault(before, after)
+    casts: list[tuple[torch.dtype | str, torch.dtype]] = [(old, new) for old, new in usual.items() if old != new]
+    casts += [(name, dtype) for name, dtype in now.items() if dtype != usual[captured[name].dtype]]
+    return tuple(casts)

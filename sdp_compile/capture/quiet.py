@@ -8,6 +8,7 @@ import logging
 import random
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,3 +42,9 @@ def preserved_rng() -> Iterator[None]:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
+
+
+def random_states() -> tuple[Any, Any]:
+    """Returns the states of Python's and NumPy's random generators, in a form that can be compared."""
+    state: Any = np.random.get_state()
+    return random.getstate(), (state[0], state[1].tobytes(), *state[2:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import torch
 from torch import fx, nn
@@ -13,6 +13,7 @@ from torch import fx, nn
 from sdp_compile.capture.diagnosis import located
 from sdp_compile.capture.kinds import special_kind
 from sdp_compile.errors import CaptureError
+from sdp_compile.ir.effects import Effects
 from sdp_compile.ir.source import module_path, source_line
 
 _WRAPPERS = {
@@ -113,6 +114,21 @@ def refuse_collectives(graph: fx.Graph) -> None:
             raise CaptureError(
                 f"The model calls a collective of its own ({target}){_at(node)}. Workers exchange gradients only: "
                 "remove torch.distributed calls from the model."
+            )
+
+
+def refuse_written(graph: fx.Graph, constants: Container[str]) -> None:
+    """Raises `CaptureError` if forward writes to a tensor that is no state of the model. The error names the line.
+
+    Args:
+        graph: The graph.
+        constants: The names of the tensors that are no parameters or buffers.
+    """
+    for storage, writers in Effects(graph).writers.items():
+        if storage.op == "get_attr" and storage.target in constants:
+            raise CaptureError(
+                f"The model writes to a tensor that is neither a parameter nor a buffer{_at(writers[0])}. Register it "
+                "as a buffer (self.register_buffer), which every call and every copy of the model then sees."
             )
 
 

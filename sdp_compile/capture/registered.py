@@ -36,7 +36,7 @@ def registered(model: nn.Module) -> nn.Module:
                 continue
             for leaf in pytree.tree_leaves(value):
                 _refuse_trained(model, path, name, leaf, state)
-            if isinstance(value, torch.Tensor) and _is_kept(value):
+            if isinstance(value, torch.Tensor) and _is_kept(value) and not _is_in_class(module, name):
                 plain.append((path, name, value))
     if not plain:
         return model
@@ -60,13 +60,21 @@ def plain_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         f"{path}.{name}" if path else name: value
         for path, module in model.named_modules()
         for name, value in vars(module).items()
-        if name not in INTERNAL and isinstance(value, torch.Tensor) and _is_kept(value)
+        if name not in INTERNAL
+        and isinstance(value, torch.Tensor)
+        and _is_kept(value)
+        and not _is_in_class(module, name)
     }
 
 
 def _is_kept(value: torch.Tensor) -> bool:
     """Whether a tensor is state: what an earlier call computed is computed again by the next, as weight norm does."""
     return value.grad_fn is None and not value.requires_grad
+
+
+def _is_in_class(module: nn.Module, name: str) -> bool:
+    """Whether the class has an attribute of a name too, such as a `cached_property`, which would hide a buffer."""
+    return hasattr(type(module), name)
 
 
 def _memory(tensor: torch.Tensor) -> Any:

@@ -5,20 +5,12 @@ from __future__ import annotations
 import gc
 import importlib._bootstrap
 import os
-import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from types import (
-    BuiltinMethodType,
-    CodeType,
-    FrameType,
-    ModuleType,
-    TracebackType,
-)
+from types import BuiltinMethodType, CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.compiler
 from torch import nn
@@ -27,12 +19,24 @@ from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.defaults import Defaults
 from sdp_compile.capture.diagnosis import calling_line
 from sdp_compile.capture.hooks import hook_objects
+from sdp_compile.capture.masks import SkippedMasks
+from sdp_compile.capture.questions import question_of_capture
+from sdp_compile.capture.quiet import random_states
 from sdp_compile.capture.traced import MATH
 from sdp_compile.capture.undoing import undo_of
-from sdp_compile.capture.users import is_of_users, is_users
-from sdp_compile.capture.variables import attribute_of, cells_of, chains, eager_part, is_small
+from sdp_compile.capture.users import is_asked_by_user, is_of_users, is_users
+from sdp_compile.capture.variables import (
+    attribute_of,
+    cells_of,
+    chains,
+    eager_part,
+    has_tensors,
+    is_function_variable,
+    is_running,
+    is_small,
+)
 from sdp_compile.ir.plain import MISSING, frozen, is_number
-from sdp_compile.ir.reads import Read, owner_of
+from sdp_compile.ir.reads import DEFAULTS, Read, owner_of, owner_of_class, with_versions
 
 _CLOCKS = ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time")
 _IMPURE = {id(getattr(time, name)): f"time.{name}()" for name in _CLOCKS} | {id(os.urandom): "os.urandom()"}
@@ -45,7 +49,6 @@ QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
 _COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()" for name in QUESTIONS}
 _IMPORT = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
-_AUDIT = os.path.join(os.path.dirname(__file__), "audit.py")  # where forward is called
 
 
 class Surroundings:
@@ -66,13 +69,14 @@ class Surroundings:
         self.functions: dict[CodeType, dict[str, Any]] = {}
         self.calls_math = False
         self.reads: dict[tuple[str, str, str], Read] = {}
+        self._note(DEFAULTS, "default dtype", torch.get_default_dtype())
         self.impure: dict[str, str] = {}
         self.lines: dict[str, str] = {}
         self.compiling: str | None = None
         self.grad: str | None = None
         self._kind, self._model, self._subject = type(model), model, subject
         self._imports = 0
-        self._defaults = Defaults()
+        self._defaults, self._masks = Defaults(), SkippedMasks(type(model))
         self._users: dict[CodeType, bool] = {}
         self._enclosed: set[tuple[CodeType, str]] = set()
         self._kept: dict[int, tuple[str, Any, Any, Callable[[], object]]] = {}
@@ -93,7 +97,7 @@ class Surroundings:
                 self._keep(f"attribute {name!r} of {what}", held)
         for kind in list(self._classes):
             self._keep_class(kind)
-        self._random = _random_states()
+        self._random = random_states()
         self._collects, self._callbacks = gc.isenabled(), gc.callbacks[:]
         gc.disable()  # what it deletes is no part of forward, nor are its callbacks, where torch collects by hand
         gc.callbacks.clear()
@@ -114,7 +118,7 @@ class Surroundings:
         found = [
             f"draws from {name}"
             for name, before, after in zip(
-                ("Python's random", "numpy.random"), self._random, _random_states(), strict=True
+                ("Python's random", "numpy.random"), self._random, random_states(), strict=True
             )
             if before != after
         ]
@@ -148,7 +152,7 @@ class Surroundings:
         kept = [value for _what, value, _before, _undo in self._kept.values()]
         variables = [(scope, name) for _what, scope, name, _before in self._variables.values()]
         return lambda: (
-            _random_states(),
+            random_states(),
             [frozen(value) for value in kept],
             [frozen(scope.get(name)) for scope, name in variables],
             self._new_members(),
@@ -177,6 +181,8 @@ class Surroundings:
             self._imports += {"call": 1, "return": -1}.get(event, 0)
         if self._imports:
             return
+        if code.co_name.startswith("sdpa_"):
+            self.impure.update(self._masks.see(frame, event, argument))
         if event == "call":
             known = self._users.get(code)
             if known is None:
@@ -187,12 +193,14 @@ class Surroundings:
                 if known:
                     self.functions[code] = frame.f_globals
                     self._globals(frame)
+                    self._of_classes(code)
+                    self.impure.update([asked] if (asked := question_of_capture(code)) else [])
                     self._keep_defaults(frame)
             if known:
                 if code.co_freevars:
                     self._closure(frame)
             elif code in _COMPILING:
-                if self.compiling is None and self._asked_by_user(frame.f_back):
+                if self.compiling is None and is_asked_by_user(frame.f_back):
                     self.compiling = f"{_COMPILING[code]} at {calling_line(self._kind)}"
             elif code is _ENVIRONMENT:
                 self._environment(frame)
@@ -238,23 +246,38 @@ class Surroundings:
             inner = attribute_of(value, name)
             if inner is MISSING:
                 return
-            if is_small(inner):
-                where = f"{owner}:{path}"
-                self.reads.setdefault(("global", where, name), Read("global", where, name, frozen(inner)))
+            self._note(f"{owner}:{path}", name, inner)
             self._keep(f"attribute {name!r} of {path}", inner)
             path, value = f"{path}.{name}", inner
+
+    def _note(self, owner: str, name: str, value: Any) -> None:
+        """Notes the value of a variable that functions read, if it can be compared."""
+        if is_small(value) or is_function_variable(name, value):
+            self.reads.setdefault(("global", owner, name), Read("global", owner, name, frozen(value)))
+        elif has_tensors(value, self._inside):
+            read = Read("tensors", owner, name, frozen(with_versions(value, mark=True)))
+            self.reads.setdefault(("tensors", owner, name), read)
+
+    def _of_classes(self, code: CodeType) -> None:
+        """Notes the attributes of the model's classes that a function may read."""
+        names = {name for name in code.co_names if not name.startswith("__")}
+        for kind in self._classes if names else ():
+            for name in names & vars(kind).keys():
+                value = vars(kind)[name]
+                if is_small(value) or has_tensors(value, self._inside):
+                    self._note(owner_of_class(kind), name, value)
 
     def _closure(self, frame: FrameType) -> None:
         held = frame.f_locals
         for name in frame.f_code.co_freevars:
-            if name not in held or name == "__class__" or _is_running(frame.f_back, name, held[name]):
+            if name not in held or name == "__class__" or is_running(frame.f_back, name, held[name]):
                 continue
             what = f"variable {name!r} of an enclosing function"
-            if (frame.f_code, name) not in self._enclosed and is_small(held[name]):
+            value = held[name]
+            if (frame.f_code, name) not in self._enclosed and (is_small(value) or has_tensors(value, self._inside)):
                 cells = cells_of(frame, name)
                 if cells is not None:
-                    owner = owner_of(f"a function around {frame.f_code.co_name}()", cells)
-                    self.reads.setdefault(("global", owner, name), Read("global", owner, name, frozen(held[name])))
+                    self._note(owner_of(f"a function around {frame.f_code.co_name}()", cells), name, value)
             self._enclosed.add((frame.f_code, name))
             self._keep(what, held[name])
 
@@ -264,9 +287,7 @@ class Surroundings:
 
     def _variable(self, what: str, scope: dict[str, Any], name: str, module: str) -> None:
         value = scope[name]
-        if is_small(value):
-            owner = owner_of(module, scope)
-            self.reads.setdefault(("global", owner, name), Read("global", owner, name, frozen(value)))
+        self._note(owner_of(module, scope), name, value)
         if is_number(value):
             self._variables.setdefault((id(scope), name), (what, scope, name, frozen(value)))
         else:
@@ -324,17 +345,3 @@ class Surroundings:
                     )
                 return
             outer = outer.f_back
-
-
-def _is_running(frame: FrameType | None, name: str, value: Any) -> bool:
-    """Whether a variable belongs to a function that forward has called, so that it is new in each call."""
-    while frame is not None and frame.f_code.co_filename != _AUDIT:
-        if name in frame.f_code.co_cellvars and frame.f_locals.get(name) is value:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _random_states() -> tuple[Any, Any]:
-    state: Any = np.random.get_state()
-    return random.getstate(), (state[0], state[1].tobytes(), *state[2:])

@@ -6,7 +6,7 @@ import os
 import sys
 import sysconfig
 from argparse import Namespace
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 
 from sdp_compile.capture.diagnosis import is_user_file
 
@@ -32,3 +32,14 @@ def is_of_users(kind: type) -> bool:
     """Whether a class is the user's: objects of the standard library, such as loggers, keep caches of their own."""
     package = kind.__module__.partition(".")[0]
     return kind in (SimpleNamespace, Namespace) or package == "__main__" or package not in _NOT_USERS
+
+
+def is_asked_by_user(frame: FrameType | None) -> bool:
+    """Whether the user's code asks a question, itself or through a function of torch that passes it on."""
+    while frame is not None and frame.f_code.co_name in PASSING and not is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame is not None and is_users(frame.f_code.co_filename)
+
+
+PASSING = frozenset({"is_compiling", "is_dynamo_compiling", "is_exporting", "is_torchdynamo_compiling"})
+"""Names of functions of torch that ask each other whether there is a compiler."""

@@ -5,20 +5,26 @@ from __future__ import annotations
 import dis
 import gc
 import inspect
+import os
 import weakref
-from collections.abc import Iterator, Mapping
-from types import CellType, CodeType, FrameType, FunctionType, ModuleType
+from collections.abc import Collection, Iterator, Mapping
+from types import BuiltinFunctionType, CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
+from sdp_compile.capture.attributes import FUNCTIONS
+from sdp_compile.capture.traced import traced_math
 from sdp_compile.capture.users import is_of_users
 from sdp_compile.ir.plain import MISSING, is_number
 from sdp_compile.ir.reads import Cells
 
 _BY_NAME = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL")
 _BETWEEN = ("COPY", "DUP_TOP", "CACHE", "PUSH_NULL")  # as in ``settings.steps += 1``
+_FUNCTIONS_HELD = (FunctionType, BuiltinFunctionType)  # that a registry holds, say
+_AUDIT = os.path.join(os.path.dirname(__file__), "audit.py")  # where forward is called
 _MOST = 200  # numbers in a value that is compared at each call
 _FUNCTIONS: weakref.WeakKeyDictionary[CodeType, list[weakref.ref[FunctionType]]] = weakref.WeakKeyDictionary()
 """The functions of a code that were found last, for codes that read variables of enclosing functions."""
@@ -76,6 +82,15 @@ def _holds(function: FunctionType, held: Mapping[str, Any]) -> bool:
     return True
 
 
+def is_running(frame: FrameType | None, name: str, value: Any) -> bool:
+    """Whether a variable belongs to a function that forward has called, so that it is new in each call."""
+    while frame is not None and frame.f_code.co_filename != _AUDIT:
+        if name in frame.f_code.co_cellvars and frame.f_locals.get(name) is value:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def eager_part(value: Any) -> Any:
     """Returns a dictionary or set without the types of tensors that capture uses, which eager execution never adds.
 
@@ -99,8 +114,35 @@ def is_small(value: Any) -> bool:
     return _count(value, _MOST) <= _MOST
 
 
+def is_function_variable(name: str, value: Any) -> bool:
+    """Whether a variable holds a function that goes by another name, so that another may take its place."""
+    if not isinstance(value, FUNCTIONS) or isinstance(value, type) or getattr(value, "__name__", "") == name:
+        return False
+    return getattr(value, "__module__", None) not in ("math", traced_math.__module__)  # which take each other's place
+
+
+def has_tensors(value: Any, inside: Collection[int] = ()) -> bool:
+    """Whether a value is a tensor, a module outside of the model, or a small container or object with some.
+
+    Args:
+        value: The value.
+        inside: The identities of the modules of the model.
+    """
+    if isinstance(value, (torch.Tensor, nn.Module)):
+        return id(value) not in inside
+    if isinstance(value, (type, ModuleType)) or callable(value):
+        return False
+    if isinstance(value, (Mapping, list, tuple)):
+        leaves = pytree.tree_leaves(value) if len(value) <= _MOST else []
+    elif is_of_users(type(value)):
+        leaves = pytree.tree_leaves(list(getattr(value, "__dict__", {}).values()))
+    else:
+        return False
+    return any(isinstance(leaf, (torch.Tensor, nn.Module)) and id(leaf) not in inside for leaf in leaves)
+
+
 def _count(value: Any, most: int) -> int:
-    if is_number(value):
+    if is_number(value) or (most < _MOST and isinstance(value, _FUNCTIONS_HELD)):
         return 1
     if most <= 0 or isinstance(value, (type, ModuleType, torch.Tensor, nn.Module)) or callable(value):
         return most + 1

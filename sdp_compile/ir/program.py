@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sdp_compile.ir.kept import Kept
 from sdp_compile.ir.numbers import Numbers
 from sdp_compile.ir.reads import Read
 from sdp_compile.ir.record import graph_from_record, graph_record
@@ -127,6 +128,7 @@ class Program:
         assigned_spec: How these outputs become the list of the attributes' values.
         numbers: The numbers that the graph takes after the user's inputs; None if it takes none.
         method: The method of the model that was captured.
+        kept: What forward keeps by key at its first call; the graph computes it at each call.
     """
 
     mode: Mode
@@ -144,6 +146,7 @@ class Program:
     assigned_spec: pytree.TreeSpec | None = None
     numbers: Numbers | None = None
     method: str = FORWARD
+    kept: tuple[Kept, ...] = ()
 
     @property
     def key(self) -> str:
@@ -188,6 +191,7 @@ class Capture:
         notes: Remarks for the report on what capture had to give up.
         device: The device that the graphs' device constants name.
         examples: The positional and keyword arguments of capture for each method, with tensors on the meta device.
+        kept: What calls of the compiled model have kept by key until now.
     """
 
     programs: Mapping[str, Program]
@@ -199,3 +203,4 @@ class Capture:
     notes: tuple[str, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     examples: Mapping[str, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=lambda: {FORWARD: ((), {})})
+    kept: tuple[Kept, ...] = ()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CellType, ModuleType
 from typing import Any, Literal
 
+import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, frozen, with_free
 
-ReadKind = Literal["attribute", "switch", "buffer", "global", "environment"]
+ReadKind = Literal["attribute", "switch", "buffer", "global", "tensors", "environment"]
 
 SWITCHES = frozenset({"training", "_forward_hooks", "_forward_pre_hooks"})
 """What `torch.nn.Module` itself keeps and a graph depends on."""
@@ -26,7 +29,7 @@ class Read:
 
     Attributes:
         kind: An attribute of a module, a switch that `torch.nn.Module` itself keeps (its mode or its forward hooks),
-            the value of a buffer with one element, a global variable or an environment variable.
+            the value of a buffer with one element, a global variable, one with tensors, or an environment variable.
         owner: The path of the module, what `owner_of` calls the Python module of the global variable, or ``""``.
         name: The name in it; of a buffer the full name.
         value: The frozen value.
@@ -49,6 +52,8 @@ class Read:
             return os.environ.get(self.name)
         if self.kind == "global":
             return scope_of(self.owner).get(self.name, MISSING)
+        if self.kind == "tensors":
+            return with_versions(scope_of(self.owner).get(self.name, MISSING))
         if self.kind == "buffer":
             return model.get_buffer(self.name).item()
         if self.kind == "switch":
@@ -64,12 +69,12 @@ class Read:
             what = "mode" if self.name == "training" else "forward hooks"
             return f"the {what} of {f'module {self.owner!r}' if self.owner else 'the model'}"
         where = f" of module {self.owner!r}" if self.kind == "attribute" and self.owner else ""
-        if self.kind == "global":
+        if self.kind in ("global", "tensors"):
             module, _, path = self.owner.partition(":")
             where = f" of {module.partition('#')[0]}"
             if path:
                 return f"attribute {self.name!r} of {path!r}{where}"
-        return f"{'global variable' if self.kind == 'global' else 'attribute'} {self.name!r}{where}"
+        return f"{'attribute' if self.kind == 'attribute' else 'global variable'} {self.name!r}{where}"
 
 
 def switch(module: nn.Module, name: str) -> bool | tuple[int, ...]:
@@ -79,7 +84,12 @@ def switch(module: nn.Module, name: str) -> bool | tuple[int, ...]:
 
 
 def changed_read(reads: Iterable[Read], model: nn.Module) -> Read | None:
-    """Returns the first read that would give another value now, or None.
+    """Returns the first read that would give another value now, or None; see `changed_reads`."""
+    return next(changed_reads(reads, model), None)
+
+
+def changed_reads(reads: Iterable[Read], model: nn.Module) -> Iterator[Read]:
+    """Yields the reads that would give another value now.
 
     Args:
         reads: What forward read.
@@ -94,11 +104,37 @@ def changed_read(reads: Iterable[Read], model: nn.Module) -> Read | None:
         for path in read.free:
             now = with_free(now, path)
         if now != read.value:
-            return read
-    return None
+            yield read
 
 
-_other_scopes: dict[str, Mapping[str, Any]] = {}
+_tokens = itertools.count(1)
+
+
+def with_versions(value: Any, mark: bool = False) -> tuple[Any, ...]:
+    """Returns a value with what tells whether the tensors in it are the same, and were not written to, at another time.
+
+    Args:
+        value: A tensor, a module, or a container or object with some.
+        mark: Whether to mark tensors that were never asked for before; others count as changed.
+    """
+    leaves = pytree.tree_leaves(value)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    for leaf in leaves:
+        if isinstance(leaf, nn.Module):
+            tensors += [*leaf.parameters(), *leaf.buffers()]
+        elif not isinstance(leaf, (type, ModuleType)):
+            held = pytree.tree_leaves(list(getattr(leaf, "__dict__", {}).values()))
+            tensors += [one for one in held if isinstance(one, torch.Tensor)]
+    if mark:
+        for tensor in tensors:
+            if not hasattr(tensor, _TOKEN):
+                setattr(tensor, _TOKEN, next(_tokens))
+    versions = [(getattr(one, _TOKEN, 0), 0 if one.is_inference() else one._version) for one in tensors]
+    return value, tuple(versions)
+
+
+_TOKEN = "_sdp_token"  # an identity could be that of an earlier tensor
+_other_scopes: dict[str, Any] = {}
 
 
 def owner_of(module: str, scope: Mapping[str, Any]) -> str:
@@ -116,6 +152,19 @@ def owner_of(module: str, scope: Mapping[str, Any]) -> str:
             return name
     name = f"{module}#{len(_other_scopes)}"
     _other_scopes[name] = scope
+    return name
+
+
+def owner_of_class(kind: type) -> str:
+    """Returns a name by which a `Read` finds the attributes of a class again."""
+    owner = f"{kind.__module__}:{kind.__qualname__}"
+    if "<" not in owner and scope_of(owner).holder() is kind:
+        return owner
+    for name, known in _other_scopes.items():
+        if isinstance(known, AttributesOf) and known.holder() is kind:
+            return name
+    name = f"class {kind.__name__}#{len(_other_scopes)}"
+    _other_scopes[name] = AttributesOf({"kind": kind}, ["kind"])
     return name
 
 
@@ -141,7 +190,8 @@ class AttributesOf:
     def __init__(self, scope: Mapping[str, Any], path: Sequence[str]) -> None:
         self._scope, self._path = scope, path
 
-    def _holder(self) -> Any:
+    def holder(self) -> Any:
+        """Returns what the path leads to now."""
         value = self._scope.get(self._path[0], MISSING)
         for name in self._path[1:]:
             value = getattr(value, name, MISSING)
@@ -149,13 +199,13 @@ class AttributesOf:
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns an attribute, or ``default`` if there is none."""
-        return getattr(self._holder(), name, default)
+        return getattr(self.holder(), name, default)
 
     def __getitem__(self, name: str) -> Any:
-        return getattr(self._holder(), name)
+        return getattr(self.holder(), name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        setattr(self._holder(), name, value)
+        setattr(self.holder(), name, value)
 
 
 class Cells(dict[str, Any]):
@@ -185,3 +235,16 @@ class Cells(dict[str, Any]):
 
 def _variables(module: ModuleType | None) -> Mapping[str, Any]:
     return getattr(module, "__dict__", {})
+
+
+class _Defaults:
+    """What torch itself takes where the model's code does not say."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return torch.get_default_dtype() if name == "default dtype" else default
+
+
+DEFAULTS = "torch (settings)"
+"""The owner of the setting ``"default dtype"``."""
+
+_other_scopes[DEFAULTS] = _Defaults()

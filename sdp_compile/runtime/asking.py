@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.modes import WithoutOperators
+from sdp_compile.capture.origins import tensors_in
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.plain import MISSING
 from sdp_compile.runtime.refusals import fixed_tree
@@ -70,8 +71,13 @@ def ask(module: nn.Module, part: nn.Module, owner: nn.Module, name: str) -> Any:
     own = vars(owner).get(name, MISSING)
     if isinstance(own, MethodType) and own.__self__ is owner:
         return _guarded(module, part, kind, own.__func__, name)
-    if isinstance(own, (FunctionType, BuiltinFunctionType, MethodType)):
+    if isinstance(own, (FunctionType, BuiltinFunctionType, MethodType, type)):
         return own
+    if own is not MISSING and any(True for _ in tensors_in(own)):
+        raise NotHeldError(
+            f"{name!r} of {kind.__name__} holds tensors, which the graphs hold as they were at compilation. Register "
+            "them as buffers of the original model to read or change them here."
+        )
     for base in kind.__mro__:
         if base in (nn.Module, object) or name not in vars(base):
             continue

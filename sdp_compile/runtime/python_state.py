@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import FunctionType
@@ -14,6 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from sdp_compile.capture.attributes import INTERNAL, Alias, has_tensor
 from sdp_compile.capture.clone import clone
+from sdp_compile.capture.origins import tensors_in
+from sdp_compile.ir.kept import Kept, KeptEntries
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, is_number
 
@@ -25,13 +27,15 @@ class PythonState:
 
     Attributes:
         asked: The attributes that forward has asked for, also without finding them.
+        kept: What calls have kept by key until now.
         skeleton: The original model without weights.
         version: Counts the attributes that were set.
         switches: The parts whose mode is not the model's, and the numbers of all hooks.
         is_lent: Whether an object in the copy was handed out, which may change then at any time.
     """
 
-    def __init__(self, skeleton: nn.Module) -> None:
+    def __init__(self, skeleton: nn.Module, kept: Iterable[Kept] = ()) -> None:
+        self.kept = KeptEntries(kept)
         self.asked: set[tuple[str, str]] = set()
         self.skeleton = skeleton
         self.version = 0
@@ -62,6 +66,7 @@ class PythonState:
         self.own()
         owner = submodule(self.skeleton, path)
         vars(owner)[name] = value
+        self.kept.forget((path, name))
         self.is_lent |= has and not is_number(value)
         self.version += (path, name) in self.asked
         return True
@@ -86,7 +91,7 @@ class PythonState:
         """
         value = vars(submodule(self.skeleton, path)).get(name, MISSING)
         hidden = name in INTERNAL or value is MISSING or isinstance(value, Alias) or callable(value)
-        if hidden or has_tensor(value):
+        if hidden or any(True for _ in tensors_in(value)):
             return MISSING
         self.own()
         self.is_lent = True

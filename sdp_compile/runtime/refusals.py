@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdp_compile.capture.attributes import FUNCTIONS, INTERNAL
+from sdp_compile.capture.attributes import FUNCTIONS, INTERNAL, has_tensor
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING
@@ -48,9 +48,10 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
                 f"it under torch.no_grad(), load whole values with load_full_state_dict(), or change the original "
                 "model and compile it again."
             )
-    elif isinstance(value, (torch.Tensor, nn.Module)) and (path, name) in state.asked:
+    elif (isinstance(value, nn.Module) or has_tensor(value)) and (path, name) in state.asked:
+        what = "" if isinstance(value, (torch.Tensor, nn.Module)) else " with tensors"
         raise SDPError(
-            f"{where!r} cannot become a {type(value).__name__}, because its graph was captured without it. "
+            f"{where!r} cannot become a {type(value).__name__}{what}, because its graph was captured without it. "
             "Register it in the original model and compile it again."
         )
     elif name in ("__class__", "forward") and (path or name != "forward"):

@@ -61,4 +61,5 @@ def test_what_finds_modules_is_no_part_of_forward(monkeypatch: pytest.MonkeyPatc
     before = Finder.asked
     captured = capture(Importing(), torch.randn(4, 5))
     assert Finder.asked > before
-    assert {read.kind for read in captured.programs["train"].reads} == {"switch"}
+    reads = captured.programs["train"].reads
+    assert {read.kind for read in reads if read.name != "default dtype"} == {"switch"}

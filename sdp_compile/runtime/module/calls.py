@@ -15,8 +15,11 @@ from torch.utils import _pytree as pytree
 from sdp_compile.capture.inputs import describe
 from sdp_compile.capture.regions import autocast_devices
 from sdp_compile.errors import SDPError
+from sdp_compile.ir.kept import Kept
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.program import FORWARD, Program
+from sdp_compile.ir.reads import Read
+from sdp_compile.runtime.module.outside import is_compared, readers_of
 
 
 class Caller:
@@ -59,6 +62,8 @@ class Caller:
         self.results = program.out_spec.num_leaves
         self.has_numbers = program.numbers is not None
         self.guards = program.guards
+        self.readers = readers_of(program.reads)
+        self.is_compared = is_compared(program.reads)
         self.autocast_devices = autocast_devices(program.graph)
         self.violated = compiled_guards(program.guards, [spec.name for spec in program.inputs.values()])
 
@@ -95,6 +100,20 @@ class Caller:
                         )
         number = self.violated(shapes) if self.guards else -1
         return "" if number < 0 else f"the captured path needs {self.guards[number]}"
+
+    def difference(self, shapes: Sequence[Sequence[int]] | None, changed: Sequence[Read]) -> tuple[int, str]:
+        """Returns in how much a call differs from those that the graph is right for, and in what.
+
+        Args:
+            shapes: The shapes of the tensor inputs, or None.
+            changed: What was read at capture and has changed. The values of buffers follow from earlier calls, so
+                they are told only if there is nothing else.
+        """
+        sizes = self.mismatch(shapes) if shapes is not None else ""
+        settings = [str(read) for read in changed if read.kind != "buffer"]
+        what = list(dict.fromkeys(settings or map(str, changed)))
+        text = f"{' and '.join(what)} {'has' if len(what) == 1 else 'have'} changed" if what else ""
+        return len(settings) + bool(sizes), sizes or text
 
     def result(self, outputs: list[Any]) -> Any:
         """Returns the model's result from the flat outputs of the graph."""
@@ -159,6 +178,26 @@ class Caller:
             f"it like the example inputs, or pass {self.option} to sdp.compile()."
         )
 
+    def not_captured_again(self, difference: str, error: SDPError) -> str:
+        """Returns the message for a call for which the model cannot be captured again."""
+        return f"{self.different(difference)} The model cannot be captured again for this call: {error}"
+
+    def kept_before(self, entry: Kept) -> str:
+        """Returns the message for a call that would keep something else than an earlier one under the same key."""
+        at = f" at {entry.line}" if entry.line else ""
+        return (
+            f"The compiled {self.name} cannot run this call: {entry.where} holds what an earlier call kept under the "
+            f"same key{at}, and this call, under other settings or sizes, would compute something else. Put what it "
+            "depends on into the key, or compute it at each call."
+        )
+
+    def unseen(self, changed: str) -> str:
+        """Returns the message for compiled code that does not see a change."""
+        return (
+            f"{changed[:1].upper()}{changed[1:]} since torch.compile compiled {self.name}, whose code does not see "
+            "such changes. Call it again, which compiles it anew, or pass what changes as an input."
+        )
+
     def _error(self, what: str) -> SDPError:
         return SDPError(self.different(what))
 
@@ -172,6 +211,17 @@ class Caller:
         args, kwargs = pytree.tree_unflatten(leaves, program.in_spec)
         parts = [_text(value) for value in args] + [f"{key}={_text(value)}" for key, value in kwargs.items()]
         return f"({', '.join(parts)})"
+
+
+def like_cause(error: SDPError, message: str) -> SDPError:
+    """Returns an error with a message; it is of the class of the error that the model's own code raised, too.
+
+    So callers handle it as they do with the original model.
+    """
+    raised = type(error.__cause__)
+    if raised.__module__ == "builtins" and issubclass(raised, Exception) and raised is not Exception:
+        return type(type(error).__name__, (type(error), raised), {})(message)  # type: ignore[no-any-return]
+    return type(error)(message)
 
 
 def describe_input(dims: tuple[int | str | None, ...]) -> str:

@@ -16,7 +16,7 @@ from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
 from sdp_compile.ir.program import Mode, Program, key_of
 from sdp_compile.runtime.module.programs import Programs
-from sdp_compile.runtime.module.while_compiling import chosen_while_compiling, numbers_of
+from sdp_compile.runtime.module.while_compiling import chosen_while_compiling, guard, numbers_of, read_now, unchanged
 
 _instances = itertools.count()
 
@@ -110,6 +110,7 @@ def _run(self: Any, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     autocast, state = autocast_dtype(self._device.type), self._programs.state
     if torch.compiler.is_compiling():
         settings = state.version, state.switches
+        guard(caller.readers, read_now(self._programs.number, key, state.version))
         name = chosen_while_compiling(self._programs.number, key, dtypes, autocast, grad, None, settings)
         if getattr(self, "_caller_" + name).mismatch(shapes):
             fixed = tuple([tuple([int(size) for size in shape]) for shape in shapes])
@@ -119,8 +120,12 @@ def _run(self: Any, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if name != key:
         caller = getattr(self, "_caller_" + name)
         inputs = caller.bind(args, kwargs)
-    if caller.has_numbers:
-        inputs = [*inputs, *numbers_of(self._programs.number, name, state.version)]
+    numbers = numbers_of(self._programs.number, name, state.version) if caller.has_numbers else ()
+    inputs = [*inputs, *numbers]
+    if torch.compiler.is_compiling():
+        guard(caller.readers, read_now(self._programs.number, name, state.version))
+        if caller.is_compared or state.is_lent:
+            unchanged(tensors, self._programs.number, name, numbers)
     run = getattr(self, "_run_" + name)
     if not caller.autocast_devices or torch.compiler.is_compiling():
         outputs = run(*inputs)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -21,15 +20,15 @@ from torch.fx.graph_module import _forward_from_src
 
 from sdp_compile.capture import recapture
 from sdp_compile.capture.devices import retarget_devices
-from sdp_compile.capture.precision import autocast_of
+from sdp_compile.capture.precision import autocast_of, casts_of
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.numbers import Place
 from sdp_compile.ir.program import Capture, Precision, Program, copy_program
-from sdp_compile.ir.reads import Read, changed_read
+from sdp_compile.ir.reads import Read, changed_read, changed_reads
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.planning.making import refitted
 from sdp_compile.runtime.gradients.compiled import with_launches
-from sdp_compile.runtime.module.calls import Caller
+from sdp_compile.runtime.module.calls import Caller, like_cause
 from sdp_compile.runtime.module.changing import ChangingNumbers
 from sdp_compile.runtime.module.recompute import executable
 from sdp_compile.runtime.module.user_names import hidden_parts, reading_parts
@@ -148,6 +147,7 @@ class Programs:
         if name is None or self._changed(name):
             call = _Call(key, Precision(dtypes, autocast, self._casts), grad, shapes)
             name = self._found(call) or self._add(call)
+            self._keep(name)
             if len(self._chosen) >= _REMEMBERED:
                 self._chosen.clear()
             self._chosen[wanted] = name
@@ -165,20 +165,17 @@ class Programs:
 
     def follow_dtypes(self, tensors: Mapping[str, Tensor]) -> None:
         """Notes the current dtypes of the module's tensors, given by name."""
-        captured = self.module.capture.state
-        now = {
-            name: tensor.dtype
-            for name, tensor in tensors.items()
-            if name in captured and captured[name].kind != "constant"
-        }
-        counts = Counter((captured[name].dtype, dtype) for name, dtype in now.items())
-        usual: dict[torch.dtype, torch.dtype] = {}
-        for (before, after), _count in counts.most_common():
-            usual.setdefault(before, after)
-        casts: list[tuple[torch.dtype | str, torch.dtype]] = [(old, new) for old, new in usual.items() if old != new]
-        casts += [(name, dtype) for name, dtype in now.items() if dtype != usual[captured[name].dtype]]
-        self._casts = tuple(casts)
+        self._casts = casts_of(self.module.capture.state, tensors)
         self._chosen.clear()
+
+    def _keep(self, name: str) -> None:
+        """Notes what the call of a program keeps by key; raises `SDPError` if an earlier call kept something else."""
+        program: Program = self.programs[name]
+        entry = self.state.kept.differs(program.kept)
+        if entry is not None:
+            caller: Caller = getattr(self.module, f"_caller_{program.key}")
+            raise SDPError(caller.kept_before(entry))
+        self.state.kept.add(program.kept)
 
     def _found(self, call: _Call) -> str | None:
         for name, program in self.programs.items():
@@ -216,6 +213,23 @@ class Programs:
                 self._seen[name] = self.state.version
         return "" if changed is None else f"{changed} has changed"
 
+    def check_unchanged(self, name: str, numbers: tuple[float, ...]) -> None:
+        """Raises `SDPError` if compiled code runs a program that is not right for this call any more.
+
+        The next call is compiled anew.
+
+        Args:
+            name: The name of the program.
+            numbers: The numbers that the code gives it.
+        """
+        changed = self._changed(name)
+        if not changed and self._numbers.get(name, ()) != numbers:
+            changed = "a number has changed"
+        if changed:
+            self.state.version += 1
+            caller: Caller = getattr(self.module, f"_caller_{name}")
+            raise SDPError(caller.unseen(changed))
+
     def numbers(self, name: str) -> tuple[float, ...]:
         """Returns the numbers that a program takes after the inputs, for the call that it was chosen for."""
         return self._numbers[name]
@@ -244,13 +258,8 @@ class Programs:
         return name
 
     def _refusal(self, call: _Call, error: SDPError) -> SDPError:
-        """Returns the error for a call that the model cannot be captured for.
-
-        Where the model's own code raised an error, the result is an instance of that class too, so that callers handle
-        it as they do with the original model.
-        """
+        """Returns the error for a call that the model cannot be captured for."""
         caller: Caller = getattr(self.module, f"_caller_{call.key}")
-        difference = self._differs(call, call.key, self.programs[call.key])
         switched = changed_read(self._reads[call.key]["switch"], self.state.skeleton)
         if switched is not None:
             message = f"{caller.name} cannot be captured again after a change of {switched}. {error}"
@@ -259,11 +268,19 @@ class Programs:
                 f"{caller.name} was compiled for other dtypes and cannot be captured with {call.precision}. {error}"
             )
         else:
-            message = f"{caller.different(difference)} The model cannot be captured again for this call: {error}"
-        raised = type(error.__cause__)
-        if raised.__module__ == "builtins" and issubclass(raised, Exception) and raised is not Exception:
-            return type(type(error).__name__, (type(error), raised), {})(message)  # type: ignore[no-any-return]
-        return type(error)(message)
+            message = caller.not_captured_again(self._difference(call), error)
+        return like_cause(error, message)
+
+    def _difference(self, call: _Call) -> str:
+        """Returns in what a call differs from those of the program that is closest to it."""
+        found = [(1000, self._differs(call, call.key, self.programs[call.key]))]
+        for name, program in self.programs.items():
+            if program.key == call.key and program.precision == call.precision:
+                caller: Caller = getattr(self.module, f"_caller_{name}")
+                reads = changed_reads(self._reads[name]["other"], self.module)
+                own = [*self._reads[name]["switch"], *self._reads[name]["attribute"]]
+                found.append(caller.difference(call.shapes, [*reads, *changed_reads(own, self.state.skeleton)]))
+        return min((one for one in found if one[1]), default=found[0])[1]
 
     def _captured_again(self, call: _Call) -> tuple[Program, dict[str, torch.Tensor]]:
         """Returns the worker's program for another call, and the constants that only this program has.

@@ -72,7 +72,7 @@ class SDPModule(OwnNames, WithAttributes, UserNames, Subnetwork, GraphPerMode):
         self.capture = capture or lowered.analysis.capture
         self.peers = None
         self._origin = Origin(self.holdings)
-        state = PythonState(self.capture.skeleton)
+        state = PythonState(self.capture.skeleton, self.capture.kept)
         self._programs = Programs(
             self, lowered, state, programs or {str(mode): one for mode, one in lowered.programs.items()}
         )
@@ -155,8 +155,9 @@ class SDPModule(OwnNames, WithAttributes, UserNames, Subnetwork, GraphPerMode):
         return _rebuild, self._arguments(self._tensors(), self._is_orphan or self.peers is not None)
 
     def _arguments(self, tensors: Mapping[str, Tensor], is_orphan: bool) -> tuple[Any, ...]:
-        capture = replace(self.capture, skeleton=self._programs.state.share())
-        return self.lowered, tensors, self._programs.programs, replace(capture, training=self.training), is_orphan
+        capture = replace(self.capture, skeleton=self._programs.state.share(), training=self.training)
+        capture = replace(capture, kept=self._programs.state.kept.all())
+        return self.lowered, tensors, self._programs.programs, capture, is_orphan
 
     # -- what workers do together -----------------------------------------------------------------------------------
 
