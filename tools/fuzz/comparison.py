@@ -25,7 +25,8 @@ from tools.fuzz.side import Side
 from tools.fuzz.steps import Step
 
 Outcome = Literal["exact", "refused", "vague", "wrong", "crash", "invalid"]
-"""``vague`` is a refusal that names neither a line nor an argument, ``invalid`` a module that eager mode cannot run."""
+"""``vague`` is a refusal that names neither a line nor an argument, ``invalid`` a module that eager mode cannot run, or
+in which rounding decides what overflows."""
 
 FAILURES: tuple[Outcome, ...] = ("wrong", "crash", "vague")
 

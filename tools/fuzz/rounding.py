@@ -27,8 +27,11 @@ _DRAWS = 8
 _MULTIPLE = 4
 """A subnetwork rounds at each operator; the changed original differs in its parameters, buffers and inputs only."""
 
-_CAP = 30
-"""Times the plain tolerance: more never counts as rounding, however far the original moves."""
+_CAP = 1000, 0.01
+"""Times the plain tolerance, and a relative error: more never counts as rounding, however far the original moves."""
+
+_JUMP = 10
+"""Times the largest error of rounding: an original that moves further has jumped, and says nothing about rounding."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ class Moved:
     def explains(self, difference: Difference) -> bool:
         """Whether rounding can make a difference.
 
-        Most draws must move the value about as far, so that a rare jump (another maximum among equal values) allows
-        nothing. For values that are finite on one side only, one draw in which the same tensor is infinite or NaN
-        in other places is enough: the original overflows or not, as it happens to round.
+        Most draws must move the value about as far, but not by a jump (another maximum among equal values), beside
+        which a fault would look small. For values that are finite on one side only, one draw in which the same tensor
+        is infinite or NaN in other places is enough: the original overflows or not, as it happens to round.
         """
         errors = self.errors.get((difference.kind, difference.place), [])
         errors = errors + [0.0] * (_DRAWS - len(errors))  # a draw that raised allows nothing
@@ -56,7 +59,8 @@ class Moved:
             return False
         if difference.error == math.inf:
             return math.inf in errors
-        return difference.error <= min(self.largest, _MULTIPLE * statistics.median_low(errors))
+        moved = statistics.median_low(errors)
+        return moved <= _JUMP * self.largest and difference.error <= min(self.largest, _MULTIPLE * moved)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Rounding:
                         errors.setdefault((one.kind, one.place), []).append(one.error)
             finally:
                 instance.close()
-        return Moved(errors, min(_CAP * tolerance, 0.2))
+        return Moved(errors, min(_CAP[0] * tolerance, _CAP[1]))
 
     def _run(self, side: Side, last: int, generator: torch.Generator) -> Result | None:
         """Does the steps up to a call with changed numbers, and returns its result; None if it raises."""
