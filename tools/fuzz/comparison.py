@@ -194,7 +194,7 @@ def _step(
     found = list(subnetwork.compared(results[1], results[0], original, tolerance))
     if verdict.outcome == "exact" and any(one.error is not None for one in found):
         moved = rounding.moved(number, results[0], original, tolerance)
-        explained = {one for one in found if moved.explains(one)}
+        explained = [one for one in found if moved.explains(one)]
         found = [one for one in found if one not in explained]
         verdict.notes += [f"{where}: {one}, by rounding" for one in explained]
         if not found and (overflow := next((one for one in explained if one.error == math.inf), None)):
