@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,15 @@ import torch
 
 import sdp_compile as sdp
 from sdp_compile.errors import NothingToPartition, SDPError, StructureError
-from tools.fuzz.differences import differences
+from tools.fuzz.differences import Difference, differences
 from tools.fuzz.instance import Instance, fingerprint, moment, reseed, world
+from tools.fuzz.rounding import Rounding
 from tools.fuzz.side import Side
 from tools.fuzz.steps import Step
 
 Outcome = Literal["exact", "refused", "vague", "wrong", "crash", "invalid"]
-"""``vague`` is a refusal that names neither a line nor an argument, ``invalid`` a module that eager mode cannot run."""
+"""``vague`` is a refusal that names neither a line nor an argument, ``invalid`` a module that eager mode cannot run, or
+in which rounding decides what overflows."""
 
 FAILURES: tuple[Outcome, ...] = ("wrong", "crash", "vague")
 
@@ -70,17 +73,17 @@ class Verdict:
         """Whether the outcome is a defect of the package."""
         return self.outcome in FAILURES
 
-    def differs(self, where: str, found: list[tuple[str, str]]) -> None:
+    def differs(self, where: str, found: Iterable[Difference]) -> None:
         """Notes differences."""
-        for kind, text in found:
+        for one in found:
             if self.outcome == "exact":
-                self.outcome, self.detail, self.step = "wrong", f"{kind}: {text}", where
-            if kind not in self.kinds:
-                self.kinds.append(kind)
+                self.outcome, self.detail, self.step = "wrong", str(one), where
+            if one.kind not in self.kinds:
+                self.kinds.append(one.kind)
 
 
-class TimeIsUp(Exception):
-    """A module took longer than the limit."""
+class TimeIsUp(BaseException):
+    """A module took longer than the limit; nothing but the comparison catches it."""
 
 
 def compare(source: str, folder: Path, compiler: Compile = sdp.compile, time_limit: int = TIME_LIMIT) -> Verdict:
@@ -128,8 +131,6 @@ def _compare(
     except SDPError as error:
         _refused(verdict, error, given, "compile")
         return
-    except TimeIsUp:
-        raise
     except Exception as error:
         verdict.outcome, verdict.detail, verdict.step = "crash", _text(error), "compile"
         return
@@ -137,9 +138,10 @@ def _compare(
     verdict.differs("compile", changed)
     original = Side.of_original(eager, compiled.plan, compiled.rank)
     subnetwork = Side.of_subnetwork(given, compiled)
+    rounding = Rounding(source, folder, compiled.plan, compiled.rank, dtype)
     for number, step in enumerate(given.namespace["STEPS"]):
         where = f"{number} {' '.join(map(str, step))}"
-        if not _step(step, number, where, original, subnetwork, verdict, dtype):
+        if not _step(step, number, where, original, subnetwork, verdict, rounding):
             return
 
 
@@ -151,7 +153,9 @@ def _compiled(given: Instance, settings: dict[str, Any], compiler: Compile, verd
         return compiler(given.model, "auto", given.inputs, workers=1, rank=0)
 
 
-def _step(step: Step, number: int, where: str, original: Side, subnetwork: Side, verdict: Verdict, dtype: str) -> bool:
+def _step(
+    step: Step, number: int, where: str, original: Side, subnetwork: Side, verdict: Verdict, rounding: Rounding
+) -> bool:
     """Does one step on both sides. Returns whether the next one can follow."""
     errors: list[Exception | None] = []
     results: list[Any] = []
@@ -161,10 +165,8 @@ def _step(step: Step, number: int, where: str, original: Side, subnetwork: Side,
         reseed(number + 2)
         error = None
         try:
-            with moment(number, dtype):
+            with moment(number, rounding.dtype):
                 results.append(side.do(step, number))
-        except TimeIsUp:
-            raise
         except Exception as caught:
             error = caught
         errors.append(error)
@@ -188,8 +190,17 @@ def _step(step: Step, number: int, where: str, original: Side, subnetwork: Side,
         verdict.notes.append(f"{where}: not compared, other random numbers")
         return False
     verdict.calls += 1
-    tolerance = max(_TOLERANCES[dtype], _TOLERANCES["float32"] if original.is_cast else 0.0)
-    verdict.differs(where, list(subnetwork.compared(results[1], results[0], original, tolerance)))
+    tolerance = max(_TOLERANCES[rounding.dtype], _TOLERANCES["float32"] if original.is_cast else 0.0)
+    found = list(subnetwork.compared(results[1], results[0], original, tolerance))
+    if verdict.outcome == "exact" and any(one.error is not None for one in found):
+        moved = rounding.moved(number, results[0], original, tolerance)
+        explained = [one for one in found if moved.explains(one)]
+        found = [one for one in found if one not in explained]
+        verdict.notes += [f"{where}: {one}, by rounding" for one in explained]
+        if not found and (overflow := next((one for one in explained if one.error == math.inf), None)):
+            verdict.outcome, verdict.detail, verdict.step = "invalid", f"overflows: {overflow}", where
+            return False
+    verdict.differs(where, found)
     return True
 
 

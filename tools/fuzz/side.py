@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from sdp_compile.checking.oracle import scalar
 from sdp_compile.planning.plan import Plan
-from tools.fuzz.differences import Difference, differences
+from tools.fuzz.differences import Difference, differences, largest
 from tools.fuzz.instance import Instance, assign, copied, find, is_plain
 from tools.fuzz.steps import Step
 
@@ -149,17 +149,29 @@ class Side:
                         gradient = gradient * self.plan.mask(name, self.rank)
                     parameters[name].sub_(_RATE * gradient)
 
-    def compared(self, actual: Result, expected: Result, original: Side, tolerance: float) -> Iterator[Difference]:
-        """Yields how a call of this subnetwork differs from the same call of the original."""
-        yield from differences("output", actual.output, expected.output, tolerance)
-        yield from differences("input", actual.inputs, expected.inputs, tolerance)
+    def compared(
+        self, actual: Result, expected: Result, original: Side, tolerance: float, above: float | None = None
+    ) -> Iterator[Difference]:
+        """Yields how a call of this side differs from the same call of the original.
+
+        Args:
+            actual: The result of this side.
+            expected: The result of the original.
+            original: The original, after the call.
+            tolerance: The relative error of a tensor that is accepted.
+            above: The largest error that is not yielded; None for the tolerance.
+        """
+        above = tolerance if above is None else above
+        yield from differences("output", actual.output, expected.output, above)
+        yield from differences("input", actual.inputs, expected.inputs, above)
         for path, value in expected.read.items():
             if path not in actual.read:
-                yield "missing attribute", path
+                yield Difference("missing attribute", path, "")
             else:
-                found = differences("attribute", actual.read[path], value, tolerance)
-                yield from ((kind, f"{path} {text}") for kind, text in found)
-        yield from self._gradients(actual.gradients, expected.gradients, tolerance)
+                wanted = self._as_held(path, value, actual.read[path])
+                found = differences("attribute", actual.read[path], wanted, above)
+                yield from (one.within(path) for one in found)
+        yield from self._gradients(actual.gradients, expected.gradients, tolerance, above)
         for kind, ours, theirs in (
             ("parameter", self.model.named_parameters(), original.model.named_parameters()),
             ("buffer", self.model.named_buffers(), original.model.named_buffers()),
@@ -168,10 +180,19 @@ class Side:
             for name, tensor in theirs:
                 wanted = self._owned(name, tensor)
                 if name in known:
-                    found = differences(kind, self._owned(name, known[name]), wanted, tolerance)
-                    yield from ((kind, f"{name} {text}") for kind, text in found)
+                    found = differences(kind, self._owned(name, known[name]), wanted, above)
+                    yield from (one.within(name) for one in found)
                 elif wanted.numel():
-                    yield kind, f"{name} is missing"
+                    yield Difference(kind, name, "is missing")
+
+    def _as_held(self, path: str, expected: Any, actual: Any) -> Any:
+        """Returns the original's attribute as the worker holds it: its slice of a plain tensor that the plan cuts."""
+        if path not in self.plan.state or not isinstance(expected, Tensor) or not isinstance(actual, Tensor):
+            return expected
+        mask, local = self.plan.mask(path, self.rank), self.plan.local_shape(path, self.rank)
+        if actual.shape == expected.shape or mask.shape != expected.shape:
+            return expected
+        return expected[mask].reshape(local)
 
     def _owned(self, name: str, tensor: Tensor) -> Tensor:
         """The elements of a tensor of either side that the worker owns, flat."""
@@ -181,10 +202,9 @@ class Side:
         return tensor.reshape(-1)
 
     def _gradients(
-        self, actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float
+        self, actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, above: float
     ) -> Iterator[Difference]:
-        largest = max((float(one.abs().max()) for one in expected.values() if one.numel()), default=1.0)
-        floor = max(1e-5, tolerance**0.5) * largest  # below, a gradient is only rounding
+        floor = max(1e-5, tolerance**0.5) * largest(expected.values())  # below, a gradient is only rounding
         for name in sorted({*actual, *expected}):
             if name in expected:
                 wanted = self._owned(name, expected[name])
@@ -192,8 +212,7 @@ class Side:
             else:
                 got = self._owned(name, actual[name])
                 wanted = torch.zeros_like(got)
-            for kind, text in differences("gradient", got, wanted, tolerance, floor):
-                yield kind, f"of {name} {text}"
+            yield from (one.within(f"of {name}") for one in differences("gradient", got, wanted, above, floor))
 
 
 def copied_with_grad(value: Any) -> Any:

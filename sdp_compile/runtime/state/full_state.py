@@ -56,12 +56,19 @@ def full_state_dict(module: Subnetwork, rank0_only: bool = False, cpu_offload: b
     return {key: full[aliases[key]] if key in aliases else extra for key, extra in skeleton.state_dict().items()}
 
 
-def _by_name(module: Subnetwork, rank0_only: bool = False, cpu_offload: bool = False) -> dict[str, Tensor]:
-    """Returns the full tensors of a state by canonical name, none on ranks that want none. Collective."""
-    peers, _ = enter(module, "full_state_dict()", f"rank0_only={rank0_only}", lambda: None)
+def _by_name(
+    module: Subnetwork, rank0_only: bool = False, cpu_offload: bool = False, whole_model: bool = False
+) -> dict[str, Tensor]:
+    """Returns the full tensors of a state by canonical name, none on ranks that want none. Collective.
+
+    For the whole model, those outside ``state_dict()`` that are cut belong to it too.
+    """
+    plan, call = module.plan, "full_model()" if whole_model else "full_state_dict()"
+    peers, _ = enter(module, call, f"rank0_only={rank0_only}", lambda: None)
     if peers is not None:
-        check_values(peers.engine, "in full_state_dict()")
-    names = [name for name, tensor in module.plan.state.items() if tensor.kind != "constant" and tensor.persistent]
+        check_values(peers.engine, f"in {call}")
+    varying = [name for name, tensor in plan.state.items() if tensor.kind != "constant"]
+    names = [name for name in varying if plan.state[name].persistent or (whole_model and plan.is_cut(name))]
     tensors = {**local_tensors(module), **merge_running_statistics(module)}
     dtypes = _dtypes(module, names, tensors, peers)
     full = assemble(
@@ -187,7 +194,7 @@ def full_model(module: Subnetwork) -> nn.Module:
         SDPError: If the module is on the meta device.
         DistributedError: If there is no process group, or the ranks call different things.
     """
-    return _filled(module, _by_name(module)).train(module.training)
+    return _filled(module, _by_name(module, whole_model=True)).train(module.training)
 
 
 def enter(

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import sdp_compile as sdp
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.state.full_state import full_model, full_state_dict, load_full_state_dict
 from tests.distributed import run_workers
@@ -47,6 +48,45 @@ def test_full_state_is_the_originals(owners: list[tuple[int, ...]], lowering: st
             assert all(torch.equal(state[key], expected[key]) for key in expected)
             Net().double().load_state_dict(state, strict=True)
         torch.testing.assert_close(output, other.eval()(batch(0)[0]))
+
+
+class Average(nn.Module):
+    """Keeps the mean of its hidden layer in a buffer, in one outside ``state_dict()`` and in a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 5)
+        self.register_buffer("kept", torch.zeros(16))
+        self.register_buffer("held", torch.zeros(16), persistent=False)
+        self.plain = torch.zeros(16)
+        self.scales = torch.arange(16.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        for average in (self.kept, self.held, self.plain):
+            average.copy_(h.detach().mean(0))
+        return self.down((h - self.kept - self.held - self.plain) * self.scales)
+
+
+def averages(rank: int, masking: str) -> Any:
+    torch.manual_seed(0)
+    module = sdp.compile(Average(), sdp.NeuronPolicy(coverage=0.5, masking=masking), (torch.zeros(4, 6),))
+    module(torch.ones(4, 6))
+    model = module.full_model()
+    return module.plain.shape, list(module.full_state_dict()), dict(model.named_buffers()), model.plain, model.scales
+
+
+@pytest.mark.parametrize(("masking", "held"), [("forward", 8), ("backward", 16)])
+def test_full_model_has_the_tensors_that_are_not_in_the_state(masking: str, held: int) -> None:
+    torch.manual_seed(0)
+    original = Average()
+    original(torch.ones(4, 6))
+    for shape, keys, buffers, plain, scales in run_workers(averages, 2, masking):
+        assert tuple(shape) == (held,)
+        assert keys == list(original.state_dict())
+        for tensor in (buffers["kept"], buffers["held"], plain):
+            torch.testing.assert_close(tensor, original.plain)
+        assert torch.equal(scales, original.scales)
 
 
 def disagree(rank: int) -> str:
