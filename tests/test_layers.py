@@ -37,6 +37,7 @@ LAYERS = (
     ("runtime.levels",),
     ("runtime.full_results",),
     ("runtime.sharding",),
+    ("runtime.packing",),
     ("runtime.contract",),
     ("runtime.gradients",),
     ("runtime.owners",),

@@ -84,7 +84,7 @@ def unwrapped(model: nn.Module) -> Subnetwork:
     Raises:
         SDPError: If ``model`` does not hold a compiled module.
     """
-    inner: nn.Module | None = model
+    inner: nn.Module | None = model if isinstance(model, nn.Module) else None
     while inner is not None:
         if isinstance(inner, Subnetwork):
             return inner

@@ -1,9 +1,9 @@
 """Points at which all workers meet: each states what it is about to do, and one small all-reduce tells if all agree.
 
-A statement is three numbers that sum to zero over all workers if and only if they agree, and a flag. So its size does
-not grow with the number of parameters, owner groups or workers. Where n workers must have an equal number h, the first
-contributes (n - 1) h and each of the others -h, modulo 2^64. The numbers are hashes, so different ones do not cancel
-each other.
+A statement is three numbers that sum to zero over all workers if and only if they agree, a flag, and a number of which
+all learn the sum. So its size does not grow with the number of parameters, owner groups or workers. Where n workers
+must have an equal number h, the first contributes (n - 1) h and each of the others -h, modulo 2^64. The numbers are
+hashes, so different ones do not cancel each other.
 
 A worker that skips its optimizer's step meets the others with another statement, in the same collective. Only then do
 they exchange the details, find the cause and raise the same error.
@@ -34,12 +34,14 @@ class Statement:
         point: Where the worker is, for errors: "in an optimizer's step".
         terms: Its contributions to two more sums, which are zero if all workers agree.
         flag: Something that all workers shall know if it holds on any of them.
+        number: A number of which all workers shall know the sum.
         details: What stands behind the terms.
     """
 
     point: str
     terms: tuple[int, int] = (0, 0)
     flag: bool = False
+    number: int = 0
     details: Callable[[], Details] = Details
 
 
@@ -63,7 +65,7 @@ class Meeting:
         if not self._agreed:
             with self._explained():
                 complete(self._work, self._sums)
-            self._agreed = self._groups.peers_are_fake or not self._sums[:-1].any()
+            self._agreed = self._groups.peers_are_fake or not self._sums[:3].any()
         return self._agreed
 
     def finish(self) -> bool:
@@ -83,12 +85,17 @@ class Meeting:
                 self._agreed = True
             else:
                 self._start()  # others take a step first, of parameters of which this worker holds nothing
-        return self._groups.workers > 1 and bool(self._sums[-1])
+        return self._groups.workers > 1 and bool(self._sums[3])
+
+    @property
+    def total(self) -> int:
+        """The sum of all workers' numbers, once they agree; 0 for a worker that others have left behind."""
+        return 0 if self._groups.workers == 1 or self._sums[:3].any() else int(self._sums[4])
 
     def _start(self) -> None:
         groups = self._groups
         point = share_of_zero(groups.rank, range(groups.workers)) * mixed(self._statement.point)
-        terms = (point, *self._statement.terms, int(self._statement.flag))
+        terms = (point, *self._statement.terms, int(self._statement.flag), self._statement.number)
         self._sums = torch.tensor([_signed(term) for term in terms])
         with self._explained():
             self._work = dist.all_reduce(self._sums, group=groups.control, async_op=True)

@@ -23,11 +23,12 @@ from sdp_compile.runtime.gradients.arrivals import is_accumulated
 from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.hooks import Hook, Hooks
 from sdp_compile.runtime.gradients.launch_state import LaunchState
-from sdp_compile.runtime.gradients.lots import Average
 from sdp_compile.runtime.gradients.progress import Progress
-from sdp_compile.runtime.gradients.slots import Slot
+from sdp_compile.runtime.gradients.unused import Unused
 from sdp_compile.runtime.levels.refresh import Refresh
 from sdp_compile.runtime.levels.route import Route
+from sdp_compile.runtime.packing.lots import Average
+from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.sharding.gradient import local_gradient
 from sdp_compile.runtime.tensors import NamedParameters
 
@@ -60,6 +61,7 @@ class GradientEngine:
     Attributes:
         reduction: How a bucket is averaged.
         contract: What the averages make up.
+        unused: Knows which gradients are nothing but the zeros of a reduction.
         refresher: Refreshes the values of other workers after a step, under backward masking.
         number: The engine's number among those of its common group, the same on all workers.
         created: Its number among all engines of this process.
@@ -92,11 +94,8 @@ class GradientEngine:
         self._positions = {slot.bucket.number: position for position, slot in enumerate(self._slots)}
         self._progress = Progress(self._slots, self.groups, self.reduction, self.contract.scale)
         self._own = own_regions(holdings, self._slots) if self.contract.watches else {}
-        self._frozen = [
-            name
-            for name, tensor in holdings.plan.state.items()
-            if tensor.kind == "parameter" and not tensor.requires_grad
-        ]
+        state = holdings.plan.state.items()
+        self._frozen = [name for name, tensor in state if tensor.kind == "parameter" and not tensor.requires_grad]
         self._synchronise = True
         self._accumulated = False
         self._unequal_devices: bool | None = None
@@ -105,6 +104,7 @@ class GradientEngine:
         self._backward = self._watched = -1
         self._ignores = False
         self._hooks = Hooks()
+        self.unused = Unused(holdings.plan, self.groups)
         self.refresher: Refresh | None = None
         self.values_are_compared = True
         self.in_backward: Callable[[GradientEngine], Statement] = lambda _: IN_BACKWARD
@@ -190,9 +190,11 @@ class GradientEngine:
         self._watch(lambda: is_accumulated(parameter))
         return torch.zeros_like(gradient) if self._ignores else None
 
-    def on_gradient(self, slots: Sequence[int]) -> None:
-        """Called for each parameter whose gradient a backward has completed, with the positions of its buckets."""
+    def on_gradient(self, slots: Sequence[int], name: str | None = None) -> None:
+        """Called for each parameter whose gradient a backward has completed; see `Listener`."""
         self._accumulated = True
+        if name is not None:
+            self.unused.arrived(name)
         if self._synchronise and self._take_part():
             for position in slots:
                 self._progress.complete(position)
@@ -283,24 +285,14 @@ class GradientEngine:
             except SDPError:
                 self._progress.discard()
                 raise
-        rounds: Iterable[list[Average]] = (
-            [(slot, *self.reduction.finish(slot.bucket)) for slot in lot.slots] for lot in self._progress.lots
-        )
+        rounds: Iterable[list[Average]] = self._progress.finished()
         if self.check_finite:
             rounds = list(rounds)
             self._check_finite([average for averages in rounds for average in averages])
         multiply(self._own, self._parameters, self.contract.own_factor())
-        for lot, averages in zip(self._progress.lots, rounds, strict=True):
-            for slot, flat, part in averages:
-                factor = self.contract.factor(slot.bucket.owners)
-                if factor != 1:
-                    flat[part].mul_(factor)
-            left = [
-                (slot, flat, part)
-                for slot, flat, part in averages
-                if not self.reduction.keep(slot.bucket, flat, self._parameters, self.contract.kept)
-            ]
-            lot.unpack(left, self._parameters)
+        missing = self.unused.missing(self._parameters, dict.fromkeys(n for slot in self._slots for n in slot.names))
+        self._progress.write(rounds, self.contract.factor, self.contract.kept)
+        self.unused.fill(self._parameters, missing)
         self._hooks.mark()
         self.contract.end(self._parameters)
         self._accumulated = False

@@ -15,8 +15,13 @@ from sdp_compile.runtime.gradients.owned import mark
 class Listener(Protocol):
     """What is told of completed gradients: a gradient engine."""
 
-    def on_gradient(self, slots: Sequence[int]) -> None:
-        """Called for each parameter whose gradient a backward has completed, with the positions of its buckets."""
+    def on_gradient(self, slots: Sequence[int], name: str | None = None) -> None:
+        """Called for each parameter whose gradient a backward has completed.
+
+        Args:
+            slots: The positions of the parameter's buckets.
+            name: The parameter's name in the full model; None if it has no part in the plan.
+        """
 
 
 class Watcher(Protocol):
@@ -47,7 +52,7 @@ class Hook:
         engine = self.engine_ref()
         if engine is not None:
             self.mark(parameter)
-            engine.on_gradient(self._slots)
+            engine.on_gradient(self._slots, self._name)
 
     def mark(self, parameter: Tensor) -> None:
         """Tells the parameter's gradient to which parameter of the full model it belongs."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
+from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.issuer import InOrder
-from sdp_compile.runtime.gradients.lots import lots_of
 from sdp_compile.runtime.gradients.reduction import Reduction
-from sdp_compile.runtime.gradients.slots import Slot
+from sdp_compile.runtime.packing.lots import Average, lots_of
+from sdp_compile.runtime.packing.slots import Slot
 
 
 class Progress:
@@ -84,6 +85,35 @@ class Progress:
         """Issues everything that is not issued yet."""
         self._in_order.rest()
         self._reduction.started_all()
+
+    def finished(self) -> Iterator[list[Average]]:
+        """Waits for one round after the other, and yields the averages of its buckets."""
+        for lot in self.lots:
+            yield [(slot, *self._reduction.finish(slot.bucket)) for slot in lot.slots]
+
+    def write(
+        self,
+        rounds: Iterable[Sequence[Average]],
+        factor: Callable[[OwnerSet], float],
+        kept: Callable[[OwnerSet], float],
+    ) -> None:
+        """Writes what `finished` has yielded into ``.grad``, or where the reduction keeps it.
+
+        Args:
+            rounds: The averages of each round.
+            factor: Returns what averages over some owners are multiplied by.
+            kept: Returns what earlier ones are multiplied by before these are added.
+        """
+        for lot, averages in zip(self.lots, rounds, strict=True):
+            for slot, flat, part in averages:
+                if factor(slot.bucket.owners) != 1:
+                    flat[part].mul_(factor(slot.bucket.owners))
+            left = [
+                (slot, flat, part)
+                for slot, flat, part in averages
+                if not self._reduction.keep(slot.bucket, flat, self._parameters, kept)
+            ]
+            lot.unpack(left, self._parameters)
 
     def discard(self) -> None:
         """Waits for everything that was issued and drops the averages."""

@@ -9,7 +9,7 @@ from torch import nn
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.plan import Plan
-from sdp_compile.runtime.gradients.slots import Slot
+from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.sharding.shards import Shard, ShardedBucket, alone, split, whole
 
 

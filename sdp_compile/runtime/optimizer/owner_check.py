@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.planning.regions import full
-from sdp_compile.runtime.comm.meeting import Statement, mixed, share_of_zero
+from sdp_compile.runtime.comm.meeting import Meeting, Statement, mixed, share_of_zero
 from sdp_compile.runtime.comm.verdict import OUTSIDE, ROUNDING, Details
 from sdp_compile.runtime.gradients.engine import GradientEngine, engines
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
@@ -122,17 +122,26 @@ class StepCheck:
             comparison, finite = (Comparison([], False), list) if late is None else (late.comparison, late.finite)
         rounding = _rounding(optimizer, own)
         options = [{**_options(optimizer, group, count), ROUNDING: rounding} for group in optimizer.param_groups]
-        if self._meet(own, options, comparison, not all(finite())):
-            self._meet(own, options, Comparison(self.items, False), False)
+        without = sum(engine.unused.statement(engine.hooked) for engine in own)
+        meeting = self._meet(own, options, comparison, not all(finite()), without)
+        if meeting.finish():
+            self._meet(own, options, Comparison(self.items, False)).finish()
         for engine in own:
+            if meeting.total:
+                engine.unused.drop(engine.hooked, meeting.total)
             engine.values_are_compared = True
             leave_out(engine, self._given)
         return new
 
     def _meet(
-        self, own: Sequence[GradientEngine], options: Sequence[Mapping[str, str]], comparison: Comparison, flag: bool
-    ) -> bool:
-        """Compares a step. Returns whether the flag is set on any worker."""
+        self,
+        own: Sequence[GradientEngine],
+        options: Sequence[Mapping[str, str]],
+        comparison: Comparison,
+        flag: bool = False,
+        number: int = 0,
+    ) -> Meeting:
+        """Begins to compare a step."""
         hashes = [mixed(*chosen.items()) for chosen in options]
         stated = sum(factor * hash_ for factor, hash_ in zip(self.factors, hashes, strict=True))
         stated += sum(factor * _TRAINABLE[parameter.requires_grad] for parameter, _, _, factor in self._trainable)
@@ -145,7 +154,8 @@ class StepCheck:
             }
             return Details(steps=steps, options=options, items={**trainable, **comparison.details()})
 
-        return own[0].meet(Statement("in an optimizer's step", (stated, comparison.term()), flag, details)).finish()
+        terms = stated, comparison.term()
+        return own[0].meet(Statement("in an optimizer's step", terms, flag, number, details))
 
 
 class _Watch:

@@ -16,7 +16,7 @@ from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.gradients.reduction import Reduction
-from sdp_compile.runtime.gradients.slots import Slot
+from sdp_compile.runtime.packing.slots import Slot
 
 OWNERS = (0, 1)
 

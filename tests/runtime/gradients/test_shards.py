@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
-from sdp_compile.runtime.gradients.slots import Slot
+from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
 from sdp_compile.runtime.sharding.shards import Shard
 from tests.runtime.connected import WORKERS, subnet

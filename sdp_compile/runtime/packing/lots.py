@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sdp_compile.runtime.gradients.slots import Slot
+from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.pairs import Pairs
 
 Average: TypeAlias = tuple[Slot, Tensor, slice]

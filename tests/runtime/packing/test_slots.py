@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.gradients.lots import Lot
-from sdp_compile.runtime.gradients.slots import Slot
+from sdp_compile.runtime.packing.lots import Lot
+from sdp_compile.runtime.packing.slots import Slot
 from tests.runtime.gradients.alone import bucket, slot
 
 BUCKET = bucket(0, matrix=([0, 1], [0, 2]), vector=([1, 3],))

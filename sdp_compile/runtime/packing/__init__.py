@@ -1,0 +1,1 @@
+"""How gradients lie in flat buffers."""
