@@ -117,6 +117,21 @@ def refuse_collectives(graph: fx.Graph) -> None:
             )
 
 
+_aten = torch.ops.aten
+
+_KEEP_VALUES = {
+    _aten.detach_,
+    _aten.squeeze_,
+    _aten.unsqueeze_,
+    _aten.t_,
+    _aten.transpose_,
+    _aten.swapaxes_,
+    _aten.swapdims_,
+    _aten.as_strided_,
+}
+"""Operators that change a tensor in place, but none of its values; ``torch.tensor()`` in forward calls the first."""
+
+
 def refuse_written(graph: fx.Graph, constants: Container[str]) -> None:
     """Raises `CaptureError` if forward writes to a tensor that is no state of the model. The error names the line.
 
@@ -124,8 +139,9 @@ def refuse_written(graph: fx.Graph, constants: Container[str]) -> None:
         graph: The graph.
         constants: The names of the tensors that are no parameters or buffers.
     """
-    for storage, writers in Effects(graph).writers.items():
-        if storage.op == "get_attr" and storage.target in constants:
+    for storage, nodes in Effects(graph).writers.items():
+        writers = [node for node in nodes if getattr(node.target, "overloadpacket", None) not in _KEEP_VALUES]
+        if writers and storage.op == "get_attr" and storage.target in constants:
             raise CaptureError(
                 f"The model writes to a tensor that is neither a parameter nor a buffer{_at(writers[0])}. Register it "
                 "as a buffer (self.register_buffer), which every call and every copy of the model then sees."

@@ -50,6 +50,19 @@ def test_writes_outside_of_the_state_are_refused() -> None:
         compiled(model, x)
 
 
+def test_constants_made_in_forward_are_no_tensors_outside() -> None:
+    class Constant(models.Small):
+        def between(self, h: torch.Tensor) -> torch.Tensor:
+            scale = torch.tensor([1.0, 2, 3, 4, 5, 6]).unsqueeze_(0)
+            return h.clone().index_add_(0, torch.tensor([1, 0]), h[:2] * 3) * scale.squeeze_(0)
+
+    torch.manual_seed(0)
+    model, x = Constant(), torch.randn(4, 5)
+    module = compiled(model, x)
+    for one in (x, torch.randn(4, 5)):
+        torch.testing.assert_close(module(one), model(one))
+
+
 def test_tensors_that_a_setting_holds_are_not_handed_out() -> None:
     class Holding(models.Small):
         def __init__(self) -> None:

@@ -17,7 +17,7 @@ class Listener:
     def __init__(self) -> None:
         self.told: list[Sequence[int]] = []
 
-    def on_gradient(self, slots: Sequence[int]) -> None:
+    def on_gradient(self, slots: Sequence[int], name: str | None = None) -> None:
         self.told.append(slots)
 
 
