@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdp_compile.ir.program import Precision, Program
+from sdp_compile.ir.reads import torch_defaults
 from sdp_compile.runtime.module.sdp_module import SDPModule
 
 _WIDER = {
@@ -36,6 +37,7 @@ class InFloat64(TorchDispatchMode):
 
     def __enter__(self) -> InFloat64:
         self._default = torch.get_default_dtype()
+        torch_defaults.dtype = self._default  # the graphs stay right: both models run in this context
         torch.set_default_dtype(torch.float64)  # for factories without a dtype, and Python numbers
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -43,6 +45,7 @@ class InFloat64(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         torch.set_default_dtype(self._default)
+        torch_defaults.dtype = None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -237,14 +237,25 @@ def _variables(module: ModuleType | None) -> Mapping[str, Any]:
     return getattr(module, "__dict__", {})
 
 
-class _Defaults:
-    """What torch itself takes where the model's code does not say."""
+class Defaults:
+    """What torch itself takes where the model's code does not say.
+
+    Attributes:
+        dtype: What counts as the default dtype where a context has another one for all that runs in it.
+    """
+
+    def __init__(self) -> None:
+        self.dtype: torch.dtype | None = None
 
     def get(self, name: str, default: Any = None) -> Any:
-        return torch.get_default_dtype() if name == "default dtype" else default
+        """Returns the value of a setting by name."""
+        return (self.dtype or torch.get_default_dtype()) if name == "default dtype" else default
 
 
 DEFAULTS = "torch (settings)"
 """The owner of the setting ``"default dtype"``."""
 
-_other_scopes[DEFAULTS] = _Defaults()
+torch_defaults = Defaults()
+"""The settings of this process."""
+
+_other_scopes[DEFAULTS] = torch_defaults

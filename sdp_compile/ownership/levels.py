@@ -106,9 +106,20 @@ class Levels(Sequence[Level]):
 
     def sharers(self, rank: int) -> OwnerSet:
         """Returns the workers of a worker's node that can share what they fetch from other nodes, itself among them."""
-        crosses = any(level.kind == "exchange" and not level.in_node for level in self.levels)
         first = self.levels[0] if self.levels else None
-        return first.group(rank) if crosses and first and first.kind == "class" and first.in_node else (rank,)
+        can_share = first is not None and first.kind == "class" and first.in_node and self._sends_alike
+        return first.group(rank) if can_share and first is not None else (rank,)
+
+    @cached_property
+    def _sends_alike(self) -> bool:
+        """Whether the exchange leaves nodes, and all its groups have the classes in one order."""
+        exchange = next((level for level in self.levels if level.kind == "exchange" and not level.in_node), None)
+        if exchange is None:
+            return False
+        numbers = np.empty(self.workers, dtype=np.int64)
+        for number, members in enumerate(self.classes):
+            numbers[list(members)] = number
+        return len({tuple(numbers[list(group)].tolist()) for group in exchange.groups}) == 1
 
     def in_chunk_order(self, owners: OwnerSet) -> OwnerSet:
         """Returns owners in the order of the chunks that they end with after all levels.
@@ -148,10 +159,13 @@ def make_levels(sets: Iterable[OwnerSet], workers: int, node_size: int) -> Level
     """
     found = worker_classes(sets, workers)
     grid = _grid(found, node_size)
+    exchanges_first = _exchange(grid, node_size).in_node and _is_aligned(grid)
+    if not exchanges_first:  # the n-th members of all groups across nodes then hold the same part, and exchange it
+        grid = np.stack([blocks[np.argsort(blocks[:, 0])] for blocks in grid])
+    exchange = _exchange(grid, node_size)
     inside = _level("class", grid.reshape(-1, grid.shape[2]), node_size)
     across = _level("class", grid.transpose(0, 2, 1).reshape(-1, grid.shape[1]), node_size)
-    exchange = _level("exchange", grid.transpose(1, 2, 0).reshape(-1, grid.shape[0]), node_size)
-    order = [inside, exchange, across] if exchange.in_node else [inside, across, exchange]
+    order = [inside, exchange, across] if exchanges_first else [inside, across, exchange]
     sizes = sorted(map(len, found))
     why = f"the classes have {sizes[0]} to {sizes[-1]} workers, which do not divide into equal parts"
     return Levels(
@@ -178,6 +192,16 @@ def _grid(classes: Sequence[Sequence[int]], node_size: int) -> Grid:
     ]
     height = gcd(*map(len, blocks))
     return np.array(list(chain.from_iterable(blocks)), dtype=np.int64).reshape(-1, height, block)
+
+
+def _exchange(grid: Grid, node_size: int) -> Level:
+    return _level("exchange", grid.transpose(1, 2, 0).reshape(-1, grid.shape[0]), node_size)
+
+
+def _is_aligned(grid: Grid) -> bool:
+    """Whether the classes have one order in the n-th groups of all nodes, so that a class ends with one part there."""
+    order = np.argsort(grid, axis=0)
+    return bool((order == order[:, :1]).all())
 
 
 def _by_node(members: Sequence[int], node_size: int) -> list[list[int]]:

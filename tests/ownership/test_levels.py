@@ -71,17 +71,37 @@ def test_each_owner_ends_with_a_chunk_of_its_own(case: tuple[list[OwnerSet], int
 
 
 def chunks_by_hand(levels: Levels, owners: OwnerSet) -> list[int]:
-    """Splits the numbers of all chunks level by level, as a reduce-scatter does."""
-    result = []
-    for rank in owners:
-        held = list(range(len(owners)))
-        for level in levels:
+    """Splits the numbers of all chunks level by level, as a reduce-scatter does, among members that hold the same."""
+    held = {rank: list(range(len(owners))) for rank in owners}
+    for level in levels:
+        before = dict(held)
+        for rank in owners:
             members = [worker for worker in level.group(rank) if worker in owners]
-            size, rest = divmod(len(held), len(members))
+            assert all(before[member] == before[rank] for member in members)
+            size, rest = divmod(len(before[rank]), len(members))
             assert not rest
-            held = held[members.index(rank) * size :][:size]
-        result += held
-    return result
+            held[rank] = before[rank][members.index(rank) * size :][:size]
+    return [chunk for rank in owners for chunk in held[rank]]
+
+
+@pytest.mark.parametrize(
+    ("sets", "workers", "node_size"),
+    [
+        ([(0, 3), (1, 2), (0, 1, 2, 3)], 4, 2),
+        ([(0, 3), (1, 2), (4, 6), (5, 7), tuple(range(8))], 8, 4),
+        (cyclic(12, 4, 2, 6), 12, 6),
+        (cyclic(24, 6, 2, 8), 24, 8),
+        ([(0, 5, 7, 10), (1, 4, 6, 11), (2, 3, 8, 9), tuple(range(12))], 12, 3),
+    ],
+)
+def test_members_of_a_group_hold_the_same_part(sets: list[OwnerSet], workers: int, node_size: int) -> None:
+    levels = make_levels(sets, workers, node_size)
+    for owners in [*sets, tuple(range(workers))]:
+        assert chunks_by_hand(levels, owners) == [levels.position(rank, owners) for rank in owners]
+    for rank in range(workers):  # what sharers fetch from their peers is the same, in one order
+        of_class = {worker: number for number, members in enumerate(levels.classes) for worker in members}
+        orders = {tuple(of_class[peer] for peer in levels.exchange_group(one)) for one in levels.sharers(rank)}
+        assert len(orders) == 1
 
 
 @pytest.mark.parametrize(
