@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -70,6 +70,7 @@ class Groups:
         self._backends = _backends(base)
         self.peers_are_fake = peers_are_fake(base)
         self.traffic = Traffic()
+        self._parameters: Callable[[], Mapping[str, Tensor]] = dict
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -81,6 +82,16 @@ class Groups:
     def device(self) -> torch.device:
         """The device for collectives of tensors that have no device of their own."""
         return torch.device("cpu") if "cpu" in self._backends else torch.device("cuda", torch.cuda.current_device())
+
+    @property
+    def idle_device(self) -> torch.device:
+        """The device on which this worker takes part in collectives to which it adds nothing: that of its peers."""
+        first = next(iter(self._parameters().values()), None)
+        return self.device if first is None else self.wire(first.device)
+
+    def locate(self, parameters: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Tells where this worker's parameters are, as they are at any time."""
+        self._parameters = parameters
 
     @property
     def timeout(self) -> timedelta:

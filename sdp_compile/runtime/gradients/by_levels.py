@@ -92,6 +92,6 @@ class ByLevels(Reduction):
                 return
             parts = self._started.pop(number, [])
             self._places[number] = [bucket.number for bucket, _ in parts]
-            device = parts[0][1].device if parts else self.groups.device
+            device = parts[0][1].device if parts else self.groups.idle_device
             errand = Errand([bucket.owners for bucket, _ in parts], f"round {number} of gradients", "gradients")
             self._pipeline.send(self._steps(errand), [flat.to(device) for _, flat in parts], device)

@@ -109,6 +109,7 @@ class GradientEngine:
         self.values_are_compared = True
         self.in_backward: Callable[[GradientEngine], Statement] = lambda _: IN_BACKWARD
         self._issuer = issuer_of(self.groups.raw_group)
+        self.groups.locate(self._current_parameters)
         self.rehook()
         self._begin()
         self.number = self._issuer.add(self)
@@ -303,7 +304,7 @@ class GradientEngine:
         self._backward = -1
         if self._issues_early:
             if self.contract.is_ready:
-                self._progress.start_all()
+                self._progress.start_all(after_failure=True)
                 self._progress.discard()
             self.contract.abandon()
 

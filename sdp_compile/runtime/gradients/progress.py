@@ -62,6 +62,7 @@ class Progress:
         self._missing = [sum(parameter.requires_grad for parameter in members) for members in self._members]
         self._launched: dict[int, Tensor | None] = {}
         self._waiting: list[int] = []
+        self._after_failure = False
         self._packed: list[tuple[str, Tensor, int]] = []
         for lot in self.lots:
             lot.forget()
@@ -81,9 +82,15 @@ class Progress:
         (self._launched[position],) = self._pack([position], gradients)
         self._in_order.ready(position)
 
-    def start_all(self) -> None:
-        """Issues everything that is not issued yet."""
+    def start_all(self, after_failure: bool = False) -> None:
+        """Issues everything that is not issued yet.
+
+        Args:
+            after_failure: Whether zeros are sent in place of gradients that cannot be packed: peers wait for them.
+        """
+        self._after_failure = after_failure
         self._in_order.rest()
+        self._flush()
         self._reduction.started_all()
 
     def finished(self) -> Iterator[list[Average]]:
@@ -153,22 +160,40 @@ class Progress:
     def _issue(self, position: int) -> None:
         """Issues the buckets of a round, in their order, when all of them are complete."""
         self._waiting.append(position)
-        if position + 1 < len(self._slots) and self._lot_of[position + 1] is self._lot_of[position]:
-            return
-        waiting, self._waiting = self._waiting, []
-        flats = {at: self._launched[at] for at in waiting if at in self._launched}
-        self._launched.update(dict.fromkeys(flats))  # that they were launched is known until `begin`
-        unpacked = [at for at in waiting if at not in flats]
-        if unpacked:
-            flats.update(zip(unpacked, self._pack(unpacked, {}), strict=True))
-            names = dict.fromkeys(name for at in unpacked for name in self._slots[at].names)
-            with torch._C.DisableTorchFunctionSubclass():
-                for name in names:
-                    gradient = self._parameters[name].grad
-                    if gradient is not None:
-                        self._packed.append((name, gradient, gradient._version))
-        for at in waiting:
-            flat, bucket = flats.pop(at), self._slots[at].bucket
-            assert flat is not None
-            self._reduction.start(bucket, flat)
-            self.issued.append(bucket.number)
+        if position + 1 == len(self._slots) or self._lot_of[position + 1] is not self._lot_of[position]:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Issues what waits, round by round. What cannot be packed waits on, and what comes after it."""
+        while self._waiting:
+            lot = self._lot_of[self._waiting[0]]
+            waiting = [position for position in self._waiting if self._lot_of[position] is lot]
+            for position, flat in self._packed_round(waiting).items():
+                bucket = self._slots[position].bucket
+                self._reduction.start(bucket, flat)
+                self.issued.append(bucket.number)
+            del self._waiting[: len(waiting)]
+
+    def _packed_round(self, positions: Sequence[int]) -> dict[int, Tensor]:
+        """Returns the flat buffers of a round's buckets by their position."""
+        flats = {at: flat for at in positions if (flat := self._launched.get(at)) is not None}
+        unpacked = [at for at in positions if at not in flats]
+        try:
+            flats.update(zip(unpacked, self._pack(unpacked, {}) if unpacked else (), strict=True))
+        except Exception:
+            if not self._after_failure:
+                raise
+            flats.update((at, self._zeros(at)) for at in unpacked)
+        self._launched.update(dict.fromkeys(at for at in positions if at in self._launched))  # known until `begin`
+        with torch._C.DisableTorchFunctionSubclass():
+            for name in dict.fromkeys(name for at in unpacked for name in self._slots[at].names):
+                gradient = self._parameters[name].grad
+                if gradient is not None:
+                    self._packed.append((name, gradient, gradient._version))
+        return {at: flats[at] for at in positions}
+
+    def _zeros(self, position: int) -> Tensor:
+        slot = self._slots[position]
+        like = self._parameters[slot.names[0]]
+        length = self._reduction.length(slot.bucket, slot.numel)
+        return torch.zeros(length, dtype=slot.dtype(self._parameters), device=self._groups.wire(like.device))

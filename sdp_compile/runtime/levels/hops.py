@@ -46,6 +46,8 @@ class Hop:
         rank: This worker.
         has_library: Whether to use the library's reduce-scatter and all-gather, for members that own the same.
         traffic: Counts what this worker sends.
+        device: The device of the tensors, also where this worker has none.
+        peers_are_fake: Whether nothing arrives; then the peers' parts are zero.
     """
 
     group: dist.ProcessGroup
@@ -53,6 +55,8 @@ class Hop:
     rank: int
     has_library: bool
     traffic: Traffic
+    device: torch.device
+    peers_are_fake: bool = False
 
     def scatter(
         self, flats: Sequence[Tensor], owners: Sequence[OwnerSet], operation: Operation, purpose: str, wide: bool
@@ -126,8 +130,9 @@ class Hop:
 
     def _exchange(self, layout: Rows, sent: Sequence[Tensor], purpose: str) -> tuple[Works, Tensor]:
         """Sends the rows of a layout. Returns the collective, and what comes, which has the same layout."""
-        device = sent[0].device if sent else torch.device("cpu")
-        outgoing, received = layout.room(device), layout.room(device)
+        outgoing, received = layout.room(self.device), layout.room(self.device)
+        if self.peers_are_fake:
+            received.zero_()
         copies = Copies()
         for place, chunk in zip(layout.views(outgoing).values(), sent, strict=True):
             copies.add(place, chunk)
@@ -157,7 +162,7 @@ class Hop:
                 rows = [flat.view(members, -1) for flat in chosen]
                 joined = _joined(rows, 1)
                 out = joined.new_empty(joined.shape[1])
-                work = _reduce_scatter(out, joined.view(-1), reduce, group=self.group, async_op=True)
+                work = _reduce_scatter(_real(out), _real(joined.reshape(-1)), reduce, group=self.group, async_op=True)
                 pieces = out.split([row.shape[1] for row in rows])
             elif kind == "all_gather":
                 joined = _joined(chosen, 0)
@@ -182,6 +187,11 @@ class Hop:
             return list(homes)
 
         return Begun(works, end)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Returns a view of real numbers, as torch makes for complex ones in all collectives but reduce-scatter."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:

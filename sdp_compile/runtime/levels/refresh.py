@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.distributed as dist
@@ -29,16 +30,17 @@ Place = tuple[str, Region]
 
 @dataclass(frozen=True)
 class _Transfer:
-    """What this worker sends to each worker of its exchange group, and what it receives, in the group's order."""
+    """What this worker sends to each worker of its exchange group, and what it receives, in the group's order.
 
-    dtype: torch.dtype
+    Attributes:
+        names: This worker's tensors that hold what is sent, by whomever.
+        sends: What goes to each worker.
+        receives: What comes from each.
+    """
+
+    names: tuple[str, ...]
     sends: tuple[list[Place], ...]
     receives: tuple[list[Place], ...]
-
-    @property
-    def places(self) -> Iterator[Place]:
-        for of_worker in (*self.sends, *self.receives):
-            yield from of_worker
 
 
 class Refresh:
@@ -63,9 +65,7 @@ class Refresh:
         self._route, self._groups = route, route.groups
         self._peers = route.levels.exchange_group(holdings.rank)
         self._sharers = route.levels.sharers(holdings.rank)
-        self._transfers = [
-            _transfer(dtype, pieces, holdings, self._peers) for dtype, pieces in _buckets(holdings.plan, bucket_bytes)
-        ]
+        self._transfers = [_transfer(pieces, holdings, self._peers) for pieces in _buckets(holdings.plan, bucket_bytes)]
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -79,9 +79,10 @@ class Refresh:
             self._run(transfer, tensors)
 
     def _run(self, transfer: _Transfer, tensors: dict[str, Tensor]) -> None:
-        groups, some = self._groups, next(transfer.places, None)
-        # The module may have been converted or moved since it was planned.
-        like = tensors[some[0]] if some is not None else torch.empty(0, dtype=transfer.dtype, device=groups.device)
+        groups = self._groups
+        # The module may have been converted or moved since it was planned. Every worker has all of these tensors.
+        held = [tensors[name] for name in transfer.names]
+        like = torch.empty(0, dtype=reduce(torch.promote_types, {one.dtype for one in held}), device=held[0].device)
         wire, shares = groups.wire(like.device), len(self._sharers)
         lengths = [-(-_length(places) // shares) for places in transfer.sends]
         counts = [-(-_length(places) // shares) for places in transfer.receives]
@@ -145,27 +146,29 @@ def _share(flat: Tensor, number: int, shares: int) -> Tensor:
     return torch.nn.functional.pad(flat, (0, length * shares - len(flat)))[number * length : (number + 1) * length]
 
 
-def _transfer(
-    dtype: torch.dtype, pieces: Sequence[tuple[int, Piece]], holdings: Holdings, peers: OwnerSet
-) -> _Transfer:
+def _transfer(pieces: Sequence[tuple[int, Piece]], holdings: Holdings, peers: OwnerSet) -> _Transfer:
     sends: tuple[list[Place], ...] = tuple([] for _ in peers)
     receives: tuple[list[Place], ...] = tuple([] for _ in peers)
+    names: dict[str, None] = {}
     for number, piece in pieces:
         sources = refresh_sources(number, piece.owners, peers)
         if not is_member(holdings.rank, piece.owners):
-            receives[peers.index(sources[holdings.rank])].append(holdings.place_of_unowned(piece))
+            theirs = holdings.place_of_unowned(piece)
+            receives[peers.index(sources[holdings.rank])].append(theirs)
+            names[theirs[0]] = None
             continue
         mine = (piece.name, holdings.region(piece))
+        names[piece.name] = None
         for receiver, source in sources.items():
             if source == holdings.rank:
                 sends[peers.index(receiver)].append(mine)
-    return _Transfer(dtype, sends, receives)
+    return _Transfer(tuple(names), sends, receives)
 
 
-def _buckets(plan: Plan, bucket_bytes: int) -> Iterator[tuple[torch.dtype, list[tuple[int, Piece]]]]:
+def _buckets(plan: Plan, bucket_bytes: int) -> Iterator[list[tuple[int, Piece]]]:
     """Yields numbered pieces of one dtype, at most ``bucket_bytes`` together, or one larger piece."""
     numbered = list(enumerate(plan.refreshed))
     dtypes = [plan.state[piece.name].dtype for _, piece in numbered]
     sizes = [(piece.numel * dtype.itemsize, dtype) for (_, piece), dtype in zip(numbered, dtypes, strict=True)]
     for lot in batches(sizes, bucket_bytes):
-        yield dtypes[lot.start], numbered[lot]
+        yield numbered[lot]

@@ -83,7 +83,7 @@ class Route:
             tensors: Flat tensors on a device for collectives.
         """
         self.groups.settle()
-        device = tensors[0].device if tensors else self.groups.device
+        device = tensors[0].device if tensors else self.groups.idle_device
         state: Sequence[Tensor] | Pending = tensors
         for step in steps:
             state = Pending(step, state, device)
@@ -129,7 +129,10 @@ class Route:
             if level.kind == "class" and not tensors:  # then the others have nothing, either
                 return Begun((), list)
             library = level.kind == "class" and groups.has_library(tensors[0].device)
-            hop = Hop(groups.raw_group_of(group), group, groups.rank, library, groups.traffic)
+            device = tensors[0].device if tensors else groups.idle_device
+            hop = Hop(
+                groups.raw_group_of(group), group, groups.rank, library, groups.traffic, device, groups.peers_are_fake
+            )
             return act(hop, tensors, [self._members(number, owners) for owners in errand.owners])
 
         return Step(number, begin, lambda: explained(group, errand.what, groups.rank))

@@ -47,6 +47,8 @@ def bound(layout: ShardLayout, parameters: Mapping[str, nn.Parameter]) -> Iterat
 @torch.no_grad()
 def publish(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], reduction: ByLevels | None) -> None:
     """Sends every owner the values that the others stepped, while shards are `bound`. Collective."""
+    if reduction is not None:
+        reduction.groups.settle()
     for bucket in layout.alone.values():
         bucket.write(_stepped(bucket, parameters), parameters)
     if reduction is None:
@@ -73,7 +75,7 @@ def send_back(
     purpose: str,
 ) -> int:
     """Starts to send the owners' chunks of a round's buckets to all of them. Returns the number of the errand."""
-    device = route.groups.wire(chunks[0].device) if chunks else route.groups.device
+    device = route.groups.wire(chunks[0].device) if chunks else route.groups.idle_device
     owners = [tuple(sorted(bucket.owners)) for bucket in buckets]
     errand = Errand(owners, f"the shards of round {number}", purpose)
     return pipeline.send(route.back(errand), [chunk.to(device) for chunk in chunks], device)
@@ -91,6 +93,7 @@ def _stepped(bucket: ShardedBucket, parameters: Mapping[str, nn.Parameter]) -> T
 def _write(number: int, layout: ShardLayout, pipeline: Pipeline, parameters: Mapping[str, nn.Parameter]) -> None:
     for bucket, flat in zip(layout.of_round(number), pipeline.results(number), strict=True):
         bucket.write(flat, parameters)
+    pipeline.forget(number)
 
 
 def _reduced(name: str, parameter: nn.Parameter, layout: ShardLayout) -> Tensor | None:

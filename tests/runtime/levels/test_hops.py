@@ -38,8 +38,8 @@ def done(begun: Begun) -> list[Tensor]:
 def exchanged(rank: int) -> Any:
     world = dist.group.WORLD
     assert world is not None
-    everyone = Hop(world, EVERYONE, rank, False, Traffic())
-    library = Hop(world, EVERYONE, rank, True, Traffic())
+    everyone = Hop(world, EVERYONE, rank, False, Traffic(), torch.device("cpu"))
+    library = Hop(world, EVERYONE, rank, True, Traffic(), torch.device("cpu"))
     own = [owners for owners in OWNERS if rank in owners]
     kinds = [(owners, dtype) for owners in own for dtype in DTYPES]
     flats = [values(rank, owners, dtype) for owners, dtype in kinds]
