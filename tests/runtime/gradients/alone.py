@@ -27,7 +27,12 @@ class Group:
 
 def groups() -> Groups:
     """Stands for the groups of two workers, of which this process is the first."""
-    return cast(Groups, SimpleNamespace(raw_group=Group(), rank=0, workers=2, wire=lambda device: device))
+    return cast(
+        Groups,
+        SimpleNamespace(
+            raw_group=Group(), rank=0, workers=2, wire=lambda device: device, locate=lambda parameters: None
+        ),
+    )
 
 
 def bucket(number: int, **pieces: Sequence[Sequence[int]]) -> Bucket:
