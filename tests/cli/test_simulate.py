@@ -106,7 +106,9 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in json.loads(found.read_text())["variants"]}
     assert "error" in result.stdout
     sdp = rows["sdp-neuron"]
-    assert max(sdp["measured"]["traffic"]["sent"]) == pytest.approx(sdp["predicted"]["sent"], rel=0.01)
+    # Predictions leave out padding, at most 7 elements for each owner of a bucket.
+    padding = max(sdp["measured"]["traffic"]["sent"]) - sdp["predicted"]["sent"]
+    assert 0 <= padding <= 0.05 * sdp["predicted"]["sent"]
     assert sdp["measured"]["step_seconds"]["median"] > 0
 
 

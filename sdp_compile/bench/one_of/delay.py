@@ -43,6 +43,9 @@ _METHODS: dict[str, tuple[CollectiveKind, int]] = {
     "all_to_all_single": ("all_to_all", 1),
 }
 
+_SPLIT = ("alltoall_base", "all_to_all_single")
+"""The methods whose fourth argument says how much goes to whom."""
+
 
 class DelayedWork(dist.Work):
     """A collective that has ended at ``due``, by `time.perf_counter`."""
@@ -130,7 +133,7 @@ class DelayedGroup(dist.ProcessGroup):
     def __init__(self, rank: int, size: int, wire: Wire) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg]  # stubs lack the one for groups in Python
         self._fake = FakeProcessGroup._create_internal(rank, size)
-        self._wire, self._members = wire, size
+        self._wire, self._rank, self._members = wire, rank, size
 
     def getBackendName(self) -> str:
         """Returns the name of the backend."""
@@ -149,6 +152,9 @@ class DelayedGroup(dist.ProcessGroup):
         getattr(self._fake, name)(*args, **options)
         tensors = [leaf for leaf in pytree.tree_leaves(args[position]) if isinstance(leaf, Tensor)]
         payload = float(sum(tensor.nbytes for tensor in tensors))
+        if name in _SPLIT and len(args) > 3 and sum(args[3]):  # a worker may have nothing for itself
+            others = payload * (1 - args[3][self._rank] / sum(args[3]))
+            payload = others * self._members / (self._members - 1)
         return self._wire.start(kind, payload, self._members, tensors)
 
 
