@@ -107,8 +107,9 @@ class Levels(Sequence[Level]):
     def sharers(self, rank: int) -> OwnerSet:
         """Returns the workers of a worker's node that can share what they fetch from other nodes, itself among them."""
         first = self.levels[0] if self.levels else None
-        can_share = first is not None and first.kind == "class" and first.in_node and self._sends_alike
-        return first.group(rank) if can_share and first is not None else (rank,)
+        if first is None or first.kind != "class" or not first.in_node or not self._sends_alike:
+            return (rank,)
+        return first.group(rank)
 
     @cached_property
     def _sends_alike(self) -> bool:

@@ -48,7 +48,7 @@ class Unused:
 
     def statement(self, parameters: Mapping[str, nn.Parameter]) -> int:
         """Returns a number that stands for the parameters of which this worker has no gradient; 0 for none."""
-        missing = self.missing(parameters, (name for name in self._names if name in parameters))
+        missing = self._missing_here(parameters)
         return mixed(self._groups.rank, *missing) if missing else 0
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class Unused:
             stated: The sum of all workers' statements.
         """
         if stated != self._agreed[0]:
-            mine = set(self.missing(parameters, (name for name in self._names if name in parameters)))
+            mine = set(self._missing_here(parameters))
             has = [float(name in parameters and name not in mine) for name in self._names]
             known = maxima(has, "parameters without a gradient", self._groups)
             used = frozenset(name for name, value in zip(self._names, known, strict=True) if value)
@@ -68,6 +68,9 @@ class Unused:
         for name in list(self._made):
             if name in parameters and name not in self._agreed[1] and self._is_missing(name, parameters):
                 parameters[name].grad = None
+
+    def _missing_here(self, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+        return self.missing(parameters, (name for name in self._names if name in parameters))
 
     def _is_missing(self, name: str, parameters: Mapping[str, nn.Parameter]) -> bool:
         gradient = parameters[name].grad
