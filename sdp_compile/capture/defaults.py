@@ -8,6 +8,8 @@ from collections.abc import Mapping, MutableMapping, MutableSequence
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
+from sdp_compile.ir.plain import MISSING
+
 
 class Defaults:
     """The containers among the default arguments of functions, found by the frames of their calls."""
@@ -22,7 +24,7 @@ class Defaults:
         held = {id(value) for name in names if _is_container(value := frame.f_locals.get(name))}
         if not held:
             return []
-        function = _function_of(code, frame.f_globals)
+        function = _function_of(code, frame.f_globals) or _method_of(code, frame)
         defaults = _of_one(function) if function is not None else self._found().get(code, [])
         return [value for value in defaults if id(value) in held]
 
@@ -39,11 +41,26 @@ class Defaults:
 
 
 def _function_of(code: CodeType, scope: Mapping[str, Any]) -> FunctionType | None:
-    """Returns the function with this code if it is found under its own name, also inside of decorators; else None."""
+    """Returns the function with this code if it is found under its own name; else None."""
     found: Any = None
     for part in getattr(code, "co_qualname", code.co_name).split("."):
         found = scope.get(part)
         scope = getattr(found, "__dict__", {})
+    return _inside(found, code)
+
+
+def _method_of(code: CodeType, frame: FrameType) -> FunctionType | None:
+    """Returns the function with this code if it is a method of the first argument, such as one of a dataclass."""
+    if not code.co_argcount:
+        return None
+    owner = frame.f_locals.get(code.co_varnames[0], MISSING)
+    kinds = owner.__mro__ if isinstance(owner, type) else type(owner).__mro__
+    methods = (_inside(vars(kind).get(code.co_name), code) for kind in kinds)
+    return next((method for method in methods if method is not None), None)
+
+
+def _inside(found: Any, code: CodeType) -> FunctionType | None:
+    """Returns the function with this code if it is the given one, or is inside of decorators around it."""
     while found is not None and getattr(found, "__code__", None) is not code:
         found = getattr(found, "__wrapped__", None) or getattr(found, "__func__", None)
     return found if isinstance(found, FunctionType) else None

@@ -58,16 +58,33 @@ def attribute_of(value: Any, name: str) -> Any:
 def cells_of(frame: FrameType, name: str) -> Cells | None:
     """Returns the variable of an enclosing function that the function of a frame reads under ``name``."""
     code, held = frame.f_code, frame.f_locals
-    for searched in (False, True):
-        if searched:  # slow: it looks at every object that exists
-            users = [one for one in gc.get_referrers(code) if type(one) is FunctionType]
-            _FUNCTIONS[code] = [weakref.ref(function) for function in users if function.__closure__ is not None]
-        for reference in _FUNCTIONS.get(code, ()):
-            function = reference()
-            if function is not None and _holds(function, held):
+    for functions in (_known, _young, _all):
+        for function in functions(code):
+            if _holds(function, held):
                 cell: CellType = (function.__closure__ or ())[code.co_freevars.index(name)]
                 return Cells({name: cell})
     return None
+
+
+def _known(code: CodeType) -> Iterator[FunctionType]:
+    for reference in _FUNCTIONS.get(code, ()):
+        function = reference()
+        if function is not None:
+            yield function
+
+
+def _young(code: CodeType) -> list[FunctionType]:
+    """Returns the functions of a code that were made since garbage was collected last: quickly, there are few."""
+    made = [one for one in gc.get_objects(generation=0) if type(one) is FunctionType and one.__code__ is code]
+    _FUNCTIONS[code] = [weakref.ref(function) for function in (*_known(code), *made)]
+    return made
+
+
+def _all(code: CodeType) -> list[FunctionType]:
+    """Returns all functions of a code: slowly, it looks at every object that exists."""
+    made = [one for one in gc.get_referrers(code) if type(one) is FunctionType]
+    _FUNCTIONS[code] = list(map(weakref.ref, made))
+    return made
 
 
 def _holds(function: FunctionType, held: Mapping[str, Any]) -> bool:

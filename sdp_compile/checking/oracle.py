@@ -107,7 +107,7 @@ def run_original(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     masks: Callable[[str], torch.Tensor],
-    buffers: Mapping[str, torch.Tensor] | None = None,
+    calls: int = 1,
 ) -> Run:
     """Runs the original model in its current mode with the parameters ``mask * theta``, without changing it.
 
@@ -116,14 +116,15 @@ def run_original(
         args: Positional arguments.
         kwargs: Keyword arguments.
         masks: Returns the mask of a parameter, given by name.
-        buffers: The buffers, such as those that an earlier run left; by default the model's.
+        calls: How often it is called, each time with the buffers that the last call left. The last one counts.
     """
     parameters = {
         name: (p.detach() * masks(name).to(p.device)).requires_grad_(p.requires_grad)
         for name, p in model.named_parameters()
     }
-    buffers = {name: buffer.clone() for name, buffer in (buffers or dict(model.named_buffers())).items()}
-    outputs = tensors_of(functional_call(model, {**parameters, **buffers}, args, dict(kwargs)))
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    for _ in range(calls):
+        outputs = tensors_of(functional_call(model, {**parameters, **buffers}, args, dict(kwargs)))
     return Run([o.detach() for o in outputs], _gradients(outputs, parameters), buffers)
 
 

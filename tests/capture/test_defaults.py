@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -57,6 +59,28 @@ def test_a_shared_default_is_found(call: Callable[[], None]) -> None:
     call()
     (found,) = Defaults().containers(FRAMES[0])
     assert found is FRAMES[0].f_locals["seen"]
+
+
+@dataclass
+class Record:
+    seen: list[int]
+
+    def __post_init__(self) -> None:
+        FRAMES.append(sys._getframe(1))
+
+
+class Decorated(Record):
+    @functools.wraps(Record.__init__)
+    def __init__(self, seen: list[int]) -> None:
+        super().__init__(seen)
+
+
+@pytest.mark.parametrize("kind", [Record, Decorated])
+def test_generated_methods_are_found_by_their_objects(kind: type[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    FRAMES.clear()
+    kind([])
+    monkeypatch.setattr(gc, "get_objects", lambda: pytest.fail("looks at every object"))
+    assert Defaults().containers(FRAMES[0]) == []
 
 
 def test_a_container_of_the_caller_is_no_default() -> None:

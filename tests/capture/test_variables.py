@@ -73,6 +73,21 @@ def test_functions_are_searched_for_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert searched.count(scale.__code__) <= 1  # type: ignore[attr-defined]
 
 
+def test_functions_made_in_a_call_are_found_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Making(Scaling):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scale, turn = scaled(2.0)
+            turn(x.shape[1] > 2)
+            return scale(self.layer(x))
+
+    code = scaled(2.0)[0].__code__  # type: ignore[attr-defined]
+    searched: list[Any] = []
+    search = gc.get_referrers
+    monkeypatch.setattr(gc, "get_referrers", lambda *objects: (searched.extend(objects), search(*objects))[1])
+    capture(Making(print), torch.randn(2, 4))
+    assert code not in searched
+
+
 BY_TYPE: dict[Any, Any] = {}
 BY_RANK: dict[Any, Any] = {}
 TYPES: set[type] = set()

@@ -137,6 +137,30 @@ def test_lower_precision_in_the_model_does_not_limit_the_comparison() -> None:
     assert result.is_exact and max(one.gradients for one in result.comparisons) < 1e-12
 
 
+def test_what_a_model_keeps_until_its_mode_changes_is_that_of_the_compared_call() -> None:
+    class Keeping(MLP):
+        """As timm's LeViT."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.kept = nn.Parameter(torch.randn(2, 6)), dict[str, Tensor]()
+
+        def train(self, mode: bool = True) -> Keeping:
+            self.kept = {} if mode else self.kept
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                return super().forward(x) + self.bias.sum(0)
+            if "sum" not in self.kept:
+                self.kept["sum"] = self.bias.sum(0)
+            return super().forward(x) + self.kept["sum"]
+
+    result = check(Keeping(), "neuron", (X,), ranks=(0, 1))
+    assert result.is_exact, result.reason
+    assert {(one.mode, one.trial) for one in result.comparisons} >= {("eval", "second call"), ("train", "second call")}
+
+
 def test_meta_models_get_weights_and_large_ones_only_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         model = MLP().bfloat16()

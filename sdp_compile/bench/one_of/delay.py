@@ -131,7 +131,7 @@ class DelayedGroup(dist.ProcessGroup):
     """torch's fake process group on a wire."""
 
     def __init__(self, rank: int, size: int, wire: Wire) -> None:
-        super().__init__(rank, size)  # type: ignore[call-arg]  # stubs lack the one for groups in Python
+        super().__init__(rank, size)  # type: ignore[call-arg, unused-ignore]  # stubs before 2.15 lack the one for groups in Python
         self._fake = FakeProcessGroup._create_internal(rank, size)
         self._wire, self._rank, self._members = wire, rank, size
 
