@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,26 +18,29 @@ class Pairs:
         self._runs: tuple[list[Tensor], list[Tensor]] = [], []
         self._strided: tuple[list[Tensor], list[Tensor]] = [], []
         self._scattered: list[tuple[Region, Tensor, Tensor]] = []
+        self._torn: list[tuple[Region, Tensor, Sequence[Tensor]]] = []
 
-    def add(self, region: Region, tensor: Tensor, chunk: Tensor) -> None:
+    def add(self, region: Region, tensor: Tensor, *places: Tensor) -> None:
         """Adds a region.
 
         Args:
             region: The region.
             tensor: The tensor that it is a region of.
-            chunk: Its place in the buffer, a vector of as many elements.
+            places: Its place in the buffer, a vector of as many elements; or several with as many together.
         """
         run = region.run(tensor)
+        chunks, views = self._runs
         if run is not None:
-            chunks, views = self._runs
-            chunks.append(chunk)
-            views.append(run)
+            chunks += places
+            views += [run] if len(places) == 1 else run.split_with_sizes([len(place) for place in places])
+        elif len(places) != 1:
+            self._torn.append((region, tensor, places))
         elif region.is_view:
             chunks, views = self._strided
-            chunks.append(chunk.view(region.shape))
+            chunks.append(places[0].view(region.shape))
             views.append(region.read(tensor))
         else:
-            self._scattered.append((region, tensor, chunk))
+            self._scattered.append((region, tensor, *places))
 
     @torch.no_grad()
     def pack(self) -> None:
@@ -49,6 +54,9 @@ class Pairs:
                 region.copy(tensor, out)
             else:
                 out.copy_(region.read(tensor))
+        for region, tensor, places in self._torn:
+            values = region.copy(tensor).reshape(-1).split_with_sizes([len(place) for place in places])
+            torch._foreach_copy_(list(places), list(values))
 
     @torch.no_grad()
     def unpack(self) -> None:
@@ -58,3 +66,5 @@ class Pairs:
                 torch._foreach_copy_(views, chunks)
         for region, tensor, chunk in self._scattered:
             region.write(tensor, chunk)
+        for region, tensor, places in self._torn:
+            region.write(tensor, torch.cat(list(places)))

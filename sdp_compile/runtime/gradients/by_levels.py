@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.runtime.comm.streams import Step
-from sdp_compile.runtime.gradients.reduction import EVERYTHING, Reduction
+from sdp_compile.runtime.gradients.reduction import Reduction
 from sdp_compile.runtime.levels.pipeline import Pipeline
+from sdp_compile.runtime.levels.room import Arrangement, Room
 from sdp_compile.runtime.levels.route import Errand, Route
 
 
 class ByLevels(Reduction):
     """Averages gradients over their owners in a few groups of workers; see `sdp_compile.ownership.levels`.
 
-    Each round of buckets is an errand of a `Pipeline`, sent when all its buckets have been started. A worker sends the
-    rounds in which it has no bucket at once after those before them.
+    Each round of buckets is an errand of a `Pipeline`. A worker sends the rounds in which it has no bucket at once,
+    after those before them.
 
     Args:
         route: What this worker does in its groups.
@@ -30,21 +31,20 @@ class ByLevels(Reduction):
     def __init__(self, route: Route, buckets: Sequence[Bucket], rounds: int) -> None:
         super().__init__(route.groups)
         self.route, self.buckets, self.rounds = route, tuple(buckets), rounds
-        self._expected = Counter(bucket.round for bucket in buckets)
-        self._owners = {bucket.number: len(bucket.owners) for bucket in buckets}
+        self._of_round: dict[int, list[Bucket]] = {}
+        for bucket in buckets:
+            self._of_round.setdefault(bucket.round, []).append(bucket)
         self._is_over = False
         self._reset()
 
-    def length(self, bucket: Bucket, numel: int) -> int:
-        return bucket.chunk * len(bucket.owners)
+    def arranged(self, buckets: Sequence[Bucket], dtypes: Sequence[torch.dtype], device: torch.device) -> Arrangement:
+        lengths = [bucket.chunk * len(bucket.owners) for bucket in buckets]
+        return self.route.arranged([bucket.owners for bucket in buckets], lengths, dtypes, device, not self.keeps)
 
-    def start(self, bucket: Bucket, flat: Tensor) -> None:
+    def start(self, number: int, room: Room) -> None:
         if self._is_over:
             self._reset()
-        if flat.dtype == torch.float16:  # a sum over many owners could overflow
-            flat.div_(len(bucket.owners))
-            self._divided.add(bucket.number)
-        self._started.setdefault(bucket.round, []).append((bucket, flat))
+        self._started[number] = room
         self._send()
 
     def started_all(self) -> None:
@@ -54,23 +54,14 @@ class ByLevels(Reduction):
         self._pipeline.drain()
         self._is_over = True
 
-    def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
-        averages = self._averages.get(bucket.round)
-        if averages is None:
-            averages = self._averages[bucket.round] = self._finished(bucket.round)
-        flat = averages.pop(bucket.number)
-        if not averages:
-            self._pipeline.forget(bucket.round)
-        return flat, EVERYTHING
+    def finish(self, number: int) -> Sequence[Sequence[Tensor]]:
+        results = self._pipeline.results(number)
+        self._pipeline.forget(number)
+        return self._averages(number, results)
 
-    def _finished(self, number: int) -> dict[int, Tensor]:
-        """Waits for a round. Returns the averages of each of its buckets."""
-        places = self._places.pop(number)
-        averages = dict(zip(places, self._pipeline.results(number), strict=True))
-        sums = [bucket for bucket in places if bucket not in self._divided]
-        if sums:
-            torch._foreach_div_([averages[bucket] for bucket in sums], [float(self._owners[bucket]) for bucket in sums])
-        return averages
+    def _averages(self, number: int, results: Sequence[Tensor]) -> Sequence[Sequence[Tensor]]:
+        """Returns the averages of each bucket of a round, given the results of its errand."""
+        return self._rooms.pop(number).stretches
 
     def _steps(self, errand: Errand) -> list[Step]:
         """Returns the steps of a round."""
@@ -78,20 +69,37 @@ class ByLevels(Reduction):
 
     def _reset(self) -> None:
         self._pipeline = Pipeline()
-        self._averages: dict[int, dict[int, Tensor]] = {}
-        self._started: dict[int, list[tuple[Bucket, Tensor]]] = {}
-        self._places: dict[int, list[int]] = {}
-        self._divided: set[int] = set()
+        self._started: dict[int, Room] = {}
+        self._rooms: dict[int, Room] = {}
         self._is_over = False
 
     def _send(self) -> None:
         """Sends all rounds that are complete, in order."""
         while len(self._pipeline) < self.rounds:
             number = len(self._pipeline)
-            if len(self._started.get(number, ())) < self._expected[number]:
+            buckets, room = self._of_round.get(number, ()), self._started.pop(number, None)
+            if buckets and room is None:
                 return
-            parts = self._started.pop(number, [])
-            self._places[number] = [bucket.number for bucket, _ in parts]
-            device = parts[0][1].device if parts else self.groups.idle_device
-            errand = Errand([bucket.owners for bucket, _ in parts], f"round {number} of gradients", "gradients")
-            self._pipeline.send(self._steps(errand), [flat.to(device) for _, flat in parts], device)
+            owners, what = [bucket.owners for bucket in buckets], f"round {number} of gradients"
+            if room is None:
+                errand, tensors, device = Errand(owners, what, "gradients"), [], self.groups.idle_device
+            else:
+                errand = Errand(owners, what, "gradients", room, self._division(room, owners))
+                tensors, device = list(room.memory), room.memory[0].device
+                if not self.keeps:
+                    self._rooms[number] = room
+            self._pipeline.send(self._steps(errand), tensors, device)
+
+    def _division(self, room: Room, owners: Sequence[OwnerSet]) -> Callable[[Sequence[Tensor]], None]:
+        """Divides what could overflow when it is added up. Returns what divides sums of the rest."""
+        is_half = [stretches[0].dtype == torch.float16 for stretches in room.stretches]
+        for stretches, those, half in zip(room.stretches, owners, is_half, strict=True):
+            if half:
+                torch._foreach_div_(list(stretches), float(len(those)))
+
+        def divide(sums: Sequence[Tensor]) -> None:
+            left = [number for number, half in enumerate(is_half) if not half]
+            if left:
+                torch._foreach_div_([sums[number] for number in left], [float(len(owners[number])) for number in left])
+
+        return divide

@@ -332,7 +332,7 @@ class GradientEngine:
     def _check_finite(self, averages: Sequence[Average]) -> None:
         gradients = ((name, local_gradient(p)) for name, p in self._parameters.items())
         local = first_not_finite((name, gradient) for name, gradient in gradients if gradient is not None)
-        average = first_not_finite((slot.names[0], flat[part]) for slot, flat, part in averages)
+        average = first_not_finite((slot.names[0], one) for slot, memory in averages for one in memory)
         require_finite(local, average, self.groups)
 
 

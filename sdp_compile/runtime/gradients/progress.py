@@ -12,7 +12,8 @@ from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.issuer import InOrder
 from sdp_compile.runtime.gradients.reduction import Reduction
-from sdp_compile.runtime.packing.lots import Average, lots_of
+from sdp_compile.runtime.levels.room import Arrangement
+from sdp_compile.runtime.packing.lots import Average, Lot, lots_of
 from sdp_compile.runtime.packing.slots import Slot
 
 
@@ -60,7 +61,7 @@ class Progress:
         self.issued: list[int] = []
         self._in_order = InOrder(len(self._slots), self._issue, may_issue)
         self._missing = [sum(parameter.requires_grad for parameter in members) for members in self._members]
-        self._launched: dict[int, Tensor | None] = {}
+        self._launched: set[int] = set()
         self._waiting: list[int] = []
         self._after_failure = False
         self._packed: list[tuple[str, Tensor, int]] = []
@@ -79,7 +80,8 @@ class Progress:
 
     def launch(self, position: int, gradients: Mapping[str, Tensor]) -> None:
         """Packs a bucket with gradients that will be added to ``.grad``, and issues what is complete."""
-        (self._launched[position],) = self._pack([position], gradients)
+        self._pack([position], gradients)
+        self._launched.add(position)
         self._in_order.ready(position)
 
     def start_all(self, after_failure: bool = False) -> None:
@@ -96,7 +98,7 @@ class Progress:
     def finished(self) -> Iterator[list[Average]]:
         """Waits for one round after the other, and yields the averages of its buckets."""
         for lot in self.lots:
-            yield [(slot, *self._reduction.finish(slot.bucket)) for slot in lot.slots]
+            yield list(zip(lot.slots, self._reduction.finish(_round(lot)), strict=True))
 
     def write(
         self,
@@ -112,20 +114,21 @@ class Progress:
             kept: Returns what earlier ones are multiplied by before these are added.
         """
         for lot, averages in zip(self.lots, rounds, strict=True):
-            for slot, flat, part in averages:
+            for slot, memory in averages:
                 if factor(slot.bucket.owners) != 1:
-                    flat[part].mul_(factor(slot.bucket.owners))
+                    torch._foreach_mul_(list(memory), factor(slot.bucket.owners))
             left = [
-                (slot, flat, part)
-                for slot, flat, part in averages
-                if not self._reduction.keep(slot.bucket, flat, self._parameters, kept)
+                (slot, memory)
+                for slot, memory in averages
+                if not self._reduction.keep(slot.bucket, memory, self._parameters, kept)
             ]
             lot.unpack(left, self._parameters)
 
     def discard(self) -> None:
         """Waits for everything that was issued and drops the averages."""
-        for slot in self._slots:
-            self._reduction.finish(slot.bucket)
+        for lot in self.lots:
+            self._reduction.finish(_round(lot))
+            lot.forget()
 
     def check_unchanged(self) -> None:
         """Raises `SDPError` if a gradient changed after its bucket was issued."""
@@ -144,18 +147,22 @@ class Progress:
         self._packed.clear()
 
     @torch.no_grad()
-    def _pack(self, positions: Sequence[int], given: Mapping[str, Tensor]) -> list[Tensor]:
+    def _pack(self, positions: Sequence[int], given: Mapping[str, Tensor]) -> None:
         """Packs buckets of one round."""
         slots, lot = [self._slots[position] for position in positions], self._lot_of[positions[0]]
-        lengths = [self._reduction.length(slot.bucket, slot.numel) for slot in slots]
-        flats = lot.pack(slots, lengths, self._parameters, given)
+        memory = lot.pack(slots, lambda: self._arranged(lot), self._parameters, given)
         scale = self._scale()
         if scale != 1:
-            torch._foreach_mul_(flats, scale)
-        sent = [flat.to(self._groups.wire(flat.device)) for flat in flats]
-        if self._reduction.keeps or any(one is not flat for one, flat in zip(sent, flats, strict=True)):
-            lot.forget()
-        return sent
+            torch._foreach_mul_(memory, scale)
+
+    def _arranged(self, lot: Lot) -> Arrangement:
+        """Returns how the buckets of a round lie in its room."""
+        dtypes = [slot.dtype(self._parameters) for slot in lot.slots]
+        return self._reduction.arranged([slot.bucket for slot in lot.slots], dtypes, self._wire(lot))
+
+    def _wire(self, lot: Lot) -> torch.device:
+        """Returns the device on which the buckets of a round travel."""
+        return self._groups.wire(self._parameters[lot.slots[0].names[0]].device)
 
     def _issue(self, position: int) -> None:
         """Issues the buckets of a round, in their order, when all of them are complete."""
@@ -168,32 +175,29 @@ class Progress:
         while self._waiting:
             lot = self._lot_of[self._waiting[0]]
             waiting = [position for position in self._waiting if self._lot_of[position] is lot]
-            for position, flat in self._packed_round(waiting).items():
-                bucket = self._slots[position].bucket
-                self._reduction.start(bucket, flat)
-                self.issued.append(bucket.number)
+            self._pack_round(lot, waiting)
+            self._reduction.start(_round(lot), lot.sent(self._wire(lot)))
+            if self._reduction.keeps:
+                lot.forget()
+            self.issued += [self._slots[position].bucket.number for position in waiting]
             del self._waiting[: len(waiting)]
 
-    def _packed_round(self, positions: Sequence[int]) -> dict[int, Tensor]:
-        """Returns the flat buffers of a round's buckets by their position."""
-        flats = {at: flat for at in positions if (flat := self._launched.get(at)) is not None}
-        unpacked = [at for at in positions if at not in flats]
+    def _pack_round(self, lot: Lot, positions: Sequence[int]) -> None:
+        """Packs those buckets of a round that were not launched."""
+        unpacked = [at for at in positions if at not in self._launched]
         try:
-            flats.update(zip(unpacked, self._pack(unpacked, {}) if unpacked else (), strict=True))
+            if unpacked:
+                self._pack(unpacked, {})
         except Exception:
             if not self._after_failure:
                 raise
-            flats.update((at, self._zeros(at)) for at in unpacked)
-        self._launched.update(dict.fromkeys(at for at in positions if at in self._launched))  # known until `begin`
+            lot.clear([self._slots[at] for at in unpacked], lambda: self._arranged(lot), self._parameters)
         with torch._C.DisableTorchFunctionSubclass():
             for name in dict.fromkeys(name for at in unpacked for name in self._slots[at].names):
                 gradient = self._parameters[name].grad
                 if gradient is not None:
                     self._packed.append((name, gradient, gradient._version))
-        return {at: flats[at] for at in positions}
 
-    def _zeros(self, position: int) -> Tensor:
-        slot = self._slots[position]
-        like = self._parameters[slot.names[0]]
-        length = self._reduction.length(slot.bucket, slot.numel)
-        return torch.zeros(length, dtype=slot.dtype(self._parameters), device=self._groups.wire(like.device))
+
+def _round(lot: Lot) -> int:
+    return lot.slots[0].bucket.round

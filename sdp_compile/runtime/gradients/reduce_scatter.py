@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,13 @@ class ReduceScatter(ByLevels):
     def _steps(self, errand: Errand) -> list[Step]:
         return self.route.there(errand, wide=True)
 
+    def _averages(self, number: int, results: Sequence[Tensor]) -> Sequence[Sequence[Tensor]]:
+        return [(chunk,) for chunk in results]
+
     def keep(
         self,
         bucket: Bucket,
-        averages: Tensor,
+        averages: Sequence[Tensor],
         parameters: Mapping[str, nn.Parameter],
         kept: Callable[[OwnerSet], float] = lambda owners: 1.0,
     ) -> bool:
@@ -63,8 +66,9 @@ class ReduceScatter(ByLevels):
         for name in dict.fromkeys(name for name, _ in own.pieces):
             if self.layout.first[name] == bucket.number:
                 self._start_over(name, parameters[name], kept((self.groups.rank,)))
+        (chunk,) = averages
         for offset, shard in own.shards:
-            part = averages[offset : offset + shard.parameter.numel()]
+            part = chunk[offset : offset + shard.parameter.numel()]
             _add(shard, part, parameters[shard.name], kept(bucket.owners))
         return True
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.runtime.comm.groups import Groups
-
-EVERYTHING = slice(None)
-"""All elements of a bucket."""
+from sdp_compile.runtime.levels.room import Arrangement, Room
 
 
 class Reduction(ABC):
     """One way to average buckets over their owners.
 
-    The gradient engine packs this worker's gradients of a bucket into a flat buffer. During backward it calls ``start``
-    for one bucket after the other, in ascending number on every worker; then ``started_all`` once, and ``finish`` for
-    each bucket in the same order, even if backward failed. ``start`` issues collectives as
+    The gradient engine packs this worker's gradients of a round of buckets into a room. During backward it calls
+    ``start`` for one round after the other, in ascending number on every worker; then ``started_all`` once, and
+    ``finish`` for each of these rounds in the same order, even if backward failed. ``start`` issues collectives as
     `sdp_compile.runtime.comm.streams.Pending`. To use another strategy, set ``GradientEngine.reduction`` between two
     backward passes, on all workers.
 
@@ -33,30 +32,31 @@ class Reduction(ABC):
     def __init__(self, groups: Groups) -> None:
         self.groups = groups
 
-    def length(self, bucket: Bucket, numel: int) -> int:
-        """Returns the length of the flat buffer for a bucket of ``numel`` elements; the excess is zero."""
-        return numel
+    @abstractmethod
+    def arranged(self, buckets: Sequence[Bucket], dtypes: Sequence[torch.dtype], device: torch.device) -> Arrangement:
+        """Returns how buckets lie in the room of a round.
+
+        Args:
+            buckets: The buckets of a round.
+            dtypes: The dtype in which each of them travels.
+            device: The device on which they travel.
+        """
 
     @abstractmethod
-    def start(self, bucket: Bucket, flat: Tensor) -> None:
-        """Issues the reduction of ``flat``, which belongs to the strategy from now on."""
+    def start(self, number: int, room: Room) -> None:
+        """Issues the reduction of a round, whose room belongs to the strategy from now on."""
 
     def started_all(self) -> None:  # noqa: B027
         """Called after the last ``start`` of a backward."""
 
     @abstractmethod
-    def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
-        """Waits for a bucket.
-
-        Returns:
-            The flat buffer, and the part of it that holds averages and goes into ``.grad``. Outside that part ``.grad``
-            keeps this worker's own gradient.
-        """
+    def finish(self, number: int) -> Sequence[Sequence[Tensor]]:
+        """Waits for a round. Returns the memory that holds the averages of each of its buckets."""
 
     def keep(
         self,
         bucket: Bucket,
-        averages: Tensor,
+        averages: Sequence[Tensor],
         parameters: Mapping[str, nn.Parameter],
         kept: Callable[[OwnerSet], float] = lambda owners: 1.0,
     ) -> bool:

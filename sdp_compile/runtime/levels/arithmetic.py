@@ -21,9 +21,10 @@ class Copies:
         self._from: list[Tensor] = []
 
     def add(self, place: Tensor, values: Tensor) -> None:
-        """Adds a copy of values into a place of the same shape."""
-        self._to.append(place)
-        self._from.append(values)
+        """Adds a copy of values into a place of the same shape, unless they are there."""
+        if not place.is_set_to(values):
+            self._to.append(place)
+            self._from.append(values)
 
     def run(self) -> None:
         """Makes the copies."""

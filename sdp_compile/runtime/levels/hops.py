@@ -24,7 +24,8 @@ from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.comm.streams import Begun
 from sdp_compile.runtime.comm.traffic import CollectiveKind, Traffic
 from sdp_compile.runtime.levels.arithmetic import Copies, Operation, combined
-from sdp_compile.runtime.levels.rows import Rows, chunks_of, rows
+from sdp_compile.runtime.levels.room import Room, room_of
+from sdp_compile.runtime.levels.rows import Rows, rows
 
 Works: TypeAlias = Sequence[tuple[dist.Work | None, Tensor]]
 """Collectives, each with a tensor that it reads or writes."""
@@ -58,13 +59,11 @@ class Hop:
     device: torch.device
     peers_are_fake: bool = False
 
-    def scatter(
-        self, flats: Sequence[Tensor], owners: Sequence[OwnerSet], operation: Operation, purpose: str, wide: bool
-    ) -> Begun:
+    def scatter(self, room: Room, owners: Sequence[OwnerSet], operation: Operation, purpose: str, wide: bool) -> Begun:
         """Gives each owner the sum or maximum of its chunk of each tensor.
 
         Args:
-            flats: Flat tensors, each with one equally long chunk per owner in the group. The own chunks may be
+            room: The tensors, each with one equally long chunk per owner in the group. The own chunks may be
                 overwritten, the others must stay unchanged.
             owners: For each tensor its owners among the members, ascending.
             operation: What becomes of the chunks.
@@ -72,10 +71,14 @@ class Hop:
             wide: Whether sums of half precision stay in float32.
         """
         if self.has_library:
-            return self._by_library("reduce_scatter", flats, operation, purpose)
-        chunks = [chunks_of(flat, those) for flat, those in zip(flats, owners, strict=True)]
+            return self._by_library("reduce_scatter", room.flats, operation, purpose)
+        chunks = room.chunks
         layout = self._rows([own[self.rank] for own in chunks], owners)
-        work, received = self._exchange(layout, [chunks[number][peer] for number, peer in layout.order], purpose)
+        outgoing = room.outgoing
+        if outgoing is None:
+            outgoing = self._copied(layout, [chunks[number][peer] for number, peer in layout.order])
+        received = room.spare = layout.room(self.device)
+        works = self._exchange(layout, outgoing, received, purpose)
 
         def end() -> list[Tensor]:
             came = layout.views(received)
@@ -85,10 +88,10 @@ class Hop:
             ]
             return combined(parts, [those.index(self.rank) for those in owners], operation, wide)
 
-        return Begun(work, end)
+        return Begun(works, end)
 
     def gather(
-        self, chunks: Sequence[Tensor], owners: Sequence[OwnerSet], purpose: str, homes: Sequence[Tensor] | None = None
+        self, chunks: Sequence[Tensor], owners: Sequence[OwnerSet], purpose: str, home: Room | None = None
     ) -> Begun:
         """Joins the chunks of all owners of each tensor, the opposite of `scatter`.
 
@@ -96,51 +99,61 @@ class Hop:
             chunks: This worker's chunks.
             owners: For each tensor its owners among the members, ascending.
             purpose: What the traffic is counted as.
-            homes: Where the joined tensors go, such as what was given to `scatter`; new tensors by default.
+            home: Where the joined tensors go, such as the room that was given to `scatter`; new tensors by default.
+
+        Returns:
+            What ends with the memory of the home.
         """
         if self.has_library:
-            return self._by_library("all_gather", chunks, "sum", purpose, homes)
+            return self._by_library("all_gather", chunks, "sum", purpose, home)
         layout = self._rows(chunks, owners)
-        work, received = self._exchange(layout, [chunks[number] for number, _ in layout.order], purpose)
+        outgoing = self._copied(layout, [chunks[number] for number, _ in layout.order], home and home.spare)
+        in_place = home is not None and home.outgoing is not None
+        received = home.outgoing if home is not None and home.outgoing is not None else layout.room(self.device)
+        works = self._exchange(layout, outgoing, received, purpose)
 
         def end() -> list[Tensor]:
-            came = layout.views(received)
-            flats = homes or [
-                chunk.new_empty(len(chunk) * len(those)) for chunk, those in zip(chunks, owners, strict=True)
-            ]
+            came = {} if in_place else layout.views(received)
+            room = home or room_of(
+                [chunk.new_empty(len(chunk) * len(those)) for chunk, those in zip(chunks, owners, strict=True)], owners
+            )
             copies = Copies()
-            for number, (chunk, flat, those) in enumerate(zip(chunks, flats, owners, strict=True)):
-                for member, place in chunks_of(flat, those).items():
-                    if member != self.rank:
-                        copies.add(place, came[number, member])
-                    elif not place.is_set_to(chunk):
+            for number, (chunk, places) in enumerate(zip(chunks, room.chunks, strict=True)):
+                for member, place in places.items():
+                    if member == self.rank:
                         copies.add(place, chunk)
+                    elif not in_place:
+                        copies.add(place, came[number, member])
             copies.run()
-            return list(flats)
+            return list(room.memory)
 
-        return Begun(work, end)
+        return Begun(works, end)
 
-    def all_reduce(self, flats: Sequence[Tensor], operation: Operation, purpose: str) -> Begun:
+    def all_reduce(self, room: Room, operation: Operation, purpose: str) -> Begun:
         """Gives all members the sum or maximum of each tensor, for members that own the same."""
-        return self._by_library("all_reduce", flats, operation, purpose)
+        return self._by_library("all_reduce", room.flats, operation, purpose)
 
     def _rows(self, chunks: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Rows:
         lengths, dtypes = tuple(len(chunk) for chunk in chunks), tuple(chunk.dtype for chunk in chunks)
         return rows(self.members, self.rank, tuple(owners), lengths, dtypes)
 
-    def _exchange(self, layout: Rows, sent: Sequence[Tensor], purpose: str) -> tuple[Works, Tensor]:
-        """Sends the rows of a layout. Returns the collective, and what comes, which has the same layout."""
-        outgoing, received = layout.room(self.device), layout.room(self.device)
-        if self.peers_are_fake:
-            received.zero_()
+    def _copied(self, layout: Rows, sent: Sequence[Tensor], into: Tensor | None = None) -> Tensor:
+        """Returns a buffer with these rows, in the order of the layout."""
+        outgoing = layout.room(self.device) if into is None else into
         copies = Copies()
         for place, chunk in zip(layout.views(outgoing).values(), sent, strict=True):
             copies.add(place, chunk)
         copies.run()
+        return outgoing
+
+    def _exchange(self, layout: Rows, outgoing: Tensor, received: Tensor, purpose: str) -> Works:
+        """Sends the rows of a layout. What comes has the same layout."""
+        if self.peers_are_fake:
+            received.zero_()
         sizes = list(layout.sizes)
         work = dist.all_to_all_single(received, outgoing, sizes, sizes, group=self.group, async_op=True)
         self.traffic.add_sent(purpose, layout.nbytes)
-        return [(work, outgoing)], received
+        return [(work, outgoing)]
 
     def _by_library(
         self,
@@ -148,7 +161,7 @@ class Hop:
         flats: Sequence[Tensor],
         operation: Operation,
         purpose: str,
-        homes: Sequence[Tensor] | None = None,
+        home: Room | None = None,
     ) -> Begun:
         """One collective per dtype for all tensors."""
         members, reduce = len(self.members), _OPERATIONS[operation]
@@ -178,13 +191,13 @@ class Hop:
             parts.update(zip(numbers, pieces, strict=True))
 
         def end() -> list[Tensor]:
-            if not homes:
+            if home is None:
                 return [parts[number].reshape(-1) for number in range(len(flats))]
             copies = Copies()
-            for number, home in enumerate(homes):
-                copies.add(home.view(parts[number].shape), parts[number])
+            for number, flat in enumerate(home.flats):
+                copies.add(flat.view(parts[number].shape), parts[number])
             copies.run()
-            return list(homes)
+            return list(home.memory)
 
         return Begun(works, end)
 
@@ -195,4 +208,14 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    return torch.cat(list(tensors), dim) if len(tensors) > 1 else tensors[0]
+    """Returns tensors as one: a view where they are vectors that lie side by side."""
+    first, *others = tensors
+    if not others:
+        return first
+    stop = first.storage_offset()
+    for tensor in tensors:
+        is_next = tensor.is_contiguous() and tensor.storage_offset() == stop
+        if dim or not is_next or tensor.untyped_storage()._cdata != first.untyped_storage()._cdata:
+            return torch.cat(list(tensors), dim)
+        stop += tensor.numel()
+    return first.as_strided((stop - first.storage_offset(),), (1,))

@@ -13,8 +13,13 @@ from sdp_compile.ownership.levels import Levels
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.comm.streams import Begun, Pending, Step
-from sdp_compile.runtime.levels.arithmetic import Operation, apart
+from sdp_compile.runtime.levels.arithmetic import Copies, Operation, apart
 from sdp_compile.runtime.levels.hops import Hop
+from sdp_compile.runtime.levels.room import Arrangement, Room, arranged_by_peers, arranged_in_order, room_of
+
+
+def _unchanged(results: Sequence[Tensor]) -> None:
+    """Leaves results as they are."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,19 @@ class Errand:
         owners: The owners of each tensor.
         what: What it is called in errors: "round 3 of gradients".
         purpose: What the traffic is counted as: "gradients".
+        room: Where the tensors lie, as `Route.arranged` says; by default they are given to the first step.
+        change: Changes sums or maxima in place, before they travel back.
     """
 
     owners: Sequence[OwnerSet]
     what: str
     purpose: str
+    room: Room | None = None
+    change: Callable[[Sequence[Tensor]], None] = _unchanged
+
+    def rooms(self) -> dict[int, Room]:
+        """Returns the rooms of the levels that are known before it travels."""
+        return {} if self.room is None else {0: self.room}
 
 
 class Route:
@@ -46,6 +59,31 @@ class Route:
         self.chunk_order = cache(levels.in_chunk_order)
         """Returns owners in the order of their chunks; see `Levels.in_chunk_order`."""
 
+    def arranged(
+        self,
+        owners: Sequence[OwnerSet],
+        lengths: Sequence[int],
+        dtypes: Sequence[torch.dtype],
+        device: torch.device,
+        returns: bool = True,
+    ) -> Arrangement:
+        """Returns how tensors lie in the room of an errand, so that nothing is copied before its first step.
+
+        Args:
+            owners: The owners of each tensor.
+            lengths: The elements of each tensor, which its owners can split evenly.
+            dtypes: The dtype of each tensor.
+            device: The device on which they travel.
+            returns: Whether its steps are a `round_trip`.
+        """
+        members = [self._members(0, those) if self.levels else those for those in owners]
+        by_library = not self.levels or (
+            self.levels[0].kind == "class" and (self.groups.has_library(device) or (returns and len(self.levels) == 1))
+        )
+        if by_library:
+            return arranged_in_order(members, lengths, dtypes)
+        return arranged_by_peers(self.levels[0].group(self.groups.rank), self.groups.rank, members, lengths, dtypes)
+
     def there(self, errand: Errand, operation: Operation = "sum", wide: bool = False) -> list[Step]:
         """Returns the steps after which each owner has the sum or maximum of its chunk of each tensor.
 
@@ -54,7 +92,8 @@ class Route:
             operation: What becomes of the owners' tensors.
             wide: Whether the sums of the last step stay in float32 where the tensors are in half precision.
         """
-        return [self._scatter(number, errand, operation, wide) for number in range(len(self.levels))]
+        rooms = errand.rooms()
+        return [self._scatter(number, errand, operation, rooms, wide, keep=True) for number in range(len(self.levels))]
 
     def back(self, errand: Errand) -> list[Step]:
         """Returns the steps after which each owner has the chunks of all owners."""
@@ -62,12 +101,12 @@ class Route:
 
     def round_trip(self, errand: Errand, operation: Operation = "sum") -> list[Step]:
         """Returns the steps after which each owner has the sum or maximum of each tensor, which are overwritten."""
-        homes: dict[int, Sequence[Tensor]] = {}
+        rooms = errand.rooms()
         last = len(self.levels) - 1
-        there = [self._scatter(number, errand, operation, False, homes) for number in range(last + 1)]
-        back = [self._gather(number, errand, homes) for number in range(last, -1, -1)]
+        there = [self._scatter(number, errand, operation, rooms) for number in range(last + 1)]
+        back = [self._gather(number, errand, rooms) for number in range(last, -1, -1)]
         if self.levels and self.levels[last].kind == "class":  # nothing happens between its two steps
-            return [*there[:-1], self._all_reduce(last, errand, operation), *back[1:]]
+            return [*there[:-1], self._all_reduce(last, errand, operation, rooms), *back[1:]]
         return there + back
 
     def join(self, level: int, errand: Errand) -> Step:
@@ -94,36 +133,57 @@ class Route:
         number: int,
         errand: Errand,
         operation: Operation,
-        wide: bool,
-        homes: dict[int, Sequence[Tensor]] | None = None,
+        rooms: dict[int, Room],
+        wide: bool = False,
+        keep: bool = False,
     ) -> Step:
+        """The step that adds chunks up; its room is among ``rooms`` until they come back."""
         is_last = number == len(self.levels) - 1
-        is_wide, is_kept = wide and is_last, homes is None and is_last
 
-        def act(hop: Hop, flats: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
-            if homes is not None:
-                homes[number] = flats
-            begun = hop.scatter(flats, owners, operation, errand.purpose, is_wide)
-            return Begun(begun.works, lambda: apart(begun.end())) if is_kept else begun
+        def act(hop: Hop, tensors: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
+            room = rooms.setdefault(number, rooms.get(number) or room_of(tensors, owners))
+            begun = hop.scatter(room, owners, operation, errand.purpose, wide and is_last)
+
+            def end() -> list[Tensor]:
+                results = apart(begun.end()) if keep else begun.end()
+                errand.change(results)
+                return results
+
+            return Begun(begun.works, end) if is_last else begun
 
         return self._step(number, errand, act)
 
-    def _gather(self, number: int, errand: Errand, homes: dict[int, Sequence[Tensor]] | None = None) -> Step:
-        """The step that joins chunks, in the tensors that were given to the scatter of the same level, if any."""
+    def _gather(self, number: int, errand: Errand, rooms: dict[int, Room] | None = None) -> Step:
+        """The step that joins chunks, in the room of the scatter of the same level, if any."""
 
         def act(hop: Hop, chunks: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
-            return hop.gather(chunks, owners, errand.purpose, None if homes is None else homes.pop(number))
+            return hop.gather(chunks, owners, errand.purpose, None if rooms is None else rooms.pop(number))
 
         return self._step(number, errand, act)
 
-    def _all_reduce(self, number: int, errand: Errand, operation: Operation) -> Step:
-        return self._step(number, errand, lambda hop, flats, _: hop.all_reduce(flats, operation, errand.purpose))
+    def _all_reduce(self, number: int, errand: Errand, operation: Operation, rooms: dict[int, Room]) -> Step:
+        def act(hop: Hop, tensors: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
+            room = rooms.pop(number, None) or room_of(tensors, owners)
+            begun = hop.all_reduce(room, operation, errand.purpose)
+
+            def end() -> list[Tensor]:
+                results = begun.end()
+                errand.change(results)
+                copies = Copies()
+                for flat, result in zip(room.flats, results, strict=True):
+                    copies.add(flat, result)
+                copies.run()
+                return list(room.memory)
+
+            return Begun(begun.works, end)
+
+        return self._step(number, errand, act)
 
     def _step(
         self, number: int, errand: Errand, act: Callable[[Hop, Sequence[Tensor], Sequence[OwnerSet]], Begun]
     ) -> Step:
         groups, level = self.groups, self.levels[number]
-        group = level.group(groups.rank)
+        group, what = level.group(groups.rank), errand.what
 
         def begin(tensors: Sequence[Tensor]) -> Begun:
             if level.kind == "class" and not tensors:  # then the others have nothing, either
@@ -135,7 +195,7 @@ class Route:
             )
             return act(hop, tensors, [self._members(number, owners) for owners in errand.owners])
 
-        return Step(number, begin, lambda: explained(group, errand.what, groups.rank))
+        return Step(number, begin, lambda: explained(group, what, groups.rank))
 
     def _find_members(self, number: int, owners: OwnerSet) -> OwnerSet:
         return self.levels[number].members(self.groups.rank, owners)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,45 +19,73 @@ Row = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where rows lie in a buffer of bytes.
+
+    Attributes:
+        lengths: The elements of each row.
+        dtypes: The dtype of each row.
+        starts: The first byte of each row.
+        first: The first byte of all.
+        nbytes: The bytes of the buffer.
+        dtype: The dtype of all rows, which then lie side by side; None where they have several.
+    """
+
+    lengths: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...]
+    starts: tuple[int, ...]
+    first: int
+    nbytes: int
+    dtype: torch.dtype | None
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """Returns each row in a buffer, as numbers."""
+        if self.dtype is not None:
+            return list(buffer[self.first :].view(self.dtype).split_with_sizes(list(self.lengths)))
+        rows = zip(self.starts, self.lengths, self.dtypes, strict=True)
+        return [buffer[start : start + length * dtype.itemsize].view(dtype) for start, length, dtype in rows]
+
+
+@dataclass(frozen=True)
 class Rows:
-    """The rows that a worker exchanges with its peers.
+    """The rows that a worker exchanges with its peers, and those that it keeps.
 
     A row of each tensor goes to each of its other owners, and one as long comes from each. What a peer gets, and what
-    comes from it, lie together, in the order of the tensors.
+    comes from it, lie together, in the order of the tensors. The rows that it keeps lie apart, one of each tensor.
 
     Attributes:
         order: The rows in the order in which they lie in a buffer.
         sizes: How many bytes each member of the group gets, and sends.
-        dtype: The dtype of all rows; None where they have several.
-        lengths: The elements of each row.
-        places: For rows of several dtypes, the first byte of each and its dtype.
+        sent: Where the exchanged rows lie.
+        kept: Where the rows lie that the worker keeps.
     """
 
     order: tuple[Row, ...]
     sizes: tuple[int, ...]
-    dtype: torch.dtype | None
-    lengths: tuple[int, ...]
-    places: tuple[tuple[int, torch.dtype], ...]
+    sent: Places
+    kept: Places
 
     @property
     def nbytes(self) -> int:
-        """The bytes of a buffer."""
-        return sum(self.sizes)
+        """The bytes of a buffer for what is exchanged."""
+        return self.sent.nbytes
+
+    @property
+    def kept_nbytes(self) -> int:
+        """The bytes of a buffer for what is kept."""
+        return self.kept.nbytes
 
     def room(self, device: torch.device) -> Tensor:
-        """Returns a new buffer, of bytes."""
+        """Returns a new buffer for what is exchanged, of bytes."""
         return torch.empty(self.nbytes, dtype=torch.uint8, device=device)
 
     def views(self, buffer: Tensor) -> Mapping[Row, Tensor]:
-        """Returns each row in a buffer, as numbers."""
-        return dict(zip(self.order, self._views(buffer), strict=True))
+        """Returns each exchanged row in a buffer, as numbers."""
+        return dict(zip(self.order, self.sent.views(buffer), strict=True))
 
-    def _views(self, buffer: Tensor) -> Iterator[Tensor]:
-        if self.dtype is not None:
-            yield from buffer.view(self.dtype).split_with_sizes(list(self.lengths))
-            return
-        for (start, dtype), length in zip(self.places, self.lengths, strict=True):
-            yield buffer[start : start + length * dtype.itemsize].view(dtype)
+    def kept_views(self, buffer: Tensor) -> list[Tensor]:
+        """Returns the row of each tensor that the worker keeps, in another buffer."""
+        return self.kept.views(buffer)
 
 
 @lru_cache(maxsize=4096)
@@ -77,25 +105,31 @@ def rows(
         lengths: The elements of a row of each tensor.
         dtypes: The dtype of each tensor.
     """
-    kinds = set(dtypes)
-    order, sizes, places, start = [], [], [], 0
+    step = ALIGNED if len(set(dtypes)) > 1 else 1
+    order: list[Row] = []
+    sizes = []
     for peer in members:
-        before = start
-        for number, those in enumerate(owners):
-            if peer == rank or peer not in those:
-                continue
-            order.append((number, peer))
-            places.append((start, dtypes[number]))
-            nbytes = lengths[number] * dtypes[number].itemsize
-            start += nbytes if len(kinds) == 1 else -(-nbytes // ALIGNED) * ALIGNED
-        sizes.append(start - before)
-    return Rows(
-        tuple(order),
-        tuple(sizes),
-        dtypes[0] if len(kinds) == 1 else None,
-        tuple(lengths[number] for number, _ in order),
-        () if len(kinds) == 1 else tuple(places),
-    )
+        numbers = [number for number, those in enumerate(owners) if peer != rank and peer in those]
+        order += [(number, peer) for number in numbers]
+        sizes.append(sum(_rounded(lengths[number] * dtypes[number].itemsize, step) for number in numbers))
+    numbers = [number for number, _ in order]
+    sent = _places([lengths[number] for number in numbers], [dtypes[number] for number in numbers], 0, step)
+    # What is kept follows what is sent in one buffer, at a multiple of every element's size.
+    first = -sent.nbytes % ALIGNED
+    return Rows(tuple(order), tuple(sizes), sent, _places(lengths, dtypes, first, step))
+
+
+def _places(lengths: Sequence[int], dtypes: Sequence[torch.dtype], first: int, step: int) -> Places:
+    starts, start = [], first
+    for length, dtype in zip(lengths, dtypes, strict=True):
+        starts.append(start)
+        start += _rounded(length * dtype.itemsize, step)
+    dtype = dtypes[0] if len(set(dtypes)) == 1 else None
+    return Places(tuple(lengths), tuple(dtypes), tuple(starts), first, start, dtype)
+
+
+def _rounded(nbytes: int, step: int) -> int:
+    return -(-nbytes // step) * step
 
 
 def chunks_of(flat: Tensor, owners: OwnerSet) -> Mapping[int, Tensor]:

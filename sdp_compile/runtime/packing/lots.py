@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeAlias
@@ -10,33 +10,28 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from sdp_compile.runtime.levels.room import Arrangement, Room
 from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.pairs import Pairs
 
-Average: TypeAlias = tuple[Slot, Tensor, slice]
-"""A bucket, its flat buffer, and the part of the buffer that holds averages."""
+Average: TypeAlias = tuple[Slot, Sequence[Tensor]]
+"""A bucket, and the memory that holds its averages: vectors that it fills one after the other."""
 
 
 @dataclass(frozen=True)
 class _Packed:
     """What was packed last, to be unpacked by the same views."""
 
-    flats: Sequence[Tensor]
     gradients: Mapping[str, Tensor]
     pairs: Pairs
 
-    def fits(self, averages: Sequence[Average], parameters: Mapping[str, nn.Parameter]) -> bool:
-        """Whether the views are of these buffers and of the current gradients."""
-        return (
-            len(averages) == len(self.flats)
-            and all(flat is packed for (_, flat, _), packed in zip(averages, self.flats, strict=True))
-            and all(part.indices(slot.numel)[:2] == (0, slot.numel) for slot, _, part in averages)
-            and all(parameters[name].grad is gradient for name, gradient in self.gradients.items())
-        )
+    def fits(self, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Whether the views are of the current gradients."""
+        return all(parameters[name].grad is gradient for name, gradient in self.gradients.items())
 
 
 class Lot:
-    """The buckets of this worker in one round.
+    """The buckets of this worker in one round, and the room in which they travel.
 
     Args:
         slots: What it holds of each, in their order.
@@ -44,66 +39,80 @@ class Lot:
 
     def __init__(self, slots: Iterable[Slot]) -> None:
         self.slots = tuple(slots)
+        self._room: Room | None = None
+        self._arrangement: Arrangement | None = None
         self._packed: _Packed | None = None
 
     def forget(self) -> None:
-        """Drops the views of what was packed last, which keep its memory in use until it is unpacked."""
-        self._packed = None
+        """Drops the room."""
+        self._room = self._packed = None
 
     def pack(
         self,
         slots: Sequence[Slot],
-        lengths: Sequence[int],
+        arranged: Callable[[], Arrangement],
         parameters: Mapping[str, nn.Parameter],
         given: Mapping[str, Tensor],
     ) -> list[Tensor]:
-        """Returns flat buffers with the gradients of some of the buckets, zeros where there are none.
+        """Packs the gradients of some of the buckets into the room, zeros where there are none.
 
         Args:
             slots: The buckets.
-            lengths: Elements of the buffer of each.
+            arranged: Says how the room is arranged if there is none yet.
             parameters: The module's parameters by name, whose ``.grad`` is packed.
             given: Gradients by name to add to ``.grad``.
+
+        Returns:
+            The memory of these buckets.
 
         Raises:
             SDPError: If a gradient is sparse.
         """
         with torch._C.DisableTorchFunctionSubclass():  # spares the way through Python that gradients go
-            flats, pairs = _room(slots, lengths, parameters), Pairs()
-            filled = [slot.fill(flat, parameters, given, pairs) for slot, flat in zip(slots, flats, strict=True)]
+            memory, pairs = self._memory(slots, arranged, parameters), Pairs()
+            filled = [slot.fill(own, parameters, given, pairs) for slot, own in zip(slots, memory, strict=True)]
             pairs.pack()
         found = [gradients for gradients in filled if gradients is not None]
         is_all = len(found) == len(self.slots)
-        self._packed = _Packed(flats, {n: g for one in found for n, g in one.items()}, pairs) if is_all else None
-        return flats
+        self._packed = _Packed({n: g for one in found for n, g in one.items()}, pairs) if is_all else None
+        return [stretch for own in memory for stretch in own]
+
+    def clear(
+        self, slots: Sequence[Slot], arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Puts zeros in place of the gradients of some of the buckets; the arguments are those of `pack`."""
+        for own in self._memory(slots, arranged, parameters):
+            torch._foreach_zero_(list(own))
+
+    def sent(self, device: torch.device) -> Room:
+        """Returns the room on the device on which it travels, with all buckets packed."""
+        assert self._room is not None and self._arrangement is not None
+        (buffer,) = self._room.memory
+        if buffer.device != device:
+            self._room, self._packed = self._arrangement.over(buffer.to(device)), None
+        return self._room
 
     def unpack(self, averages: Sequence[Average], parameters: Mapping[str, nn.Parameter]) -> None:
         """Writes averages into ``.grad``, which it creates if needed."""
-        packed, self._packed = self._packed, None
+        packed = self._packed
+        self.forget()
         with torch._C.DisableTorchFunctionSubclass():
-            if packed is not None and packed.fits(averages, parameters):
+            if packed is not None and packed.fits(parameters):
                 packed.pairs.unpack()
                 return
-            for slot, flat, part in averages:
-                slot.unpack(flat, part, parameters)
+            for slot, memory in averages:
+                slot.unpack(memory, parameters)
+
+    def _memory(
+        self, slots: Sequence[Slot], arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]
+    ) -> list[Sequence[Tensor]]:
+        if self._room is None:
+            self._arrangement = arranged()
+            self._room = self._arrangement.room(parameters[self.slots[0].names[0]].device)
+        of_all = dict(zip(self.slots, self._room.stretches, strict=True))
+        return [of_all[slot] for slot in slots]
 
 
 def lots_of(slots: Sequence[Slot]) -> tuple[Lot, ...]:
     """Returns the buckets of each round, given those of all rounds in their order."""
     return tuple(Lot(those) for _, those in groupby(slots, lambda slot: slot.bucket.round))
-
-
-def _room(slots: Sequence[Slot], lengths: Sequence[int], parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
-    """Returns new flat buffers, side by side where they have the same dtype and device; their excess is zero."""
-    kinds = [(slot.dtype(parameters), parameters[slot.names[0]].device) for slot in slots]
-    flats: dict[int, Tensor] = {}
-    for dtype, device in dict.fromkeys(kinds):
-        numbers = [number for number, kind in enumerate(kinds) if kind == (dtype, device)]
-        sizes = [lengths[number] for number in numbers]
-        whole = torch.empty(sum(sizes), dtype=dtype, device=device)
-        flats.update(zip(numbers, whole.split_with_sizes(sizes), strict=True))
-    made = [flats[number] for number in range(len(slots))]
-    excess = [flat[slot.numel :] for slot, flat in zip(slots, made, strict=True) if len(flat) > slot.numel]
-    if excess:
-        torch._foreach_zero_(excess)
-    return made

@@ -16,6 +16,7 @@ from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.gradients.reduction import Reduction
+from sdp_compile.runtime.levels.room import Arrangement, Room, arranged_in_order
 from sdp_compile.runtime.packing.slots import Slot
 
 OWNERS = (0, 1)
@@ -53,21 +54,24 @@ class Noted(Reduction):
     def __init__(self) -> None:
         super().__init__(groups())
         self.calls: list[Any] = []
-        self.flat: dict[int, Tensor] = {}
+        self.rooms: dict[int, Room] = {}
 
-    def length(self, bucket: Bucket, numel: int) -> int:
-        return numel + 1
+    def arranged(self, buckets: Sequence[Bucket], dtypes: Sequence[torch.dtype], device: torch.device) -> Arrangement:
+        lengths = [sum(piece.numel for piece in bucket.pieces) + 1 for bucket in buckets]
+        return arranged_in_order([(0,)] * len(buckets), lengths, dtypes)
 
-    def start(self, bucket: Bucket, flat: Tensor) -> None:
-        self.calls.append(("start", bucket.number, flat.tolist()))
-        self.flat[bucket.number] = flat
+    def start(self, number: int, room: Room) -> None:
+        self.calls.append(("start", number, *(flat.tolist() for flat in room.flats)))
+        self.rooms[number] = room
 
     def started_all(self) -> None:
         self.calls.append("started all")
 
-    def finish(self, bucket: Bucket) -> tuple[Tensor, slice]:
-        self.calls.append(("finish", bucket.number))
-        return 10 * self.flat.pop(bucket.number), slice(None)
+    def finish(self, number: int) -> Sequence[Sequence[Tensor]]:
+        self.calls.append(("finish", number))
+        room = self.rooms.pop(number)
+        torch._foreach_mul_(list(room.flats), 10)
+        return room.stretches
 
     def taken(self) -> list[Any]:
         """Returns the calls since the last time."""

@@ -89,9 +89,8 @@ class Scattered:
         self.reduction = ReduceScatter(self.engine, before, self.module, self.layout, self.optimizer)
 
     def reduce(self) -> None:
-        for number, bucket in self.layout.buckets.items():
-            assert self.reduction.keep(self.buckets[number], self.averages(number), self.parameters)
-            assert self.reduction.length(self.buckets[number], 0) == bucket.chunk * len(bucket.owners)
+        for number in self.layout.buckets:
+            assert self.reduction.keep(self.buckets[number], [self.averages(number)], self.parameters)
 
     def averages(self, number: int) -> Tensor:
         return 100.0 * number + torch.arange(self.layout.buckets[number].chunk, dtype=torch.float64)

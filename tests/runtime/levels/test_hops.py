@@ -12,6 +12,7 @@ from torch import Tensor
 from sdp_compile.runtime.comm.streams import Begun
 from sdp_compile.runtime.comm.traffic import Traffic
 from sdp_compile.runtime.levels.hops import Hop
+from sdp_compile.runtime.levels.room import room_of
 from tests.distributed import run_workers
 
 pytestmark = pytest.mark.timeout(120)
@@ -40,8 +41,8 @@ def exchanged(rank: int) -> Any:
     assert world is not None
     everyone = Hop(world, EVERYONE, rank, False, Traffic(), torch.device("cpu"))
     library = Hop(world, EVERYONE, rank, True, Traffic(), torch.device("cpu"))
-    own = [owners for owners in OWNERS if rank in owners]
-    kinds = [(owners, dtype) for owners in own for dtype in DTYPES]
+    kinds = [(owners, dtype) for owners in OWNERS if rank in owners for dtype in DTYPES]
+    own = [owners for owners, _ in kinds]
     flats = [values(rank, owners, dtype) for owners, dtype in kinds]
     of_all = [EVERYONE] * len(DTYPES)
     alike = [values(rank, EVERYONE, dtype) for dtype in DTYPES]
@@ -49,20 +50,22 @@ def exchanged(rank: int) -> Any:
     for operation in ("sum", "max"):
         for wide in (False, True):
             found[f"{operation} {wide}"] = done(
-                everyone.scatter(
-                    [flat.clone() for flat in flats], [owners for owners, _ in kinds], operation, "gradients", wide
-                )
+                everyone.scatter(room_of([flat.clone() for flat in flats], own), own, operation, "gradients", wide)
             )
-        found[f"library {operation}"] = done(library.scatter(alike, of_all, operation, "gradients", False))
-        found[f"all {operation}"] = done(library.all_reduce([one.clone() for one in alike], operation, "gradients"))
+        found[f"library {operation}"] = done(
+            library.scatter(room_of(alike, of_all), of_all, operation, "gradients", False)
+        )
+        found[f"all {operation}"] = done(
+            library.all_reduce(room_of([one.clone() for one in alike], of_all), operation, "gradients")
+        )
     chunks = [flat[:LENGTH].clone() for flat in flats]
-    found["gather"] = done(everyone.gather(chunks, [owners for owners, _ in kinds], "gradients"))
+    found["gather"] = done(everyone.gather(chunks, own, "gradients"))
     homes = [torch.zeros_like(flat) for flat in flats]
-    found["home"] = done(everyone.gather(chunks, [owners for owners, _ in kinds], "elsewhere", homes))
+    found["home"] = done(everyone.gather(chunks, own, "elsewhere", room_of(homes, own)))
     assert all(torch.equal(home, joined) for home, joined in zip(homes, found["gather"], strict=True))
     found["library gather"] = done(library.gather([one[:LENGTH].clone() for one in alike], of_all, "gradients"))
     homes = [torch.zeros_like(flat) for flat in alike]
-    done(library.gather([one[:LENGTH].clone() for one in alike], of_all, "gradients", homes))
+    done(library.gather([one[:LENGTH].clone() for one in alike], of_all, "gradients", room_of(homes, of_all)))
     assert all(torch.equal(home, joined) for home, joined in zip(homes, found["library gather"], strict=True))
     return kinds, found, everyone.traffic.sent["gradients"]
 

@@ -1,4 +1,4 @@
-"""The gradients of a bucket in one flat buffer, and back."""
+"""The gradients of a bucket in the memory in which they travel, and back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
+from sdp_compile.runtime.levels.room import arranged_by_peers
 from sdp_compile.runtime.packing.lots import Lot
 from sdp_compile.runtime.packing.slots import Slot
 from tests.runtime.gradients.alone import bucket, slot
@@ -25,19 +26,26 @@ def parameters() -> dict[str, nn.Parameter]:
 
 @pytest.fixture(autouse=True)
 def used_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory is not zero by chance."""
-    monkeypatch.setattr(torch, "empty", lambda length, **kind: torch.full((length,), float("nan"), **kind))
+    """New memory is not zero by chance: such bytes are no numbers."""
+    monkeypatch.setattr(torch, "empty", lambda nbytes, **kind: torch.full((nbytes,), 255, **kind))
 
 
-def packed(made: Slot, parameters: dict[str, nn.Parameter], length: int, given: dict[str, Tensor]) -> Tensor:
-    (flat,) = Lot([made]).pack([made], [length], parameters, given)
-    return flat
+def packed(
+    made: Slot, parameters: dict[str, nn.Parameter], length: int, given: dict[str, Tensor], owners: int = 1
+) -> Tensor:
+    """What lies in the chunks of so many owners after packing."""
+    everyone = tuple(range(owners))
+    for rank in everyone:  # which chunk is its own must not matter
+        arranged = arranged_by_peers(everyone, rank, [everyone], [length], [made.dtype(parameters)])
+        chunks = Lot([made]).pack([made], lambda arranged=arranged: arranged, parameters, given)
+        assert [len(chunk) for chunk in chunks] == [length // owners] * owners
+    return torch.cat(chunks)
 
 
 def test_a_slot_knows_its_pieces() -> None:
     made = slot(bucket(7, a=([0, 1],), b=([0, 1, 2],)))
     assert (made.bucket.number, made.numel, made.names) == (7, 5, ("a", "b"))
-    assert [entry.place for entry in made.entries] == [slice(0, 2), slice(2, 5)]
+    assert [(entry.name, entry.region.numel) for entry in made.entries] == [("a", 2), ("b", 3)]
 
 
 def test_gradients_are_packed_in_order_and_the_excess_is_zero(parameters: dict[str, nn.Parameter]) -> None:
@@ -79,34 +87,50 @@ def test_a_sparse_gradient_is_an_error(parameters: dict[str, nn.Parameter], is_g
         packed(slot(BUCKET), parameters, 6, given)
 
 
-FLAT = torch.tensor([10.0, 11, 12, 13, 14, 15, 99])
-
-
-def unpacked(made: Slot, part: slice, parameters: dict[str, nn.Parameter]) -> list[Tensor | None]:
-    made.unpack(FLAT, part, parameters)
-    return [parameters[name].grad for name in ("matrix", "vector")]
-
-
-@pytest.mark.parametrize(
-    ("part", "matrix", "vector"),
-    [
-        (slice(None), [[10, 2, 11], [12, 5, 13]], [10, 14, 30, 15]),
-        (slice(2, 5), [[1, 2, 3], [12, 5, 13]], [10, 14, 30, 40]),
-        (slice(1, 3), [[1, 2, 11], [12, 5, 6]], [10, 20, 30, 40]),
-        (slice(5, 7), [[1, 2, 3], [4, 5, 6]], [10, 20, 30, 15]),
-    ],
-)
-def test_a_part_of_the_buffer_replaces_its_elements(
-    part: slice, matrix: list[list[int]], vector: list[int], parameters: dict[str, nn.Parameter]
+@pytest.mark.parametrize("owners", [1, 2, 3, 4, 12])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_chunks_of_owners_tear_pieces_and_are_put_together_again(
+    owners: int, dtype: torch.dtype | None, parameters: dict[str, nn.Parameter]
 ) -> None:
-    first, second = unpacked(slot(BUCKET), part, parameters)
-    assert first is not None and second is not None
-    assert (first.tolist(), second.tolist()) == (matrix, vector)
+    """Runs, regions with strides, and regions that are no views; a chunk may hold several pieces, or part of one."""
+    parameters["listed"] = nn.Parameter(torch.zeros(5, 2))
+    parameters["listed"].grad = torch.arange(50.0, 60).view(5, 2)
+    made = slot(bucket(0, matrix=([0, 1], [0, 2]), vector=([1, 3],), listed=([0, 1, 4], [1])), dtype)
+    wanted = [1, 3, 4, 6, 20, 40, 51, 53, 59, 0, 0, 0]
+    assert packed(made, parameters, 12, {}, owners).tolist() == wanted
+    given = {"matrix": torch.full((2, 3), 100.0)}
+    assert packed(made, parameters, 12, given, owners).tolist() == [101, 103, 104, 106, *wanted[4:]]
+    memory = torch.tensor([10.0, 11, 12, 13, 14, 15, 16, 17, 18, 99, 99, 99]).view(owners, -1).unbind()
+    made.unpack(memory, parameters)
+    gradients = [parameter.grad for parameter in parameters.values()]
+    assert [gradient.tolist() for gradient in gradients if gradient is not None] == [
+        [[10, 2, 11], [12, 5, 13]],
+        [10, 14, 30, 15],
+        [[50, 16], [52, 17], [54, 55], [56, 57], [58, 18]],
+    ]
+
+
+@pytest.mark.parametrize("owners", [1, 4])
+def test_what_was_packed_is_unpacked_by_the_same_views(owners: int, parameters: dict[str, nn.Parameter]) -> None:
+    everyone = tuple(range(owners))
+    made = slot(BUCKET)
+    lot = Lot([made])
+    chunks = lot.pack([made], lambda: arranged_by_peers(everyone, 0, [everyone], [8], [torch.float32]), parameters, {})
+    torch._foreach_mul_(chunks, 10)
+    kept = {name: parameter.grad for name, parameter in parameters.items()}
+    lot.unpack([(made, chunks)], parameters)
+    for name, parameter in parameters.items():
+        assert parameter.grad is kept[name]
+    assert [parameter.grad.tolist() for parameter in parameters.values() if parameter.grad is not None] == [
+        [[10, 2, 30], [40, 5, 60]],
+        [10, 200, 30, 400],
+    ]
 
 
 def test_a_missing_gradient_is_made_but_not_that_of_a_frozen_parameter(parameters: dict[str, nn.Parameter]) -> None:
     parameters["matrix"].requires_grad_(False).grad = None
     parameters["vector"].grad = None
-    first, second = unpacked(slot(BUCKET), slice(None), parameters)
+    slot(BUCKET).unpack([torch.tensor([10.0, 11, 12, 13, 14, 15, 99])], parameters)
+    first, second = parameters["matrix"].grad, parameters["vector"].grad
     assert first is None and second is not None
     assert second.tolist() == [0, 14, 0, 15]
