@@ -101,20 +101,35 @@ class Plan(Assignment):
         buckets = self.buckets(None, bucket_bytes)
         return buckets[-1].round + 1 if buckets else 0
 
+    def exchanges(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> tuple[bool, ...]:
+        """Returns for each round whether workers of different classes have something in common in it.
+
+        Otherwise nobody exchanges anything in that round: all workers leave the exchange out.
+
+        Args:
+            bucket_bytes: Upper bound of what a worker holds of a round in bytes.
+        """
+        result = [False] * self.rounds(bucket_bytes)
+        for level in self.levels:
+            for bucket in self.buckets(None, bucket_bytes) if level.kind == "exchange" else ():
+                result[bucket.round] |= len(level.members(bucket.owners[0], bucket.owners)) > 1
+        return tuple(result)
+
     def collectives(self, rank: int, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> int:
         """Returns in how many collectives ``rank`` averages its gradients in one step.
 
         A round takes one there and one back for each level, or a single one if the last level's workers own the same.
-        In a round of which a worker holds nothing it takes part in the exchange only.
+        A worker takes part in the exchange of rounds of which it holds nothing, too. Rounds in which classes have
+        nothing in common have no exchange.
 
         Args:
             rank: A worker.
             bucket_bytes: Upper bound of what a worker holds of a round in bytes.
         """
         holding = len({bucket.round for bucket in self.buckets(rank, bucket_bytes)})
-        exchanges = 2 * any(level.kind == "exchange" for level in self.levels)
-        steps = 2 * len(self.levels) - bool(self.levels and self.levels[-1].kind == "class")
-        return steps * holding + exchanges * (self.rounds(bucket_bytes) - holding)
+        of_classes = sum(level.kind == "class" for level in self.levels)
+        within = 2 * of_classes - bool(self.levels and self.levels[-1].kind == "class")
+        return within * holding + 2 * sum(self.exchanges(bucket_bytes))
 
     def check_order(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> None:
         """Proves that workers which average gradients by this plan never wait for each other forever.
@@ -127,8 +142,12 @@ class Plan(Assignment):
         Raises:
             PlanError: If they could. The error names the workers and the collectives.
         """
-        rounds = self.rounds(bucket_bytes)
-        schedule.check_order(self.levels, self.worker_classes(), rounds, lambda rank: self.buckets(rank, bucket_bytes))
+        schedule.check_order(
+            self.levels,
+            self.worker_classes(),
+            self.exchanges(bucket_bytes),
+            lambda rank: self.buckets(rank, bucket_bytes),
+        )
 
     @cached_property
     def refreshed(self) -> tuple[Piece, ...]:

@@ -30,7 +30,10 @@ def turns(rounds: int, depth: int) -> Iterator[tuple[int, int, int]]:
 
 
 def check_order(
-    levels: Levels, classes: Sequence[Sequence[int]], rounds: int, buckets: Callable[[int], Sequence[Bucket]]
+    levels: Levels,
+    classes: Sequence[Sequence[int]],
+    exchanges: Sequence[bool],
+    buckets: Callable[[int], Sequence[Bucket]],
 ) -> None:
     """Proves that workers cannot wait for each other forever; see `sdp_compile.planning.order`.
 
@@ -40,16 +43,16 @@ def check_order(
     Args:
         levels: The levels of the plan.
         classes: The workers, grouped by what they own.
-        rounds: The number of rounds.
+        exchanges: For each round, whether workers of different classes have something in common in it.
         buckets: Returns the buckets of a worker.
 
     Raises:
         PlanError: If they could. The error names the workers and the collectives.
     """
-    check_calls({rank: calls(levels, rank, rounds, buckets(rank)) for rank in _representatives(levels, classes)})
+    check_calls({rank: calls(levels, rank, exchanges, buckets(rank)) for rank in _representatives(levels, classes)})
 
 
-def calls(levels: Levels, rank: int, rounds: int, buckets: Sequence[Bucket]) -> list[Call]:
+def calls(levels: Levels, rank: int, exchanges: Sequence[bool], buckets: Sequence[Bucket]) -> list[Call]:
     """Returns the collectives in which a worker averages its gradients in one step, in its order.
 
     With NCCL, a collective among workers that own the same is one for each dtype.
@@ -57,7 +60,7 @@ def calls(levels: Levels, rank: int, rounds: int, buckets: Sequence[Bucket]) -> 
     Args:
         levels: The levels of the plan.
         rank: The worker.
-        rounds: The number of rounds.
+        exchanges: For each round, whether workers of different classes have something in common in it.
         buckets: Its buckets.
     """
     there = [(number, "sum") for number in range(len(levels))]
@@ -70,10 +73,10 @@ def calls(levels: Levels, rank: int, rounds: int, buckets: Sequence[Bucket]) -> 
     sizes = {number: _sizes(levels, rank, of_round) for number, of_round in held.items()}
     nothing = [(0,) * level.size for level in levels]
     result = []
-    for _, number, step in turns(rounds, len(steps)):
+    for _, number, step in turns(len(exchanges), len(steps)):
         place, direction = steps[step]
         level = levels[place]
-        if level.kind == "exchange" or number in held:
+        if exchanges[number] if level.kind == "exchange" else number in held:
             what = f"the {direction} of round {number} at level {place}"
             result.append(Call(level.group(rank), what, sizes.get(number, nothing)[place]))
     return result

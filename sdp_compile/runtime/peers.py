@@ -99,7 +99,7 @@ class Peers:
             self.holdings,
             self.route,
             buckets,
-            plan.rounds(self.bucket_bytes),
+            plan.exchanges(self.bucket_bytes),
             self.comm_dtype,
             self.check_finite,
             contract,

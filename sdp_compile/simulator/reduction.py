@@ -147,8 +147,10 @@ class Reduction:
         return Phase(number, kind, paid.times(self.cluster.factors.get(kind, 1.0)), sent)
 
     def _all_to_all(self, number: int, sent: ByClass, received: ByClass) -> Phase:
-        """An all-to-all takes as long as the worker that sends or receives most."""
+        """An all-to-all takes as long as the worker that sends or receives most; one of nothing is left out."""
         size, cluster, most = self.plan.levels[number].size, self.cluster, float(max(sent.max(), received.max()))
+        if not most:
+            return Phase(number, "all_to_all", Cost(), sent)
         # `cost` takes the bytes for all members, of which those for the worker itself stay.
         inside = cost("all_to_all", most * size / (size - 1), size, cluster.intra, self.algorithm)
         paid = inside

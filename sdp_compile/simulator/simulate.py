@@ -107,7 +107,7 @@ def _step(reduction: Reduction, works: Sequence[Work], state: float, sharded: bo
         reduction.plan,
         max(works, key=lambda one: one.total),
         returned + sum(phase.cost.seconds for phase in refresh),
-        [(phase.level, phase.cost) for phase in phases],
+        [(phase.level, phase.cost) for phase in phases if phase.sent.any()],
         _most_sent(phases),
         reduction.bucket_bytes,
         state,

@@ -23,7 +23,7 @@ PAIR, OTHER, THIRD = (Call(members, f"round {number}") for number, members in en
 
 
 def calls(plan: Plan, rank: int, bucket_bytes: int) -> list[Call]:
-    return schedule.calls(plan.levels, rank, plan.rounds(bucket_bytes), plan.buckets(rank, bucket_bytes))
+    return schedule.calls(plan.levels, rank, plan.exchanges(bucket_bytes), plan.buckets(rank, bucket_bytes))
 
 
 def test_two_groups_in_opposite_order_are_refused() -> None:

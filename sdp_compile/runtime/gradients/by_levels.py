@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,17 +26,22 @@ class ByLevels(Reduction):
     Args:
         route: What this worker does in its groups.
         buckets: The buckets of this worker.
-        rounds: The number of rounds.
+        exchanges: For each round of all workers, whether classes exchange anything in it.
     """
 
-    def __init__(self, route: Route, buckets: Sequence[Bucket], rounds: int) -> None:
+    def __init__(self, route: Route, buckets: Sequence[Bucket], exchanges: Sequence[bool]) -> None:
         super().__init__(route.groups)
-        self.route, self.buckets, self.rounds = route, tuple(buckets), rounds
+        self.route, self.buckets, self.exchanges = route, tuple(buckets), tuple(exchanges)
         self._of_round: dict[int, list[Bucket]] = {}
         for bucket in buckets:
             self._of_round.setdefault(bucket.round, []).append(bucket)
         self._is_over = False
         self._reset()
+
+    @property
+    def rounds(self) -> int:
+        """The number of rounds."""
+        return len(self.exchanges)
 
     def arranged(self, buckets: Sequence[Bucket], dtypes: Sequence[torch.dtype], device: torch.device) -> Arrangement:
         lengths = [bucket.chunk * len(bucket.owners) for bucket in buckets]
@@ -80,15 +86,15 @@ class ByLevels(Reduction):
             buckets, room = self._of_round.get(number, ()), self._started.pop(number, None)
             if buckets and room is None:
                 return
-            owners, what = [bucket.owners for bucket in buckets], f"round {number} of gradients"
+            owners = [bucket.owners for bucket in buckets]
+            errand = Errand(owners, f"round {number} of gradients", "gradients", self.exchanges[number])
             if room is None:
-                errand, tensors, device = Errand(owners, what, "gradients"), [], self.groups.idle_device
-            else:
-                errand = Errand(owners, what, "gradients", room, self._division(room, owners))
-                tensors, device = list(room.memory), room.memory[0].device
-                if not self.keeps:
-                    self._rooms[number] = room
-            self._pipeline.send(self._steps(errand), tensors, device)
+                self._pipeline.send(self._steps(errand), (), self.groups.idle_device)
+                continue
+            errand = replace(errand, room=room, change=self._division(room, owners))
+            self._pipeline.send(self._steps(errand), room.memory, room.memory[0].device)
+            if not self.keeps:
+                self._rooms[number] = room
 
     def _division(self, room: Room, owners: Sequence[OwnerSet]) -> Callable[[Sequence[Tensor]], None]:
         """Divides what could overflow when it is added up. Returns what divides sums of the rest."""

@@ -53,7 +53,7 @@ class GradientEngine:
         holdings: Which tensors the module holds, and where they lie in the full ones.
         route: What this worker does in its process groups.
         buckets: The buckets of this worker, in the global order.
-        rounds: The number of rounds of all workers.
+        exchanges: For each round of all workers, whether classes exchange anything in it.
         comm_dtype: The dtype in which gradients travel; by default their own.
         check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
         contract: What the averages make up; by default the mean over the owners.
@@ -78,7 +78,7 @@ class GradientEngine:
         holdings: Holdings,
         route: Route,
         buckets: Sequence[Bucket],
-        rounds: int,
+        exchanges: Sequence[bool],
         comm_dtype: torch.dtype | None = None,
         check_finite: bool = False,
         contract: Contract | None = None,
@@ -90,7 +90,7 @@ class GradientEngine:
         self.comm_dtype, self.check_finite = comm_dtype, check_finite
         self.contract = contract or Contract()
         self._slots = [Slot(bucket, holdings, comm_dtype) for bucket in buckets if any(p.numel for p in bucket.pieces)]
-        self.reduction = ByLevels(route, [slot.bucket for slot in self._slots], rounds)
+        self.reduction = ByLevels(route, [slot.bucket for slot in self._slots], exchanges)
         self._positions = {slot.bucket.number: position for position, slot in enumerate(self._slots)}
         self._progress = Progress(self._slots, self.groups, self.reduction, self.contract.scale)
         self._own = own_regions(holdings, self._slots) if self.contract.watches else {}

@@ -38,7 +38,7 @@ class ReduceScatter(ByLevels):
     def __init__(
         self, engine: Engine, reduction: ByLevels, module: nn.Module, layout: ShardLayout, optimizer: Optimizer
     ) -> None:
-        super().__init__(reduction.route, reduction.buckets, reduction.rounds)
+        super().__init__(reduction.route, reduction.buckets, reduction.exchanges)
         self.layout = layout
         self._engine = weakref.ref(engine)
         self._module = weakref.ref(module)

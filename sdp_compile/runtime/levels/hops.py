@@ -49,6 +49,7 @@ class Hop:
         traffic: Counts what this worker sends.
         device: The device of the tensors, also where this worker has none.
         peers_are_fake: Whether nothing arrives; then the peers' parts are zero.
+        is_silent: Whether no member has anything for another.
     """
 
     group: dist.ProcessGroup
@@ -58,6 +59,7 @@ class Hop:
     traffic: Traffic
     device: torch.device
     peers_are_fake: bool = False
+    is_silent: bool = False
 
     def scatter(self, room: Room, owners: Sequence[OwnerSet], operation: Operation, purpose: str, wide: bool) -> Begun:
         """Gives each owner the sum or maximum of its chunk of each tensor.
@@ -102,28 +104,25 @@ class Hop:
             home: Where the joined tensors go, such as the room that was given to `scatter`; new tensors by default.
 
         Returns:
-            What ends with the memory of the home.
+            The collectives, whose results are the joined tensors, or the memory of their home.
         """
         if self.has_library:
             return self._by_library("all_gather", chunks, "sum", purpose, home)
         layout = self._rows(chunks, owners)
-        outgoing = self._copied(layout, [chunks[number] for number, _ in layout.order], home and home.spare)
-        in_place = home is not None and home.outgoing is not None
-        received = home.outgoing if home is not None and home.outgoing is not None else layout.room(self.device)
+        room = home or room_of(
+            [chunk.new_empty(len(chunk) * len(those)) for chunk, those in zip(chunks, owners, strict=True)], owners
+        )
+        outgoing = self._copied(layout, [chunks[number] for number, _ in layout.order], room.spare)
+        received = layout.room(self.device) if room.outgoing is None else room.outgoing
         works = self._exchange(layout, outgoing, received, purpose)
 
         def end() -> list[Tensor]:
-            came = {} if in_place else layout.views(received)
-            room = home or room_of(
-                [chunk.new_empty(len(chunk) * len(those)) for chunk, those in zip(chunks, owners, strict=True)], owners
-            )
             copies = Copies()
-            for number, (chunk, places) in enumerate(zip(chunks, room.chunks, strict=True)):
-                for member, place in places.items():
-                    if member == self.rank:
-                        copies.add(place, chunk)
-                    elif not in_place:
-                        copies.add(place, came[number, member])
+            for number, chunk in enumerate(chunks):
+                copies.add(room.chunks[number][self.rank], chunk)
+            if room.outgoing is None:
+                for (number, member), came in layout.views(received).items():
+                    copies.add(room.chunks[number][member], came)
             copies.run()
             return list(room.memory)
 
@@ -148,6 +147,8 @@ class Hop:
 
     def _exchange(self, layout: Rows, outgoing: Tensor, received: Tensor, purpose: str) -> Works:
         """Sends the rows of a layout. What comes has the same layout."""
+        if self.is_silent:
+            return ()
         if self.peers_are_fake:
             received.zero_()
         sizes = list(layout.sizes)

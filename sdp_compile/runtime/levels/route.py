@@ -30,6 +30,7 @@ class Errand:
         owners: The owners of each tensor.
         what: What it is called in errors: "round 3 of gradients".
         purpose: What the traffic is counted as: "gradients".
+        exchanges: Whether workers of different classes have any of it in common; they must agree.
         room: Where the tensors lie, as `Route.arranged` says; by default they are given to the first step.
         change: Changes sums or maxima in place, before they travel back.
     """
@@ -37,6 +38,7 @@ class Errand:
     owners: Sequence[OwnerSet]
     what: str
     purpose: str
+    exchanges: bool = True
     room: Room | None = None
     change: Callable[[Sequence[Tensor]], None] = _unchanged
 
@@ -191,7 +193,14 @@ class Route:
             library = level.kind == "class" and groups.has_library(tensors[0].device)
             device = tensors[0].device if tensors else groups.idle_device
             hop = Hop(
-                groups.raw_group_of(group), group, groups.rank, library, groups.traffic, device, groups.peers_are_fake
+                groups.raw_group_of(group),
+                group,
+                groups.rank,
+                library,
+                groups.traffic,
+                device,
+                groups.peers_are_fake,
+                is_silent=level.kind == "exchange" and not errand.exchanges,
             )
             return act(hop, tensors, [self._members(number, owners) for owners in errand.owners])
 

@@ -124,8 +124,8 @@ def _places(lengths: Sequence[int], dtypes: Sequence[torch.dtype], first: int, s
     for length, dtype in zip(lengths, dtypes, strict=True):
         starts.append(start)
         start += _rounded(length * dtype.itemsize, step)
-    dtype = dtypes[0] if len(set(dtypes)) == 1 else None
-    return Places(tuple(lengths), tuple(dtypes), tuple(starts), first, start, dtype)
+    only = dtypes[0] if len(set(dtypes)) == 1 else None
+    return Places(tuple(lengths), tuple(dtypes), tuple(starts), first, start, only)
 
 
 def _rounded(nbytes: int, step: int) -> int:

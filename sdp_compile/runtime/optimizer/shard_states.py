@@ -54,7 +54,7 @@ def slices_of(optimizer: ShardedOptimizer, module: Subnetwork, requests: Sequenc
         for key, dtype in _states(names, requests):
             chunks = [_chunk(bucket, key, dtype, optimizer, parameters) for bucket in buckets]
             pipeline = Pipeline()
-            errand = send_back(pipeline, number, buckets, chunks, reduction.route, "state")
+            errand = send_back(pipeline, number, buckets, chunks, reduction, "state")
             pipeline.drain()
             for bucket, flat in zip(buckets, pipeline.results(errand), strict=True):
                 bucket.write(flat, _wanted(bucket, key, dtype, result))

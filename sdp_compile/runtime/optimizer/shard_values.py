@@ -12,7 +12,7 @@ from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout
 from sdp_compile.runtime.levels.pipeline import Pipeline
-from sdp_compile.runtime.levels.route import Errand, Route
+from sdp_compile.runtime.levels.route import Errand
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
 from sdp_compile.runtime.sharding.shards import ShardedBucket
 
@@ -53,11 +53,11 @@ def publish(layout: ShardLayout, parameters: Mapping[str, nn.Parameter], reducti
         bucket.write(_stepped(bucket, parameters), parameters)
     if reduction is None:
         return
-    route, pipeline, written = reduction.route, Pipeline(), 0
+    pipeline, written = Pipeline(), 0
     for number in range(reduction.rounds):
         buckets = layout.of_round(number)
         chunks = [_stepped(bucket, parameters) for bucket in buckets]
-        send_back(pipeline, number, buckets, chunks, route, "shards")
+        send_back(pipeline, number, buckets, chunks, reduction, "shards")
         if pipeline.has_arrived(written):  # written while later ones travel
             _write(written, layout, pipeline, parameters)
             written += 1
@@ -71,14 +71,15 @@ def send_back(
     number: int,
     buckets: Sequence[ShardedBucket],
     chunks: Sequence[Tensor],
-    route: Route,
+    reduction: ByLevels,
     purpose: str,
 ) -> int:
     """Starts to send the owners' chunks of a round's buckets to all of them. Returns the number of the errand."""
-    device = route.groups.wire(chunks[0].device) if chunks else route.groups.idle_device
+    groups = reduction.groups
+    device = groups.wire(chunks[0].device) if chunks else groups.idle_device
     owners = [tuple(sorted(bucket.owners)) for bucket in buckets]
-    errand = Errand(owners, f"the shards of round {number}", purpose)
-    return pipeline.send(route.back(errand), [chunk.to(device) for chunk in chunks], device)
+    errand = Errand(owners, f"the shards of round {number}", purpose, reduction.exchanges[number])
+    return pipeline.send(reduction.route.back(errand), [chunk.to(device) for chunk in chunks], device)
 
 
 def _stepped(bucket: ShardedBucket, parameters: Mapping[str, nn.Parameter]) -> Tensor:

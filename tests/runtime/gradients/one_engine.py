@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.gradients.engine import GradientEngine
@@ -42,14 +42,14 @@ class Engine(GradientEngine):
         }
         holdings: Any = SimpleNamespace(plan=SimpleNamespace(state=state), region=lambda piece: Region(piece.index))
         route: Any = SimpleNamespace(groups=groups())
-        super().__init__(self.three, holdings, route, BUCKETS, 10, **options)
+        super().__init__(self.three, holdings, route, BUCKETS, [True] * 10, **options)
         self.reduction = self.noted = Noted()
         self.during: list[str] = []
         start = self.noted.start
 
-        def recorded(bucket: Any, flat: Tensor) -> None:
+        def recorded(number: int, room: Any) -> None:
             self.during.append(type(torch._C._current_autograd_node()).__name__)
-            start(bucket, flat)
+            start(number, room)
 
         self.noted.start = recorded
 

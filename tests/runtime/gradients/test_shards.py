@@ -85,7 +85,7 @@ class Scattered:
         self.engine: Any = Engine()
         self.buckets = {bucket.number: bucket for bucket in self.module.plan.buckets(0, 64)}
         route: Any = SimpleNamespace(groups=self.engine.groups)
-        before = ByLevels(route, list(self.buckets.values()), self.module.plan.rounds(64))
+        before = ByLevels(route, list(self.buckets.values()), self.module.plan.exchanges(64))
         self.reduction = ReduceScatter(self.engine, before, self.module, self.layout, self.optimizer)
 
     def reduce(self) -> None:
