@@ -155,3 +155,23 @@ def test_turns() -> None:
     assert list(turns(2, 2)) == [(0, 0, 0), (1, 1, 0), (1, 0, 1), (2, 1, 1)]
     found = [turn[1:] for turn in turns(5, 3)]
     assert sorted(found) == sorted(chain.from_iterable([(number, step) for step in range(3)] for number in range(5)))
+
+
+@settings(deadline=None, max_examples=40)
+@given(plans(), st.sampled_from([16, 64, 10**6]))
+def test_rounds_in_which_classes_have_nothing_in_common_have_no_exchange(
+    made: tuple[Structure, Plan], bucket_bytes: int
+) -> None:
+    plan = made[1]
+    classes = {worker: number for number, members in enumerate(plan.levels.classes) for worker in members}
+    common = {b.round for b in plan.buckets(None, bucket_bytes) if len({classes[owner] for owner in b.owners}) > 1}
+    rounds = range(plan.rounds(bucket_bytes))
+    assert plan.exchanges(bucket_bytes) == tuple(number in common for number in rounds)
+
+
+def test_workers_that_own_apart_exchange_only_what_all_own() -> None:
+    plan = plan_for(mlp(hidden=8, width=3, layers=2), NeuronPolicy(replicas=2, slots=2), 4)
+    assert [level.kind for level in plan.levels] == ["class", "exchange"]
+    exchanges = plan.exchanges(16)
+    assert set(exchanges) == {True, False}
+    assert plan.collectives(0, 16) == 2 * len(exchanges) + 2 * sum(exchanges)
