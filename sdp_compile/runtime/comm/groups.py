@@ -25,8 +25,11 @@ from sdp_compile.runtime.waiting.observer import board_of, observe
 from sdp_compile.runtime.waiting.patience import complete, waiting
 from sdp_compile.runtime.waiting.words import ADVICE
 
-_level_groups: WeakKeyDictionary[dist.ProcessGroup, dict[OwnerSet, dist.ProcessGroup]] = WeakKeyDictionary()
-"""The groups of levels by common group, shared by all compilations and copies of modules in this process."""
+_level_groups: WeakKeyDictionary[dist.ProcessGroup, dict[OwnerSet, dist.ProcessGroup | None]] = WeakKeyDictionary()
+"""The groups of levels by common group, shared by all compilations and copies of modules in this process.
+
+None stands for a group of others in whose making this process took part.
+"""
 
 _control_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
 """The Gloo groups beside the common groups, in which workers compare what they do."""
@@ -131,23 +134,23 @@ class Groups:
         made = _level_groups.setdefault(self.group, {})
         for level in levels:
             own = level.group(self.rank)
-            if level.size < self.workers and own not in made:
-                self._create_all(level)
+            if level.size == self.workers:
+                continue
+            if not _names_are_common() and self.workers == dist.get_world_size():
+                self._create_all(level, made)
+            elif own not in made:
+                made[own] = self._create(own, f"sdp {level.kind} {own[:8]}")
         if self.workers > 1 and self.raw_group not in _control_groups and not self.peers_are_fake:
             # On the host, workers can compare what they do without waiting for a device.
             everyone = tuple(range(self.workers))
             _control_groups[self.raw_group] = self._create(everyone, "control", backend="gloo")
 
-    def _create_all(self, level: Level) -> None:
-        made, own = _level_groups[self.raw_group], level.group(self.rank)
-        if _names_are_common() or self.workers < dist.get_world_size():
-            made[own] = self._create(own, f"sdp {level.kind} {own[:8]}")
-            return
-        for members in level.groups:  # all ranks must take part in making each of them
-            ranks = [self.global_rank(worker) for worker in members]
-            group = dist.new_group(ranks, timeout=self.timeout)
-            if members == own and isinstance(group, dist.ProcessGroup):
-                made[own] = group
+    def _create_all(self, level: Level, made: dict[OwnerSet, dist.ProcessGroup | None]) -> None:
+        """Creates all groups of a level that no earlier plan has: all ranks must take part in making each of them."""
+        for members in level.groups:
+            if members not in made:
+                group = dist.new_group([self.global_rank(worker) for worker in members], timeout=self.timeout)
+                made[members] = group if isinstance(group, dist.ProcessGroup) else None
 
     def _create(self, members: OwnerSet, description: str, backend: str | None = None) -> dist.ProcessGroup:
         """Creates a group; only its members call this."""

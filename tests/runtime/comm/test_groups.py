@@ -7,9 +7,12 @@ import time
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from sdp_compile.errors import DistributedError
+from sdp_compile.ownership.levels import Level, Levels
+from sdp_compile.runtime.comm import groups as making
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.module.connecting import connect
 from tests.distributed import WorkerFailed, run_workers
@@ -80,3 +83,29 @@ def test_a_worker_that_leaves_in_mid_step() -> None:
     assert any("DistributedError" in texts[rank] for rank in range(3))
     named = [re.search(r"among workers ([\d, ]+) failed on worker (\d)", text) for text in texts.values()]
     assert all("3" in match[1] and match[2] != "3" for match in named if match) and any(named)
+
+
+PLANS = [[(0, 1), (2, 3), (4, 5)], [(0, 1), (2, 4), (3, 5)], [(0, 2), (1, 3), (4, 5)]]
+"""The groups of three plans; each shares one with another, and the last one joins workers that needed other ones."""
+
+
+def some_groups_twice(rank: int, members_make_groups: bool) -> Any:
+    if not members_make_groups:  # as before torch 2.12, where all ranks make every group
+        making.__dict__["_names_are_common"] = lambda: False
+    groups, result = Groups(), []
+    for pairs in PLANS:
+        levels = Levels((Level("exchange", tuple(pairs), True),), 6, 6, ())
+        groups.create(levels)
+        own = levels[0].group(rank)
+        total = torch.tensor([2.0**rank])
+        dist.all_reduce(total, group=groups.raw_group_of(own))
+        result.append((own, float(total)))
+    return result
+
+
+@pytest.mark.parametrize("members_make_groups", [True, False])
+def test_plans_may_share_some_groups_of_a_level(members_make_groups: bool) -> None:
+    for rank, found in enumerate(run_workers(some_groups_twice, 6, members_make_groups, timeout=20)):
+        for pairs, (own, total) in zip(PLANS, found, strict=True):
+            assert own in pairs and rank in own
+            assert total == sum(2.0**member for member in own)
