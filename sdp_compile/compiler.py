@@ -26,6 +26,7 @@ from sdp_compile.runtime.module.connecting import connect
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.optimizer.originals import remember_original
 from sdp_compile.runtime.state.initialisation import slice_tensors
+from sdp_compile.simulator import Cluster, simulate
 from sdp_compile.structure.analysis import analyse
 
 Reduction = Literal["mean", "sum", "tokens"]
@@ -46,7 +47,7 @@ def sdp_compile(
     group: dist.ProcessGroup | None = None,
     lowering: LoweringKind = "sliced",
     passes: Passes = None,
-    bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    bucket_bytes: int | Cluster = DEFAULT_BUCKET_BYTES,
     comm_dtype: torch.dtype | None = None,
     check_finite: bool = False,
     reduction: Reduction = "mean",
@@ -71,7 +72,8 @@ def sdp_compile(
         passes: The passes that rewrite the graphs: None for the default ones, names of passes to add to them, the path
             of a TOML file, or a whole pipeline of `Pass` objects; see `sdp_compile.passes.resolve_pipeline`.
         bucket_bytes: Upper bound in bytes of one gradient reduction. Small ones start earlier in backward, large ones
-            cost less latency.
+            cost less latency. A `sdp_compile.simulator.Cluster` with the latency and bandwidth of the links chooses the
+            size with which a simulated step is shortest; all ranks must describe the same one.
         comm_dtype: The dtype in which gradients travel; by default their own.
         check_finite: Whether a gradient that is infinite or NaN on any worker is an error on all.
         reduction: How the gradients of the P owners of a unit make up its gradient: ``"mean"``, their mean; ``"sum"``,
@@ -103,9 +105,11 @@ def sdp_compile(
         if broadcast_from is not None:
             broadcast_from = checked_rank(broadcast_from, workers, "broadcast_from")
         chosen = resolve_policy(policy)
-        pipeline = _pipeline(passes, lowering, chosen, bucket_bytes)
         analysis = analyse(capture(model, example_inputs, methods))
         plan = make_plan(analysis, chosen, workers, _launch(base))
+        if isinstance(bucket_bytes, Cluster):
+            bucket_bytes = simulate(plan, bucket_bytes).bucket_bytes
+        pipeline = _pipeline(passes, lowering, chosen, bucket_bytes)
         if base is not None:
             plan.check_order(bucket_bytes_of(pipeline))
         lowered = lower(analysis, plan, rank, pipeline)
@@ -262,7 +266,11 @@ def _check(model: Any, lowering: Any, bucket_bytes: Any, comm_dtype: Any) -> Non
     _check_model(model, "compile()")
     if lowering not in ("sliced", "masked"):
         raise PlanError(f"lowering must be 'sliced' or 'masked', got {lowering!r}.")
-    if isinstance(bucket_bytes, bool) or not isinstance(bucket_bytes, int) or bucket_bytes < 1:
-        raise PlanError(f"bucket_bytes must be a positive integer, got {bucket_bytes!r}.")
+    is_size = isinstance(bucket_bytes, int) and not isinstance(bucket_bytes, bool) and bucket_bytes > 0
+    if not is_size and not isinstance(bucket_bytes, Cluster):
+        raise PlanError(
+            f"bucket_bytes must be a positive integer, or the sdp_compile.simulator.Cluster for which a size is "
+            f"chosen, got {bucket_bytes!r}."
+        )
     if comm_dtype is not None and not (isinstance(comm_dtype, torch.dtype) and comm_dtype.is_floating_point):
         raise PlanError(f"comm_dtype must be a floating-point dtype, got {comm_dtype!r}.")

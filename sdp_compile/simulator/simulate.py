@@ -22,7 +22,7 @@ from sdp_compile.simulator.work import Work, state_of, training_flops, work_of
 Strategy = Literal["sdp", "sdp-sharded", "ddp", "ddp-checkpoint", "fsdp2"]
 
 SMALLEST_BUCKET = 8 * 2**20
-"""The default of ``sdp.compile``."""
+"""Smaller buckets than this are not tried: each costs the host about half a millisecond."""
 
 MOST_ROUNDS = 1024
 """More rounds than this are not tried: each costs a latency, and the simulator some time."""

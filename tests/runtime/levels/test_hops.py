@@ -12,7 +12,7 @@ from torch import Tensor
 from sdp_compile.runtime.comm.streams import Begun
 from sdp_compile.runtime.comm.traffic import Traffic
 from sdp_compile.runtime.levels.hops import Hop
-from sdp_compile.runtime.levels.room import room_of
+from sdp_compile.runtime.levels.room import arranged_by_peers, arranged_in_order, room_of
 from tests.distributed import run_workers
 
 pytestmark = pytest.mark.timeout(120)
@@ -29,11 +29,15 @@ def values(rank: int, owners: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.randint(-9, 9, (len(owners) * LENGTH,), generator=generator).to(dtype)
 
 
-def done(begun: Begun) -> list[Tensor]:
+def finished(begun: Begun) -> list[Tensor]:
     for work, _ in begun.works:
         assert work is not None
         work.wait()
-    return [one.clone() for one in begun.end()]  # not views of one buffer
+    return begun.end()
+
+
+def done(begun: Begun) -> list[Tensor]:
+    return [one.clone() for one in finished(begun)]  # not views of one buffer
 
 
 def exchanged(rank: int) -> Any:
@@ -97,3 +101,51 @@ def test_each_owner_gets_its_chunk_of_sums_and_maxima_and_all_chunks() -> None:
             assert torch.equal(flat, torch.cat([values(owner, EVERYONE, dtype)[:LENGTH] for owner in EVERYONE]))
         peers = sum(len(owners) - 1 for owners, _ in kinds) // len(DTYPES)
         assert nbytes == 5 * peers * (48 + 32 + 16)  # rows of several dtypes begin at multiples of 16 bytes
+
+
+def there_and_back_in_a_room(rank: int) -> Any:
+    world = dist.group.WORLD
+    assert world is not None
+    hop = Hop(world, EVERYONE, rank, False, Traffic(), torch.device("cpu"))
+    kinds = [(owners, dtype) for owners in OWNERS if rank in owners for dtype in DTYPES]
+    result = []
+    for chosen in (kinds, [kind for kind in kinds if kind[1] == torch.float32]):
+        own, dtypes = [owners for owners, _ in chosen], [dtype for _, dtype in chosen]
+        flats = [values(rank, *kind) for kind in chosen]
+        room = arranged_by_peers(EVERYONE, rank, own, [len(flat) for flat in flats], dtypes).room(torch.device("cpu"))
+        for stretches, flat in zip(room.stretches, flats, strict=True):
+            for stretch, chunk in zip(stretches, flat.split(LENGTH), strict=True):
+                stretch.copy_(chunk)
+        packed = room.memory[0].data_ptr()
+        sums = finished(hop.scatter(room, own, "sum", "gradients", False))
+        back = finished(hop.gather(sums, own, "gradients", room))
+        assert [one.data_ptr() for one in back] == [packed]
+        result.append((chosen, [one.clone() for one in sums], [torch.cat(list(one)) for one in room.stretches]))
+    return result
+
+
+def test_averages_come_back_to_where_gradients_were_packed() -> None:
+    for rank, found in enumerate(run_workers(there_and_back_in_a_room, WORKERS)):
+        for kinds, sums, joined in found:
+            for kind, own, whole in zip(kinds, sums, joined, strict=True):
+                assert torch.equal(own.double(), expected(rank, *kind, "sum"))
+                assert torch.equal(whole.double(), torch.cat([expected(owner, *kind, "sum") for owner in kind[0]]))
+
+
+def joined_in_place(rank: int) -> Any:
+    world = dist.group.WORLD
+    assert world is not None
+    hop = Hop(world, EVERYONE, rank, True, Traffic(), torch.device("cpu"))
+    dtypes = [torch.float32, torch.float32, torch.float64]
+    lengths = [4 * LENGTH, 8 * LENGTH, 4 * LENGTH]
+    room = arranged_in_order([EVERYONE] * 3, lengths, dtypes).room(torch.device("cpu"))
+    for number, flat in enumerate(room.flats):
+        flat.fill_(rank + 10.0 * number)
+    sums = finished(hop.all_reduce(room, "sum", "gradients"))
+    assert all(one.is_set_to(flat) for one, flat in zip(sums, room.flats, strict=True))
+    return [one.tolist() for one in sums]
+
+
+def test_tensors_side_by_side_are_added_up_where_they_lie() -> None:
+    for found in run_workers(joined_in_place, WORKERS):
+        assert found == [[6.0 + 40 * number] * length for number, length in enumerate((20, 40, 20))]
