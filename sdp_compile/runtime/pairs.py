@@ -28,6 +28,8 @@ class Pairs:
             tensor: The tensor that it is a region of.
             places: Its place in the buffer, a vector of as many elements; or several with as many together.
         """
+        if not places:  # a region without elements
+            return
         run = region.run(tensor)
         chunks, views = self._runs
         if run is not None:

@@ -225,7 +225,7 @@ class GradientEngine:
             self._watch(lambda: True)
             if self._ignores:
                 return
-        if self._progress.is_launched(position):
+        if self._progress.is_launched(position) or self._progress.is_issued(position):
             launches.arrivals.reject()  # a second forward call
             return
         launches.arrivals.expect({self._parameters[name]: gradient for name, gradient in trainable})

@@ -78,6 +78,10 @@ class Progress:
         """Whether a bucket was launched since `begin`."""
         return position in self._launched
 
+    def is_issued(self, position: int) -> bool:
+        """Whether a bucket was issued since `begin`: its memory travels."""
+        return self._slots[position].bucket.number in self.issued
+
     def launch(self, position: int, gradients: Mapping[str, Tensor]) -> None:
         """Packs a bucket with gradients that will be added to ``.grad``, and issues what is complete."""
         self._pack([position], gradients)

@@ -112,7 +112,8 @@ class Hop:
         room = home or room_of(
             [chunk.new_empty(len(chunk) * len(those)) for chunk, those in zip(chunks, owners, strict=True)], owners
         )
-        outgoing = self._copied(layout, [chunks[number] for number, _ in layout.order], room.spare)
+        spare, room.spare = room.spare, None
+        outgoing = self._copied(layout, [chunks[number] for number, _ in layout.order], spare)
         received = layout.room(self.device) if room.outgoing is None else room.outgoing
         works = self._exchange(layout, outgoing, received, purpose)
 

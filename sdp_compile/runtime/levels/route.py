@@ -139,16 +139,18 @@ class Route:
         wide: bool = False,
         keep: bool = False,
     ) -> Step:
-        """The step that adds chunks up; its room is among ``rooms`` until they come back."""
-        is_last = number == len(self.levels) - 1
+        """The step that adds chunks up; its room is among ``rooms`` until they come back, unless they are to be kept."""
+        is_last, purpose, change = number == len(self.levels) - 1, errand.purpose, errand.change
 
         def act(hop: Hop, tensors: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
-            room = rooms.setdefault(number, rooms.get(number) or room_of(tensors, owners))
-            begun = hop.scatter(room, owners, operation, errand.purpose, wide and is_last)
+            room = rooms.pop(number, None) or room_of(tensors, owners)
+            if not keep:
+                rooms[number] = room
+            begun = hop.scatter(room, owners, operation, purpose, wide and is_last)
 
             def end() -> list[Tensor]:
                 results = apart(begun.end()) if keep else begun.end()
-                errand.change(results)
+                change(results)
                 return results
 
             return Begun(begun.works, end) if is_last else begun
@@ -157,20 +159,23 @@ class Route:
 
     def _gather(self, number: int, errand: Errand, rooms: dict[int, Room] | None = None) -> Step:
         """The step that joins chunks, in the room of the scatter of the same level, if any."""
+        purpose = errand.purpose
 
         def act(hop: Hop, chunks: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
-            return hop.gather(chunks, owners, errand.purpose, None if rooms is None else rooms.pop(number))
+            return hop.gather(chunks, owners, purpose, None if rooms is None else rooms.pop(number))
 
         return self._step(number, errand, act)
 
     def _all_reduce(self, number: int, errand: Errand, operation: Operation, rooms: dict[int, Room]) -> Step:
+        purpose, change = errand.purpose, errand.change
+
         def act(hop: Hop, tensors: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
             room = rooms.pop(number, None) or room_of(tensors, owners)
-            begun = hop.all_reduce(room, operation, errand.purpose)
+            begun = hop.all_reduce(room, operation, purpose)
 
             def end() -> list[Tensor]:
                 results = begun.end()
-                errand.change(results)
+                change(results)
                 copies = Copies()
                 for flat, result in zip(room.flats, results, strict=True):
                     copies.add(flat, result)
@@ -185,7 +190,8 @@ class Route:
         self, number: int, errand: Errand, act: Callable[[Hop, Sequence[Tensor], Sequence[OwnerSet]], Begun]
     ) -> Step:
         groups, level = self.groups, self.levels[number]
-        group, what = level.group(groups.rank), errand.what
+        # Not the errand itself: it has the room, which goes as soon as no step needs it.
+        group, what, owners, exchanges = level.group(groups.rank), errand.what, errand.owners, errand.exchanges
 
         def begin(tensors: Sequence[Tensor]) -> Begun:
             if level.kind == "class" and not tensors:  # then the others have nothing, either
@@ -200,9 +206,9 @@ class Route:
                 groups.traffic,
                 device,
                 groups.peers_are_fake,
-                is_silent=level.kind == "exchange" and not errand.exchanges,
+                is_silent=level.kind == "exchange" and not exchanges,
             )
-            return act(hop, tensors, [self._members(number, owners) for owners in errand.owners])
+            return act(hop, tensors, [self._members(number, those) for those in owners])
 
         return Step(number, begin, lambda: explained(group, what, groups.rank))
 

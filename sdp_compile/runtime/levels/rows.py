@@ -124,7 +124,7 @@ def _places(lengths: Sequence[int], dtypes: Sequence[torch.dtype], first: int, s
     for length, dtype in zip(lengths, dtypes, strict=True):
         starts.append(start)
         start += _rounded(length * dtype.itemsize, step)
-    only = dtypes[0] if len(set(dtypes)) == 1 else None
+    only = dtypes[0] if step == 1 and dtypes else None
     return Places(tuple(lengths), tuple(dtypes), tuple(starts), first, start, only)
 
 

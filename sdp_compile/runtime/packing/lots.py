@@ -23,11 +23,17 @@ class _Packed:
     """What was packed last, to be unpacked by the same views."""
 
     gradients: Mapping[str, Tensor]
+    memory: Sequence[Tensor]
     pairs: Pairs
 
-    def fits(self, parameters: Mapping[str, nn.Parameter]) -> bool:
-        """Whether the views are of the current gradients."""
-        return all(parameters[name].grad is gradient for name, gradient in self.gradients.items())
+    def fits(self, averages: Sequence[Average], parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Whether the views are of the memory of these averages and of the current gradients."""
+        memory = [stretch for _, own in averages for stretch in own]
+        return (
+            len(memory) == len(self.memory)
+            and all(one is packed for one, packed in zip(memory, self.memory, strict=True))
+            and all(parameters[name].grad is gradient for name, gradient in self.gradients.items())
+        )
 
 
 class Lot:
@@ -40,12 +46,14 @@ class Lot:
     def __init__(self, slots: Iterable[Slot]) -> None:
         self.slots = tuple(slots)
         self._room: Room | None = None
+        self._stretches: Mapping[Slot, Sequence[Tensor]] = {}
         self._arrangement: Arrangement | None = None
         self._packed: _Packed | None = None
 
     def forget(self) -> None:
         """Drops the room."""
         self._room = self._packed = None
+        self._stretches = {}
 
     def pack(
         self,
@@ -74,8 +82,9 @@ class Lot:
             pairs.pack()
         found = [gradients for gradients in filled if gradients is not None]
         is_all = len(found) == len(self.slots)
-        self._packed = _Packed({n: g for one in found for n, g in one.items()}, pairs) if is_all else None
-        return [stretch for own in memory for stretch in own]
+        stretches = [stretch for own in memory for stretch in own]
+        self._packed = _Packed({n: g for one in found for n, g in one.items()}, stretches, pairs) if is_all else None
+        return stretches
 
     def clear(
         self, slots: Sequence[Slot], arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]
@@ -89,7 +98,7 @@ class Lot:
         assert self._room is not None and self._arrangement is not None
         (buffer,) = self._room.memory
         if buffer.device != device:
-            self._room, self._packed = self._arrangement.over(buffer.to(device)), None
+            self._room, self._packed, self._stretches = self._arrangement.over(buffer.to(device)), None, {}
         return self._room
 
     def unpack(self, averages: Sequence[Average], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -97,7 +106,7 @@ class Lot:
         packed = self._packed
         self.forget()
         with torch._C.DisableTorchFunctionSubclass():
-            if packed is not None and packed.fits(parameters):
+            if packed is not None and packed.fits(averages, parameters):
                 packed.pairs.unpack()
                 return
             for slot, memory in averages:
@@ -109,8 +118,8 @@ class Lot:
         if self._room is None:
             self._arrangement = arranged()
             self._room = self._arrangement.room(parameters[self.slots[0].names[0]].device)
-        of_all = dict(zip(self.slots, self._room.stretches, strict=True))
-        return [of_all[slot] for slot in slots]
+            self._stretches = dict(zip(self.slots, self._room.stretches, strict=True))
+        return [self._stretches[slot] for slot in slots]
 
 
 def lots_of(slots: Sequence[Slot]) -> tuple[Lot, ...]:

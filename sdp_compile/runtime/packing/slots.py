@@ -45,9 +45,9 @@ class Slot:
         self.bucket, self._comm_dtype = bucket, comm_dtype
         self.entries = tuple(Entry(piece.name, holdings.region(piece)) for piece in bucket.pieces)
         self.names = tuple(dict.fromkeys(entry.name for entry in self.entries))
-        self._sizes = [piece.numel for piece in bucket.pieces]
-        self.numel = sum(self._sizes)
-        self._torn = cache(lambda lengths: _torn(self._sizes, lengths))
+        sizes = [piece.numel for piece in bucket.pieces]
+        self.numel = sum(sizes)
+        self._torn = cache(lambda lengths: _torn(sizes, lengths))
 
     def fill(
         self,

@@ -119,3 +119,22 @@ def test_once_checked_the_averages_may_be_written(followed: Followed) -> None:
     followed.progress.check_unchanged()
     followed.parameters["c"].grad = None
     followed.progress.check_unchanged()
+
+
+class Elsewhere(Noted):
+    """Returns averages in memory of its own."""
+
+    def finish(self, number: int) -> list[tuple[torch.Tensor, ...]]:
+        return [(10 * flat,) for flat in self.rooms.pop(number).flats]
+
+
+def test_averages_in_other_memory_than_the_packed_one_are_written() -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    progress, reduction = Progress([slot(bucket(0, a=([0, 1, 2],)))], groups(), Elsewhere()), Elsewhere()
+    progress.follow({"a": parameter})
+    parameter.grad = torch.tensor([1.0, 2.0, 3.0])
+    progress.begin(reduction)
+    progress.complete(0)
+    progress.start_all()
+    progress.write(progress.finished(), lambda owners: 1.0, lambda owners: 1.0)
+    assert parameter.grad.tolist() == [10, 20, 30]
