@@ -96,7 +96,8 @@ def _run(
     is_last: bool,
 ) -> tuple[Findings, bool]:
     kind = type(model)
-    attributes, surroundings, watch = Attributes(subject), Surroundings(model, subject), Watch(model, subject)
+    surroundings, watch = Surroundings(model, subject), Watch(model, subject)
+    attributes = Attributes(subject, surroundings.outside)
     finished = False
     with quiet(), ExitStack() as stack:
         stack.enter_context(fake_mode_of(call, subject))
@@ -125,7 +126,7 @@ def _run(
     check_attributes(kind, attributes, caches, again)
     return (
         Findings(
-            tuple(surroundings.reads.values()),
+            (*surroundings.reads.values(), *attributes.settings.values()),
             tuple(attributes.outputs()),
             {place: _line_of_attribute(again, place) for place in caches},
             surroundings.compiling,

@@ -138,6 +138,8 @@ class Memos:
 class _Uncached:
     """Calls a function without its cache."""
 
+    is_uncached = True
+
     def __init__(self, wrapper: Any, memos: Memos) -> None:
         self.__wrapped__, self._wrapper, self._memos = wrapper.__wrapped__, wrapper, memos
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 import pickle
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Set
 from functools import partial
 from itertools import islice
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 
 _NUMBERS = (bool, int, float, complex)
 _ATOMS = (str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_CODE = (FunctionType, MethodType, partial)
+_CONTAINERS = (list, tuple, dict, set)
 _OPAQUE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, nn.Module, torch.Generator)
 _MOST = 5000  # parts of one value that are compared
 
@@ -103,15 +106,8 @@ def _own(kind: type) -> set[str]:
     return {name for base in kind.__mro__ if base is not object for name in vars(base)}
 
 
-def _function(value: FunctionType) -> Any:
-    """Returns what tells two functions apart: where they are written, and the numbers that they enclose."""
-    code, held = value.__code__, []
-    for cell in value.__closure__ or ():
-        try:
-            held.append(_number(cell.cell_contents) if is_number(cell.cell_contents) else "")
-        except ValueError:  # a variable without a value
-            held.append("")
-    return value.__module__, value.__qualname__, code.co_filename, code.co_firstlineno, tuple(held)
+def _constants(code: CodeType) -> str:
+    return repr([value for value in code.co_consts if is_number(value)])
 
 
 class _Freezer:
@@ -127,7 +123,11 @@ class _Freezer:
         if isinstance(value, torch.Tensor):
             return ("tensor",)
         if isinstance(value, FunctionType):
-            return _function(value)
+            return self._function(value)
+        if isinstance(value, (MethodType, staticmethod, classmethod)):
+            return kind, "of", self.freeze(value.__func__)
+        if isinstance(value, property):
+            return kind, "of", self.freeze(value.fget)
         if isinstance(value, partial):
             return kind, self.freeze(value.func), self.freeze(value.args), self.freeze(value.keywords)
         if isinstance(value, _OPAQUE) or self._left < 0:
@@ -138,6 +138,25 @@ class _Freezer:
             return "again", self._open[id(value)]
         self._open[id(value)] = len(self._open)
         return kind, self._parts(value)
+
+    def _function(self, value: FunctionType) -> Any:
+        """Returns what tells two functions apart: their code, and the numbers and functions that they hold."""
+        if id(value) in self._open:
+            return "again", self._open[id(value)]
+        self._open[id(value)] = len(self._open)
+        code, held = value.__code__, []
+        for cell in value.__closure__ or ():
+            try:
+                held.append(self._held(cell.cell_contents))
+            except ValueError:  # a variable without a value
+                held.append("")
+        given = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+        defaults = [self.freeze(one) if isinstance(one, _CONTAINERS) else self._held(one) for one in given]
+        written = code.co_filename, code.co_firstlineno, zlib.crc32(code.co_code), _constants(code)
+        return value.__module__, value.__qualname__, written, tuple(held), tuple(defaults)
+
+    def _held(self, value: Any) -> Any:
+        return self.freeze(value) if is_number(value) or isinstance(value, _CODE) else ""
 
     def _parts(self, value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CellType, ModuleType
@@ -14,10 +15,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from sdp_compile.ir.functions import bare, held_by
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, frozen, with_free
 
-ReadKind = Literal["attribute", "switch", "buffer", "global", "tensors", "environment"]
+ReadKind = Literal["attribute", "switch", "buffer", "global", "tensors", "environment", "function", "answer"]
 
 SWITCHES = frozenset({"training", "_forward_hooks", "_forward_pre_hooks"})
 """What `torch.nn.Module` itself keeps and a graph depends on."""
@@ -29,7 +31,8 @@ class Read:
 
     Attributes:
         kind: An attribute of a module, a switch that `torch.nn.Module` itself keeps (its mode or its forward hooks),
-            the value of a buffer with one element, a global variable, one with tensors, or an environment variable.
+            the value of a buffer with one element, a global variable, one with tensors, an environment variable, a
+            function that is found by name, or the answer of a function that tells of the process.
         owner: The path of the module, what `owner_of` calls the Python module of the global variable, or ``""``.
         name: The name in it; of a buffer the full name.
         value: The frozen value.
@@ -54,13 +57,31 @@ class Read:
             return scope_of(self.owner).get(self.name, MISSING)
         if self.kind == "tensors":
             return with_versions(scope_of(self.owner).get(self.name, MISSING))
+        if self.kind == "function":
+            return bare(self._function())
+        if self.kind == "answer":
+            return answer_of(self.owner, self.name)
         if self.kind == "buffer":
             return model.get_buffer(self.name).item()
         if self.kind == "switch":
             return switch(submodule(model, self.owner), self.name)
         return getattr(submodule(model, self.owner), self.name, MISSING)
 
+    def place(self) -> tuple[Any, str]:
+        """Returns what holds a function now, a dictionary or a class, and its name there."""
+        scope = scope_of(self.owner)
+        return (scope.holder(), self.name) if isinstance(scope, AttributesOf) else (scope, self.name)
+
+    def _function(self) -> Any:
+        holder, name = self.place()
+        return held_by(holder, name) if isinstance(holder, type) else holder.get(name, MISSING)
+
     def __str__(self) -> str:
+        if self.kind == "answer":
+            return f"what {self.owner}.{self.name}() returns"
+        if self.kind == "function":
+            module, _, path = self.owner.partition(":")
+            return f"function {f'{path}.' if path else ''}{self.name}() of {module.partition('#')[0]}"
         if self.kind == "environment":
             return f"environment variable {self.name}"
         if self.kind == "buffer":
@@ -75,6 +96,15 @@ class Read:
             if path:
                 return f"attribute {self.name!r} of {path!r}{where}"
         return f"{'attribute' if self.kind == 'attribute' else 'global variable'} {self.name!r}{where}"
+
+
+def answer_of(module: str, name: str) -> Any:
+    """Returns what a function without arguments returns now, `MISSING` if there is none."""
+    function = getattr(sys.modules.get(module), name, None)
+    try:
+        return MISSING if function is None else function()
+    except Exception:
+        return MISSING
 
 
 def switch(module: nn.Module, name: str) -> bool | tuple[int, ...]:
@@ -168,6 +198,16 @@ def owner_of_class(kind: type) -> str:
     return name
 
 
+def owner_of_module(module: nn.Module) -> str:
+    """Returns a name by which a `Read` finds the attributes of a module that is not the model's again."""
+    for name, known in _other_scopes.items():
+        if isinstance(known, OfModule) and known.holder() is module:
+            return name
+    name = f"module {type(module).__name__}#{len(_other_scopes)}"
+    _other_scopes[name] = OfModule(module)
+    return name
+
+
 def scope_of(owner: str) -> Any:
     """Returns the variables that `owner_of` gave the name ``owner``, by name.
 
@@ -206,6 +246,23 @@ class AttributesOf:
 
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self.holder(), name, value)
+
+
+class OfModule(AttributesOf):
+    """The attributes of a module, by name, for as long as it exists.
+
+    Args:
+        module: The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__({}, [])
+        self._module = weakref.ref(module)
+
+    def holder(self) -> Any:
+        """Returns the module; `MISSING` if it is gone."""
+        module = self._module()
+        return MISSING if module is None else module
 
 
 class Cells(dict[str, Any]):

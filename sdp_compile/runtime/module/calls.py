@@ -191,6 +191,14 @@ class Caller:
             "depends on into the key, or compute it at each call."
         )
 
+    def not_seen(self, changed: str) -> str:
+        """Returns the message for what has another value in a call than while the model is captured for it."""
+        return (
+            f"The compiled {self.name} cannot run this call: {changed} since capture, and has another value whenever "
+            "the model is captured, so no graph follows it. Pass what the model should do as an input, or as an "
+            "attribute of the model."
+        )
+
     def unseen(self, changed: str) -> str:
         """Returns the message for compiled code that does not see a change."""
         return (

@@ -20,8 +20,10 @@ from torch.fx.graph_module import _forward_from_src
 
 from sdp_compile.capture import recapture
 from sdp_compile.capture.devices import retarget_devices
+from sdp_compile.capture.originals import standing_for_copies
 from sdp_compile.capture.precision import autocast_of, casts_of
 from sdp_compile.errors import SDPError
+from sdp_compile.ir.functions import Marks
 from sdp_compile.ir.numbers import Place
 from sdp_compile.ir.program import Capture, Precision, Program, copy_program
 from sdp_compile.ir.reads import Read, changed_read, changed_reads
@@ -66,6 +68,8 @@ class Programs:
         self._chosen: dict[tuple[object, ...], str] = {}
         self._reads: dict[str, dict[str, list[Read]]] = {}
         self._seen: dict[str, int] = {}
+        self._marks: dict[str, Marks] = {}
+        self._marked: dict[str, list[object]] = {}
         self._numbers: dict[str, tuple[float, ...]] = {}
         self._changing = {key: ChangingNumbers() for key in lowered.programs}
         self.number = next(_numbers)
@@ -114,12 +118,13 @@ class Programs:
             setattr(type(module), f"_run_{name}", _forward_from_src(code.src, bound, {}))
             self._sources[name] = recomputed + code.src
             vars(module)[f"_caller_{name}"] = Caller(module.capture.skeleton, program)
-            self._reads[name] = {kind: [] for kind in ("attribute", "switch", "other")}
+            self._reads[name] = {kind: [] for kind in ("attribute", "switch", "function", "other")}
             self.state.asked.update((read.owner, read.name) for read in program.reads if read.kind == "attribute")
             for places in () if program.numbers is None else program.numbers.places:
                 self.state.asked.update((place.owner, place.name) for place in places if place.kind == "attribute")
             for read in program.reads:
                 self._reads[name][read.kind if read.kind in self._reads[name] else "other"].append(read)
+            self._marks[name] = Marks(read.place() for read in self._reads[name]["function"])
         return codes
 
     def choose(
@@ -198,7 +203,7 @@ class Programs:
 
     def _changed(self, name: str) -> str:
         """Returns what Python value has changed since a program was captured, or ``""``."""
-        changed = changed_read(self._reads[name]["other"], self.module)
+        changed = changed_read(self._reads[name]["other"], self.module) or self._changed_function(name)
         if changed is None and (self.state.is_lent or self._seen.get(name) != self.state.version):
             changed = changed_read(self._reads[name]["attribute"], self.state.skeleton)
             numbers = self.programs[name].numbers
@@ -212,6 +217,15 @@ class Programs:
             if changed is None:
                 self._seen[name] = self.state.version
         return "" if changed is None else f"{changed} has changed"
+
+    def _changed_function(self, name: str) -> Read | None:
+        marks = self._marks[name].now()
+        if marks == self._marked.get(name):
+            return None
+        changed = changed_read(self._reads[name]["function"], self.module)
+        if changed is None:
+            self._marked[name] = marks
+        return changed
 
     def check_unchanged(self, name: str, numbers: tuple[float, ...]) -> None:
         """Raises `SDPError` if compiled code runs a program that is not right for this call any more.
@@ -246,7 +260,9 @@ class Programs:
         name = f"{key}_{len(known)}"
         self.programs[name] = program
         self.generate((name,))
-        self._changed(name)  # reads its numbers
+        changed = self._changed(name)  # reads its numbers
+        if changed:
+            raise SDPError(getattr(module, f"_caller_{name}").not_seen(changed))
         if len(known) == _MANY:
             caller: Caller = getattr(module, f"_caller_{key}")
             warnings.warn(
@@ -308,9 +324,10 @@ class Programs:
         base = replace(self.module.capture, skeleton=self.state.skeleton)
         values = {name: buffer for name, buffer in self.module.named_buffers() if buffer.numel() == 1}
         first = self.programs[call.key]
-        return recapture(
-            base, first.mode, call.precision, self.device, call.shapes, call.grad, values, places, first.method
-        )
+        with standing_for_copies(self.module):
+            return recapture(
+                base, first.mode, call.precision, self.device, call.shapes, call.grad, values, places, first.method
+            )
 
     def _lowered_again(self, call: _Call, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
         module, lowered, base = self.module, self._lowered, self.module.capture
