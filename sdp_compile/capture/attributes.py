@@ -238,9 +238,9 @@ class Attributes:
             self.reads[place] = None
 
     def _setting(self, module: nn.Module, name: str, value: Any) -> None:
-        if (id(module), name) not in self.settings and (name in SWITCHES or name not in INTERNAL):
-            if name in SWITCHES or is_number(value) or isinstance(value, FUNCTIONS):
-                self.settings[id(module), name] = Read("global", owner_of_module(module), name, frozen(value))
+        plain = name not in INTERNAL and (is_number(value) or isinstance(value, FUNCTIONS))
+        if (id(module), name) not in self.settings and (name in SWITCHES or plain):
+            self.settings[id(module), name] = Read("global", owner_of_module(module), name, frozen(value))
 
     def _written(self, module: nn.Module, name: str) -> None:
         place = (self._paths[id(module)], name)

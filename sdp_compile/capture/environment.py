@@ -43,11 +43,12 @@ _IMPURE: dict[int, str] = {id(getattr(time, name)): f"time.{name}()" for name in
 _NAMES = {"now", "utcnow", "today", "get_state"}
 _OF_CLASSES = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today", "Generator.get_state"}
 
+_OF_PATHS = ("exists", "is_file", "is_dir", "stat", "open", "iterdir", "read_text", "read_bytes")
 _CODES: dict[CodeType, str] = {
     function.__code__: f"{function.__module__.replace('genericpath', 'os.path')}.{function.__qualname__}()"
     for function in (
         *(getattr(genericpath, name) for name in ("exists", "isfile", "isdir", "getsize", "getmtime")),
-        *(getattr(pathlib.Path, name) for name in ("exists", "is_file", "is_dir", "stat", "open", "iterdir", "read_text", "read_bytes")),
+        *(getattr(pathlib.Path, name) for name in _OF_PATHS),
         *(uuid.uuid1, uuid.uuid4, secrets.token_bytes, secrets.token_hex, secrets.randbelow, secrets.choice),
         *(torch.random.get_rng_state, torch.random.seed),
     )
@@ -55,7 +56,8 @@ _CODES: dict[CodeType, str] = {
 }
 """Functions in Python that return something else at each call."""
 
-_GETTER = re.compile(r"_?(get|is|are|has|initial|current|device)_(?!.*(default_dtype|grad|autocast|trac|dispatch|function|mode_stack))")
+_NO_SETTINGS = "capturing default_dtype grad autocast trac dispatch function mode_stack".replace(" ", "|")
+_GETTER = re.compile(rf"_?(get|is|are|has|initial|current|device)_(?!.*({_NO_SETTINGS}))")
 _SETTINGS: dict[int, tuple[str, str]] = {
     id(function): (torch._C.__name__, name)
     for name, function in vars(torch._C).items()

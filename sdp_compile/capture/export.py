@@ -102,6 +102,8 @@ def export_mode(
             _return_attributes(subject, findings.outputs)
         attributes, observer = Attributes(subject), Observer(model, subject)
         observer.watch.note_start(subject)
+        if findings.surroundings is not None:
+            observer.watch.outside = findings.surroundings.tensors
         try:
             watching = (memos, as_in_eager(findings.compiling is not None), attributes, observer, quiet())
             with contextlib.ExitStack() as stack:

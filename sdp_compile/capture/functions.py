@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from sdp_compile.capture.users import is_of_users, is_users
-from sdp_compile.ir.functions import bare
-from sdp_compile.ir.plain import MISSING, frozen
+from sdp_compile.ir.plain import MISSING, bare, frozen
 from sdp_compile.ir.reads import Cells, Read, owner_of, owner_of_class
 
 _KINDS = (FunctionType, BuiltinFunctionType, property, staticmethod, classmethod)
+CONSTANT_MODULES = ("math", "cmath", "numpy", "torch")
+"""Modules of which no variable changes."""
+
 _TORCH = torch.__name__ + "."
 
 NoteRead = Callable[[Read], None]
@@ -45,8 +47,8 @@ class FunctionNotes:
     def of_class(self, kind: type, names: Collection[str]) -> None:
         """Notes the methods and properties that a class has under some names, itself or, for a part's, inherited."""
         for name in names if kind in self._leaves else names & vars(kind).keys():
-            value = bare(inspect.getattr_static(kind, name, None))
-            if isinstance(value, _KINDS):
+            value = bare(inspect.getattr_static(kind, name, None)) if name != "__init__" else None
+            if isinstance(value, _KINDS) and not _is_own(value) and value is not vars(nn.Module).get(name):
                 self._note(Read("function", owner_of_class(kind), name, frozen(value)))
 
     def add_leaf(self, kind: type) -> None:
@@ -96,6 +98,11 @@ def variable_at(frame: FrameType, chain: Iterable[str]) -> tuple[str, Mapping[st
 def is_users_scope(scope: Mapping[str, Any]) -> bool:
     """Whether global variables are those of the user's code."""
     return is_users(scope.get("__file__") or "<string>")
+
+
+def _is_own(value: Any) -> bool:
+    """Whether a method is one that capture has put in the place of torch's."""
+    return str(getattr(value, "__module__", None)).startswith("sdp_compile.")
 
 
 def _counts(value: Any) -> bool:

@@ -72,6 +72,13 @@ def originals_of(model: nn.Module) -> Originals:
     return Originals(model) if known is None else known
 
 
+def identities(subject: nn.Module) -> set[int]:
+    """Returns the identities of the modules and tensors of a copy, and of all that stand for them."""
+    originals = originals_of(subject)
+    found = {id(one) for _name, one in (*originals.modules(), *originals.tensors())}
+    return found.union(map(id, (*subject.modules(), *subject.parameters(), *originals.compiled_parts())))
+
+
 class StandIns:
     """For each module that stands for one of a copy, the copy's.
 
@@ -83,7 +90,7 @@ class StandIns:
         found = dict(subject.named_modules(remove_duplicate=False))
         others = [*originals_of(subject).modules(), *_captured[-1].named_modules(remove_duplicate=False)]
         self._held = [module for _path, module in others]  # so that their identities stay theirs
-        self._of = {id(module): found[path] for path, module in others if path in found}
+        self._of: dict[int, nn.Module] = {id(module): found[path] for path, module in others if path in found}
         self._of = {key: module for key, module in self._of.items() if key != id(module)}
         self._thread = threading.get_ident()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib._bootstrap
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -10,21 +9,21 @@ from types import BuiltinMethodType, CodeType, FrameType, ModuleType, TracebackT
 from typing import Any
 
 import torch
-import torch.compiler
 from torch import nn
 
 from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.defaults import Defaults
 from sdp_compile.capture.diagnosis import calling_line
-from sdp_compile.capture.hooks import hook_objects
 from sdp_compile.capture.environment import VARIABLES, Environment
-from sdp_compile.capture.functions import FunctionNotes, class_of_caller, is_users_scope, variable_at
+from sdp_compile.capture.functions import CONSTANT_MODULES, FunctionNotes, class_of_caller, is_users_scope, variable_at
+from sdp_compile.capture.hooks import hook_objects
 from sdp_compile.capture.masks import SkippedMasks
-from sdp_compile.capture.originals import originals_of
-from sdp_compile.capture.questions import question_of_capture
-from sdp_compile.capture.quiet import random_states
+from sdp_compile.capture.originals import identities
+from sdp_compile.capture.outside import OutsideTensors
+from sdp_compile.capture.questions import COMPILING, question_of_capture
+from sdp_compile.capture.quiet import random_states, uncollected
 from sdp_compile.capture.traced import MATH
-from sdp_compile.capture.undoing import undo_of
+from sdp_compile.capture.undoing import CHANGES, undo_of
 from sdp_compile.capture.users import is_asked_by_user, is_of_users, is_users
 from sdp_compile.capture.variables import (
     attribute_of,
@@ -37,18 +36,9 @@ from sdp_compile.capture.variables import (
     is_small,
 )
 from sdp_compile.ir.plain import MISSING, frozen, is_number
-from sdp_compile.ir.reads import DEFAULTS, Read, owner_of, owner_of_class, with_versions
+from sdp_compile.ir.reads import DEFAULTS, Read, owner_of, owner_of_class, tensors_of, with_versions
 
 _GRAD = {id(torch.is_grad_enabled), id(torch._C.is_grad_enabled)}
-_GROWING = {"append", "appendleft", "extend", "insert", "add", "update", "setdefault"}
-_CHANGES = _GROWING | {"pop", "popleft", "popitem", "remove", "discard", "clear", "reverse", "sort"}
-QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
-"""The functions of `torch.compiler` that answer otherwise during capture than in eager execution."""
-
-_COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()" for name in QUESTIONS}
-_CONSTANTS = ("math", "cmath", "numpy", "torch")
-"""Modules of which no variable changes."""
-
 _IMPORT = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]
 
 
@@ -65,6 +55,7 @@ class Surroundings:
         calls_math: Whether they call functions of `math` themselves, which nothing could follow.
         asked: Where they ask for settings of the process.
         outside: The modules that they may reach and that are not the model's, by identity.
+        tensors: The tensors that they read and that are not the model's.
     """
 
     def __init__(self, model: nn.Module, subject: nn.Module) -> None:
@@ -86,12 +77,13 @@ class Surroundings:
         kinds = dict.fromkeys(kind for module in model.modules() for kind in type(module).__mro__)
         self._classes = [kind for kind in kinds if is_of_users(kind)]
         self._variables: dict[tuple[int, str], tuple[str, Mapping[str, Any], str, Any]] = {}
-        self._inside = _identities(subject)
+        self._inside = identities(subject)
         self.outside: dict[int, nn.Module] = {}
+        self.tensors = OutsideTensors()
         self._names: set[str] = set()
         self._members = {kind: set(vars(kind)) for kind in self._classes}
         self._environment, self._functions = Environment(self._add, self._kind), FunctionNotes(self._add, model)
-        self.asked = self._environment.lines
+        self.asked, self._collector = self._environment.lines, uncollected()
 
     def __enter__(self) -> Surroundings:
         self._keep_module("the original model, which a hook or a function holds,", self._model)
@@ -105,9 +97,7 @@ class Surroundings:
         for kind in list(self._classes):
             self._keep_class(kind)
         self._random = random_states()
-        self._collects, self._callbacks = gc.isenabled(), gc.callbacks[:]
-        gc.disable()  # what it deletes is no part of forward, nor are its callbacks, where torch collects by hand
-        gc.callbacks.clear()
+        self._collector.__enter__()
         self._before = sys.getprofile()
         sys.setprofile(self._event)
         return self
@@ -116,9 +106,7 @@ class Surroundings:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         sys.setprofile(self._before)
-        gc.callbacks.extend(self._callbacks)
-        if self._collects:
-            gc.enable()
+        self._collector.__exit__(kind, error, trace)
 
     def changed(self) -> list[str]:
         """Returns what forward changed outside its module."""
@@ -208,9 +196,9 @@ class Surroundings:
                     self._closure(frame)
             elif impure := self._environment.impure(code, frame.f_back):
                 self.impure.update(impure)
-            elif code in _COMPILING:
+            elif code in COMPILING:
                 if self.compiling is None and is_asked_by_user(frame.f_back):
-                    self.compiling = f"{_COMPILING[code]} at {calling_line(self._kind)}"
+                    self.compiling = f"{COMPILING[code]} at {calling_line(self._kind)}"
             elif code in VARIABLES:
                 self._environment.variables(frame)
             else:
@@ -218,7 +206,7 @@ class Surroundings:
         elif event == "c_call":
             if impure := self._environment.impure(argument, frame):
                 self.impure.update(impure)
-            elif argument.__name__ in _CHANGES:
+            elif argument.__name__ in CHANGES:
                 self._note_change(frame, argument)
             elif id(argument) in _GRAD and self.grad is None and self._asked_by_user(frame):
                 self.grad = calling_line(self._kind)
@@ -247,7 +235,7 @@ class Surroundings:
             module, scope, name, rest = found
             self._functions.of_module(module, scope, name)
             if scope is not frame.f_globals and not is_users_scope(scope):
-                if module not in _CONSTANTS and isinstance(scope[name], (bool, int, float, str, list)):
+                if module not in CONSTANT_MODULES and isinstance(scope[name], (bool, int, float, str, list)):
                     self._note(owner_of(module, scope), name, scope[name])
                 continue
             self._variable(f"global variable {name!r} of {module}", scope, name, module)
@@ -271,6 +259,7 @@ class Surroundings:
             self._add(Read("global", owner, name, frozen(value)))
         elif has_tensors(value, self._inside):
             self._add(Read("tensors", owner, name, frozen(with_versions(value, mark=True))))
+            self.tensors.found += tensors_of(value)
 
     def _add(self, read: Read) -> None:
         self.reads.setdefault((read.kind, read.owner, read.name), read)
@@ -310,7 +299,7 @@ class Surroundings:
         for value in self._defaults.containers(frame):
             self._keep(f"a default argument of {frame.f_code.co_name}()", value)
 
-    def _variable(self, what: str, scope: dict[str, Any], name: str, module: str) -> None:
+    def _variable(self, what: str, scope: Mapping[str, Any], name: str, module: str) -> None:
         value = scope[name]
         self._note(owner_of(module, scope), name, value)
         if is_number(value):
@@ -357,10 +346,3 @@ class Surroundings:
                 self._variables[id(kind), name] = (what, vars(kind), name, frozen(value))
             elif not name.startswith("__") and not isinstance(value, type):
                 self._keep(what, value)
-
-
-def _identities(subject: nn.Module) -> set[int]:
-    """Returns the identities of the modules and tensors of a model, of what it is a copy of, and of their parts."""
-    originals = originals_of(subject)
-    found = {id(one) for _name, one in (*originals.modules(), *originals.tensors())}
-    return found.union(map(id, (*subject.modules(), *subject.parameters(), *originals.compiled_parts())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -10,15 +9,6 @@ from types import FunctionType
 from typing import Any
 
 from sdp_compile.ir.plain import MISSING, is_number
-
-_CACHES = (functools._lru_cache_wrapper,)
-
-
-def bare(value: Any) -> Any:
-    """Returns the function that one with a cache, or one that stands for it during capture, calls."""
-    if isinstance(value, _CACHES) or getattr(type(value), "is_uncached", False):
-        return value.__wrapped__
-    return value
 
 
 def held_by(kind: Any, name: str) -> Any:

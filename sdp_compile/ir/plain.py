@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import pickle
 import zlib
 from collections import deque
@@ -106,8 +107,24 @@ def _own(kind: type) -> set[str]:
     return {name for base in kind.__mro__ if base is not object for name in vars(base)}
 
 
-def _constants(code: CodeType) -> str:
-    return repr([value for value in code.co_consts if is_number(value)])
+def _written(code: CodeType) -> Any:
+    """Returns where code is written, and what is written there."""
+    if id(code) not in _CODES:
+        constants = repr([value for value in code.co_consts if is_number(value)])
+        found = code.co_filename, code.co_firstlineno, zlib.crc32(code.co_code), zlib.crc32(constants.encode())
+        _CODES[id(code)] = code, found
+    return _CODES[id(code)][1]
+
+
+_CODES: dict[int, tuple[CodeType, Any]] = {}
+"""What `_written` returned, by the identity of the code, which is kept so that it stays that of the code."""
+
+
+def bare(value: Any) -> Any:
+    """Returns the function that one with a cache, or one that stands for it during capture, calls."""
+    if isinstance(value, functools._lru_cache_wrapper) or getattr(type(value), "is_uncached", False):
+        return value.__wrapped__
+    return value
 
 
 class _Freezer:
@@ -122,6 +139,7 @@ class _Freezer:
             return _number(value)
         if isinstance(value, torch.Tensor):
             return ("tensor",)
+        value = bare(value)
         if isinstance(value, FunctionType):
             return self._function(value)
         if isinstance(value, (MethodType, staticmethod, classmethod)):
@@ -152,8 +170,7 @@ class _Freezer:
                 held.append("")
         given = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
         defaults = [self.freeze(one) if isinstance(one, _CONTAINERS) else self._held(one) for one in given]
-        written = code.co_filename, code.co_firstlineno, zlib.crc32(code.co_code), _constants(code)
-        return value.__module__, value.__qualname__, written, tuple(held), tuple(defaults)
+        return value.__module__, value.__qualname__, _written(code), tuple(held), tuple(defaults)
 
     def _held(self, value: Any) -> Any:
         return self.freeze(value) if is_number(value) or isinstance(value, _CODE) else ""

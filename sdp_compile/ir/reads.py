@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sdp_compile.ir.functions import bare, held_by
+from sdp_compile.ir.functions import held_by
 from sdp_compile.ir.parts import submodule
-from sdp_compile.ir.plain import MISSING, frozen, with_free
+from sdp_compile.ir.plain import MISSING, bare, frozen, with_free
 
 ReadKind = Literal["attribute", "switch", "buffer", "global", "tensors", "environment", "function", "answer"]
 
@@ -147,6 +147,28 @@ def with_versions(value: Any, mark: bool = False) -> tuple[Any, ...]:
         value: A tensor, a module, or a container or object with some.
         mark: Whether to mark tensors that were never asked for before; others count as changed.
     """
+    tensors = tensors_of(value)
+    if mark:
+        for tensor in tensors:
+            if not hasattr(tensor, _TOKEN):
+                setattr(tensor, _TOKEN, next(_tokens))
+    versions = [(getattr(one, _TOKEN, 0), 0 if one.is_inference() else one._version, *_content(one)) for one in tensors]
+    return value, tuple(versions)
+
+
+def _content(tensor: torch.Tensor) -> tuple[int, str] | tuple[()]:
+    """Returns what writes through ``.data`` and NumPy change, which make no new version: the memory, and few values."""
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+        return ()
+    is_small = tensor.device.type == "cpu" and tensor.numel() <= _FEW
+    return tensor.data_ptr(), repr(tensor.tolist()) if is_small else ""
+
+
+_FEW = 8  # values of a tensor that are compared at each call
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Returns the tensors in a container, in a module, or in the attributes of an object."""
     leaves = pytree.tree_leaves(value)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     for leaf in leaves:
@@ -155,12 +177,7 @@ def with_versions(value: Any, mark: bool = False) -> tuple[Any, ...]:
         elif not isinstance(leaf, (type, ModuleType)):
             held = pytree.tree_leaves(list(getattr(leaf, "__dict__", {}).values()))
             tensors += [one for one in held if isinstance(one, torch.Tensor)]
-    if mark:
-        for tensor in tensors:
-            if not hasattr(tensor, _TOKEN):
-                setattr(tensor, _TOKEN, next(_tokens))
-    versions = [(getattr(one, _TOKEN, 0), 0 if one.is_inference() else one._version) for one in tensors]
-    return value, tuple(versions)
+    return tensors
 
 
 _TOKEN = "_sdp_token"  # an identity could be that of an earlier tensor

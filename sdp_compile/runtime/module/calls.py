@@ -6,7 +6,8 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -17,9 +18,29 @@ from sdp_compile.capture.regions import autocast_devices
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.kept import Kept
 from sdp_compile.ir.parts import submodule
-from sdp_compile.ir.program import FORWARD, Program
+from sdp_compile.ir.program import FORWARD, Precision, Program
 from sdp_compile.ir.reads import Read
 from sdp_compile.runtime.module.outside import is_compared, readers_of
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a program must be right for.
+
+    Attributes:
+        key: The mode and the method.
+        precision: The dtypes.
+        grad: Whether gradients are enabled, and `grad_answer` of each tensor input; empty for a model that
+            does not ask.
+        shapes: The shapes of the tensor inputs; None for any that were captured.
+    """
+
+    key: str
+    precision: Precision
+    grad: tuple[int, ...]
+    shapes: Shapes | None
 
 
 class Caller:

@@ -11,8 +11,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -30,7 +29,7 @@ from sdp_compile.ir.reads import Read, changed_read, changed_reads
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.planning.making import refitted
 from sdp_compile.runtime.gradients.compiled import with_launches
-from sdp_compile.runtime.module.calls import Caller, like_cause
+from sdp_compile.runtime.module.calls import Caller, Shapes, Wanted, like_cause
 from sdp_compile.runtime.module.changing import ChangingNumbers
 from sdp_compile.runtime.module.recompute import executable
 from sdp_compile.runtime.module.user_names import hidden_parts, reading_parts
@@ -39,7 +38,6 @@ from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.analysis import analyse
 
-Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 _REMEMBERED = 1000  # calls whose program is looked up at once
 _MANY = 8  # captures of one mode after which the user is told, as often as torch.compile compiles anew
 
@@ -150,7 +148,7 @@ class Programs:
         wanted = (key, dtypes, autocast, grad, shapes, self.state.switches)
         name = self._chosen.get(wanted)
         if name is None or self._changed(name):
-            call = _Call(key, Precision(dtypes, autocast, self._casts), grad, shapes)
+            call = Wanted(key, Precision(dtypes, autocast, self._casts), grad, shapes)
             name = self._found(call) or self._add(call)
             self._keep(name)
             if len(self._chosen) >= _REMEMBERED:
@@ -182,13 +180,13 @@ class Programs:
             raise SDPError(caller.kept_before(entry))
         self.state.kept.add(program.kept)
 
-    def _found(self, call: _Call) -> str | None:
+    def _found(self, call: Wanted) -> str | None:
         for name, program in self.programs.items():
             if not self._differs(call, name, program):
                 return name
         return None
 
-    def _differs(self, call: _Call, name: str, program: Program) -> str:
+    def _differs(self, call: Wanted, name: str, program: Program) -> str:
         """Returns in what a call differs from those that a program is right for, or ``""``."""
         if program.key != call.key or program.precision != call.precision:
             return f"it runs with {call.precision}"
@@ -248,7 +246,7 @@ class Programs:
         """Returns the numbers that a program takes after the inputs, for the call that it was chosen for."""
         return self._numbers[name]
 
-    def _add(self, call: _Call) -> str:
+    def _add(self, call: Wanted) -> str:
         module, key = self.module, call.key
         known = [program for program in self if program.key == key]
         try:
@@ -273,7 +271,7 @@ class Programs:
             )
         return name
 
-    def _refusal(self, call: _Call, error: SDPError) -> SDPError:
+    def _refusal(self, call: Wanted, error: SDPError) -> SDPError:
         """Returns the error for a call that the model cannot be captured for."""
         caller: Caller = getattr(self.module, f"_caller_{call.key}")
         switched = changed_read(self._reads[call.key]["switch"], self.state.skeleton)
@@ -287,7 +285,7 @@ class Programs:
             message = caller.not_captured_again(self._difference(call), error)
         return like_cause(error, message)
 
-    def _difference(self, call: _Call) -> str:
+    def _difference(self, call: Wanted) -> str:
         """Returns in what a call differs from those of the program that is closest to it."""
         found = [(1000, self._differs(call, call.key, self.programs[call.key]))]
         for name, program in self.programs.items():
@@ -298,7 +296,7 @@ class Programs:
                 found.append(caller.difference(call.shapes, [*reads, *changed_reads(own, self.state.skeleton)]))
         return min((one for one in found if one[1]), default=found[0])[1]
 
-    def _captured_again(self, call: _Call) -> tuple[Program, dict[str, torch.Tensor]]:
+    def _captured_again(self, call: Wanted) -> tuple[Program, dict[str, torch.Tensor]]:
         """Returns the worker's program for another call, and the constants that only this program has.
 
         Numbers that have changed become its inputs where that is possible.
@@ -320,7 +318,7 @@ class Programs:
         changing.fix(places, None)  # the plan depends on their values
         return self._lowered_again(call, self._recapture(call))
 
-    def _recapture(self, call: _Call, places: Sequence[Place] = ()) -> Capture:
+    def _recapture(self, call: Wanted, places: Sequence[Place] = ()) -> Capture:
         base = replace(self.module.capture, skeleton=self.state.skeleton)
         values = {name: buffer for name, buffer in self.module.named_buffers() if buffer.numel() == 1}
         first = self.programs[call.key]
@@ -329,7 +327,7 @@ class Programs:
                 base, first.mode, call.precision, self.device, call.shapes, call.grad, values, places, first.method
             )
 
-    def _lowered_again(self, call: _Call, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
+    def _lowered_again(self, call: Wanted, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
         module, lowered, base = self.module, self._lowered, self.module.capture
         analysis = analyse(captured)
         plan = refitted(lowered.plan, analysis, lowered.rank)
@@ -341,24 +339,6 @@ class Programs:
         state, values = {**base.state, **new}, {**base.constants, **constants}
         vars(module)["capture"] = replace(base, state=state, constants=values)
         return again.programs[call.key], tensors
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What a program must be right for.
-
-    Attributes:
-        key: The mode and the method.
-        precision: The dtypes.
-        grad: Whether gradients are enabled, and `grad_answer` of each tensor input; empty for a model that
-            does not ask.
-        shapes: The shapes of the tensor inputs; None for any that were captured.
-    """
-
-    key: str
-    precision: Precision
-    grad: tuple[int, ...]
-    shapes: Shapes | None
 
 
 def programs_of(number: int) -> Programs:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sdp_compile.capture.originals import originals_of
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.program import Capture, Program
 from sdp_compile.lowering import Lowered
@@ -80,7 +79,6 @@ class SDPModule(OwnNames, WithAttributes, UserNames, Subnetwork, GraphPerMode):
         self.number = self._programs.number
         self._device = self._programs.device
         register_tensors(self, self.capture, tensors, state)  # last: parts may have the names of these attributes
-        originals_of(state.skeleton).note_compiled(self)
         open_container(type(self), type(state.skeleton))
         self._follow_dtypes()
         self._follow_device()
