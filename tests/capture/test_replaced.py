@@ -144,7 +144,7 @@ def test_settings_of_the_process_count(name: str) -> None:
         (lambda: datetime.datetime.now().microsecond, "datetime.now"),
         (lambda: uuid.uuid4().int % 7, "uuid.uuid4"),
         (lambda: os.path.exists("missing"), "os.path.exists"),
-        (lambda: len(open(__file__).read()), "open"),
+        (lambda: len(os.listdir()), "os.listdir"),
         (lambda: torch.backends.mkldnn.enabled, "answer differs while a model is captured"),
     ],
     ids=["clock", "uuid", "path", "file", "backend"],
@@ -158,7 +158,7 @@ def test_inference_mode_is_refused_where_it_is_asked_for() -> None:
     model, x = Asking(torch.is_inference_mode_enabled), torch.randn(4, 5)
     module = compiled(model, x)
     torch.testing.assert_close(module(x), model(x))
-    with torch.inference_mode(), pytest.raises(SDPError, match="is_inference_mode_enabled.*no graph follows it"):
+    with torch.inference_mode(), pytest.raises(SDPError, match=r"is_inference_mode_enabled.*no graph follows it"):
         module(x)
 
 
