@@ -159,6 +159,8 @@ class _Freezer:
 
     def _function(self, value: FunctionType) -> Any:
         """Returns what tells two functions apart: their code, and the numbers and functions that they hold."""
+        if value.__closure__ is None and value.__defaults__ is None and not value.__kwdefaults__:
+            return value.__module__, value.__qualname__, _written(value.__code__), (), ()
         if id(value) in self._open:
             return "again", self._open[id(value)]
         self._open[id(value)] = len(self._open)
