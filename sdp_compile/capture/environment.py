@@ -56,7 +56,11 @@ _CODES: dict[CodeType, str] = {
 }
 """Functions in Python that return something else at each call."""
 
-_NO_SETTINGS = "compil export script onnx capturing default_dtype grad autocast trac dispatch function mode_stack".replace(" ", "|")
+_NO_SETTINGS = (
+    "compil export script onnx capturing default_dtype grad autocast trac dispatch function mode_stack".replace(
+        " ", "|"
+    )
+)
 _GETTER = re.compile(rf"_?(get|is|are|has|initial|current|device)_(?!.*({_NO_SETTINGS}))")
 _SETTINGS: dict[int, tuple[str, str]] = {
     id(function): (torch._C.__name__, name)
