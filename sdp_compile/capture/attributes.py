@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, TracebackType
+from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType, TracebackType
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
+from sdp_compile.capture.originals import ORIGINALS, StandIns
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, frozen, is_number
-from sdp_compile.ir.reads import SWITCHES, Read, switch
+from sdp_compile.ir.reads import SWITCHES, Read, owner_of_module, switch
 
-INTERNAL = frozenset({*vars(nn.Module()), *vars(nn.Module), "T_destination"})
-"""The attributes that `torch.nn.Module` itself keeps."""
+INTERNAL = frozenset({*vars(nn.Module()), *vars(nn.Module), "T_destination", ORIGINALS})
+"""The attributes that `torch.nn.Module` itself keeps, and what capture notes of a copy."""
 
 FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, partial, type)
 """What may be called and is compared by where it is written."""
@@ -59,9 +60,16 @@ class Attributes:
         reads: The attributes without tensors that were read.
         writes: Where the user's code wrote each attribute, for those that it wrote.
         carried: The attributes with tensors that were read before they were written.
+        settings: What was read of modules that are not the model's.
+
+    Args:
+        model: The model.
+        outside: Modules that are not the model's, by identity.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, outside: Mapping[int, nn.Module] = MappingProxyType({})) -> None:
+        self.settings: dict[tuple[int, str], Read] = {}
+        self._outside = outside
         self.reads: dict[Place, None] = {}
         self._switches: dict[Place, Any] = {}
         self.writes: dict[Place, str] = {}
@@ -84,7 +92,8 @@ class Attributes:
         watched: Any = nn.Module
         self._original_set = watched.__setattr__
         set_attribute, note_read, note_write = self._original_set, self._read, self._written
-        paths, model, switches = self._paths, self._model, self._switches
+        outside, note_setting = self._outside, self._setting
+        paths, model, switches, stand_ins = self._paths, self._model, self._switches, StandIns(self._model)
         hidden = {
             (id(module), name)
             for module in self._modules.values()
@@ -93,6 +102,8 @@ class Attributes:
         }
 
         def get(module: nn.Module, name: str) -> Any:
+            if module in stand_ins:
+                module = stand_ins[module]
             if hidden and (id(module), name) in hidden and _is_accessor(sys._getframe(1).f_code):
                 return _registry(module, name)[name]
             try:
@@ -101,7 +112,9 @@ class Attributes:
                 if id(module) in paths and not _holds(module, name):
                     note_read(module, name, MISSING)
                 raise
-            if name in SWITCHES:
+            if id(module) in outside:
+                note_setting(module, name, value)
+            elif name in SWITCHES:
                 if id(module) in paths:
                     switches.setdefault((paths[id(module)], name), switch(module, name))
             elif name not in INTERNAL and id(module) in paths:
@@ -111,6 +124,8 @@ class Attributes:
             return value
 
         def write(module: nn.Module, name: str, value: Any) -> None:
+            if module in stand_ins:
+                module = stand_ins[module]
             if id(module) in paths:
                 if name in SWITCHES:  # what forward itself sets is no setting
                     switches.setdefault((paths[id(module)], name), None)
@@ -221,6 +236,11 @@ class Attributes:
             self.reads[place] = None  # another container there is another value
         elif value is MISSING or is_number(value) or (own and (not callable(value) or isinstance(value, FUNCTIONS))):
             self.reads[place] = None
+
+    def _setting(self, module: nn.Module, name: str, value: Any) -> None:
+        plain = name not in INTERNAL and (is_number(value) or isinstance(value, FUNCTIONS))
+        if (id(module), name) not in self.settings and (name in SWITCHES or plain):
+            self.settings[id(module), name] = Read("global", owner_of_module(module), name, frozen(value))
 
     def _written(self, module: nn.Module, name: str) -> None:
         place = (self._paths[id(module)], name)

@@ -17,6 +17,7 @@ from sdp_compile.capture.inputs import Call, answering, grad_answer
 from sdp_compile.capture.locating import line_of_change
 from sdp_compile.capture.modes import in_mode
 from sdp_compile.capture.observe import Unprofiled, Watch
+from sdp_compile.capture.outside import OutsideWrite
 from sdp_compile.capture.quiet import preserved_rng, quiet
 from sdp_compile.capture.surroundings import Surroundings
 from sdp_compile.errors import CaptureError
@@ -96,8 +97,9 @@ def _run(
     is_last: bool,
 ) -> tuple[Findings, bool]:
     kind = type(model)
-    attributes, surroundings, watch = Attributes(subject), Surroundings(model, subject), Watch(model, subject)
-    finished = False
+    surroundings, watch = Surroundings(model, subject), Watch(model, subject)
+    attributes, watch.outside = Attributes(subject, surroundings.outside), surroundings.tensors
+    finished, written = False, None
     with quiet(), ExitStack() as stack:
         stack.enter_context(fake_mode_of(call, subject))
         stack.enter_context(attributes)
@@ -113,11 +115,15 @@ def _run(
                 subject(*call.args, **call.kwargs)
                 again_filled = attributes.filled()
                 caches = frozenset(place for place, held in filled.items() if again_filled.get(place) == held)
+        except OutsideWrite as error:
+            written = error
         except Exception:  # export tells what is wrong
             if not is_last:  # another run will tell what is a cache
                 caches = frozenset(attributes.filled())
     changed = surroundings.changed()
     surroundings.restore()
+    if written is not None:
+        raise written
     if changed:
         raise _lost(kind, changed[0], _line(again, surroundings) or surroundings.lines.get(changed[0], ""))
     for what, line in surroundings.impure.items():
@@ -125,7 +131,7 @@ def _run(
     check_attributes(kind, attributes, caches, again)
     return (
         Findings(
-            tuple(surroundings.reads.values()),
+            (*surroundings.reads.values(), *attributes.settings.values()),
             tuple(attributes.outputs()),
             {place: _line_of_attribute(again, place) for place in caches},
             surroundings.compiling,

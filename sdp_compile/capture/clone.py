@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sdp_compile.capture.hooks import holds_no_module, hook_objects
+from sdp_compile.capture.originals import ORIGINALS, originals_of
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.parts import submodule
 
@@ -42,6 +43,8 @@ def clone(
         CaptureError: A part of the model cannot be copied; the error names it.
     """
     memo: dict[int, object] = dict(kept)
+    originals = originals_of(model)
+    memo.update((id(part), part) for part in originals.compiled_parts())
     for _, original in named_state(model):
         if id(original) not in memo:
             memo[id(original)] = tensor(original)
@@ -54,12 +57,14 @@ def clone(
         if holds_no_module(value):
             memo.setdefault(id(value), value)  # what hooks collect is to be found where the user looks for it
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied, and capture works on a copy: "
             f"{type(error).__name__}: {error}. {_culprit(model, memo)}"
         ) from error
+    vars(copied)[ORIGINALS] = originals
+    return copied
 
 
 def skeleton(model: nn.Module) -> nn.Module:

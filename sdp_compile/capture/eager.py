@@ -9,7 +9,7 @@ from types import FunctionType
 
 import torch.compiler
 
-from sdp_compile.capture.surroundings import QUESTIONS
+from sdp_compile.capture.questions import QUESTIONS
 from sdp_compile.capture.users import is_asked_by_user
 
 

@@ -24,6 +24,7 @@ from sdp_compile.capture.caches import note_kept
 from sdp_compile.capture.clone import clone
 from sdp_compile.capture.diagnosis import explain, first_line, is_data_dependent
 from sdp_compile.capture.eager import as_in_eager
+from sdp_compile.capture.environment import check_answers
 from sdp_compile.capture.gradients import restored_transforms
 from sdp_compile.capture.inputs import Call, answering, grad_answer
 from sdp_compile.capture.memos import Memos
@@ -96,10 +97,13 @@ def export_mode(
             subject, inputs = prepared(model, call, mode, device)
         kept = note_kept(subject, findings.caches, memos)
         copy_assigned(subject)
+        check_answers(subject, {} if findings.surroundings is None else findings.surroundings.asked)
         if findings.outputs:
             _return_attributes(subject, findings.outputs)
         attributes, observer = Attributes(subject), Observer(model, subject)
         observer.watch.note_start(subject)
+        if findings.surroundings is not None:
+            observer.watch.outside = findings.surroundings.tensors
         try:
             watching = (memos, as_in_eager(findings.compiling is not None), attributes, observer, quiet())
             with contextlib.ExitStack() as stack:

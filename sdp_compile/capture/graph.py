@@ -18,6 +18,7 @@ from sdp_compile.capture.clone import named_state
 from sdp_compile.capture.diagnosis import located
 from sdp_compile.capture.export import Exported
 from sdp_compile.capture.guards import size_guards
+from sdp_compile.capture.originals import originals_of
 from sdp_compile.capture.refuse import refuse_collectives, refuse_transforms, refuse_written
 from sdp_compile.capture.regions import inline_regions
 from sdp_compile.errors import CaptureError
@@ -34,7 +35,8 @@ class Constants:
 
     def __init__(self, model: nn.Module, known: Mapping[str, torch.Tensor] | None = None) -> None:
         self.values: dict[str, torch.Tensor] = dict(known or {})
-        self._state = {_memory(tensor): name for name, tensor in named_state(model) if _memory(tensor) is not None}
+        named = (*originals_of(model).tensors(), *named_state(model))
+        self._state = {_memory(tensor): name for name, tensor in named if _memory(tensor) is not None}
         self._taken = {*model._modules, *model._parameters, *model._buffers}
 
     def name(self, value: torch.Tensor) -> str:

@@ -11,7 +11,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MethodType, TracebackType
+from types import CellType, FunctionType, MethodType, TracebackType
 from typing import Any
 
 import torch
@@ -138,6 +138,8 @@ class Memos:
 class _Uncached:
     """Calls a function without its cache."""
 
+    is_uncached = True
+
     def __init__(self, wrapper: Any, memos: Memos) -> None:
         self.__wrapped__, self._wrapper, self._memos = wrapper.__wrapped__, wrapper, memos
 
@@ -191,10 +193,42 @@ def _places(model: nn.Module, scopes: Iterable[Mapping[str, Any]]) -> Iterator[F
     for scope in searched.values():
         kinds.update((value, None) for value in scope.values() if isinstance(value, type) and is_of_users(value))
     for holder in (*searched.values(), *holders, *kinds):
-        for key, value in list(vars(holder).items() if isinstance(holder, type) else holder.items()):
-            wrapper = _wrapper_in(value)
-            if wrapper is not None and _may_hold_tensors(wrapper):
-                yield holder, key, value, _wrapping(value)
+        yield from _within(holder, set(), _DEPTH)
+
+
+def _within(holder: Any, seen: set[int], depth: int) -> Iterator[Found]:
+    """Yields where a dictionary, list, class or variable of a function, and what is in it, holds such functions."""
+    if id(holder) in seen:
+        return
+    seen.add(id(holder))
+    for key, value in _items(holder):
+        wrapper = _wrapper_in(value)
+        if wrapper is not None and _may_hold_tensors(wrapper):
+            yield holder, key, value, _wrapping(value)
+        elif isinstance(value, (staticmethod, classmethod, MethodType)):
+            value = value.__func__
+        if not depth:
+            continue
+        if isinstance(value, FunctionType) and value.__closure__ and is_users(value.__code__.co_filename):
+            for cell in value.__closure__:
+                yield from _within(cell, seen, depth - 1)
+        elif isinstance(value, (list, dict)) and len(value) <= _MOST:
+            yield from _within(value, seen, depth - 1)
+
+
+def _items(holder: Any) -> list[tuple[Any, Any]]:
+    """Returns what a dictionary, list, class or variable holds by key."""
+    if isinstance(holder, CellType):
+        try:
+            return [(None, holder.cell_contents)]
+        except ValueError:  # a variable without a value
+            return []
+    if isinstance(holder, list):
+        return list(enumerate(holder))
+    return list(vars(holder).items() if isinstance(holder, type) else holder.items())
+
+
+_DEPTH, _MOST = 3, 200
 
 
 def _wrapper_in(value: Any) -> Any:
@@ -216,9 +250,9 @@ def _wrapping(value: Any) -> Callable[[Any], Any]:
 
 
 def _may_hold_tensors(wrapper: Any) -> bool:
-    """Whether a function with a cache may keep tensors: it has none yet, or it has tensors among its results."""
+    """Whether a function with a cache may keep tensors or modules: it has none yet, or it has some."""
     return wrapper.cache_info().currsize == 0 or any(
-        isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(_held(wrapper))
+        isinstance(leaf, (torch.Tensor, nn.Module)) for leaf in pytree.tree_leaves(_held(wrapper))
     )
 
 
@@ -237,6 +271,8 @@ def _is_empty(value: Any) -> bool:
 def _set(holder: Any, key: Any, value: Any) -> None:
     if isinstance(holder, type):
         setattr(holder, key, value)
+    elif isinstance(holder, CellType):
+        holder.cell_contents = value
     else:
         holder[key] = value
 

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from sdp_compile.capture.assertions import expected_truth, is_number_of_assertion
 from sdp_compile.capture.diagnosis import calling_line, is_user_file
 from sdp_compile.capture.gradients import RefuseGradients, inference_as_no_grad
+from sdp_compile.capture.outside import OutsideTensors, OutsideWrite, writes
 from sdp_compile.capture.sizes import FreeSizes
 from sdp_compile.capture.values import Values
 from sdp_compile.errors import CaptureError
@@ -150,6 +151,7 @@ class Watch(TorchFunctionMode):
         asked_requires_grad: Where the user's code asked a tensor for ``requires_grad``; None if it did not.
         values: The values of buffers with one element that Python code asks for.
         sizes: The free sizes of the inputs.
+        outside: The tensors outside of the model.
     """
 
     def __init__(self, model: nn.Module, subject: nn.Module | None = None) -> None:
@@ -158,6 +160,7 @@ class Watch(TorchFunctionMode):
         self.asked_requires_grad: str | None = None
         self.values = Values(model, subject)
         self.sizes = FreeSizes()
+        self.outside = OutsideTensors()
         self._kind, self._subject = type(model), subject
 
     def note_start(self, subject: nn.Module) -> None:
@@ -193,11 +196,17 @@ class Watch(TorchFunctionMode):
             if self._subject is not None and not any(args[0] is buffer for buffer in self._subject.buffers()):
                 setattr(data, _THROUGH_DATA, True)
             return data
-        if _writes(func) and args and hasattr(args[0], _THROUGH_DATA):
+        if writes(func) and args and hasattr(args[0], _THROUGH_DATA):
             raise CaptureError(
                 f"{self._kind.__name__} cannot be captured: its forward writes through .data at {self._line()}, which "
                 "autograd does not see. Compute a new tensor where it is used, such as self.scale.clamp(0.01, 0.1), or "
                 "change parameters after the optimizer's step."
+            )
+        if self.outside.written(func, args, kwargs):
+            raise OutsideWrite(
+                f"{self._kind.__name__} cannot be captured: its forward writes to a tensor that is neither a parameter "
+                f"nor a buffer at {self._line()}. Register it as a buffer (self.register_buffer), which every call and "
+                "every copy of the model then sees."
             )
         if func == _SET_DATA and self._is_state(args[0]):
             raise CaptureError(
@@ -263,12 +272,6 @@ def _finite(input: torch.Tensor) -> torch.Tensor:
     finite = torch.logical_not(infinite)
     setattr(finite, _NEGATED, infinite)
     return finite
-
-
-def _writes(func: Any) -> bool:
-    """Whether a function of tensors writes to its first argument."""
-    name: str = getattr(func, "__name__", "")
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__") and name != "requires_grad_")
 
 
 def _asking_frame() -> FrameType:

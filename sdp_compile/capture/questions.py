@@ -7,6 +7,14 @@ import itertools
 import linecache
 from types import CodeType
 
+import torch.compiler
+
+QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
+"""The functions of `torch.compiler` that answer otherwise during capture than in eager execution."""
+
+COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()" for name in QUESTIONS}
+"""The code of these functions, and how they are called."""
+
 _EXEMPT = frozenset({"is_fake_tensor"})  # transformers asks it before it looks at values, and both ways are the same
 _EQUAL = frozenset({"IS_OP", "COMPARE_OP"})
 

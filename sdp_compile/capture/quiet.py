@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import random
@@ -48,3 +49,17 @@ def random_states() -> tuple[Any, Any]:
     """Returns the states of Python's and NumPy's random generators, in a form that can be compared."""
     state: Any = np.random.get_state()
     return random.getstate(), (state[0], state[1].tobytes(), *state[2:])
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Stops the garbage collector and its callbacks, where torch collects by hand: what they do is not forward's."""
+    collects, callbacks = gc.isenabled(), gc.callbacks[:]
+    gc.disable()
+    gc.callbacks.clear()
+    try:
+        yield
+    finally:
+        gc.callbacks.extend(callbacks)
+        if collects:
+            gc.enable()

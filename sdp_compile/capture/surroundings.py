@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import importlib._bootstrap
-import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from types import BuiltinMethodType, CodeType, FrameType, ModuleType, TracebackType
 from typing import Any
 
 import torch
-import torch.compiler
 from torch import nn
 
 from sdp_compile.capture.attributes import INTERNAL
 from sdp_compile.capture.defaults import Defaults
 from sdp_compile.capture.diagnosis import calling_line
+from sdp_compile.capture.environment import VARIABLES, Environment
+from sdp_compile.capture.functions import CONSTANT_MODULES, FunctionNotes, class_of_caller, is_users_scope, variable_at
 from sdp_compile.capture.hooks import hook_objects
 from sdp_compile.capture.masks import SkippedMasks
-from sdp_compile.capture.questions import question_of_capture
-from sdp_compile.capture.quiet import random_states
+from sdp_compile.capture.originals import identities
+from sdp_compile.capture.outside import OutsideTensors
+from sdp_compile.capture.questions import COMPILING, question_of_capture
+from sdp_compile.capture.quiet import random_states, uncollected
 from sdp_compile.capture.traced import MATH
-from sdp_compile.capture.undoing import undo_of
+from sdp_compile.capture.undoing import CHANGES, undo_of
 from sdp_compile.capture.users import is_asked_by_user, is_of_users, is_users
 from sdp_compile.capture.variables import (
     attribute_of,
@@ -36,32 +36,26 @@ from sdp_compile.capture.variables import (
     is_small,
 )
 from sdp_compile.ir.plain import MISSING, frozen, is_number
-from sdp_compile.ir.reads import DEFAULTS, Read, owner_of, owner_of_class, with_versions
+from sdp_compile.ir.reads import DEFAULTS, Read, owner_of, owner_of_class, tensors_of, with_versions
 
-_CLOCKS = ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time")
-_IMPURE = {id(getattr(time, name)): f"time.{name}()" for name in _CLOCKS} | {id(os.urandom): "os.urandom()"}
 _GRAD = {id(torch.is_grad_enabled), id(torch._C.is_grad_enabled)}
-_GROWING = {"append", "appendleft", "extend", "insert", "add", "update", "setdefault"}
-_CHANGES = _GROWING | {"pop", "popleft", "popitem", "remove", "discard", "clear", "reverse", "sort"}
-QUESTIONS = ("is_compiling", "is_dynamo_compiling", "is_exporting")
-"""The functions of `torch.compiler` that answer otherwise during capture than in eager execution."""
-
-_COMPILING = {getattr(torch.compiler, name).__code__: f"torch.compiler.{name}()" for name in QUESTIONS}
 _IMPORT = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]
-_ENVIRONMENT = type(os.environ).__getitem__.__code__
 
 
 class Surroundings:
     """Context manager around a run of forward that profiles the user's functions in it.
 
     Attributes:
-        reads: The plain global variables and environment variables that they read.
+        reads: The plain global variables, functions and settings of the process that they read.
         impure: Calls that return something else each time, and those that empty a container, with their lines.
         lines: Where methods changed containers, by what `changed` says of it.
         compiling: Where they ask whether the model is being compiled; None if they do not.
         grad: Where they ask whether gradients are enabled; None if they do not.
         functions: The functions of theirs that ran, with their global variables.
         calls_math: Whether they call functions of `math` themselves, which nothing could follow.
+        asked: Where they ask for settings of the process.
+        outside: The modules that they may reach and that are not the model's, by identity.
+        tensors: The tensors that they read and that are not the model's.
     """
 
     def __init__(self, model: nn.Module, subject: nn.Module) -> None:
@@ -83,8 +77,13 @@ class Surroundings:
         kinds = dict.fromkeys(kind for module in model.modules() for kind in type(module).__mro__)
         self._classes = [kind for kind in kinds if is_of_users(kind)]
         self._variables: dict[tuple[int, str], tuple[str, Mapping[str, Any], str, Any]] = {}
-        self._inside = set(map(id, subject.modules()))
+        self._inside = identities(subject)
+        self.outside: dict[int, nn.Module] = {}
+        self.tensors = OutsideTensors()
+        self._names: set[str] = set()
         self._members = {kind: set(vars(kind)) for kind in self._classes}
+        self._environment, self._functions = Environment(self._add, self._kind), FunctionNotes(self._add, model)
+        self.asked, self._collector = self._environment.lines, uncollected()
 
     def __enter__(self) -> Surroundings:
         self._keep_module("the original model, which a hook or a function holds,", self._model)
@@ -98,9 +97,7 @@ class Surroundings:
         for kind in list(self._classes):
             self._keep_class(kind)
         self._random = random_states()
-        self._collects, self._callbacks = gc.isenabled(), gc.callbacks[:]
-        gc.disable()  # what it deletes is no part of forward, nor are its callbacks, where torch collects by hand
-        gc.callbacks.clear()
+        self._collector.__enter__()
         self._before = sys.getprofile()
         sys.setprofile(self._event)
         return self
@@ -109,9 +106,7 @@ class Surroundings:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         sys.setprofile(self._before)
-        gc.callbacks.extend(self._callbacks)
-        if self._collects:
-            gc.enable()
+        self._collector.__exit__(kind, error, trace)
 
     def changed(self) -> list[str]:
         """Returns what forward changed outside its module."""
@@ -193,26 +188,32 @@ class Surroundings:
                 if known:
                     self.functions[code] = frame.f_globals
                     self._globals(frame)
-                    self._of_classes(code)
+                    self._of_classes(frame)
                     self.impure.update([asked] if (asked := question_of_capture(code)) else [])
                     self._keep_defaults(frame)
             if known:
                 if code.co_freevars:
                     self._closure(frame)
-            elif code in _COMPILING:
+            elif impure := self._environment.impure(code, frame.f_back):
+                self.impure.update(impure)
+            elif code in COMPILING:
                 if self.compiling is None and is_asked_by_user(frame.f_back):
-                    self.compiling = f"{_COMPILING[code]} at {calling_line(self._kind)}"
-            elif code is _ENVIRONMENT:
-                self._environment(frame)
+                    self.compiling = f"{COMPILING[code]} at {calling_line(self._kind)}"
+            elif code in VARIABLES:
+                self._environment.variables(frame)
+            else:
+                self._environment.getters(frame)
         elif event == "c_call":
-            if id(argument) in _IMPURE and self._asked_by_user(frame):
-                self.impure.setdefault(f"calls {_IMPURE[id(argument)]}", calling_line(self._kind))
-            elif argument.__name__ in _CHANGES:
+            if impure := self._environment.impure(argument, frame):
+                self.impure.update(impure)
+            elif argument.__name__ in CHANGES:
                 self._note_change(frame, argument)
             elif id(argument) in _GRAD and self.grad is None and self._asked_by_user(frame):
                 self.grad = calling_line(self._kind)
-            elif id(argument) in MATH and not self.calls_math:
-                self.calls_math = self._asked_by_user(frame)
+            elif id(argument) in MATH:
+                self.calls_math = self.calls_math or self._asked_by_user(frame)
+            else:
+                self._environment.settings(frame, argument)
 
     def _note_change(self, frame: FrameType, method: Any) -> None:
         """Notes where the user's code calls a method that changes a container from outside of forward."""
@@ -227,14 +228,16 @@ class Surroundings:
 
     def _globals(self, frame: FrameType) -> None:
         """Notes the global variables that a function reads, and those in modules of the user's that it reads from."""
-        for name, *rest in dict.fromkeys(chains(frame.f_code, frame.f_globals)):
-            scope, module = frame.f_globals, frame.f_globals.get("__name__", "")
-            value = scope[name]
-            if isinstance(value, ModuleType):
-                users = is_users(getattr(value, "__file__", None) or "<none>")
-                if not users or not rest or rest[0] not in vars(value):
-                    continue
-                scope, module, name, *rest = vars(value), value.__name__, *rest
+        for chain in dict.fromkeys(chains(frame.f_code, frame.f_globals)):
+            found = variable_at(frame, chain)
+            if found is None:
+                continue
+            module, scope, name, rest = found
+            self._functions.of_module(module, scope, name)
+            if scope is not frame.f_globals and not is_users_scope(scope):
+                if module not in CONSTANT_MODULES and isinstance(scope[name], (bool, int, float, str, list)):
+                    self._note(owner_of(module, scope), name, scope[name])
+                continue
             self._variable(f"global variable {name!r} of {module}", scope, name, module)
             self._attributes(owner_of(module, scope), name, scope[name], rest)
 
@@ -253,15 +256,25 @@ class Surroundings:
     def _note(self, owner: str, name: str, value: Any) -> None:
         """Notes the value of a variable that functions read, if it can be compared."""
         if is_small(value) or is_function_variable(name, value):
-            self.reads.setdefault(("global", owner, name), Read("global", owner, name, frozen(value)))
+            self._add(Read("global", owner, name, frozen(value)))
         elif has_tensors(value, self._inside):
-            read = Read("tensors", owner, name, frozen(with_versions(value, mark=True)))
-            self.reads.setdefault(("tensors", owner, name), read)
+            self._add(Read("tensors", owner, name, frozen(with_versions(value, mark=True))))
+            self.tensors.found += tensors_of(value)
 
-    def _of_classes(self, code: CodeType) -> None:
-        """Notes the attributes of the model's classes that a function may read."""
-        names = {name for name in code.co_names if not name.startswith("__")}
-        for kind in self._classes if names else ():
+    def _add(self, read: Read) -> None:
+        self.reads.setdefault((read.kind, read.owner, read.name), read)
+
+    def _of_classes(self, frame: FrameType) -> None:
+        """Notes the attributes of the model's classes, and of other objects, that a function may read."""
+        code, caller = frame.f_code, class_of_caller(frame)
+        names = {name for name in code.co_names if not name.startswith("__")} | {code.co_name}
+        self._names |= names
+        if caller is not None and caller not in self._classes:
+            self._classes += [kind for kind in caller.__mro__ if is_of_users(kind) and kind not in self._classes]
+            self._functions.add_leaf(caller)
+            names = self._names
+        for kind in self._classes:
+            self._functions.of_class(kind, names)
             for name in names & vars(kind).keys():
                 value = vars(kind)[name]
                 if is_small(value) or has_tensors(value, self._inside):
@@ -278,6 +291,7 @@ class Surroundings:
                 cells = cells_of(frame, name)
                 if cells is not None:
                     self._note(owner_of(f"a function around {frame.f_code.co_name}()", cells), name, value)
+            self._functions.enclosed(frame, name)
             self._enclosed.add((frame.f_code, name))
             self._keep(what, held[name])
 
@@ -285,7 +299,7 @@ class Surroundings:
         for value in self._defaults.containers(frame):
             self._keep(f"a default argument of {frame.f_code.co_name}()", value)
 
-    def _variable(self, what: str, scope: dict[str, Any], name: str, module: str) -> None:
+    def _variable(self, what: str, scope: Mapping[str, Any], name: str, module: str) -> None:
         value = scope[name]
         self._note(owner_of(module, scope), name, value)
         if is_number(value):
@@ -314,6 +328,7 @@ class Surroundings:
             if id(module) in self._inside:
                 continue
             self._inside.add(id(module))
+            self.outside[id(module)] = module
             where = f"module {path!r} of {what}" if path else what
             for name, value in vars(module).items():
                 if name not in INTERNAL and is_number(value):
@@ -331,17 +346,3 @@ class Surroundings:
                 self._variables[id(kind), name] = (what, vars(kind), name, frozen(value))
             elif not name.startswith("__") and not isinstance(value, type):
                 self._keep(what, value)
-
-    def _environment(self, frame: FrameType) -> None:
-        outer = frame.f_back
-        for _ in range(3):
-            if outer is None:
-                return
-            if is_users(outer.f_code.co_filename):
-                name = frame.f_locals["key"]
-                if isinstance(name, str):
-                    self.reads.setdefault(
-                        ("environment", "", name), Read("environment", "", name, frozen(os.environ.get(name)))
-                    )
-                return
-            outer = outer.f_back

@@ -12,6 +12,10 @@ import numpy as np
 
 from sdp_compile.capture.users import is_of_users
 
+_GROWING = {"append", "appendleft", "extend", "insert", "add", "update", "setdefault"}
+CHANGES = _GROWING | {"pop", "popleft", "popitem", "remove", "discard", "clear", "reverse", "sort"}
+"""The names of methods that change a container."""
+
 
 def undo_of(value: Any) -> Callable[[], object] | None:
     """Returns a function that gives a container or an object back what it holds now; None if it does not count."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import functools
 import pickle
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Set
 from functools import partial
 from itertools import islice
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from torch import nn
 
 _NUMBERS = (bool, int, float, complex)
 _ATOMS = (str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_CODE = (FunctionType, MethodType, partial)
+_CONTAINERS = (list, tuple, dict, set)
 _OPAQUE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, nn.Module, torch.Generator)
 _MOST = 5000  # parts of one value that are compared
 
@@ -103,15 +107,24 @@ def _own(kind: type) -> set[str]:
     return {name for base in kind.__mro__ if base is not object for name in vars(base)}
 
 
-def _function(value: FunctionType) -> Any:
-    """Returns what tells two functions apart: where they are written, and the numbers that they enclose."""
-    code, held = value.__code__, []
-    for cell in value.__closure__ or ():
-        try:
-            held.append(_number(cell.cell_contents) if is_number(cell.cell_contents) else "")
-        except ValueError:  # a variable without a value
-            held.append("")
-    return value.__module__, value.__qualname__, code.co_filename, code.co_firstlineno, tuple(held)
+def _written(code: CodeType) -> Any:
+    """Returns where code is written, and what is written there."""
+    if id(code) not in _CODES:
+        constants = repr([value for value in code.co_consts if is_number(value)])
+        found = code.co_filename, code.co_firstlineno, zlib.crc32(code.co_code), zlib.crc32(constants.encode())
+        _CODES[id(code)] = code, found
+    return _CODES[id(code)][1]
+
+
+_CODES: dict[int, tuple[CodeType, Any]] = {}
+"""What `_written` returned, by the identity of the code, which is kept so that it stays that of the code."""
+
+
+def bare(value: Any) -> Any:
+    """Returns the function that one with a cache, or one that stands for it during capture, calls."""
+    if isinstance(value, functools._lru_cache_wrapper) or getattr(type(value), "is_uncached", False):
+        return value.__wrapped__
+    return value
 
 
 class _Freezer:
@@ -126,8 +139,13 @@ class _Freezer:
             return _number(value)
         if isinstance(value, torch.Tensor):
             return ("tensor",)
+        value = bare(value)
         if isinstance(value, FunctionType):
-            return _function(value)
+            return self._function(value)
+        if isinstance(value, (MethodType, staticmethod, classmethod)):
+            return kind, "of", self.freeze(value.__func__)
+        if isinstance(value, property):
+            return kind, "of", self.freeze(value.fget)
         if isinstance(value, partial):
             return kind, self.freeze(value.func), self.freeze(value.args), self.freeze(value.keywords)
         if isinstance(value, _OPAQUE) or self._left < 0:
@@ -138,6 +156,26 @@ class _Freezer:
             return "again", self._open[id(value)]
         self._open[id(value)] = len(self._open)
         return kind, self._parts(value)
+
+    def _function(self, value: FunctionType) -> Any:
+        """Returns what tells two functions apart: their code, and the numbers and functions that they hold."""
+        if value.__closure__ is None and value.__defaults__ is None and not value.__kwdefaults__:
+            return value.__module__, value.__qualname__, _written(value.__code__), (), ()
+        if id(value) in self._open:
+            return "again", self._open[id(value)]
+        self._open[id(value)] = len(self._open)
+        code, held = value.__code__, []
+        for cell in value.__closure__ or ():
+            try:
+                held.append(self._held(cell.cell_contents))
+            except ValueError:  # a variable without a value
+                held.append("")
+        given = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+        defaults = [self.freeze(one) if isinstance(one, _CONTAINERS) else self._held(one) for one in given]
+        return value.__module__, value.__qualname__, _written(code), tuple(held), tuple(defaults)
+
+    def _held(self, value: Any) -> Any:
+        return self.freeze(value) if is_number(value) or isinstance(value, _CODE) else ""
 
     def _parts(self, value: Any) -> Any:
         if isinstance(value, Mapping):

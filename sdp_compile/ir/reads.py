@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CellType, ModuleType
@@ -14,10 +15,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from sdp_compile.ir.functions import held_by
 from sdp_compile.ir.parts import submodule
-from sdp_compile.ir.plain import MISSING, frozen, with_free
+from sdp_compile.ir.plain import MISSING, bare, frozen, with_free
 
-ReadKind = Literal["attribute", "switch", "buffer", "global", "tensors", "environment"]
+ReadKind = Literal["attribute", "switch", "buffer", "global", "tensors", "environment", "function", "answer"]
 
 SWITCHES = frozenset({"training", "_forward_hooks", "_forward_pre_hooks"})
 """What `torch.nn.Module` itself keeps and a graph depends on."""
@@ -29,7 +31,8 @@ class Read:
 
     Attributes:
         kind: An attribute of a module, a switch that `torch.nn.Module` itself keeps (its mode or its forward hooks),
-            the value of a buffer with one element, a global variable, one with tensors, or an environment variable.
+            the value of a buffer with one element, a global variable, one with tensors, an environment variable, a
+            function that is found by name, or the answer of a function that tells of the process.
         owner: The path of the module, what `owner_of` calls the Python module of the global variable, or ``""``.
         name: The name in it; of a buffer the full name.
         value: The frozen value.
@@ -54,13 +57,31 @@ class Read:
             return scope_of(self.owner).get(self.name, MISSING)
         if self.kind == "tensors":
             return with_versions(scope_of(self.owner).get(self.name, MISSING))
+        if self.kind == "function":
+            return bare(self._function())
+        if self.kind == "answer":
+            return answer_of(self.owner, self.name)
         if self.kind == "buffer":
             return model.get_buffer(self.name).item()
         if self.kind == "switch":
             return switch(submodule(model, self.owner), self.name)
         return getattr(submodule(model, self.owner), self.name, MISSING)
 
+    def place(self) -> tuple[Any, str]:
+        """Returns what holds a function now, a dictionary or a class, and its name there."""
+        scope = scope_of(self.owner)
+        return (scope.holder(), self.name) if isinstance(scope, AttributesOf) else (scope, self.name)
+
+    def _function(self) -> Any:
+        holder, name = self.place()
+        return held_by(holder, name) if isinstance(holder, type) else holder.get(name, MISSING)
+
     def __str__(self) -> str:
+        if self.kind == "answer":
+            return f"what {self.owner}.{self.name}() returns"
+        if self.kind == "function":
+            module, _, path = self.owner.partition(":")
+            return f"function {f'{path}.' if path else ''}{self.name}() of {module.partition('#')[0]}"
         if self.kind == "environment":
             return f"environment variable {self.name}"
         if self.kind == "buffer":
@@ -75,6 +96,15 @@ class Read:
             if path:
                 return f"attribute {self.name!r} of {path!r}{where}"
         return f"{'attribute' if self.kind == 'attribute' else 'global variable'} {self.name!r}{where}"
+
+
+def answer_of(module: str, name: str) -> Any:
+    """Returns what a function without arguments returns now, `MISSING` if there is none."""
+    function = getattr(sys.modules.get(module), name, None)
+    try:
+        return MISSING if function is None else function()
+    except Exception:
+        return MISSING
 
 
 def switch(module: nn.Module, name: str) -> bool | tuple[int, ...]:
@@ -117,6 +147,28 @@ def with_versions(value: Any, mark: bool = False) -> tuple[Any, ...]:
         value: A tensor, a module, or a container or object with some.
         mark: Whether to mark tensors that were never asked for before; others count as changed.
     """
+    tensors = tensors_of(value)
+    if mark:
+        for tensor in tensors:
+            if not hasattr(tensor, _TOKEN):
+                setattr(tensor, _TOKEN, next(_tokens))
+    versions = [(getattr(one, _TOKEN, 0), 0 if one.is_inference() else one._version, *_content(one)) for one in tensors]
+    return value, tuple(versions)
+
+
+def _content(tensor: torch.Tensor) -> tuple[int, str] | tuple[()]:
+    """Returns what writes through ``.data`` and NumPy change, which make no new version: the memory, and few values."""
+    if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+        return ()
+    is_small = tensor.device.type == "cpu" and tensor.numel() <= _FEW
+    return tensor.data_ptr(), repr(tensor.tolist()) if is_small else ""
+
+
+_FEW = 8  # values of a tensor that are compared at each call
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Returns the tensors in a container, in a module, or in the attributes of an object."""
     leaves = pytree.tree_leaves(value)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     for leaf in leaves:
@@ -125,12 +177,7 @@ def with_versions(value: Any, mark: bool = False) -> tuple[Any, ...]:
         elif not isinstance(leaf, (type, ModuleType)):
             held = pytree.tree_leaves(list(getattr(leaf, "__dict__", {}).values()))
             tensors += [one for one in held if isinstance(one, torch.Tensor)]
-    if mark:
-        for tensor in tensors:
-            if not hasattr(tensor, _TOKEN):
-                setattr(tensor, _TOKEN, next(_tokens))
-    versions = [(getattr(one, _TOKEN, 0), 0 if one.is_inference() else one._version) for one in tensors]
-    return value, tuple(versions)
+    return tensors
 
 
 _TOKEN = "_sdp_token"  # an identity could be that of an earlier tensor
@@ -165,6 +212,16 @@ def owner_of_class(kind: type) -> str:
             return name
     name = f"class {kind.__name__}#{len(_other_scopes)}"
     _other_scopes[name] = AttributesOf({"kind": kind}, ["kind"])
+    return name
+
+
+def owner_of_module(module: nn.Module) -> str:
+    """Returns a name by which a `Read` finds the attributes of a module that is not the model's again."""
+    for name, known in _other_scopes.items():
+        if isinstance(known, OfModule) and known.holder() is module:
+            return name
+    name = f"module {type(module).__name__}#{len(_other_scopes)}"
+    _other_scopes[name] = OfModule(module)
     return name
 
 
@@ -206,6 +263,23 @@ class AttributesOf:
 
     def __setitem__(self, name: str, value: Any) -> None:
         setattr(self.holder(), name, value)
+
+
+class OfModule(AttributesOf):
+    """The attributes of a module, by name, for as long as it exists.
+
+    Args:
+        module: The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__({}, [])
+        self._module = weakref.ref(module)
+
+    def holder(self) -> Any:
+        """Returns the module; `MISSING` if it is gone."""
+        module = self._module()
+        return MISSING if module is None else module
 
 
 class Cells(dict[str, Any]):

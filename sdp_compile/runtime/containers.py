@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from sdp_compile.capture.clone import canonical_names, is_persistent
+from sdp_compile.capture.originals import originals_of
 from sdp_compile.ir.program import Capture
 from sdp_compile.runtime.parts import Part, part_of
 from sdp_compile.runtime.python_state import PythonState
@@ -35,6 +36,7 @@ def register_tensors(
     for name in sorted(tensors.keys() - set(canonical.values())):
         path, _, key = name.rpartition(".")
         _put_buffer(_container(root, path), key, tensors[name], persistent=False)
+    originals_of(state.skeleton).note_compiled(root)
 
 
 def _container(root: nn.Module, path: str) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdp_compile.capture.attributes import FUNCTIONS, INTERNAL, has_tensor
+from sdp_compile.capture.attributes import FUNCTIONS, INTERNAL, Alias, has_tensor
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING
@@ -36,18 +36,13 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
     elif name in owner._parameters or name in owner._buffers:
         held = module._parameters.get(name, module._buffers.get(name))
         if value is not held and (held is None or not isinstance(value, torch.Tensor) or value.shape != held.shape):
-            what = f"tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-            if held is None:
-                raise SDPError(
-                    f"{where!r} cannot become a {what}: there is no such tensor, because this worker holds nothing of "
-                    "it, or because it was removed, as pruning and weight norms do. Prune or parametrize the original "
-                    "model, and compile it again."
-                )
-            raise SDPError(
-                f"{where!r} cannot become a {what}: the worker holds a tensor {list(held.shape)}. Copy new values into "
-                f"it under torch.no_grad(), load whole values with load_full_state_dict(), or change the original "
-                "model and compile it again."
-            )
+            raise SDPError(f"{where!r} cannot become a {_kind(value)}: {_why_not(owner, name, value, held)}")
+    elif isinstance(vars(owner).get(name), Alias):
+        alias: Alias = vars(owner)[name]
+        raise SDPError(
+            f"{where!r} cannot become a {_kind(value)}, because it is {f'{alias.path}.{alias.name}'.lstrip('.')!r} of "
+            f"the original model without its gradient, and its graph computes with that. {_REMEDY}"
+        )
     elif (isinstance(value, nn.Module) or has_tensor(value)) and (path, name) in state.asked:
         what = "" if isinstance(value, (torch.Tensor, nn.Module)) else " with tensors"
         raise SDPError(
@@ -58,6 +53,36 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
         raise SDPError(f"{where!r} cannot be set: the code of a compiled model is a graph already. {_REMEDY}")
     elif name not in INTERNAL and _is_code(owner, name, value):
         raise SDPError(f"{where!r} is code of the original model, which its graph holds as it was. {_REMEDY}")
+
+
+def _why_not(owner: nn.Module, name: str, value: Any, held: torch.Tensor | None) -> str:
+    """Returns why a tensor of a worker cannot become another value, and what to do.
+
+    Args:
+        owner: The original's module.
+        name: The name of the tensor in it.
+        value: The value.
+        held: What the worker holds of the tensor.
+    """
+    if held is None:
+        return (
+            "there is no such tensor, because this worker holds nothing of it, or because it was removed, as pruning "
+            "and weight norms do. Prune or parametrize the original model, and compile it again."
+        )
+    full: Any = owner._parameters.get(name, owner._buffers.get(name))
+    shape = list(held.shape)
+    if full is not None and full.shape != held.shape:
+        whole = f"this worker holds a part {shape} of the full {list(full.shape)}. "
+        if name in owner._non_persistent_buffers_set:
+            return whole + f"{_REMEDY} The worker's own part may be assigned, too."
+        return whole + "Load whole values with load_full_state_dict()."
+    if not isinstance(value, torch.Tensor):
+        return f"its graph computes with a tensor {shape} there. Assign a tensor of this shape. Otherwise: {_REMEDY}"
+    return f"its graph was captured with the shape {shape}. Assign a tensor of this shape. Otherwise: {_REMEDY}"
+
+
+def _kind(value: Any) -> str:
+    return f"tensor {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def refuse_removal(state: PythonState, path: str, name: str) -> None:

@@ -6,7 +6,8 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -17,9 +18,29 @@ from sdp_compile.capture.regions import autocast_devices
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.kept import Kept
 from sdp_compile.ir.parts import submodule
-from sdp_compile.ir.program import FORWARD, Program
+from sdp_compile.ir.program import FORWARD, Precision, Program
 from sdp_compile.ir.reads import Read
 from sdp_compile.runtime.module.outside import is_compared, readers_of
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a program must be right for.
+
+    Attributes:
+        key: The mode and the method.
+        precision: The dtypes.
+        grad: Whether gradients are enabled, and `grad_answer` of each tensor input; empty for a model that
+            does not ask.
+        shapes: The shapes of the tensor inputs; None for any that were captured.
+    """
+
+    key: str
+    precision: Precision
+    grad: tuple[int, ...]
+    shapes: Shapes | None
 
 
 class Caller:
@@ -189,6 +210,14 @@ class Caller:
             f"The compiled {self.name} cannot run this call: {entry.where} holds what an earlier call kept under the "
             f"same key{at}, and this call, under other settings or sizes, would compute something else. Put what it "
             "depends on into the key, or compute it at each call."
+        )
+
+    def not_seen(self, changed: str) -> str:
+        """Returns the message for what has another value in a call than while the model is captured for it."""
+        return (
+            f"The compiled {self.name} cannot run this call: {changed} since capture, and has another value whenever "
+            "the model is captured, so no graph follows it. Pass what the model should do as an input, or as an "
+            "attribute of the model."
         )
 
     def unseen(self, changed: str) -> str:

@@ -28,7 +28,7 @@ def readers_of(reads: Iterable[Read]) -> list[Reader]:
 
 def is_compared(reads: Iterable[Read]) -> bool:
     """Whether something is read that has no function of `readers_of`, and may change without notice."""
-    return any(read.kind not in ("attribute", "switch") and _reader(read) is None for read in reads)
+    return any(read.kind not in ("attribute", "switch", "function") and _reader(read) is None for read in reads)
 
 
 def _reader(read: Read) -> Reader | None:

@@ -11,8 +11,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx
@@ -20,15 +19,17 @@ from torch.fx.graph_module import _forward_from_src
 
 from sdp_compile.capture import recapture
 from sdp_compile.capture.devices import retarget_devices
+from sdp_compile.capture.originals import standing_for_copies
 from sdp_compile.capture.precision import autocast_of, casts_of
 from sdp_compile.errors import SDPError
+from sdp_compile.ir.functions import Marks
 from sdp_compile.ir.numbers import Place
 from sdp_compile.ir.program import Capture, Precision, Program, copy_program
 from sdp_compile.ir.reads import Read, changed_read, changed_reads
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.planning.making import refitted
 from sdp_compile.runtime.gradients.compiled import with_launches
-from sdp_compile.runtime.module.calls import Caller, like_cause
+from sdp_compile.runtime.module.calls import Caller, Shapes, Wanted, like_cause
 from sdp_compile.runtime.module.changing import ChangingNumbers
 from sdp_compile.runtime.module.recompute import executable
 from sdp_compile.runtime.module.user_names import hidden_parts, reading_parts
@@ -37,7 +38,6 @@ from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.analysis import analyse
 
-Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 _REMEMBERED = 1000  # calls whose program is looked up at once
 _MANY = 8  # captures of one mode after which the user is told, as often as torch.compile compiles anew
 
@@ -66,6 +66,8 @@ class Programs:
         self._chosen: dict[tuple[object, ...], str] = {}
         self._reads: dict[str, dict[str, list[Read]]] = {}
         self._seen: dict[str, int] = {}
+        self._marks: dict[str, Marks] = {}
+        self._marked: dict[str, list[object]] = {}
         self._numbers: dict[str, tuple[float, ...]] = {}
         self._changing = {key: ChangingNumbers() for key in lowered.programs}
         self.number = next(_numbers)
@@ -114,12 +116,13 @@ class Programs:
             setattr(type(module), f"_run_{name}", _forward_from_src(code.src, bound, {}))
             self._sources[name] = recomputed + code.src
             vars(module)[f"_caller_{name}"] = Caller(module.capture.skeleton, program)
-            self._reads[name] = {kind: [] for kind in ("attribute", "switch", "other")}
+            self._reads[name] = {kind: [] for kind in ("attribute", "switch", "function", "other")}
             self.state.asked.update((read.owner, read.name) for read in program.reads if read.kind == "attribute")
             for places in () if program.numbers is None else program.numbers.places:
                 self.state.asked.update((place.owner, place.name) for place in places if place.kind == "attribute")
             for read in program.reads:
                 self._reads[name][read.kind if read.kind in self._reads[name] else "other"].append(read)
+            self._marks[name] = Marks(read.place() for read in self._reads[name]["function"])
         return codes
 
     def choose(
@@ -145,7 +148,7 @@ class Programs:
         wanted = (key, dtypes, autocast, grad, shapes, self.state.switches)
         name = self._chosen.get(wanted)
         if name is None or self._changed(name):
-            call = _Call(key, Precision(dtypes, autocast, self._casts), grad, shapes)
+            call = Wanted(key, Precision(dtypes, autocast, self._casts), grad, shapes)
             name = self._found(call) or self._add(call)
             self._keep(name)
             if len(self._chosen) >= _REMEMBERED:
@@ -177,13 +180,13 @@ class Programs:
             raise SDPError(caller.kept_before(entry))
         self.state.kept.add(program.kept)
 
-    def _found(self, call: _Call) -> str | None:
+    def _found(self, call: Wanted) -> str | None:
         for name, program in self.programs.items():
             if not self._differs(call, name, program):
                 return name
         return None
 
-    def _differs(self, call: _Call, name: str, program: Program) -> str:
+    def _differs(self, call: Wanted, name: str, program: Program) -> str:
         """Returns in what a call differs from those that a program is right for, or ``""``."""
         if program.key != call.key or program.precision != call.precision:
             return f"it runs with {call.precision}"
@@ -198,7 +201,7 @@ class Programs:
 
     def _changed(self, name: str) -> str:
         """Returns what Python value has changed since a program was captured, or ``""``."""
-        changed = changed_read(self._reads[name]["other"], self.module)
+        changed = changed_read(self._reads[name]["other"], self.module) or self._changed_function(name)
         if changed is None and (self.state.is_lent or self._seen.get(name) != self.state.version):
             changed = changed_read(self._reads[name]["attribute"], self.state.skeleton)
             numbers = self.programs[name].numbers
@@ -212,6 +215,15 @@ class Programs:
             if changed is None:
                 self._seen[name] = self.state.version
         return "" if changed is None else f"{changed} has changed"
+
+    def _changed_function(self, name: str) -> Read | None:
+        marks = self._marks[name].now()
+        if marks == self._marked.get(name):
+            return None
+        changed = changed_read(self._reads[name]["function"], self.module)
+        if changed is None:
+            self._marked[name] = marks
+        return changed
 
     def check_unchanged(self, name: str, numbers: tuple[float, ...]) -> None:
         """Raises `SDPError` if compiled code runs a program that is not right for this call any more.
@@ -234,7 +246,7 @@ class Programs:
         """Returns the numbers that a program takes after the inputs, for the call that it was chosen for."""
         return self._numbers[name]
 
-    def _add(self, call: _Call) -> str:
+    def _add(self, call: Wanted) -> str:
         module, key = self.module, call.key
         known = [program for program in self if program.key == key]
         try:
@@ -246,7 +258,9 @@ class Programs:
         name = f"{key}_{len(known)}"
         self.programs[name] = program
         self.generate((name,))
-        self._changed(name)  # reads its numbers
+        changed = self._changed(name)  # reads its numbers
+        if changed:
+            raise SDPError(getattr(module, f"_caller_{name}").not_seen(changed))
         if len(known) == _MANY:
             caller: Caller = getattr(module, f"_caller_{key}")
             warnings.warn(
@@ -257,7 +271,7 @@ class Programs:
             )
         return name
 
-    def _refusal(self, call: _Call, error: SDPError) -> SDPError:
+    def _refusal(self, call: Wanted, error: SDPError) -> SDPError:
         """Returns the error for a call that the model cannot be captured for."""
         caller: Caller = getattr(self.module, f"_caller_{call.key}")
         switched = changed_read(self._reads[call.key]["switch"], self.state.skeleton)
@@ -271,7 +285,7 @@ class Programs:
             message = caller.not_captured_again(self._difference(call), error)
         return like_cause(error, message)
 
-    def _difference(self, call: _Call) -> str:
+    def _difference(self, call: Wanted) -> str:
         """Returns in what a call differs from those of the program that is closest to it."""
         found = [(1000, self._differs(call, call.key, self.programs[call.key]))]
         for name, program in self.programs.items():
@@ -282,7 +296,7 @@ class Programs:
                 found.append(caller.difference(call.shapes, [*reads, *changed_reads(own, self.state.skeleton)]))
         return min((one for one in found if one[1]), default=found[0])[1]
 
-    def _captured_again(self, call: _Call) -> tuple[Program, dict[str, torch.Tensor]]:
+    def _captured_again(self, call: Wanted) -> tuple[Program, dict[str, torch.Tensor]]:
         """Returns the worker's program for another call, and the constants that only this program has.
 
         Numbers that have changed become its inputs where that is possible.
@@ -304,15 +318,16 @@ class Programs:
         changing.fix(places, None)  # the plan depends on their values
         return self._lowered_again(call, self._recapture(call))
 
-    def _recapture(self, call: _Call, places: Sequence[Place] = ()) -> Capture:
+    def _recapture(self, call: Wanted, places: Sequence[Place] = ()) -> Capture:
         base = replace(self.module.capture, skeleton=self.state.skeleton)
         values = {name: buffer for name, buffer in self.module.named_buffers() if buffer.numel() == 1}
         first = self.programs[call.key]
-        return recapture(
-            base, first.mode, call.precision, self.device, call.shapes, call.grad, values, places, first.method
-        )
+        with standing_for_copies(self.module):
+            return recapture(
+                base, first.mode, call.precision, self.device, call.shapes, call.grad, values, places, first.method
+            )
 
-    def _lowered_again(self, call: _Call, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
+    def _lowered_again(self, call: Wanted, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
         module, lowered, base = self.module, self._lowered, self.module.capture
         analysis = analyse(captured)
         plan = refitted(lowered.plan, analysis, lowered.rank)
@@ -324,24 +339,6 @@ class Programs:
         state, values = {**base.state, **new}, {**base.constants, **constants}
         vars(module)["capture"] = replace(base, state=state, constants=values)
         return again.programs[call.key], tensors
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What a program must be right for.
-
-    Attributes:
-        key: The mode and the method.
-        precision: The dtypes.
-        grad: Whether gradients are enabled, and `grad_answer` of each tensor input; empty for a model that
-            does not ask.
-        shapes: The shapes of the tensor inputs; None for any that were captured.
-    """
-
-    key: str
-    precision: Precision
-    grad: tuple[int, ...]
-    shapes: Shapes | None
 
 
 def programs_of(number: int) -> Programs:

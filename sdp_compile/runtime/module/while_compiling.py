@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._library.effects import EffectType
 from torch.library import custom_op
 
-from sdp_compile.runtime.module.calls import Caller
+from sdp_compile.runtime.module.calls import Caller, Shapes
 from sdp_compile.runtime.module.outside import Reader
-from sdp_compile.runtime.module.programs import Shapes, programs_of
+from sdp_compile.runtime.module.programs import programs_of
 
 _TAGS = [torch.Tag.flexible_layout, *filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)])]
 

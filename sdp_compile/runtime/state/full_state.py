@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from sdp_compile.capture.clone import canonical_names, clone
+from sdp_compile.capture.originals import ORIGINALS
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.handshake import Handshake
 from sdp_compile.runtime.comm.transfer import Request, assemble
@@ -88,6 +89,7 @@ def _by_name(
 def _filled(module: Subnetwork, full: Mapping[str, Tensor]) -> nn.Module:
     """Returns a copy of the original with full tensors; others are this worker's, if they are not cut, or empty."""
     device, model = device_of(module), clone(skeleton_of(module))
+    del vars(model)[ORIGINALS]  # the user's from now on
     own, held = local_tensors(module), local_tensors(model)
     aliases = {**canonical_names(model), **module.plan.aliases}
     new: dict[str, Tensor] = {}
