@@ -57,16 +57,16 @@ class Details:
         held: The keys of all parameters of which it holds a part.
         steps: The keys of the parameters that it is about to step, each with the number of its options; None elsewhere.
         options: The options of each parameter group as text.
-        having: The keys of those parameters of which it has a gradient.
         items: What is compared bit by bit: (hash, kind, what it is called in the error) by identifier.
+        having: The keys of the parameters that it steps and has a gradient of.
     """
 
     point: str = ""
     held: Sequence[str] = ()
     steps: Mapping[str, int] | None = None
     options: Sequence[Mapping[str, str]] = ()
-    having: Sequence[str] = ()
     items: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    having: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

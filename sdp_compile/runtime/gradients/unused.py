@@ -34,11 +34,12 @@ class Unused:
         self._made = {name: TensorWeakRef(gradient) for name, gradient in found if gradient is not None}
 
     @torch.no_grad()
-    def drop(self, parameters: Mapping[str, nn.Parameter], names: Iterable[str]) -> None:
-        """Drops the zeros in place of the gradients of these parameters, of which no worker has any."""
-        for name in names:
-            if name in self._made and self._is_missing(name, parameters):
-                parameters[name].grad = None
+    def drop(self, parameters: Mapping[str, nn.Parameter], names: Iterable[str]) -> list[str]:
+        """Drops the zeros in place of the gradients of these parameters, of which no worker has any. Returns which."""
+        dropped = [name for name in names if name in self._made and self._is_missing(name, parameters)]
+        for name in dropped:
+            parameters[name].grad = None
+        return dropped
 
     def _is_missing(self, name: str, parameters: Mapping[str, nn.Parameter]) -> bool:
         gradient = parameters[name].grad

@@ -134,7 +134,8 @@ class StepCheck:
         had = meeting.had_by_any(partial(self._having, without))
         for engine, names in self._stepped:
             if had is not None:
-                engine.unused.drop(engine.hooked, [name for name in names if engine.key(name) not in had])
+                unused = [name for name in names if engine.key(name) not in had]
+                engine.contract.dropped(engine.unused.drop(engine.hooked, unused))
             engine.values_are_compared = True
             leave_out(engine, self._given)
         return new

@@ -170,3 +170,36 @@ def test_two_models_of_which_an_optimizer_holds_parts() -> None:
             for name, value in end.items():
                 still = name.endswith("2.bias") or name.startswith(("branches.2", "branches.3"))
                 assert torch.equal(value, start[name]) == still, name
+
+
+def never_zeroed(rank: int) -> tuple[dict[str, Tensor], set[str]]:
+    """A head that no loss uses, and gradients that nobody zeroes, with uneven tokens."""
+    model: Any = sdp.sdp_compile(built(), sdp.NeuronPolicy(coverage=1.0), (inputs(0),), reduction="tokens")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.3)
+    for step in range(4):
+        x = inputs(10 * step + rank)[: rank + 1]
+        with model.weighted(len(x)):
+            model(x)[0].square().mean().backward()
+        optimizer.step()
+    return model.full_state_dict(), {name for name, parameter in model.named_parameters() if parameter.grad is None}
+
+
+def test_tokens_and_gradients_that_are_never_zeroed() -> None:
+    original, weight = built(), 0
+    optimizer = torch.optim.SGD(original.parameters(), lr=0.05, weight_decay=0.3)
+    for step in range(4):
+        batch = torch.cat([inputs(10 * step + rank)[: rank + 1] for rank in range(2)])
+        scaled = original(batch)[0].square().mean() * len(batch)
+        for parameter in original.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(weight)
+        scaled.backward()
+        weight += len(batch)
+        for parameter in original.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(weight)
+        optimizer.step()
+    for state, without in run_workers(never_zeroed, 2):
+        assert without == {name for name, parameter in original.named_parameters() if parameter.grad is None}
+        for name, value in original.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-9)
