@@ -239,7 +239,14 @@ def an_average_of_gradients_by_hand(it: Compiled) -> None:
     steps(it, it.adamw(), average)
 
 
+def a_full_state_on_worker_0_only(it: Compiled) -> None:
+    if it.rank == 0:
+        it.model.full_state_dict()
+    steps(it, it.adamw())
+
+
 NOTICED = {
+    a_full_state_on_worker_0_only: ("Worker 0 is in full_state_dict(), while workers 1, 2, 3", "out of a branch"),
     a_step_within_backward: ("would step inside backward", "Step it when backward() has returned"),
     state_of_the_original_s_optimizer: ("the shapes of the original model", "load_full_optimizer_state_dict()"),
     another_dtype_on_one_worker: ("The dtype of '0.weight' differs between workers 0, 2, 3 and worker 1", "alike"),

@@ -47,6 +47,11 @@ _SKIPPED = (
     "workers together, as sdp.GradScaler does."
 )
 
+_CALLED = (
+    "All workers must make that call, also those that do not need its result: take it out of a branch such as "
+    "`if rank == 0:`, and use the result there."
+)
+
 
 @dataclass(frozen=True)
 class Details:
@@ -96,7 +101,8 @@ def judge(views: Sequence[Details]) -> Verdict:
     if not complete and len({view.point for view in views}) > 1:
         places = _split({rank: view.point for rank, view in enumerate(views)})
         texts = [f"{workers_text(ranks)} {'is' if len(ranks) == 1 else 'are'} {at}" for at, ranks in places.items()]
-        return Verdict(f"{_capital(', while '.join(texts))}. {_SKIPPED}")
+        remedy = _CALLED if any(place.endswith("()") for place in places) else _SKIPPED
+        return Verdict(f"{_capital(', while '.join(texts))}. {remedy}")
     waiting = {key for rank, keys in stepping.items() if rank not in complete for key in keys}
     if stepping and (not complete or any(key in waiting for rank in complete for key in stepping[rank])):
         return Verdict(_other_parameters(views, stepping))

@@ -46,6 +46,7 @@ class SliceStatistic(Tensor):
         for leaf in pytree.tree_leaves(result):
             if type(leaf) is Tensor and (leaf.is_floating_point() or leaf.dtype == torch.bool):
                 leaf.__class__ = SliceStatistic
+                assert isinstance(leaf, SliceStatistic)
                 leaf.what = what
         return result
 
