@@ -49,7 +49,7 @@ _SKIPPED = (
 
 _CALLED = (
     "All workers must make that call, also those that do not need its result: take it out of a branch such as "
-    "`if rank == 0:`, and use the result there."
+    "`if rank == 0:`, and use the result there. With uneven numbers of batches, stop at the smallest on all workers."
 )
 
 
