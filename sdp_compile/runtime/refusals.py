@@ -28,6 +28,11 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
     """
     owner = submodule(state.skeleton, path)
     where = f"{path}.{name}".lstrip(".")
+    if name == "qconfig":  # torch.ao sets it on every part, and then finds no layer whose class it knows
+        raise SDPError(
+            f"{where!r} cannot be set: quantization replaces layers of a model, which the graph of a compiled model "
+            "holds. Quantize model.full_model(), which all workers call after training."
+        )
     if name in owner._modules:
         if value is not module._modules.get(name):
             raise SDPError(
@@ -35,6 +40,11 @@ def refuse_change(module: nn.Module, state: PythonState, path: str, name: str, v
             )
     elif name in owner._parameters or name in owner._buffers:
         held = module._parameters.get(name, module._buffers.get(name))
+        if isinstance(value, torch.Tensor) and type(value) not in (torch.Tensor, nn.Parameter, type(held)):
+            raise SDPError(
+                f"{where!r} cannot become a {type(value).__name__}: the graph of a compiled model was captured with "
+                "plain tensors. Quantize or convert model.full_model(), which all workers call after training."
+            )
         if value is not held and (held is None or not isinstance(value, torch.Tensor) or value.shape != held.shape):
             raise SDPError(f"{where!r} cannot become a {_kind(value)}: {_why_not(owner, name, value, held)}")
     elif isinstance(vars(owner).get(name), Alias):

@@ -2,15 +2,14 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from sdp_compile.bench.overlap import overlap
+from tests.cli.interrupting import interrupted
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -103,37 +102,8 @@ def test_wrong_words_are_refused_at_once(arguments: list[str], words: list[str])
 
 
 def test_ctrl_c_ends_all_workers(tmp_path: Path) -> None:
-    process = subprocess.Popen(
+    interrupted(
         [*BENCH, MODEL, "--workers", "2", "--rounds", "100000", "--no-compile", "--variants", "ddp"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        lambda _: len(list(tmp_path.glob("sdp-compile-bench-*/*.log"))) == 2,
+        {"TMPDIR": str(tmp_path)},
     )
-    while len(list(tmp_path.glob("sdp-compile-bench-*/*.log"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, words = process.communicate(timeout=60)
-    assert process.returncode == 130, words
-    assert "Stopped" in words and "Traceback" not in words
-    deadline = time.monotonic() + 20
-    while _session(process.pid):
-        assert time.monotonic() < deadline, "processes are left over"
-        time.sleep(0.1)
-
-
-def _session(leader: int) -> list[int]:
-    """The live processes of a session."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                state, *fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if state != "Z" and int(fields[2]) == leader:
-                found.append(int(entry.name))
-    return found

@@ -3,8 +3,6 @@
 import json
 import os
 import pty
-import re
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ from safetensors.torch import load_file
 
 from sdp_compile.models.gpt import GPT, GPTConfig
 from sdp_compile.train.corpus import load_corpus
+from tests.cli.interrupting import commands, interrupted
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -160,32 +159,12 @@ def test_all_reductions_agree_on_equal_batches(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_all_workers(tmp_path: Path) -> None:
-    """As a terminal does it: the signal goes to the whole foreground process group."""
-    command = [*TRAIN, "--workers", "2", "--steps", "100000", "--output", str(tmp_path)]
-    parent = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
-    workers: list[int] = []
-    try:
-        while len(workers) < 2:
-            time.sleep(0.1)
-            listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text()
-            workers = [int(number) for number in listed.split()]
-        time.sleep(10)  # into the middle of it
-        os.killpg(parent.pid, signal.SIGINT)
-        started = time.monotonic()
-        _, printed = parent.communicate(timeout=20)
-    finally:
-        parent.kill()  # its workers end with it
-    assert time.monotonic() - started < 10
-    assert parent.returncode == 130
-    assert re.search("Stopped", printed)
-    assert "Traceback" not in printed
-    for worker in workers:
-        with pytest.raises(ProcessLookupError):
-            os.kill(worker, 0)
+    started = float("inf")
+
+    def is_training(process: int) -> bool:
+        nonlocal started
+        if started == float("inf") and sum(b"train.worker" in one for one in commands(process).values()) == 2:
+            started = time.monotonic()
+        return time.monotonic() > started + 10  # into the middle of it
+
+    interrupted([*TRAIN, "--workers", "2", "--steps", "100000", "--output", str(tmp_path)], is_training, {}, limit=20)

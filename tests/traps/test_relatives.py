@@ -239,12 +239,19 @@ def an_average_of_gradients_by_hand(it: Compiled) -> None:
     steps(it, it.adamw(), average)
 
 
+def a_full_state_on_worker_0_only(it: Compiled) -> None:
+    if it.rank == 0:
+        it.model.full_state_dict()
+    steps(it, it.adamw())
+
+
 NOTICED = {
+    a_full_state_on_worker_0_only: ("Worker 0 is in full_state_dict(), while workers 1, 2, 3", "out of a branch"),
     a_step_within_backward: ("would step inside backward", "Step it when backward() has returned"),
     state_of_the_original_s_optimizer: ("the shapes of the original model", "load_full_optimizer_state_dict()"),
     another_dtype_on_one_worker: ("The dtype of '0.weight' differs between workers 0, 2, 3 and worker 1", "alike"),
     steps_by_hand_that_differ: ("The value of ", "differs between", "load_full_state_dict() on all workers"),
-    a_sum_of_squares: ("The gradient of '0.weight'", "Clip with sdp.clip_grad_norm_()"),
+    a_sum_of_squares: ("changed by the sum() of the gradient of '0.weight'", "sdp.clip_grad_norm_()"),
     two_steps_on_one_worker: ("while worker 1 is in an optimizer's step", "skip steps on all workers together"),
     an_average_of_gradients_by_hand: ("The gradient of '0.weight'", "differs between"),
 }

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -34,7 +35,7 @@ class Statement:
         point: Where the worker is, for errors: "in an optimizer's step".
         terms: Its contributions to two more sums, which are zero if all workers agree.
         flag: Something that all workers shall know if it holds on any of them.
-        number: A number of which all workers shall know the sum.
+        number: What the worker has no gradient of, as a number; 0 for nothing.
         details: What stands behind the terms.
     """
 
@@ -57,6 +58,7 @@ class Meeting:
     def __init__(self, statement: Statement, groups: Groups, held: Callable[[], list[str]]) -> None:
         self._statement, self._groups, self._held = statement, groups, held
         self._agreed = groups.workers == 1
+        self._apart: list[Details] = []
         if not self._agreed:
             self._start()
 
@@ -78,19 +80,37 @@ class Meeting:
             DistributedError: On all workers, if they do not agree.
         """
         while not self.is_agreed():
-            verdict = judge(self._everyone())
+            views = self._everyone()
+            verdict = judge(views)
             if verdict.error:
                 raise DistributedError(verdict.error)
             if self._groups.rank in verdict.complete:
                 self._agreed = True
+                self._apart = [views[rank] for rank in sorted(verdict.complete)]
             else:
                 self._start()  # others take a step first, of parameters of which this worker holds nothing
         return self._groups.workers > 1 and bool(self._sums[3])
 
-    @property
-    def total(self) -> int:
-        """The sum of all workers' numbers, once they agree; 0 for a worker that others have left behind."""
-        return 0 if self._groups.workers == 1 or self._sums[:3].any() else int(self._sums[4])
+    def had_by_any(self, having: Callable[[], list[str]]) -> frozenset[str] | None:
+        """Returns the keys that any worker of this meeting has a gradient of; None if each has one of all its keys.
+
+        Collective if the sum of all workers' numbers is a new one.
+
+        Args:
+            having: Returns those of this worker.
+        """
+        if self._apart:  # they go on without the others, who have told them
+            return frozenset(key for view in self._apart for key in view.having)
+        total = int(self._sums[4]) if self._groups.workers > 1 else 0
+        if not total:
+            return None
+        known = _had.setdefault(self._groups.raw_group, {})
+        if total not in known:
+            if len(known) == _REMEMBERED:
+                known.clear()
+            with self._explained():
+                known[total] = frozenset(key for keys in self._groups.gather_json(having()) for key in keys)
+        return known[total]
 
     def _start(self) -> None:
         groups = self._groups
@@ -111,6 +131,12 @@ class Meeting:
         groups = self._groups
         everyone = tuple(range(groups.workers))
         return explained(everyone, "what the workers do next", groups.rank, self._statement.point)
+
+
+_REMEMBERED = 16
+
+_had: WeakKeyDictionary[dist.ProcessGroup, dict[int, frozenset[str]]] = WeakKeyDictionary()
+"""What `Meeting.had_by_any` has returned for a sum: the same on all workers, since all of them were there."""
 
 
 def meet(point: str, groups: Groups) -> None:

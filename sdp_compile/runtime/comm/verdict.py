@@ -47,6 +47,11 @@ _SKIPPED = (
     "workers together, as sdp.GradScaler does."
 )
 
+_CALLED = (
+    "All workers must make that call, also those that do not need its result: take it out of a branch such as "
+    "`if rank == 0:`, and use the result there. With uneven numbers of batches, stop at the smallest on all workers."
+)
+
 
 @dataclass(frozen=True)
 class Details:
@@ -58,6 +63,7 @@ class Details:
         steps: The keys of the parameters that it is about to step, each with the number of its options; None elsewhere.
         options: The options of each parameter group as text.
         items: What is compared bit by bit: (hash, kind, what it is called in the error) by identifier.
+        having: The keys of the parameters that it steps and has a gradient of.
     """
 
     point: str = ""
@@ -65,6 +71,7 @@ class Details:
     steps: Mapping[str, int] | None = None
     options: Sequence[Mapping[str, str]] = ()
     items: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    having: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,8 @@ def judge(views: Sequence[Details]) -> Verdict:
     if not complete and len({view.point for view in views}) > 1:
         places = _split({rank: view.point for rank, view in enumerate(views)})
         texts = [f"{workers_text(ranks)} {'is' if len(ranks) == 1 else 'are'} {at}" for at, ranks in places.items()]
-        return Verdict(f"{_capital(', while '.join(texts))}. {_SKIPPED}")
+        remedy = _CALLED if any(place.endswith("()") for place in places) else _SKIPPED
+        return Verdict(f"{_capital(', while '.join(texts))}. {remedy}")
     waiting = {key for rank, keys in stepping.items() if rank not in complete for key in keys}
     if stepping and (not complete or any(key in waiting for rank in complete for key in stepping[rank])):
         return Verdict(_other_parameters(views, stepping))

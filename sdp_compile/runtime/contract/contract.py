@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,9 @@ class Contract:
 
     def end(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Called when a reduction has written all gradients."""
+
+    def dropped(self, names: Iterable[str]) -> None:
+        """Called when gradients that no worker has, zeros of a reduction, have become None."""
 
 
 class Sum(Contract):

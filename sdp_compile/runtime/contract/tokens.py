@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from numbers import Real
@@ -116,6 +116,9 @@ class Tokens(Contract):
         self._unit, self._before, self._reference = self._tokens, self._everyone, self._typical()
         self.is_ready = True
         self._window.note(parameters)
+
+    def dropped(self, names: Iterable[str]) -> None:
+        self._window.forget(names)
 
     def _gathered(self) -> list[float]:
         """Returns the tokens of all workers; raises on all of them if any had a problem. Collective."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 import torch
@@ -34,6 +34,11 @@ class Window:
         """Remembers the gradients of parameters that are given by name."""
         gradients = ((name, parameter.grad) for name, parameter in parameters.items())
         self._noted = {name: (weakref.ref(one), one._version) for name, one in gradients if one is not None}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Gradients that were only zeros of a reduction have become None, which nobody has zeroed."""
+        for name in names:
+            self._noted.pop(name, None)
 
     def find(self, parameters: Mapping[str, nn.Parameter]) -> Found:
         """Returns what has become of the gradients since `note`."""

@@ -9,18 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from sdp_compile.errors import DistributedError
 from sdp_compile.runtime.full_results.norms import Engine, Share, check_order, norm_of_norms, norms_of
 from sdp_compile.runtime.full_results.overflow import UNSCALE, defer
 from sdp_compile.runtime.full_results.partial_norm import NORMS, PartialNorm, norm_request
+from sdp_compile.runtime.full_results.statistic import STATISTICS, SliceStatistic, along, apart
 
 
 class PartialGradient(Tensor):
     """A worker's part of a gradient.
 
     `torch.nn.utils.clip_grad_norm_`, `torch.nn.utils.get_total_norm` and `torch.amp.GradScaler` see the full model's
-    gradient. Everything else sees this worker's values, and returns plain tensors.
+    gradient. Everything else sees this worker's values. Statistics of them, such as a mean along a dimension that is
+    cut, remember that they are a slice's.
 
     Attributes:
         parameter_name: The parameter.
@@ -50,6 +53,11 @@ class PartialGradient(Tensor):
     def counted(self) -> list[Tensor]:
         """Returns the elements that this worker counts, so that together the workers count every element once."""
 
+    def cut_dims(self) -> set[int]:
+        """Returns the dimensions of which this worker holds a part."""
+        full = self.engine.holdings.plan.state[self.parameter_name].shape
+        return {dim for dim, (own, all_) in enumerate(zip(self.shape, full, strict=True)) if own != all_}
+
     def following(self, result: Tensor) -> Tensor:
         """Returns another view or a conversion of this gradient, given its values, as such a gradient."""
         return result
@@ -58,6 +66,10 @@ class PartialGradient(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if len(types) > 1 and not torch.compiler.is_dynamo_compiling():
+            what = _statistic(types, (args, kwargs))
+            if what:
+                return apart(func, args, kwargs or {}, what)
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(func, args, kwargs or {})
@@ -69,10 +81,34 @@ def _norm(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any])
     request = norm_request(func, args, kwargs)
     gradient = None if request is None else request[0]
     differentiated = isinstance(gradient, Tensor) and gradient.requires_grad and torch.is_grad_enabled()
-    if request is None or differentiated or not isinstance(gradient, PartialGradient):
+    if request is None:
+        return _along(func, args, kwargs)
+    if differentiated or not isinstance(gradient, PartialGradient):
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
     return _norm_of(*request)
+
+
+def _along(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Calls a function along dimensions. Along those that are cut the result is one of this worker's slice."""
+    with torch._C.DisableTorchFunctionSubclass():
+        result = func(*args, **kwargs)
+    gradient = args[0] if args else kwargs.get("input", kwargs.get("x", kwargs.get("A")))
+    if not isinstance(gradient, PartialGradient) or gradient.engine_ref() is None or result is gradient:
+        return result
+    dims = along(func, args, kwargs, gradient.dim())
+    if dims is None or dims.isdisjoint(gradient.cut_dims()):
+        return result
+    return SliceStatistic.of(result, f"{func.__name__}() of the gradient of {gradient.parameter_name!r}")
+
+
+def _statistic(types: Sequence[type], arguments: Any) -> str:
+    """Returns what statistic of a slice is among the arguments; empty if there is none."""
+    if any(issubclass(kind, (SliceStatistic, PartialNorm)) for kind in types):
+        for leaf in pytree.tree_leaves(arguments):
+            if isinstance(leaf, (SliceStatistic, PartialNorm)) and leaf.what:
+                return leaf.what
+    return ""
 
 
 def _foreach_norm(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -94,7 +130,8 @@ def _norm_of(gradient: PartialGradient, order: float) -> PartialNorm:
         share = Share(gradient.engine, gradient.parameter_name, norms if same else norms_of(counted, order))
         value = norms[0] if len(norms) == 1 else norm_of_norms(norms, order)
         value = value.to(gradient.device, gradient.dtype.to_real(), copy=True)  # users may change it
-    return PartialNorm.of(value, order, (share,))
+    what = f"norm() of the gradient of {gradient.parameter_name!r}" if gradient.cut_dims() else ""
+    return PartialNorm.of(value, order, (share,), what=what)
 
 
 def _unscale(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -130,6 +167,7 @@ def _elementwise(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str
 
 _ELEMENTWISE = (
     *(Tensor.mul, torch.mul, Tensor.div, torch.div, Tensor.true_divide, Tensor.add, torch.add, Tensor.sub, torch.sub),
+    *(Tensor.abs, torch.abs, Tensor.square, torch.square, Tensor.pow, torch.pow, Tensor.__pow__),
     *(Tensor.neg, torch.neg, Tensor.clamp, torch.clamp, Tensor.nan_to_num, torch.nan_to_num),
 )
 """Functions with which users put other gradients in the place of these, or scale them within a norm."""
@@ -146,6 +184,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
         (NORMS, torch.compiler.disable(_norm)),
         ((torch._foreach_norm,), torch.compiler.disable(_foreach_norm)),
         ((UNSCALE,), torch.compiler.disable(_unscale)),
+        (STATISTICS, torch.compiler.disable(_along)),
         (_ALIASES, torch.compiler.disable(_alias)),
         (_ELEMENTWISE, _elementwise),
     )

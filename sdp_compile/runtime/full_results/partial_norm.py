@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.full_results.norms import Share, full_norm
+from sdp_compile.runtime.full_results.statistic import apart
 
 NORMS = (torch.linalg.vector_norm, torch.linalg.norm, torch.norm, Tensor.norm)
 """The functions that compute a norm."""
@@ -25,24 +27,29 @@ class PartialNorm(Tensor):
     """This worker's norm of gradients, or a stack of such norms.
 
     A norm of a stack, as `torch.nn.utils.get_total_norm` computes it, is the norm over the full model's gradients. It
-    is collective, and a plain tensor. Everything else sees the values, the norms of what this worker holds.
+    is collective, and a plain tensor. Everything else sees the values, the norms of what this worker holds, and gives
+    statistics of its slice.
 
     Attributes:
         order: The order of the norms; NaN if they have several.
         shares: What this worker adds to the norm of each gradient.
         others: The norms of plain tensors in the stack.
+        what: What the values are, for errors, if a worker holds only a slice of the gradient; empty otherwise.
     """
 
     order: float
     shares: tuple[Share, ...]
     others: tuple[Tensor, ...]
+    what: str
 
     @staticmethod
-    def of(value: Tensor, order: float, shares: Sequence[Share], others: Sequence[Tensor] = ()) -> PartialNorm:
+    def of(
+        value: Tensor, order: float, shares: Sequence[Share], others: Sequence[Tensor] = (), what: str = ""
+    ) -> PartialNorm:
         """Makes the new tensor ``value`` a partial norm, and returns it."""
         value.__class__ = PartialNorm
         assert isinstance(value, PartialNorm)
-        value.order, value.shares, value.others = order, tuple(shares), tuple(others)
+        value.order, value.shares, value.others, value.what = order, tuple(shares), tuple(others), what
         return value
 
     @classmethod
@@ -54,10 +61,13 @@ class PartialNorm(Tensor):
             request = norm_request(func, args, kwargs)
             if request is not None and isinstance(request[0], PartialNorm):
                 return _outside_graphs(*request)
+        what = next((one.what for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, PartialNorm)), "")
+        if what and func not in _KEEPING and func not in _STACKING:
+            return apart(func, args, kwargs, what)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
         if func in _KEEPING and isinstance(args[0], PartialNorm) and isinstance(result, Tensor):
-            return PartialNorm.of(result, args[0].order, args[0].shares, args[0].others)
+            return PartialNorm.of(result, args[0].order, args[0].shares, args[0].others, args[0].what)
         if func in _STACKING and isinstance(result, Tensor):
             return _stacked(result, args[0])
         return result
@@ -90,7 +100,9 @@ def _stacked(result: Tensor, entries: Sequence[Tensor]) -> PartialNorm:
     orders = {entry.order for entry in partial}
     shares = [share for entry in partial for share in entry.shares]
     nested = [other for entry in partial for other in entry.others]
-    return PartialNorm.of(result, orders.pop() if len(orders) == 1 else float("nan"), shares, [*nested, *others])
+    order = orders.pop() if len(orders) == 1 else float("nan")
+    what = next((entry.what for entry in partial if entry.what), "")
+    return PartialNorm.of(result, order, shares, [*nested, *others], what)
 
 
 @torch.no_grad()

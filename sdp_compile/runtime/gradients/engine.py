@@ -104,7 +104,7 @@ class GradientEngine:
         self._backward = self._watched = -1
         self._ignores = False
         self._hooks = Hooks()
-        self.unused = Unused(holdings.plan, self.groups)
+        self.unused = Unused()
         self.refresher: Refresh | None = None
         self.values_are_compared = True
         self.in_backward: Callable[[GradientEngine], Statement] = lambda _: IN_BACKWARD

@@ -15,13 +15,14 @@ from sdp_compile.capture.inputs import grad_answer
 from sdp_compile.capture.precision import autocast_dtype
 from sdp_compile.capture.regions import restored_autocast
 from sdp_compile.ir.program import Mode, Program, key_of
+from sdp_compile.runtime.module.foreign_tools import NoForeignTools, refuse_proxies
 from sdp_compile.runtime.module.programs import Programs
 from sdp_compile.runtime.module.while_compiling import chosen_while_compiling, guard, numbers_of, read_now, unchanged
 
 _instances = itertools.count()
 
 
-class GraphPerMode(fx.GraphModule):
+class GraphPerMode(NoForeignTools):
     """An `fx.GraphModule` whose ``graph`` and ``code`` are those of the current mode.
 
     A subclass sets ``_programs`` and then calls `recompile`.
@@ -95,6 +96,8 @@ def _calling(method: str, run: Any) -> Any:
     train, evaluation = key_of("train", method), key_of("eval", method)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            refuse_proxies(args, kwargs)
         return run(self, train if self.training else evaluation, args, kwargs)
 
     return forward

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sdp_compile.errors import DistributedError, SDPError
+from sdp_compile.runtime.full_results.statistic import SliceStatistic, refuse
 from sdp_compile.runtime.gradients.engine import GradientEngine, engine_of
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.levels.equalise import equalise
@@ -86,6 +87,10 @@ def _check_gradients(optimizer: Optimizer) -> None:
             "The optimizer would step with gradients that were never synchronised: the last backward ran under "
             "no_sync(). Run the last backward of a step outside no_sync(), or call sync_gradients() before the step."
         )
+    for parameters in engines.values():
+        for parameter in parameters:
+            if isinstance(parameter.grad, SliceStatistic):
+                refuse(parameter.grad.what)
     began = time.thread_time()
     check_step(optimizer, list(engines))
     next(iter(engines)).groups.traffic.seconds["check"] += time.thread_time() - began

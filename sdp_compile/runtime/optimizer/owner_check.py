@@ -10,7 +10,7 @@ finite, everything is compared then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,6 +93,9 @@ class StepCheck:
             parameters = {name: parameter for parameter, name in engine.names().items() if parameter in given}
             self.items += items(engine, parameters, with_gradients=True)
         self._given = sorted(given, key=Tensor.numel)
+        self._stepped = [
+            (engine, [name for parameter, name in engine.names().items() if parameter in given]) for engine in own
+        ]
 
     def meet(self, optimizer: Optimizer, own: Sequence[GradientEngine], count: int, late: Late | None) -> Late | None:
         """Compares a step with the other workers'. Collective.
@@ -122,16 +125,25 @@ class StepCheck:
             comparison, finite = (Comparison([], False), list) if late is None else (late.comparison, late.finite)
         rounding = _rounding(optimizer, own)
         options = [{**_options(optimizer, group, count), ROUNDING: rounding} for group in optimizer.param_groups]
-        without = sum(engine.unused.statement(engine.hooked) for engine in own)
+        without = {
+            engine.key(n) for engine, names in self._stepped for n in engine.unused.missing(engine.hooked, names)
+        }
         meeting = self._meet(own, options, comparison, not all(finite()), without)
         if meeting.finish():
             self._meet(own, options, Comparison(self.items, False)).finish()
-        for engine in own:
-            if meeting.total:
-                engine.unused.drop(engine.hooked, meeting.total)
+        had = meeting.had_by_any(partial(self._having, without))
+        for engine, names in self._stepped:
+            if had is not None:
+                unused = [name for name in names if engine.key(name) not in had]
+                engine.contract.dropped(engine.unused.drop(engine.hooked, unused))
             engine.values_are_compared = True
             leave_out(engine, self._given)
         return new
+
+    def _having(self, without: Set[str]) -> list[str]:
+        """Returns the keys of what the optimizer steps, and this worker has a gradient of."""
+        keys = [engine.key(name) for engine, names in self._stepped for name in names]
+        return [key for key in keys if key not in without]
 
     def _meet(
         self,
@@ -139,7 +151,7 @@ class StepCheck:
         options: Sequence[Mapping[str, str]],
         comparison: Comparison,
         flag: bool = False,
-        number: int = 0,
+        without: Set[str] = frozenset(),
     ) -> Meeting:
         """Begins to compare a step."""
         hashes = [mixed(*chosen.items()) for chosen in options]
@@ -152,9 +164,11 @@ class StepCheck:
                 f"requires_grad:{key}": (str(parameter.requires_grad), "requires_grad", f"requires_grad of {name!r}")
                 for parameter, key, name, _ in self._trainable
             }
-            return Details(steps=steps, options=options, items={**trainable, **comparison.details()})
+            items = {**trainable, **comparison.details()}
+            return Details(steps=steps, options=options, having=self._having(without), items=items)
 
         terms = stated, comparison.term()
+        number = mixed(own[0].groups.rank, *sorted(without)) if without else 0
         return own[0].meet(Statement("in an optimizer's step", terms, flag, number, details))
 
 

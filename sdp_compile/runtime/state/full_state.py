@@ -15,6 +15,7 @@ from sdp_compile.capture.clone import canonical_names, clone
 from sdp_compile.capture.originals import ORIGINALS
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.handshake import Handshake
+from sdp_compile.runtime.comm.meeting import meet
 from sdp_compile.runtime.comm.transfer import Request, assemble
 from sdp_compile.runtime.owners.comparison import check_values
 from sdp_compile.runtime.peers import Peers
@@ -220,6 +221,8 @@ def enter(
         DistributedError: If the ranks do not agree, or there is no process group.
     """
     peers = require_peers(module, what)
+    if peers is not None:  # others may still step what only they hold, or be somewhere else for good
+        meet(f"in {what}", peers.groups)
     group = None if peers is None else peers.group
     limit = 0.0 if peers is None else max(peers.groups.timeout.total_seconds(), 1.0)
     with Handshake(group, what, limit) as handshake:

@@ -121,3 +121,85 @@ def test_a_backward_for_some_parameters_leaves_the_others_alone() -> None:
         assert without == expected
         for key, value in original.state_dict().items():
             torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-9)
+
+
+class Chain(nn.Module):
+    """Residual branches, of which a worker holds some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + branch(x)
+        return x
+
+
+def of_two_models(rank: int) -> Any:
+    """Not all workers hold something of the second model's part in the first optimizer, nor in the second optimizer."""
+    torch.manual_seed(5)
+    heads = sdp.sdp_compile(built(), sdp.NeuronPolicy(coverage=0.5), (inputs(0),))
+    chain = sdp.sdp_compile(Chain().double(), sdp.BlockPolicy(coverage=0.5), (inputs(0),))
+    starts = [copy.deepcopy(model.full_state_dict()) for model in (heads, chain)]
+    mine = dict(chain.named_parameters())
+    first = [parameter for name, parameter in mine.items() if name.startswith("branches.0.")]
+    second = [parameter for name, parameter in mine.items() if name.startswith("branches.1.")]
+    options: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.3}
+    wide = torch.optim.AdamW([*heads.parameters(), *first], **options)
+    narrow = torch.optim.AdamW(second, **options) if second else None
+    trained = [p for name, p in (*heads.named_parameters(), *mine.items()) if not name.endswith("2.bias")]
+    for step in range(4):
+        for model in (heads, chain):
+            model.zero_grad()
+        used = HEADS[step // 3]
+        loss = heads(chain(inputs(step)))[HEADS.index(used)].square().mean()
+        loss.backward(inputs=trained)  # no worker has a gradient of the biases at the ends of branches and heads
+        wide.step()
+        if narrow is not None:
+            narrow.step()
+    return bool(first), bool(second), starts, [model.full_state_dict() for model in (heads, chain)]
+
+
+def test_two_models_of_which_an_optimizer_holds_parts() -> None:
+    results = run_workers(of_two_models, WORKERS)
+    for part in (0, 1):
+        assert {found[part] for found in results} == {True, False}
+    for _, _, starts, ends in results:
+        for start, end in zip(starts, ends, strict=True):
+            for name, value in end.items():
+                still = name.endswith("2.bias") or name.startswith(("branches.2", "branches.3"))
+                assert torch.equal(value, start[name]) == still, name
+
+
+def never_zeroed(rank: int) -> tuple[dict[str, Tensor], set[str]]:
+    """A head that no loss uses, and gradients that nobody zeroes, with uneven tokens."""
+    model: Any = sdp.sdp_compile(built(), sdp.NeuronPolicy(coverage=1.0), (inputs(0),), reduction="tokens")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.3)
+    for step in range(4):
+        x = inputs(10 * step + rank)[: rank + 1]
+        with model.weighted(len(x)):
+            model(x)[0].square().mean().backward()
+        optimizer.step()
+    return model.full_state_dict(), {name for name, parameter in model.named_parameters() if parameter.grad is None}
+
+
+def test_tokens_and_gradients_that_are_never_zeroed() -> None:
+    original, weight = built(), 0
+    optimizer = torch.optim.SGD(original.parameters(), lr=0.05, weight_decay=0.3)
+    for step in range(4):
+        batch = torch.cat([inputs(10 * step + rank)[: rank + 1] for rank in range(2)])
+        scaled = original(batch)[0].square().mean() * len(batch)
+        for parameter in original.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(weight)
+        scaled.backward()
+        weight += len(batch)
+        for parameter in original.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(weight)
+        optimizer.step()
+    for state, without in run_workers(never_zeroed, 2):
+        assert without == {name for name, parameter in original.named_parameters() if parameter.grad is None}
+        for name, value in original.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-9)

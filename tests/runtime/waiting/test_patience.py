@@ -119,7 +119,7 @@ def leaves(rank: int, how: str, folder: str) -> None:
         ("kill", "worker 3: no answer"),
         ("exit", "worker 3: ended without an error"),
         ("error", "worker 3: ended with ValueError: a defect of the user's"),
-        ("state", "worker 3: in full_state_dict() (test_patience.py"),
+        ("state", "worker 3 is in full_state_dict()"),
     ],
 )
 def test_a_worker_that_leaves(how: str, expected: str, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def among_several_groups(rank: int) -> tuple[str, float]:
 def test_a_wait_among_several_groups_of_the_same_processes_ends() -> None:
     for text, seconds in run_workers(among_several_groups, WORKERS, timeout=600):
         assert seconds < 20
-        assert "worker 0: in full_state_dict()" in text and "workers 1, 2, 3: in a backward pass" in text
+        assert "Worker 0 is in full_state_dict()" in text and "workers 1, 2, 3 are in a backward pass" in text
 
 
 def test_a_worker_that_computes_is_waited_for() -> None:
