@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import textwrap
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,13 @@ def test_the_summary_counts_by_package() -> None:
     text = summary([{**rows[0], "kept": 0.25}, *rows[1:]])
     assert text.count("25%") == 2
     assert text.index("crash: b:x: how") < text.index("refused: a:y: why")
+
+
+def test_a_row_says_with_what_and_names_no_folder_of_this_machine() -> None:
+    pytest.importorskip("timm")
+    found = row("timm:x", "refused", "at /home/me/lib/site-packages/timm/x.py:3: if y:", 1.0)
+    assert found["detail"] == "at timm/x.py:3: if y:"
+    assert found["versions"] == f"timm {version('timm')}, torch {version('torch')}"
 
 
 def test_a_later_row_replaces_an_earlier_one(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -29,7 +31,9 @@ _OUTCOMES: Mapping[str, Outcome] = {
 }
 
 Row = dict[str, Any]
-"""``name``, ``outcome``, ``detail``, ``stage``, ``kept``, ``parameters`` and ``seconds``."""
+"""``name``, ``outcome``, ``detail``, ``stage``, ``kept``, ``parameters``, ``seconds`` (of the CPU) and ``versions``."""
+
+_BEFORE_PACKAGES = re.compile(r"[^\s'\"]*site-packages/")
 
 
 def names_of(package: str, seed: int) -> list[str]:
@@ -51,7 +55,7 @@ def check_model(name: str, policy: str, workers: int, rank: int, seed: int) -> R
 
     import sdp_compile as sdp
 
-    start = time.perf_counter()
+    start = time.process_time()
     package, _, own = name.partition(":")
     torch.manual_seed(seed)
     try:
@@ -60,9 +64,9 @@ def check_model(name: str, policy: str, workers: int, rank: int, seed: int) -> R
             model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        return row(name, "cannot build", f"{type(error).__name__}: {lines[0][:300]}", time.perf_counter() - start)
+        return row(name, "cannot build", f"{type(error).__name__}: {lines[0][:300]}", time.process_time() - start)
     result = sdp.check(model, policy, inputs, workers=workers, ranks=(rank,), seed=seed)
-    found = row(name, _OUTCOMES[result.verdict], result.reason, time.perf_counter() - start)
+    found = row(name, _OUTCOMES[result.verdict], result.reason, time.process_time() - start)
     kept = result.kept[0] if result.kept else None
     found |= {"stage": result.stage, "kept": kept, "parameters": result.parameters}
     return found if result.verdict != "failed" else {**found, "trace": result.details.splitlines()[-12:]}
@@ -70,8 +74,13 @@ def check_model(name: str, policy: str, workers: int, rank: int, seed: int) -> R
 
 def row(name: str, outcome: Outcome, detail: str, seconds: float) -> Row:
     """Returns a row without the fields that only a check has."""
-    base = {"name": name, "outcome": outcome, "detail": detail, "stage": "", "kept": None, "parameters": None}
-    return {**base, "seconds": round(seconds, 1)}
+    base = {"name": name, "outcome": outcome, "detail": _BEFORE_PACKAGES.sub("", detail), "stage": ""}
+    return {**base, "kept": None, "parameters": None, "seconds": round(seconds, 1), "versions": _versions(name)}
+
+
+def _versions(name: str) -> str:
+    packages = [one for one in (name.partition(":")[0], "torch") if one in (*PACKAGES, "torch")]
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
 
 
 def _module(package: str) -> Any:
