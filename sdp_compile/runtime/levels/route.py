@@ -139,7 +139,7 @@ class Route:
         wide: bool = False,
         keep: bool = False,
     ) -> Step:
-        """The step that adds chunks up; its room is among ``rooms`` until they come back, unless they are to be kept."""
+        """The step that adds chunks up; its room is among ``rooms`` until they come back, unless they stay."""
         is_last, purpose, change = number == len(self.levels) - 1, errand.purpose, errand.change
 
         def act(hop: Hop, tensors: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Begun:
