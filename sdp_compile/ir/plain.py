@@ -22,6 +22,8 @@ _CODE = (FunctionType, MethodType, partial)
 _CONTAINERS = (list, tuple, dict, set)
 _OPAQUE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, nn.Module, torch.Generator)
 _MOST = 5000  # parts of one value that are compared
+_NAMES = {BuiltinFunctionType: "built-in function", MethodType: "method", ModuleType: "module"}
+"""What stands for types that pickle does not find."""
 
 MISSING = ("missing",)
 """Stands for an attribute that does not exist."""
@@ -143,13 +145,13 @@ class _Freezer:
         if isinstance(value, FunctionType):
             return self._function(value)
         if isinstance(value, (MethodType, staticmethod, classmethod)):
-            return kind, "of", self.freeze(value.__func__)
+            return _NAMES.get(kind, kind), "of", self.freeze(value.__func__)
         if isinstance(value, property):
             return kind, "of", self.freeze(value.fget)
         if isinstance(value, partial):
             return kind, self.freeze(value.func), self.freeze(value.args), self.freeze(value.keywords)
         if isinstance(value, _OPAQUE) or self._left < 0:
-            return kind, getattr(value, "__qualname__", "")
+            return _NAMES.get(kind, kind), getattr(value, "__qualname__", "")
         if isinstance(value, enum.Enum):
             return kind, value.name
         if id(value) in self._open:

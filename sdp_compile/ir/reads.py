@@ -6,8 +6,9 @@ import itertools
 import os
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import CellType, ModuleType
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sdp_compile.ir.functions import held_by
+from sdp_compile.ir.functions import has_marks, held_by
 from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.plain import MISSING, bare, frozen, with_free
 
@@ -71,6 +72,19 @@ class Read:
         """Returns what holds a function now, a dictionary or a class, and its name there."""
         scope = scope_of(self.owner)
         return (scope.holder(), self.name) if isinstance(scope, AttributesOf) else (scope, self.name)
+
+    def getter(self) -> tuple[Callable[[str, Any], Any], str]:
+        """Returns, for a function or a global variable, what returns its value or a default, and the name it takes."""
+        if self.kind != "function":
+            return scope_of(self.owner).get, self.name
+        holder, name = self.place()
+        return (partial(getattr, holder) if isinstance(holder, type) else holder.get), name
+
+    def has_marks(self, model: nn.Module) -> bool:
+        """Whether `sdp_compile.ir.functions.Marks` tell of every change of it."""
+        if self.kind == "function":
+            return True
+        return self.kind == "global" and not self.free and has_marks(self.now(model))
 
     def _function(self) -> Any:
         holder, name = self.place()

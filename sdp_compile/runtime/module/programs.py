@@ -116,13 +116,14 @@ class Programs:
             setattr(type(module), f"_run_{name}", _forward_from_src(code.src, bound, {}))
             self._sources[name] = recomputed + code.src
             vars(module)[f"_caller_{name}"] = Caller(module.capture.skeleton, program)
-            self._reads[name] = {kind: [] for kind in ("attribute", "switch", "function", "other")}
+            self._reads[name] = {kind: [] for kind in ("attribute", "switch", "marked", "other")}
             self.state.asked.update((read.owner, read.name) for read in program.reads if read.kind == "attribute")
             for places in () if program.numbers is None else program.numbers.places:
                 self.state.asked.update((place.owner, place.name) for place in places if place.kind == "attribute")
             for read in program.reads:
-                self._reads[name][read.kind if read.kind in self._reads[name] else "other"].append(read)
-            self._marks[name] = Marks(read.place() for read in self._reads[name]["function"])
+                kind = "marked" if read.has_marks(module) else read.kind
+                self._reads[name][kind if kind in self._reads[name] else "other"].append(read)
+            self._marks[name] = Marks(read.getter() for read in self._reads[name]["marked"])
         return codes
 
     def choose(
@@ -201,7 +202,7 @@ class Programs:
 
     def _changed(self, name: str) -> str:
         """Returns what Python value has changed since a program was captured, or ``""``."""
-        changed = changed_read(self._reads[name]["other"], self.module) or self._changed_function(name)
+        changed = changed_read(self._reads[name]["other"], self.module) or self._changed_mark(name)
         if changed is None and (self.state.is_lent or self._seen.get(name) != self.state.version):
             changed = changed_read(self._reads[name]["attribute"], self.state.skeleton)
             numbers = self.programs[name].numbers
@@ -216,11 +217,11 @@ class Programs:
                 self._seen[name] = self.state.version
         return "" if changed is None else f"{changed} has changed"
 
-    def _changed_function(self, name: str) -> Read | None:
+    def _changed_mark(self, name: str) -> Read | None:
         marks = self._marks[name].now()
         if marks == self._marked.get(name):
             return None
-        changed = changed_read(self._reads[name]["function"], self.module)
+        changed = changed_read(self._reads[name]["marked"], self.module)
         if changed is None:
             self._marked[name] = marks
         return changed
@@ -291,7 +292,8 @@ class Programs:
         for name, program in self.programs.items():
             if program.key == call.key and program.precision == call.precision:
                 caller: Caller = getattr(self.module, f"_caller_{name}")
-                reads = changed_reads(self._reads[name]["other"], self.module)
+                compared = [*self._reads[name]["other"], *self._reads[name]["marked"]]
+                reads = changed_reads(compared, self.module)
                 own = [*self._reads[name]["switch"], *self._reads[name]["attribute"]]
                 found.append(caller.difference(call.shapes, [*reads, *changed_reads(own, self.state.skeleton)]))
         return min((one for one in found if one[1]), default=found[0])[1]
