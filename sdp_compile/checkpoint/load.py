@@ -1,0 +1,240 @@
+"""Loads a checkpoint into any number of workers, each of which reads its part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from sdp_compile.checkpoint.manifest import Manifest, OptimizerEntry, shared_of
+from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
+from sdp_compile.checkpoint.plain import decode
+from sdp_compile.checkpoint.random_states import set_random_states
+from sdp_compile.checkpoint.reading import Checkpoint
+from sdp_compile.checkpoint.states import kind_of
+from sdp_compile.checkpoint.team import Team
+from sdp_compile.errors import SDPError
+from sdp_compile.runtime.optimizer.full_state import fitted_groups, numbered
+from sdp_compile.runtime.optimizer.param_groups import decode as decode_scalar
+from sdp_compile.runtime.optimizer.param_groups import merged_groups
+from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
+
+WHAT = "sdp.load_checkpoint()"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `load_checkpoint` found.
+
+    Attributes:
+        path: The checkpoint.
+        step: The number of steps done.
+        samples: The number of samples that all workers together have trained on, if it was saved.
+        extra: The values that were saved as ``extra``.
+        workers: The number of workers that saved it.
+        same_workers: Whether as many workers loaded it, so that each has its random states and data position again.
+    """
+
+    path: Path
+    step: int
+    samples: int | None
+    extra: Mapping[str, Any]
+    workers: int
+    same_workers: bool
+
+
+@torch.no_grad()
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    scheduler: Any = None,
+    scaler: Any = None,
+    loader: Any = None,
+) -> Restored:
+    """Loads what `save_checkpoint` saved, with any number of workers, policy, masking and lowering. Collective.
+
+    With as many workers each gets its random states back, and with the same plan its own running statistics: training
+    goes on bit by bit as if it had never stopped.
+
+    Args:
+        path: A checkpoint, or a folder of checkpoints, of which the newest is loaded.
+        model: A compiled module, or the original model on one process.
+        optimizer: An optimizer of its parameters, with the groups of the saved one; perhaps a `ShardedOptimizer`.
+        scheduler: The learning rate scheduler, or several in a list, as they were saved.
+        scaler: The gradient scaler.
+        loader: This worker's source of data, with ``load_state_dict()``; only for as many workers.
+
+    Returns:
+        What the checkpoint says of the run.
+
+    Raises:
+        SDPError: If the checkpoint is damaged, or does not fit the model, the optimizer or the other arguments.
+        DistributedError: If the workers load different checkpoints, or one of them fails.
+    """
+    found = model_of(model, WHAT)
+    team = Team(found.peers, WHAT)
+    checkpoint: Checkpoint | None = None
+    with team.together(lambda: "" if checkpoint is None else checkpoint.digest, what="checkpoint"):
+        checkpoint = Checkpoint(path)
+        manifest = checkpoint.manifest
+        _check_model(found, manifest)
+        groups = None if optimizer is None else _fitted(found, optimizer, manifest)
+        _check_others(found, manifest, scheduler, scaler, loader)
+    with team.together():
+        private = _Private(checkpoint, found)
+        _load_model(found, checkpoint, private.tensors)
+        if optimizer is not None and groups is not None and manifest.optimizer is not None:
+            states = _States(found, checkpoint, manifest.optimizer)
+            if isinstance(optimizer, ShardedOptimizer):
+                optimizer.load_slices(groups, states)
+            else:
+                optimizer.load_state_dict(numbered(groups, {name: states[name] for name in states}))
+        _load_shared(shared_of(manifest), scheduler, scaler)
+        private.load(loader)
+    extra = decode(shared_of(manifest).get("extra", {}))
+    same = manifest.workers == found.workers
+    return Restored(checkpoint.path, manifest.step, manifest.samples, extra, manifest.workers, same)
+
+
+class _Private:
+    """What only this worker had.
+
+    Attributes:
+        tensors: Its own values of running statistics, if it held the same slices.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: Model) -> None:
+        manifest = checkpoint.manifest
+        same = manifest.workers == model.workers
+        self._content: Mapping[str, Any] = (checkpoint.private(model.rank) or {}) if same else {}
+        self.tensors: Mapping[str, Tensor] = {}
+        slices = manifest.plan.slices[model.rank :] if same and manifest.plan is not None else ()
+        if isinstance(model, CompiledModel) and slices[:1] == (model.module.holdings.digest,):
+            self.tensors = decode(self._content.get("tensors", {"dict": []}))
+
+    def load(self, loader: Any) -> None:
+        """Gives this process its random states back, and the loader its position."""
+        if loader is not None:
+            loader.load_state_dict(decode(self._content["loader"]))
+        if "random" in self._content:
+            set_random_states(decode(self._content["random"]))
+
+
+class _States(Mapping[str, Mapping[str, Any]]):
+    """A worker's slices of an optimizer's states by parameter, read when they are asked for."""
+
+    def __init__(self, model: Model, checkpoint: Checkpoint, optimizer: OptimizerEntry) -> None:
+        self._model, self._checkpoint, self._optimizer = model, checkpoint, optimizer
+        held = set(model.parameters.values())
+        self._names = [name for name in optimizer.scalars if name in held]
+        self._last: tuple[str, dict[str, Any]] = ("", {})
+
+    def __getitem__(self, name: str) -> Mapping[str, Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        if self._last[0] != name:  # the shards of a parameter come one after the other
+            self._last = (name, self._read(name))
+        return self._last[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        region = self._model.region_of(name)
+        assert region is not None
+        state = {key: decode_scalar(value) for key, value in self._optimizer.scalars[name].items()}
+        for key, entry in self._optimizer.tensors.get(name, {}).items():
+            state[key] = self._checkpoint.read(entry, region, f"{key} of {name}")
+        return state
+
+
+def _load_model(model: Model, checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> None:
+    tensors = model.tensors()
+    for name, source, region in model.held():
+        if name in tensors and region.numel:
+            values = checkpoint.read(checkpoint.manifest.model[source], region, source)
+            tensors[name].copy_(values.reshape(tensors[name].shape))
+    for name, value in own.items():
+        if name in tensors and tensors[name].shape == value.shape:
+            tensors[name].copy_(value)
+    if isinstance(model, CompiledModel):
+        model.module.holdings.clear_unowned(tensors)
+
+
+def _load_shared(shared: Mapping[str, Any], scheduler: Any, scaler: Any) -> None:
+    for one, state in zip(_schedulers(scheduler), shared.get("schedulers", []), strict=False):
+        one.load_state_dict(decode(state))
+    if scaler is not None:
+        scaler.load_state_dict(decode(shared["scaler"]))
+
+
+def _schedulers(scheduler: Any) -> list[Any]:
+    return list(scheduler) if isinstance(scheduler, (list, tuple)) else [] if scheduler is None else [scheduler]
+
+
+def _check_model(model: Model, manifest: Manifest) -> None:
+    missing = [name for name in model.shapes if name not in manifest.model]
+    unexpected = [name for name in manifest.model if name not in model.shapes]
+    wrong = [
+        f"{name} is {list(manifest.model[name].shape)} instead of {list(shape)}"
+        for name, shape in model.shapes.items()
+        if name in manifest.model and manifest.model[name].shape != tuple(shape)
+    ]
+    for words, names in (("lacks", missing), ("has besides", unexpected), ("has other shapes:", wrong)):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise SDPError(
+                f"The checkpoint is that of another model: it {words} {', '.join(names[:5])}{more}. Load one of the "
+                "same model."
+            )
+
+
+def _fitted(model: Model, optimizer: Optimizer, manifest: Manifest) -> list[dict[str, Any]]:
+    """Returns the optimizer's groups with the saved options."""
+    saved = manifest.optimizer
+    if saved is None:
+        raise SDPError("The checkpoint has no optimizer state. Leave out the optimizer to load the model alone.")
+    if saved.kind != (kind := kind_of(optimizer)):
+        raise SDPError(
+            f"The checkpoint has the state of {saved.kind}, but this is {kind}. Build the saved one."
+        )
+    for name, entries in saved.tensors.items():
+        for key, entry in entries.items():
+            if entry.shape != model.shapes.get(name):
+                raise SDPError(
+                    f"The optimizer state {key!r} of {name!r} has the shape {list(entry.shape)} in the checkpoint."
+                )
+    try:
+        groups = merged_groups([saved.groups], list(model.shapes))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SDPError(f"The checkpoint's parameter groups are damaged: {error}. Load another checkpoint.") from error
+    return fitted_groups(optimizer, model.parameters, groups)
+
+
+def _check_others(model: Model, manifest: Manifest, scheduler: Any, scaler: Any, loader: Any) -> None:
+    shared = shared_of(manifest)
+    schedulers, saved = _schedulers(scheduler), shared.get("schedulers") or []
+    if schedulers and len(schedulers) != len(saved):
+        raise SDPError(f"The checkpoint has {len(saved)} schedulers, and {len(schedulers)} are to be loaded.")
+    if scaler is not None and shared.get("scaler") is None:
+        raise SDPError("The checkpoint has no gradient scaler. Leave out scaler=.")
+    if loader is not None and manifest.workers != model.workers:
+        position = "" if manifest.samples is None else f", which is {manifest.samples}"
+        raise SDPError(
+            f"The checkpoint has the data positions of {manifest.workers} workers, and now there are {model.workers}. "
+            f"Leave out loader=, and go on after the first `samples` samples of the result{position}."
+        )
