@@ -80,8 +80,7 @@ class Run:
             scheduler=self.scheduler,
             loader=self.batches,
             samples=40,
-            extra={"best": (1, 0.5)},
-            **options,
+            **{"extra": {"best": (1, 0.5)}, **options},
         )
 
     def load(self, folder: Any, loader: bool = True) -> sdp.Restored:
