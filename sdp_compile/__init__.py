@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from sdp_compile.checking.verdict import CheckResult
     from sdp_compile.checkpoint.load import Restored, load_checkpoint
     from sdp_compile.checkpoint.save import save_checkpoint
+    from sdp_compile.checkpoint.stateful import CheckpointState
     from sdp_compile.compiler import plan, sdp_compile
     from sdp_compile.compiler import sdp_compile as compile
     from sdp_compile.ir.program import Program, copy_program
@@ -81,6 +82,7 @@ _HOMES = {
     "AutoPolicy": "policies",
     "BlockPolicy": "policies",
     "CheckResult": "checking.verdict",
+    "CheckpointState": "checkpoint.stateful",
     "PassContext": "passes",
     "Family": "structure.families",
     "GradScaler": "runtime.optimizer.scaler",
@@ -122,6 +124,7 @@ __all__ = [
     "BlockPolicy",
     "CaptureError",
     "CheckResult",
+    "CheckpointState",
     "DistributedError",
     "Family",
     "GradScaler",

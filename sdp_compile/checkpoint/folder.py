@@ -32,11 +32,16 @@ def name_of(step: int) -> str:
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Returns the checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if (path / FILE).is_file()]
+    """Returns the checkpoints in a folder in the order in which they were written.
+
+    That is not always the order of steps: a run may go on from an early checkpoint while later ones are there.
+    """
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match, manifest = _NAME.fullmatch(path.name), path / FILE
+        if match and manifest.is_file():
+            found.append((manifest.stat().st_mtime_ns, int(match[1]), path))
+    return [path for _, _, path in sorted(found)]
 
 
 def resolve(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,10 @@ from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.plain import decode
 from sdp_compile.checkpoint.random_states import set_random_states
 from sdp_compile.checkpoint.reading import Checkpoint
-from sdp_compile.checkpoint.states import kind_of
+from sdp_compile.checkpoint.states import groups_of, kind_of
 from sdp_compile.checkpoint.team import Team
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.optimizer.full_state import fitted_groups, numbered
-from sdp_compile.runtime.optimizer.param_groups import decode as decode_scalar
-from sdp_compile.runtime.optimizer.param_groups import merged_groups
 from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 
 WHAT = "sdp.load_checkpoint()"
@@ -92,11 +91,7 @@ def load_checkpoint(
         private = _Private(checkpoint, found)
         _load_model(found, checkpoint, private.tensors)
         if optimizer is not None and groups is not None and manifest.optimizer is not None:
-            states = _States(found, checkpoint, manifest.optimizer)
-            if isinstance(optimizer, ShardedOptimizer):
-                optimizer.load_slices(groups, states)
-            else:
-                optimizer.load_state_dict(numbered(groups, {name: states[name] for name in states}))
+            load_optimizer(optimizer, groups, _States(found, checkpoint, manifest.optimizer))
         _load_shared(shared_of(manifest), scheduler, scaler)
         private.load(loader)
     extra = decode(shared_of(manifest).get("extra", {}))
@@ -123,7 +118,8 @@ class _Private:
     def load(self, loader: Any) -> None:
         """Gives this process its random states back, and the loader its position."""
         if loader is not None:
-            loader.load_state_dict(decode(self._content["loader"]))
+            with _taking(loader):
+                loader.load_state_dict(decode(self._content["loader"]))
         if "random" in self._content:
             set_random_states(decode(self._content["random"]))
 
@@ -156,7 +152,7 @@ class _States(Mapping[str, Mapping[str, Any]]):
     def _read(self, name: str) -> dict[str, Any]:
         region = self._model.region_of(name)
         assert region is not None
-        state = {key: decode_scalar(value) for key, value in self._optimizer.scalars[name].items()}
+        state = {key: decode(value) for key, value in self._optimizer.scalars[name].items()}
         for key, entry in self._optimizer.tensors.get(name, {}).items():
             state[key] = self._checkpoint.read(entry, region, f"{key} of {name}")
         return state
@@ -175,11 +171,40 @@ def _load_model(model: Model, checkpoint: Checkpoint, own: Mapping[str, Tensor])
         model.module.holdings.clear_unowned(tensors)
 
 
+def load_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]], states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives an optimizer its groups, with names in place of parameters, and this worker's slices of its states.
+
+    Raises:
+        SDPError: If it cannot take them.
+    """
+    with _taking(optimizer):
+        if isinstance(optimizer, ShardedOptimizer):
+            optimizer.load_slices(groups, states)
+        else:
+            optimizer.load_state_dict(numbered(groups, dict(states)))
+
+
+@contextmanager
+def _taking(taker: Any) -> Iterator[None]:
+    """Says which object could not take its saved state."""
+    try:
+        yield
+    except SDPError:
+        raise
+    except Exception as error:
+        raise SDPError(
+            f"{type(taker).__name__} cannot take its saved state: {type(error).__name__}: {error}. Build it with the "
+            "options of the saved one, or load another checkpoint."
+        ) from error
+
+
 def _load_shared(shared: Mapping[str, Any], scheduler: Any, scaler: Any) -> None:
     for one, state in zip(_schedulers(scheduler), shared.get("schedulers", []), strict=False):
-        one.load_state_dict(decode(state))
+        with _taking(one):
+            one.load_state_dict(decode(state))
     if scaler is not None:
-        scaler.load_state_dict(decode(shared["scaler"]))
+        with _taking(scaler):
+            scaler.load_state_dict(decode(shared["scaler"]))
 
 
 def _schedulers(scheduler: Any) -> list[Any]:
@@ -209,25 +234,21 @@ def _fitted(model: Model, optimizer: Optimizer, manifest: Manifest) -> list[dict
     if saved is None:
         raise SDPError("The checkpoint has no optimizer state. Leave out the optimizer to load the model alone.")
     if saved.kind != (kind := kind_of(optimizer)):
-        raise SDPError(
-            f"The checkpoint has the state of {saved.kind}, but this is {kind}. Build the saved one."
-        )
+        raise SDPError(f"The checkpoint has the state of {saved.kind}, but this is {kind}. Build the saved one.")
     for name, entries in saved.tensors.items():
         for key, entry in entries.items():
             if entry.shape != model.shapes.get(name):
                 raise SDPError(
                     f"The optimizer state {key!r} of {name!r} has the shape {list(entry.shape)} in the checkpoint."
                 )
-    try:
-        groups = merged_groups([saved.groups], list(model.shapes))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SDPError(f"The checkpoint's parameter groups are damaged: {error}. Load another checkpoint.") from error
-    return fitted_groups(optimizer, model.parameters, groups)
+    return fitted_groups(optimizer, model.parameters, groups_of(saved))
 
 
 def _check_others(model: Model, manifest: Manifest, scheduler: Any, scaler: Any, loader: Any) -> None:
     shared = shared_of(manifest)
-    schedulers, saved = _schedulers(scheduler), shared.get("schedulers") or []
+    schedulers, saved = _schedulers(scheduler), shared.get("schedulers")
+    if not isinstance(saved, list):
+        raise SDPError("The checkpoint's schedulers are damaged: they are no list. Load another checkpoint.")
     if schedulers and len(schedulers) != len(saved):
         raise SDPError(f"The checkpoint has {len(saved)} schedulers, and {len(schedulers)} are to be loaded.")
     if scaler is not None and shared.get("scaler") is None:

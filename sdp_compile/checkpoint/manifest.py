@@ -114,18 +114,26 @@ class PlanEntry(Data):
     lowering: str
 
 
+class GroupEntry(Data):
+    """A parameter group: encoded options, the names of its parameters, and whether the optimizer was given names."""
+
+    options: dict[str, JsonValue]
+    names: tuple[str, ...]
+    named: bool
+
+
 class OptimizerEntry(Data):
     """An optimizer's state.
 
     Attributes:
         kind: The name of its class.
-        groups: The parameter groups: options, names of parameters, and whether the optimizer was given names.
-        scalars: States of a parameter that are not per element, by parameter and name.
+        groups: The parameter groups.
+        scalars: States of a parameter that are not per element, encoded, by parameter and name.
         tensors: States of a parameter that are per element, by parameter and name.
     """
 
     kind: str
-    groups: tuple[dict[str, JsonValue], ...]
+    groups: tuple[GroupEntry, ...]
     scalars: dict[str, dict[str, JsonValue]]
     tensors: dict[str, dict[str, TensorEntry]]
 

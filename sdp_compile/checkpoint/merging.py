@@ -87,7 +87,7 @@ def _optimizer(model: Model, states: OptimizerStates, parts: _Parts) -> Optimize
         name: {key: parts.entry(("optimizer", name, key), model.shapes[name], dtype) for key, dtype in dtypes.items()}
         for name, dtypes in states.dtypes.items()
     }
-    return OptimizerEntry(kind=states.kind, groups=states.encoded_groups, scalars=states.scalars, tensors=tensors)
+    return states.entry(tensors)
 
 
 def _plan(model: Model, slices: Sequence[str]) -> PlanEntry | None:

@@ -40,9 +40,9 @@ class Checkpoint:
         where = self.path / FILE
         if not where.is_file():
             raise SDPError(
-                f"{self.path} was written by torch.distributed.checkpoint. Its description is a pickle, and reading "
-                "a pickle runs code. Load it into the original model with torch.distributed.checkpoint if you trust "
-                "it, and the original into the compiled model with load_full_state_dict()."
+                f"{self.path} has no {FILE}, so it was written by torch.distributed.checkpoint. Its description is a "
+                "pickle, and reading a pickle runs code. If you trust it, load it into the original model with "
+                "torch.distributed.checkpoint, and that into the compiled model with load_full_state_dict()."
             )
         if where.stat().st_size > MOST_BYTES:
             raise SDPError(

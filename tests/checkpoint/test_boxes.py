@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,7 +47,7 @@ def test_flat_boxes_are_a_run_of_the_flat_tensor(shape: tuple[int, ...], data: s
 def test_a_cover_is_exact_only_if_nothing_is_missing_or_double(shape: tuple[int, ...], data: st.DataObject) -> None:
     numel = int(np.prod(shape))
     cuts = sorted(data.draw(st.sets(st.integers(0, numel), max_size=4)) | {0, numel})
-    parts = [box for start, stop in zip(cuts, cuts[1:], strict=False) for box in flat_boxes(shape, start, stop)]
+    parts = [box for start, stop in pairwise(cuts) for box in flat_boxes(shape, start, stop)]
     assert cover_exactly(parts, shape)
     number = data.draw(st.integers(0, len(parts) - 1))
     assert not cover_exactly(parts[:number] + parts[number + 1 :], shape)

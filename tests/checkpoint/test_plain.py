@@ -54,7 +54,9 @@ def test_special_values_come_back() -> None:
     assert math.isnan(through_json(float("nan"))) and through_json(-math.inf) == -math.inf
     assert through_json(Counter({30: 2})) == Counter({30: 2}) and type(through_json(Counter())) is Counter
     assert through_json(torch.bfloat16) is torch.bfloat16 and through_json(np.float64(0.1)) == 0.1
-    assert through_json(1 - 2j) == 1 - 2j and through_json({3, -7}) == {3, -7} and through_json(frozenset()) == frozenset()
+    assert (
+        through_json(1 - 2j) == 1 - 2j and through_json({3, -7}) == {3, -7} and through_json(frozenset()) == frozenset()
+    )
     state = np.random.get_state()
     found = through_json(state)
     assert np.array_equal(found[1], state[1]) and found[0] == state[0] and found[2:] == state[2:]

@@ -60,9 +60,7 @@ def into_fsdp(rank: int, place: Path, name: str) -> Any:
 
 
 @pytest.mark.parametrize(("name", "kind", "sharded", "redundancy"), CASES)
-def test_torch_reads_it_into_the_original(
-    name: str, kind: str, sharded: bool, redundancy: str, tmp_path: Path
-) -> None:
+def test_torch_reads_it_into_the_original(name: str, kind: str, sharded: bool, redundancy: str, tmp_path: Path) -> None:
     place, expected = run_workers(saved, 4, tmp_path, name, kind, sharded, redundancy)[0]
     dense = Run(name, "dense", seed=9)
     load_with_torch(dense.model, dense.optimizer, place)
