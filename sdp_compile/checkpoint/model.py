@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,8 +138,14 @@ class DenseModel(Model):
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         names, tensors = canonical_names(module), local_tensors(module)
-        self.keys = _keys(module, names, names)
-        self.shapes = {name: tuple(tensors[name].shape) for name in dict.fromkeys(self.keys.values())}
+        left_out = {
+            f"{path}.{name}".lstrip(".")
+            for path, part in module.named_modules(remove_duplicate=False)
+            for name in part._non_persistent_buffers_set
+        }
+        kept = [names[name] for name in tensors if name not in left_out]
+        self.shapes = {name: tuple(tensors[name].shape) for name in dict.fromkeys(kept)}
+        self.keys = _keys(module, names, self.shapes)
 
     def tensors(self) -> dict[str, Tensor]:
         return local_tensors(self.module)
@@ -183,15 +190,19 @@ def model_of(model: nn.Module, what: str) -> Model:
 
 
 def _keys(model: nn.Module, aliases: Mapping[str, str], known: Mapping[str, object]) -> dict[str, str]:
-    """Returns the canonical name behind each key of a model's ``state_dict()``, also where hooks choose the keys."""
+    """Returns the canonical name behind each key of a model's ``state_dict()``, also where hooks choose the keys.
+
+    Where hooks choose other values, the keys are the canonical names.
+    """
     names = {id(tensor): aliases.get(name, name) for name, tensor in local_tensors(model).items()}
-    result = {}
-    for key, value in model.state_dict(keep_vars=True).items():
-        name = names.get(id(value))
-        if name is None or name not in known:
-            raise SDPError(
-                f"state_dict() of the model has the entry {key!r}, which is none of its parameters and buffers, so it "
-                "cannot be saved in parts. Save full_state_dict() with torch.save instead."
-            )
-        result[key] = name
-    return result
+    keys = {key: names.get(id(value), "") for key, value in model.state_dict(keep_vars=True).items()}
+    if all(name in known for name in keys.values()):
+        return keys
+    strange = [key for key, name in keys.items() if name not in known]
+    warnings.warn(
+        f"state_dict() of the model has entries that are none of its parameters and buffers ({strange[0]!r}). The "
+        "checkpoint holds parameters and buffers under their own names: sdp.load_checkpoint() reads it, and "
+        "torch.distributed.checkpoint cannot read it into the original model.",
+        stacklevel=2,
+    )
+    return {name: name for name in known}

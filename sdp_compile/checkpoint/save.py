@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.checkpoint import folder as folders
+from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors
 from sdp_compile.checkpoint.items import Item, model_items, optimizer_items
 from sdp_compile.checkpoint.merging import manifest_of
 from sdp_compile.checkpoint.metadata import FILE as METADATA
@@ -29,7 +30,6 @@ from sdp_compile.checkpoint.team import Team
 from sdp_compile.checkpoint.writing import read_written, write_bytes, write_manifest, write_worker
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.owners.comparison import check_values
-from sdp_compile.runtime.state.statistics import merge_running_statistics, running_statistics
 
 WHAT = "sdp.save_checkpoint()"
 
@@ -146,10 +146,7 @@ class _Job:
 def _items(
     model: Model, optimizer: Optimizer | None, states: OptimizerStates | None, every_owner: bool
 ) -> Iterator[Item]:
-    tensors = model.tensors()
-    if isinstance(model, CompiledModel):
-        tensors.update(merge_running_statistics(model.module))
-    yield from model_items(model, tensors, every_owner)
+    yield from model_items(model, saved_tensors(model), every_owner)
     if optimizer is not None and states is not None:
         yield from optimizer_items(model, optimizer, states.dtypes, every_owner)
 
@@ -166,16 +163,11 @@ def _shared(scheduler: Any, scaler: Any, extra: Mapping[str, Any] | None) -> dic
 
 def _private(model: Model, loader: Any) -> dict[str, Any]:
     """Returns what only this worker has, encoded."""
-    local: dict[str, Tensor] = {}
-    if isinstance(model, CompiledModel) and model.workers > 1:
-        found, tensors = running_statistics(model.module.capture), model.tensors()
-        names = [*found.means, *(name for name, _ in found.variances), *found.counters]
-        local = {name: tensors[name] for name in names if name in tensors}
     what = f"the state of {type(loader).__name__}"
     return {
         "random": encode(random_states(), "the random states"),
         "loader": None if loader is None else encode(loader.state_dict(), what),
-        "tensors": encode(local, "the running statistics"),
+        "tensors": encode(own_tensors(model), "the running statistics"),
     }
 
 

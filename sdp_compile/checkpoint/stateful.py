@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.checkpoint.boxes import Box, boxes
+from sdp_compile.checkpoint.buffers import saved_tensors
 from sdp_compile.checkpoint.load import load_optimizer
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states, unstepped_states
@@ -22,7 +23,6 @@ from sdp_compile.runtime.optimizer.full_state import fitted_groups
 from sdp_compile.runtime.optimizer.shard_states import slices_of
 from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 from sdp_compile.runtime.owners.comparison import check_values
-from sdp_compile.runtime.state.statistics import merge_running_statistics
 
 WHAT = "sdp.CheckpointState"
 
@@ -138,9 +138,7 @@ class CheckpointState:
         model = model_of(self._model, WHAT)
         if model.peers is not None:
             check_values(model.peers.engine, f"in {WHAT}")
-        tensors = model.tensors()
-        if isinstance(model, CompiledModel):
-            tensors.update(merge_running_statistics(model.module))
+        tensors = saved_tensors(model)
         state: dict[str, Any] = {
             "model": {
                 key: WorkerSlice.of(tensors[name], model, name) for key, name in model.keys.items() if name in tensors
