@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.checkpoint.boxes import Box, boxes, flat_boxes
-from sdp_compile.checkpoint.model import Model
+from sdp_compile.checkpoint.model import CompiledModel, Model
+from sdp_compile.runtime.comm.transfer import Request
+from sdp_compile.runtime.optimizer.shard_states import slices_of
 from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 from sdp_compile.runtime.sharding.shards import Shard
 
@@ -56,9 +58,14 @@ def model_items(model: Model, tensors: Mapping[str, Tensor], every_owner: bool) 
 
 
 def optimizer_items(
-    model: Model, optimizer: Optimizer, states: Mapping[str, Mapping[str, torch.dtype]], every_owner: bool
+    model: Model,
+    optimizer: Optimizer,
+    states: Mapping[str, Mapping[str, torch.dtype]],
+    every_owner: bool,
 ) -> Iterator[Item]:
-    """Yields what this worker writes of an optimizer's per-element states.
+    """Yields what this worker writes of an optimizer's per-element states. Collective with a sharded one, if so asked.
+
+    A sharded optimizer's states have one holder each. All owners write them after they have exchanged them once.
 
     Args:
         model: The model.
@@ -66,17 +73,43 @@ def optimizer_items(
         states: The dtype of each per-element state by parameter and name, the same on all workers.
         every_owner: Whether all owners of an element write it, instead of one.
     """
-    held = {name: parameter for parameter, name in model.parameters.items()}
-    for name, dtypes in states.items():
-        for key, dtype in dtypes.items():
-            at, shape = ("optimizer", name, key), model.shapes[name]
-            if isinstance(optimizer, ShardedOptimizer):
-                yield from _sharded(model, optimizer, at, dtype, every_owner)
-            elif name in held:
-                value = optimizer.state.get(held[name], {}).get(key)
-                if not isinstance(value, Tensor):  # not stepped yet
-                    value = torch.zeros_like(held[name], dtype=dtype)
-                yield from _cut(model, name, at, shape, value, every_owner)
+    wanted = [(("optimizer", name, key), dtype) for name, dtypes in states.items() for key, dtype in dtypes.items()]
+    if isinstance(optimizer, ShardedOptimizer) and not every_owner:
+        for at, dtype in wanted:
+            yield from _sharded(model, optimizer, at, dtype)
+        return
+    slices = state_slices(model, optimizer, states)
+    for at, _ in wanted:
+        _, name, key = at
+        if (one := f"{name}:{key}") in slices:
+            yield from _cut(model, name, at, model.shapes[name], slices[one], every_owner)
+
+
+def state_slices(
+    model: Model, optimizer: Optimizer, states: Mapping[str, Mapping[str, torch.dtype]]
+) -> dict[str, Tensor]:
+    """Returns this worker's slices of per-element states, zeros for those that do not exist yet.
+
+    Collective for a sharded optimizer.
+
+    Args:
+        model: The model.
+        optimizer: An optimizer of its parameters.
+        states: The dtype of each per-element state by parameter and name, the same on all workers.
+
+    Returns:
+        The slices under the keys ``NAME:STATE``.
+    """
+    requests = [Request(f"{name}:{key}", name, dtype) for name, keys in states.items() for key, dtype in keys.items()]
+    if isinstance(optimizer, ShardedOptimizer) and isinstance(model, CompiledModel):
+        return slices_of(optimizer, model.module, requests)
+    held, result = {name: parameter for parameter, name in model.parameters.items()}, {}
+    for request in requests:
+        if request.name in held:
+            parameter = held[request.name]
+            value = optimizer.state.get(parameter, {}).get(request.key[len(request.name) + 1 :])
+            result[request.key] = torch.zeros_like(parameter, dtype=request.dtype) if value is None else value
+    return result
 
 
 def _cut(
@@ -92,9 +125,7 @@ def _cut(
             yield Item(key, shape, dtype, box, _Reader(values, local, dtype))
 
 
-def _sharded(
-    model: Model, optimizer: ShardedOptimizer, key: Key, dtype: torch.dtype, every_owner: bool
-) -> Iterator[Item]:
+def _sharded(model: Model, optimizer: ShardedOptimizer, key: Key, dtype: torch.dtype) -> Iterator[Item]:
     """Yields this worker's shards of a state: each element has one worker that steps it."""
     _, name, state = key
     shape = model.shapes[name]
@@ -103,7 +134,7 @@ def _sharded(
         if not isinstance(value, Tensor):
             value = torch.zeros(shard.parameter.shape, dtype=dtype)
         if shard.region is None:  # stepped by all owners
-            yield from _cut(model, name, key, shape, value, every_owner)
+            yield from _cut(model, name, key, shape, value, False)
         else:
             yield from _flat(model, shard, key, shape, value)
 

@@ -46,15 +46,18 @@ class Model(ABC):
         workers: The number of workers.
         peers: The connection to the others, if there are any.
         shapes: The shapes of the full parameters and persistent buffers by canonical name.
-        keys: The canonical name of each key of the original's ``state_dict()``.
     """
 
     rank: int = 0
     workers: int = 1
     peers: Peers | None = None
     shapes: Mapping[str, tuple[int, ...]]
-    keys: Mapping[str, str]
     module: nn.Module
+
+    @cached_property
+    @abstractmethod
+    def keys(self) -> Mapping[str, str]:
+        """The canonical name of each key of the original's ``state_dict()``."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -94,7 +97,10 @@ class CompiledModel(Model):
         self.rank, self.workers = module.rank, module.workers
         state = module.plan.state
         self.shapes = {name: one.shape for name, one in state.items() if one.kind != "constant" and one.persistent}
-        self.keys = _keys(skeleton_of(module), module.plan.aliases, self.shapes)
+
+    @cached_property
+    def keys(self) -> Mapping[str, str]:
+        return _keys(skeleton_of(self.module), self.module.plan.aliases, self.shapes)
 
     def tensors(self) -> dict[str, Tensor]:
         return local_tensors(self.module)
@@ -145,7 +151,10 @@ class DenseModel(Model):
         }
         kept = [names[name] for name in tensors if name not in left_out]
         self.shapes = {name: tuple(tensors[name].shape) for name in dict.fromkeys(kept)}
-        self.keys = _keys(module, names, self.shapes)
+
+    @cached_property
+    def keys(self) -> Mapping[str, str]:
+        return _keys(self.module, canonical_names(self.module), self.shapes)
 
     def tensors(self) -> dict[str, Tensor]:
         return local_tensors(self.module)

@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,40 @@ class Checkpoint:
                 result[tuple(within)] = Region(relative).read(self._any_copy(entry, chunks, name))
         return result
 
+    @cached_property
+    def intact_files(self) -> frozenset[int]:
+        """The positions of the files that are there with their size."""
+        return frozenset(number for number in range(len(self.manifest.files)) if not self._missing(number))
+
+    def compare(self, entry: TensorEntry, name: str) -> list[str]:
+        """Compares the copies of each part of a tensor.
+
+        Args:
+            entry: The tensor.
+            name: Its name, for errors.
+
+        Returns:
+            In words, the copies that are damaged or missing.
+
+        Raises:
+            SDPError: If two intact copies differ.
+        """
+        first: dict[Box, Chunk] = {}
+        problems = []
+        for chunk in entry.chunks:
+            other = first.setdefault(chunk.box, chunk)
+            if other.crc != chunk.crc:
+                workers = [self.manifest.files[one.file].worker for one in (other, chunk)]
+                raise SDPError(
+                    f"Workers {workers[0]} and {workers[1]} saved different values of {name!r} at "
+                    f"{list(chunk.offsets)} of size {list(chunk.sizes)}. Load another checkpoint."
+                )
+            problem = self._missing(chunk.file)
+            if not problem and zlib.crc32(self._read(chunk.file, chunk.start, chunk.nbytes)) != chunk.crc:
+                problem = f"{self._place(chunk.file)} is damaged at byte {chunk.start}: its checksum is another one."
+            problems += [problem] if problem else []
+        return problems
+
     def private(self, worker: int) -> Any:
         """Returns what only one worker has, still encoded; None if it is not in the checkpoint.
 
@@ -117,13 +152,11 @@ class Checkpoint:
         )
 
     def _read(self, number: int, start: int, nbytes: int) -> bytearray:
-        place, size = self._place(number), self.manifest.files[number].nbytes
+        place, problem = self._place(number), self._missing(number)
+        if problem:
+            raise SDPError(problem)
+        content = bytearray(nbytes)
         try:
-            if place.is_symlink() or not place.is_file():
-                raise SDPError(f"{place} is missing.")
-            if place.stat().st_size != size:
-                raise SDPError(f"{place} has {place.stat().st_size} bytes instead of {size}.")
-            content = bytearray(nbytes)
             with place.open("rb") as file:
                 file.seek(start)
                 if file.readinto(content) != nbytes:
@@ -131,6 +164,14 @@ class Checkpoint:
         except OSError as error:
             raise SDPError(f"{place} cannot be read ({error.strerror}).") from error
         return content
+
+    def _missing(self, number: int) -> str:
+        """Returns in words that a file is not there with its size; empty if it is."""
+        place, size = self._place(number), self.manifest.files[number].nbytes
+        if place.is_symlink() or not place.is_file():
+            return f"{place} is missing."
+        found = place.stat().st_size
+        return "" if found == size else f"{place} has {found} bytes instead of {size}."
 
     def _place(self, number: int) -> Path:
         return self.path / self.manifest.files[number].name

@@ -13,15 +13,13 @@ from torch.optim.optimizer import Optimizer
 
 from sdp_compile.checkpoint.boxes import Box, boxes
 from sdp_compile.checkpoint.buffers import saved_tensors
+from sdp_compile.checkpoint.items import state_slices
 from sdp_compile.checkpoint.load import load_optimizer
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states, unstepped_states
 from sdp_compile.checkpoint.team import Team
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.comm.transfer import Request
 from sdp_compile.runtime.optimizer.full_state import fitted_groups
-from sdp_compile.runtime.optimizer.shard_states import slices_of
-from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 from sdp_compile.runtime.owners.comparison import check_values
 
 WHAT = "sdp.CheckpointState"
@@ -189,7 +187,7 @@ def _optimizer_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
     dtypes, scalars = states.dtypes, states.scalars
     if not dtypes:  # not stepped yet: what there will be is what is loaded
         dtypes, scalars = unstepped_states(model, optimizer)
-    slices = _slices(model, optimizer, dtypes)
+    slices = state_slices(model, optimizer, dtypes)
     return {
         "param_groups": states.groups,
         "state": {
@@ -204,17 +202,3 @@ def _optimizer_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
             for name in scalars
         },
     }
-
-
-def _slices(model: Model, optimizer: Optimizer, dtypes: Mapping[str, Mapping[str, torch.dtype]]) -> dict[str, Tensor]:
-    """Returns this worker's slices of the states per element; zeros for those that do not exist yet."""
-    requests = [Request(f"{name}:{key}", name, dtype) for name, keys in dtypes.items() for key, dtype in keys.items()]
-    if isinstance(optimizer, ShardedOptimizer) and isinstance(model, CompiledModel):
-        return slices_of(optimizer, model.module, requests)
-    held, result = {name: parameter for parameter, name in model.parameters.items()}, {}
-    for request in requests:
-        if request.name in held:
-            parameter = held[request.name]
-            value = optimizer.state.get(parameter, {}).get(request.key[len(request.name) + 1 :])
-            result[request.key] = torch.zeros_like(parameter, dtype=request.dtype) if value is None else value
-    return result
