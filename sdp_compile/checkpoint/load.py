@@ -94,6 +94,7 @@ def load_checkpoint(
             load_optimizer(optimizer, groups, _States(found, checkpoint, manifest.optimizer))
         _load_shared(shared_of(manifest), scheduler, scaler)
         private.load(loader)
+    team.gather(None)  # worker 0, which serves the store, may end the process next
     extra = decode(shared_of(manifest).get("extra", {}))
     same = manifest.workers == found.workers
     return Restored(checkpoint.path, manifest.step, manifest.samples, extra, manifest.workers, same)

@@ -114,6 +114,7 @@ def save_checkpoint(
                 write_manifest(staged, manifest)
                 folders.finish(staged)
                 folders.prune(place, keep)
+    team.gather(None)  # worker 0, which serves the store, may end the process next
     return place / folders.name_of(step)
 
 

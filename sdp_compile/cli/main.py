@@ -63,6 +63,7 @@ def root(
            lacks something, or an unexpected error (--debug shows where)
       2    refused: wrong arguments, or a model, policy or file that cannot
            be used; the message says what to do
+      75   train was given notice, saved a checkpoint and stopped
       130  stopped by Ctrl-C
     """
 
