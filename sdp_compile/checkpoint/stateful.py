@@ -59,14 +59,14 @@ class WorkerSlice(Tensor):
     @classmethod
     def made(cls, held: Tensor, shape: Sequence[int], places: list[_Place]) -> WorkerSlice:
         """Returns a full tensor of which this worker holds ``held``, at these places."""
-        result: WorkerSlice = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        result: WorkerSlice = Tensor._make_wrapper_subclass(
             cls, torch.Size(shape), dtype=held.dtype, device=held.device
         )
         result.held, result.places = held, places
         return result
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func not in _COPIES:
