@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sdp_compile.checkpoint.boxes import Box
 from sdp_compile.checkpoint.manifest import TensorEntry
 from sdp_compile.checkpoint.reading import Checkpoint
+from sdp_compile.errors import SDPError
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,26 @@ def lost_parts(checkpoint: Checkpoint, name: str, entry: TensorEntry) -> list[Lo
         for box, numbers in holders.items()
         if not any(number in intact for number in numbers)
     ]
+
+
+def check_model(checkpoint: Checkpoint) -> None:
+    """Raises `SDPError` if a part of the model is lost."""
+    lost = [part for name, entry in checkpoint.manifest.model.items() for part in lost_parts(checkpoint, name, entry)]
+    if lost:
+        raise SDPError(
+            f"{checkpoint.path} lacks parts of the model that no other file holds: {described(lost)}. Bring back the "
+            "files of one of these workers, or use another checkpoint."
+        )
+
+
+def lost_states(checkpoint: Checkpoint) -> dict[str, list[Lost]]:
+    """Returns the lost parts of the optimizer's state, by parameter."""
+    optimizer, found = checkpoint.manifest.optimizer, dict[str, list[Lost]]()
+    for name, entries in () if optimizer is None else optimizer.tensors.items():
+        lost = [part for key, one in entries.items() for part in lost_parts(checkpoint, f"{key} of {name}", one)]
+        if lost:
+            found[name] = lost
+    return found
 
 
 def described(lost: list[Lost], shown: int = 5) -> str:

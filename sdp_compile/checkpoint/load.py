@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from sdp_compile.checkpoint.coverage import check_model, described, lost_states
 from sdp_compile.checkpoint.manifest import Manifest, OptimizerEntry, shared_of
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.plain import decode
@@ -38,6 +39,7 @@ class Restored:
         extra: The values that were saved as ``extra``.
         workers: The number of workers that saved it.
         same_workers: Whether as many workers loaded it, so that each has its random states and data position again.
+        reset: The parameters that begin without optimizer state, because a part of it is lost.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Restored:
     extra: Mapping[str, Any]
     workers: int
     same_workers: bool
+    reset: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -57,6 +60,7 @@ def load_checkpoint(
     scheduler: Any = None,
     scaler: Any = None,
     loader: Any = None,
+    reset_lost_optimizer_state: bool = False,
 ) -> Restored:
     """Loads what `save_checkpoint` saved, with any number of workers, policy, masking and lowering. Collective.
 
@@ -70,6 +74,8 @@ def load_checkpoint(
         scheduler: The learning rate scheduler, or several in a list, as they were saved.
         scaler: The gradient scaler.
         loader: This worker's source of data, with ``load_state_dict()``; only for as many workers.
+        reset_lost_optimizer_state: Whether parameters begin without optimizer state of which a part is lost, and
+            workers go on with their random states whose files are lost. By default both are errors.
 
     Returns:
         What the checkpoint says of the run.
@@ -84,20 +90,22 @@ def load_checkpoint(
     with team.together(lambda: "" if checkpoint is None else checkpoint.digest, what="checkpoint"):
         checkpoint = Checkpoint(path)
         manifest = checkpoint.manifest
-        _check_model(found, manifest)
+        _check_names(found, manifest)
+        check_model(checkpoint)
         groups = None if optimizer is None else _fitted(found, optimizer, manifest)
+        lost = () if optimizer is None else _check_states(checkpoint, reset_lost_optimizer_state)
         _check_others(found, manifest, scheduler, scaler, loader)
     with team.together():
-        private = _Private(checkpoint, found)
+        private = _Private(checkpoint, found, reset_lost_optimizer_state)
         _load_model(found, checkpoint, private.tensors)
         if optimizer is not None and groups is not None and manifest.optimizer is not None:
-            load_optimizer(optimizer, groups, _States(found, checkpoint, manifest.optimizer))
+            load_optimizer(optimizer, groups, _States(found, checkpoint, manifest.optimizer, lost))
         _load_shared(shared_of(manifest), scheduler, scaler)
         private.load(loader)
     team.gather(None)  # worker 0, which serves the store, may end the process next
     extra = decode(shared_of(manifest).get("extra", {}))
     same = manifest.workers == found.workers
-    return Restored(checkpoint.path, manifest.step, manifest.samples, extra, manifest.workers, same)
+    return Restored(checkpoint.path, manifest.step, manifest.samples, extra, manifest.workers, same, lost)
 
 
 class _Private:
@@ -107,10 +115,12 @@ class _Private:
         tensors: Its own values of running statistics, if it held the same slices.
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: Model) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: Model, may_be_lost: bool) -> None:
         manifest = checkpoint.manifest
         same = manifest.workers == model.workers
-        self._content: Mapping[str, Any] = (checkpoint.private(model.rank) or {}) if same else {}
+        self._content: Mapping[str, Any] = {}
+        if same and not (may_be_lost and manifest.private_file(model.rank) not in checkpoint.intact_files):
+            self._content = checkpoint.private(model.rank) or {}
         self.tensors: Mapping[str, Tensor] = {}
         slices = manifest.plan.slices[model.rank :] if same and manifest.plan is not None else ()
         if isinstance(model, CompiledModel) and slices[:1] == (model.module.holdings.digest,):
@@ -119,6 +129,8 @@ class _Private:
     def load(self, loader: Any) -> None:
         """Gives this process its random states back, and the loader its position."""
         if loader is not None:
+            if self._content.get("loader") is None:
+                raise SDPError("The checkpoint has no data position of this worker. Leave out loader=.")
             with _taking(loader):
                 loader.load_state_dict(decode(self._content["loader"]))
         if "random" in self._content:
@@ -128,10 +140,10 @@ class _Private:
 class _States(Mapping[str, Mapping[str, Any]]):
     """A worker's slices of an optimizer's states by parameter, read when they are asked for."""
 
-    def __init__(self, model: Model, checkpoint: Checkpoint, optimizer: OptimizerEntry) -> None:
+    def __init__(self, model: Model, checkpoint: Checkpoint, optimizer: OptimizerEntry, lost: Container[str]) -> None:
         self._model, self._checkpoint, self._optimizer = model, checkpoint, optimizer
         held = set(model.parameters.values())
-        self._names = [name for name in optimizer.scalars if name in held]
+        self._names = [name for name in optimizer.scalars if name in held and name not in lost]
         self._last: tuple[str, dict[str, Any]] = ("", {})
 
     def __getitem__(self, name: str) -> Mapping[str, Any]:
@@ -212,7 +224,7 @@ def _schedulers(scheduler: Any) -> list[Any]:
     return list(scheduler) if isinstance(scheduler, (list, tuple)) else [] if scheduler is None else [scheduler]
 
 
-def _check_model(model: Model, manifest: Manifest) -> None:
+def _check_names(model: Model, manifest: Manifest) -> None:
     missing = [name for name in model.shapes if name not in manifest.model]
     unexpected = [name for name in manifest.model if name not in model.shapes]
     wrong = [
@@ -243,6 +255,18 @@ def _fitted(model: Model, optimizer: Optimizer, manifest: Manifest) -> list[dict
                     f"The optimizer state {key!r} of {name!r} has the shape {list(entry.shape)} in the checkpoint."
                 )
     return fitted_groups(optimizer, model.parameters, groups_of(saved))
+
+
+def _check_states(checkpoint: Checkpoint, may_be_lost: bool) -> tuple[str, ...]:
+    """Returns the parameters of whose optimizer state a part is lost, if that is allowed."""
+    lost = lost_states(checkpoint)
+    if lost and not may_be_lost:
+        raise SDPError(
+            f"{checkpoint.path} lacks parts of the optimizer's state: "
+            f"{described([part for parts in lost.values() for part in parts])}. Bring back the files of these workers, "
+            "or begin without the state of these parameters by reset_lost_optimizer_state=True."
+        )
+    return tuple(lost)
 
 
 def _check_others(model: Model, manifest: Manifest, scheduler: Any, scaler: Any, loader: Any) -> None:

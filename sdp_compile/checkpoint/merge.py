@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import _TYPES
 
-from sdp_compile.checkpoint.coverage import Lost, described, lost_parts
+from sdp_compile.checkpoint.coverage import check_model
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.errors import SDPError
 from sdp_compile.planning.regions import full
@@ -56,12 +56,7 @@ def merge(
     """
     checkpoint, path = Checkpoint(source), Path(target)
     manifest = checkpoint.manifest
-    lost: list[Lost] = [part for name, entry in manifest.model.items() for part in lost_parts(checkpoint, name, entry)]
-    if lost:
-        raise SDPError(
-            f"{checkpoint.path} lacks parts of the model that no other file holds: {described(lost)}. Bring back the "
-            "files of one of these workers, or merge another checkpoint."
-        )
+    check_model(checkpoint)
     header, order = _header(checkpoint)
     damaged: dict[str, None] = {}
     staged = path.with_name(f".{path.name}.part")

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import sdp_compile as sdp
+from sdp_compile.checkpoint.manifest import _digest
 from sdp_compile.checkpoint.merge import merge
 from sdp_compile.cli.main import app
 from sdp_compile.errors import SDPError
@@ -70,7 +72,7 @@ def test_any_subset_that_covers_each_unit_gives_everything_back(sharded: bool, t
                     assert torch.equal(value, expected[f"model {key}"])
                 build("transformer", 9).load_state_dict(values, strict=True)
             else:
-                with pytest.raises(SDPError, match="is lost with all 2 copies"):
+                with pytest.raises(SDPError, match="lacks parts of the model that no other file holds"):
                     dense.load(left, loader=False)
                 with pytest.raises(SDPError, match=r"no other file holds: .*\[.*\] \(workers \d, \d\)") as raised:
                     merge(left, tmp_path / "other.safetensors")
@@ -78,6 +80,56 @@ def test_any_subset_that_covers_each_unit_gives_everything_back(sharded: bool, t
                 assert {int(one) for one in named} <= set(lost)
                 assert not (tmp_path / "other.safetensors").exists()
     assert outcomes == {True, False}
+
+
+def test_any_three_of_eight_workers_may_be_lost(tmp_path: Path) -> None:
+    place, expected, owners = run_workers(saved, 8, tmp_path, True, "owners", limit=200)[0]
+    assert {len(group) for group in owners} == {4, 8}
+    for lost in combinations(range(8), 3):
+        left = without(place, lost, tmp_path / "left" / place.name)
+        dense = Run("transformer", "dense", seed=9)
+        dense.load(left, loader=False)
+        same(dense.state(), expected, leave_out=("groups",))
+    fatal = {tuple(sorted(group)) for group in owners if len(group) == 4}
+    assert fatal
+    for lost in fatal:
+        with pytest.raises(SDPError, match="no other file holds"):
+            Run("transformer", "dense").load(without(place, lost, tmp_path / "left" / place.name), loader=False)
+
+
+def goes_on(rank: int, place: Path) -> Any:
+    run = Run("transformer", "neuron", rank, sharded=True)
+    with pytest.raises(SDPError, match=r"lacks parts of the optimizer's state: .* \(worker 2\)"):
+        run.load(place)
+    options: dict[str, Any] = {"scheduler": run.scheduler, "reset_lost_optimizer_state": True}
+    restored = sdp.load_checkpoint(place, run.model, run.optimizer, **options)
+    return restored.reset, run.state(), run.train(2)
+
+
+def test_lost_optimizer_states_begin_anew_if_asked(tmp_path: Path) -> None:
+    place, expected, _ = run_workers(saved, WORKERS, tmp_path, True, "owners")[0]
+    path = place / "manifest.json"
+    document = json.loads(path.read_text())
+    (lost,) = [number for number, one in enumerate(document["checkpoint"]["files"]) if one["name"] == "__2_0.distcp"]
+    for entries in document["checkpoint"]["optimizer"]["tensors"].values():
+        for entry in entries.values():  # as if the holders had written alone
+            seen: dict[str, Any] = {}
+            for chunk in entry["chunks"]:
+                if chunk["file"] == lost or str(chunk["offsets"]) not in seen:
+                    seen[str(chunk["offsets"])] = chunk
+            entry["chunks"] = list(seen.values())
+    document["digest"] = _digest(document["checkpoint"])
+    path.write_text(json.dumps(document))
+    left = without(place, (2,), tmp_path / "left" / place.name)
+    results = run_workers(goes_on, WORKERS, left)
+    names = set(results[0][0])
+    assert names and all(set(reset) == names for reset, _, _ in results)
+    found = results[0][1]
+    for key, value in expected.items():
+        if key.startswith("model "):
+            assert torch.equal(value, found[key])
+        elif key.startswith("optimizer "):
+            assert (key in found and torch.equal(value, found[key])) != (key.split()[1] in names), key
 
 
 def test_a_damaged_copy_is_left_out_and_named(tmp_path: Path) -> None:
