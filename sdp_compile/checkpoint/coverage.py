@@ -56,8 +56,9 @@ def check_model(checkpoint: Checkpoint) -> None:
     lost = [part for name, entry in checkpoint.manifest.model.items() for part in lost_parts(checkpoint, name, entry)]
     if lost:
         raise SDPError(
-            f"{checkpoint.path} lacks parts of the model that no other file holds: {described(lost)}. Bring back the "
-            "files of one of these workers, or use another checkpoint."
+            f"{checkpoint.path} lacks parts of the model that no other file holds: {described(lost)}. "
+            f"{' '.join(list(checkpoint.problems.values())[:5])} Bring back the files of one of these workers, or use "
+            "another checkpoint."
         )
 
 

@@ -83,7 +83,13 @@ class Checkpoint:
     @cached_property
     def intact_files(self) -> frozenset[int]:
         """The positions of the files that are there with their size."""
-        return frozenset(number for number in range(len(self.manifest.files)) if not self._missing(number))
+        return frozenset(range(len(self.manifest.files))) - frozenset(self.problems)
+
+    @cached_property
+    def problems(self) -> dict[int, str]:
+        """In words, which files are not there with their size, by position."""
+        found = {number: self._missing(number) for number in range(len(self.manifest.files))}
+        return {number: problem for number, problem in found.items() if problem}
 
     def compare(self, entry: TensorEntry, name: str) -> list[str]:
         """Compares the copies of each part of a tensor.
