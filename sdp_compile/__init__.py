@@ -58,6 +58,9 @@ _check_torch()
 if TYPE_CHECKING:
     from sdp_compile.checking.check import check
     from sdp_compile.checking.verdict import CheckResult
+    from sdp_compile.checkpoint.load import Restored, load_checkpoint
+    from sdp_compile.checkpoint.save import save_checkpoint
+    from sdp_compile.checkpoint.stateful import CheckpointState
     from sdp_compile.compiler import plan, sdp_compile
     from sdp_compile.compiler import sdp_compile as compile
     from sdp_compile.ir.program import Program, copy_program
@@ -79,6 +82,7 @@ _HOMES = {
     "AutoPolicy": "policies",
     "BlockPolicy": "policies",
     "CheckResult": "checking.verdict",
+    "CheckpointState": "checkpoint.stateful",
     "PassContext": "passes",
     "Family": "structure.families",
     "GradScaler": "runtime.optimizer.scaler",
@@ -90,6 +94,7 @@ _HOMES = {
     "Plan": "planning.plan",
     "Policy": "policies",
     "Program": "ir.program",
+    "Restored": "checkpoint.load",
     "RuleContext": "structure.operators",
     "SDPModule": "runtime.module.sdp_module",
     "ShardedOptimizer": "runtime.optimizer.sharded",
@@ -101,12 +106,14 @@ _HOMES = {
     "copy_program": "ir.program",
     "design": "policies",
     "full_optimizer_state_dict": "runtime.optimizer.full_state",
+    "load_checkpoint": "checkpoint.load",
     "load_full_optimizer_state_dict": "runtime.optimizer.full_state",
     "pipeline": "passes",
     "plan": "compiler",
     "register_pass": "passes",
     "register_policy": "policies",
     "rule": "structure.operators",
+    "save_checkpoint": "checkpoint.save",
     "sdp_compile": "compiler",
     "with_pass": "passes",
 }
@@ -117,6 +124,7 @@ __all__ = [
     "BlockPolicy",
     "CaptureError",
     "CheckResult",
+    "CheckpointState",
     "DistributedError",
     "Family",
     "GradScaler",
@@ -134,6 +142,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Program",
+    "Restored",
     "RuleContext",
     "SDPError",
     "SDPModule",
@@ -149,12 +158,14 @@ __all__ = [
     "copy_program",
     "design",
     "full_optimizer_state_dict",
+    "load_checkpoint",
     "load_full_optimizer_state_dict",
     "pipeline",
     "plan",
     "register_pass",
     "register_policy",
     "rule",
+    "save_checkpoint",
     "sdp_compile",
     "with_pass",
 ]

@@ -27,6 +27,12 @@ STORE_FD = "SDP_COMPILE_STORE_FD"
 LEASH_FD = "SDP_COMPILE_LEASH_FD"
 FAILURES = "SDP_COMPILE_FAILURES"
 
+STOPPED = 75
+"""The exit code of a worker that was given notice, saved a checkpoint and stopped: EX_TEMPFAIL, "try again"."""
+
+NOTICES = (signal.SIGTERM, signal.SIGUSR1)
+"""The signals with which schedulers announce that a job will end."""
+
 _GRACE = 3.0  # seconds for workers that fail together to report, and again between SIGTERM and SIGKILL
 
 
@@ -39,11 +45,20 @@ class WorkerFailure(DistributedError):
         self.expected = expected
 
 
-def launch(command: Sequence[str], workers: int) -> None:
-    """Runs ``command`` once per rank and returns when all have succeeded. Raises the first `WorkerFailure`."""
+def launch(command: Sequence[str], workers: int, hand_on: bool = False) -> int:
+    """Runs ``command`` once per rank and returns when all have succeeded. Raises the first `WorkerFailure`.
+
+    Args:
+        command: The command.
+        workers: How often to run it.
+        hand_on: Whether the first of `NOTICES` goes to the workers, which save and stop.
+
+    Returns:
+        0, or `STOPPED` if the workers were given notice and stopped.
+    """
     with tempfile.TemporaryDirectory(prefix="sdp-compile-") as failures, _store_socket() as store, _leash() as leash:
         processes: list[subprocess.Popen[bytes]] = []
-        with interruptible():
+        with interruptible(), handed_on(processes, hand_on):
             try:
                 for rank in range(workers):
                     environment = _environment(rank, workers, store, leash, failures)
@@ -54,8 +69,11 @@ def launch(command: Sequence[str], workers: int) -> None:
                 codes = _wait(processes)
             finally:
                 _end(processes)
+        if codes and all(code == STOPPED for code in codes):
+            return STOPPED
         if any(codes):
             raise _first_failure(Path(failures), codes)
+        return 0
 
 
 def _environment(rank: int, workers: int, store: socket.socket, leash: int, failures: str) -> dict[str, str]:
@@ -81,7 +99,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
     deadline = float("inf")
     while True:
         codes = [process.poll() for process in processes]
-        if any(codes):
+        if any(code not in (None, 0, STOPPED) for code in codes):
             deadline = min(deadline, time.monotonic() + _GRACE)
         if None not in codes or time.monotonic() > deadline:
             return codes
@@ -147,6 +165,30 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def handed_on(processes: Sequence[subprocess.Popen[bytes]], is_wanted: bool) -> Iterator[None]:
+    """Hands the first notice on to the workers; the second ends them."""
+    if not is_wanted:
+        yield
+        return
+    outer = {number: signal.getsignal(number) for number in NOTICES}
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        for known, handler in outer.items():
+            signal.signal(known, handler if known == signal.SIGTERM else signal.SIG_IGN)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in NOTICES:
+        signal.signal(number, tell)
+    try:
+        yield
+    finally:
+        for number, handler in outer.items():
             signal.signal(number, handler)
 
 

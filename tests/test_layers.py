@@ -48,6 +48,7 @@ LAYERS = (
     ("runtime.module",),
     ("simulator",),
     ("compiler",),
+    ("checkpoint",),
     ("inspector",),
     ("report_page",),
     ("models",),

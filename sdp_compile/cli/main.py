@@ -9,8 +9,10 @@ import typer
 from sdp_compile._version import __version__
 from sdp_compile.cli.commands.bench import bench
 from sdp_compile.cli.commands.check import check
+from sdp_compile.cli.commands.checkpoint import checkpoint
 from sdp_compile.cli.commands.doctor import doctor
 from sdp_compile.cli.commands.inspect import inspect
+from sdp_compile.cli.commands.merge import merge
 from sdp_compile.cli.commands.plan import plan
 from sdp_compile.cli.commands.report import report
 from sdp_compile.cli.commands.simulate import simulate
@@ -48,6 +50,7 @@ def root(
       sdp-compile report transformers:gpt2 --workers 8 -o gpt2.html
       sdp-compile bench --no-compile
       sdp-compile simulate --workers 64 --nodes 8
+      sdp-compile merge runs/one -o model.safetensors
       sdp-compile COMMAND --help
 
     [bold]Python[/bold]
@@ -60,11 +63,12 @@ def root(
            lacks something, or an unexpected error (--debug shows where)
       2    refused: wrong arguments, or a model, policy or file that cannot
            be used; the message says what to do
+      75   train was given notice, saved a checkpoint and stopped
       130  stopped by Ctrl-C
     """
 
 
-for command in (train, plan, check, inspect, report, bench, simulate, doctor):
+for command in (train, plan, check, inspect, report, bench, simulate, doctor, checkpoint, merge):
     app.command()(command)
 
 

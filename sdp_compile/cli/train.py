@@ -7,11 +7,12 @@ import os
 import sys
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from sdp_compile.cli.train_report import render
 from sdp_compile.errors import SDPError
-from sdp_compile.processes import launch, worker_command
+from sdp_compile.processes import STOPPED, launch, worker_command
 from sdp_compile.train.settings import TrainSettings
 
 
@@ -19,7 +20,11 @@ def train(settings: TrainSettings) -> None:
     """Runs the job with ``settings.workers`` workers on this machine and prints its tables."""
     check_policy(settings)
     prepare_output(settings)
-    launch(worker_command("sdp_compile.train.worker", settings.dumps()), settings.workers)
+    command = worker_command("sdp_compile.train.worker", settings.dumps())
+    if launch(command, settings.workers, hand_on=settings.checkpoint is not None) == STOPPED:
+        console = Console(stderr=True)
+        console.print(f"Stopped; saved a checkpoint in {settings.checkpoint}.", markup=False, soft_wrap=True)
+        raise typer.Exit(STOPPED)
     show(settings)
 
 

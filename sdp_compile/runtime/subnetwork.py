@@ -75,6 +75,20 @@ def require_peers(module: Subnetwork, what: str) -> Peers | None:
     return module.peers
 
 
+def compiled_within(model: nn.Module) -> Subnetwork | None:
+    """Returns the compiled module inside wrappers; None if there is none.
+
+    Args:
+        model: A compiled module, a wrapper of one such as ``torch.compile`` returns, or anything else.
+    """
+    inner: nn.Module | None = model if isinstance(model, nn.Module) else None
+    while inner is not None and not isinstance(inner, Subnetwork):
+        # Not getattr: the wrapper of torch.compile forwards all attributes of what it wraps.
+        held = inner._modules
+        inner = next((held[name] for name in _WRAPPED if held.get(name) is not None), None)
+    return inner
+
+
 def unwrapped(model: nn.Module) -> Subnetwork:
     """Returns the compiled module inside wrappers.
 
@@ -84,11 +98,7 @@ def unwrapped(model: nn.Module) -> Subnetwork:
     Raises:
         SDPError: If ``model`` does not hold a compiled module.
     """
-    inner: nn.Module | None = model if isinstance(model, nn.Module) else None
-    while inner is not None:
-        if isinstance(inner, Subnetwork):
-            return inner
-        # Not getattr: the wrapper of torch.compile forwards all attributes of what it wraps.
-        held = inner._modules
-        inner = next((held[name] for name in _WRAPPED if held.get(name) is not None), None)
-    raise SDPError(f"Expected a model from sdp.compile() or a wrapper of one, got {type(model).__name__}.")
+    found = compiled_within(model)
+    if found is None:
+        raise SDPError(f"Expected a model from sdp.compile() or a wrapper of one, got {type(model).__name__}.")
+    return found

@@ -20,6 +20,7 @@ from sdp_compile.models.gpt import GPT, GPTConfig
 from sdp_compile.progress import Progress
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
+from sdp_compile.train.checkpoints import Checkpoints
 from sdp_compile.train.corpus import load_corpus
 from sdp_compile.train.loop import Windows, train_loop, validation_loss
 from sdp_compile.train.memory import measure, measure_dense
@@ -47,14 +48,25 @@ def run(settings: TrainSettings, device: str) -> None:
             reduction=checked_reduction(settings.reduction),
         )
 
-        progress.stage("validating")
-        before = validation_loss(worker.full_model(), validation)
-
-        progress.stage("training subnetworks", settings.steps)
         optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=0.1)
         windows = _training_windows(corpus.training, config, device, settings)
-        run_backward = _backward(worker, settings.reduction)
-        training = train_loop(worker, optimizer, clip_grad_norm_, windows, settings, progress.step, run_backward)
+        checkpoints = Checkpoints(settings, worker, optimizer, windows)
+        if not checkpoints.resume():
+            progress.stage("validating")
+            checkpoints.before = validation_loss(worker.full_model(), validation)
+
+        progress.stage("training subnetworks", settings.steps)
+        training = train_loop(
+            worker,
+            optimizer,
+            clip_grad_norm_,
+            windows,
+            settings,
+            progress.step,
+            _backward(worker, settings.reduction),
+            checkpoints.step,
+            checkpoints.after_step,
+        )
         state, dense = measure(worker, optimizer), measure_dense(model, torch.optim.AdamW)
 
         progress.stage("validating")
@@ -77,10 +89,11 @@ def run(settings: TrainSettings, device: str) -> None:
     gathered: list[dict[str, Any]] = [{}] * workers
     dist.all_gather_object(gathered, mine)
     if rank == 0:
-        tokens = settings.steps * settings.batch * config.sequence * workers
+        steps = settings.steps - checkpoints.step
+        tokens = max(steps, 0) * settings.batch * config.sequence * workers
         report = {
-            "validation_loss": {"before": before, "after": after},
-            "train_loss": training.losses,
+            "validation_loss": {"before": checkpoints.before, "after": after},
+            "train_loss": [*checkpoints.losses, *training.losses],
             "baseline": baseline,
             "workers": gathered,
             "tokens_per_second": tokens / training.seconds,
@@ -89,6 +102,7 @@ def run(settings: TrainSettings, device: str) -> None:
             "run": {
                 "model": asdict(config),
                 "steps": settings.steps,
+                "resumed_from_step": checkpoints.step,
                 "tokens": tokens,
                 "seed": settings.seed,
                 "device": device,

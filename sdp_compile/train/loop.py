@@ -32,6 +32,14 @@ class Windows:
         starts = torch.randint(len(self.text) - self.sequence, (batch,), generator=self.generator)
         return self.at(starts)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the position in the sequence of random windows."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on from a position that `state_dict` returned."""
+        self.generator.set_state(state["generator"])
+
     def spread(self, count: int) -> Tensor:
         """Returns the starts of ``count`` windows, evenly spaced over the text."""
         return torch.linspace(0, len(self.text) - self.sequence - 1, count).long()
@@ -58,19 +66,32 @@ def train_loop(
     settings: TrainSettings,
     on_step: Callable[[int, Tensor], None],
     backward: Callable[[Tensor, int], None] = lambda loss, tokens: loss.backward(),
+    start: int = 0,
+    after_step: Callable[[int, Callable[[], list[float]]], None] = lambda step, losses: None,
 ) -> Training:
-    """Trains for ``settings.steps`` steps; the model synchronises gradients itself, in backward.
+    """Trains until ``settings.steps`` steps are done; the model synchronises gradients itself, in backward.
 
     Args:
         clip: clips the gradient's norm, as ``clip(model, max_norm)``.
         windows: this rank's batches.
         on_step: called after each step with the number of steps done and this rank's loss.
         backward: runs backward, given the loss and the number of tokens that it is the mean over.
+        start: the number of steps that are done already.
+        after_step: called after each step with the number of steps done, and a function that returns the losses.
     """
     model.train()
-    losses = []
+    losses: list[Tensor] = []
+
+    def means() -> list[float]:
+        if not losses:
+            return []
+        total = torch.stack(losses)
+        dist.all_reduce(total)
+        result: list[float] = (total / dist.get_world_size()).tolist()
+        return result
+
     started = _now(windows.device)
-    for step in range(settings.steps):
+    for step in range(start, settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(step, settings.steps)
         tokens, targets = windows.draw(settings.batch)
@@ -81,10 +102,9 @@ def train_loop(
         optimizer.step()
         losses.append(loss.detach())
         on_step(step + 1, losses[-1])
+        after_step(step + 1, means)
     seconds = _now(windows.device) - started
-    means = torch.stack(losses)
-    dist.all_reduce(means)
-    return Training((means / dist.get_world_size()).tolist(), seconds)
+    return Training(means(), seconds)
 
 
 def schedule(step: int, steps: int) -> float:

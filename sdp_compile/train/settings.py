@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sdp_compile.command_words import DEFAULT_WORKERS, check_passes_words, check_policy_words, is_policy_file
-from sdp_compile.errors import DistributedError
+from sdp_compile.errors import DistributedError, SDPError
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class TrainSettings:
         output: the folder for ``model.safetensors``, and for ``report.json`` unless ``json_path`` names another file.
         batch: samples per worker and step.
         learning_rate: the peak of the schedule.
+        checkpoint: the folder for checkpoints; None saves none.
+        every: saves a checkpoint after so many steps.
+        keep: how many checkpoints stay; None keeps all.
+        resume: ``"auto"`` for the newest checkpoint if there is one, or the path of one.
     """
 
     workers: int = DEFAULT_WORKERS
@@ -40,10 +44,16 @@ class TrainSettings:
     batch: int = 8
     learning_rate: float = 2e-3
     reduction: str = "mean"
+    checkpoint: str | None = None
+    every: int = 50
+    keep: int | None = None
+    resume: str | None = None
 
     def __post_init__(self) -> None:
         check_policy_words(self.policy, self.coverage, self.node_size, self.workers)
         check_passes_words(self.passes)
+        if self.resume == "auto" and self.checkpoint is None:
+            raise SDPError("--resume auto looks for checkpoints in the folder of --checkpoint. Add --checkpoint DIR.")
 
     @property
     def policy_is_file(self) -> bool:

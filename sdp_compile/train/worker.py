@@ -22,6 +22,9 @@ def main() -> None:
     watch_leash(int(os.environ[LEASH_FD]))
     try:
         work(TrainSettings.loads(sys.argv[1]))
+    except SystemExit as stopped:  # it was given notice, and has saved
+        sys.stdout.flush()
+        os._exit(stopped.code if isinstance(stopped.code, int) else 1)
     except Exception as error:
         _report_failure(error)
         sys.stdout.flush()

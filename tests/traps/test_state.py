@@ -71,7 +71,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         ("ddp", "DistributedDataParallel cannot take a module from sdp.compile()"),
         ("fsdp2", "fully_shard() cannot take a module from sdp.compile()"),
         ("zero_redundancy_optimizer", "Use sdp.ShardedOptimizer"),
-        ("dcp", "Save full_state_dict() instead"),
+        ("dcp", "Call sdp.save_checkpoint()"),
         ("rank0_state_dict", "load_full_state_dict() on every rank"),
     ],
 )

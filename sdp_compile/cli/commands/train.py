@@ -64,6 +64,13 @@ def train(
     json: Annotated[
         Path | None, typer.Option(help="File to write the report to. Default: report.json in --output.")
     ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder to save checkpoints in.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Save a checkpoint after so many steps.")] = TrainSettings.every,
+    keep: Annotated[int | None, typer.Option(min=1, help="Number of checkpoints that stay. Default: all.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(metavar="auto|PATH", help="Go on from this checkpoint; `auto`: from the newest, if there is one."),
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Compile a small GPT into subnetworks and train it on the source text of Python's standard library.
@@ -74,10 +81,13 @@ def train(
       sdp-compile train --policy block --coverage 0.25 --workers 8
       sdp-compile train --masking backward
       sdp-compile train --policy my_policy.toml --output runs/one
+      sdp-compile train --checkpoint runs/one --keep 3 --resume auto
 
     Under torchrun it joins the existing process group instead of starting
-    workers. Exit codes: 0 trained; 1 a worker failed; 2 wrong arguments,
-    or a policy that does not fit; 130 stopped by Ctrl-C.
+    workers. With --checkpoint, SIGTERM and SIGUSR1 save a checkpoint and
+    stop. Exit codes: 0 trained; 1 a worker failed; 2 wrong arguments, or a
+    policy or checkpoint that does not fit; 75 saved and stopped after
+    SIGTERM or SIGUSR1; 130 stopped by Ctrl-C.
     """
     # Imported here, and torch only inside: --help and wrong options answer at once.
     from sdp_compile.cli.train import join
@@ -101,6 +111,10 @@ def train(
             output=str(output),
             json_path=str(json) if json else None,
             debug=debug,
+            checkpoint=str(checkpoint) if checkpoint else None,
+            every=every,
+            keep=keep,
+            resume=resume,
         )
         if joined:
             join(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,12 @@ def full_optimizer_state_dict(
         DistributedError: If there is no process group, or the ranks call different things.
     """
     what = "sdp.full_optimizer_state_dict()"
-    peers, mine = enter(module, what, f"rank0_only={rank0_only}", lambda: _described(module, optimizer))
+    peers, mine = enter(
+        module,
+        what,
+        f"rank0_only={rank0_only}",
+        lambda: describe(optimizer, _names(module), lambda name: responsible(module, name) == module.rank),
+    )
     groups = None if peers is None else peers.groups
     everyone = [mine] if groups is None else groups.gather_json(mine)
     states: dict[str, dict[str, Any]] = {name: state for rank in everyone for name, state in rank["state"].items()}
@@ -95,7 +100,7 @@ def load_full_optimizer_state_dict(module: Subnetwork, optimizer: Optimizer, sta
     if isinstance(optimizer, ShardedOptimizer):
         optimizer.load_slices(groups, states)
     else:
-        optimizer.load_state_dict(_numbered(groups, states))
+        optimizer.load_state_dict(numbered(groups, states))
 
 
 def sliced_optimizer_state(module: Subnetwork, optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,17 +114,33 @@ def sliced_optimizer_state(module: Subnetwork, optimizer: Optimizer, state: Mapp
     Raises:
         SDPError: If the state lacks parameters, has other shapes, or its groups do not fit those of ``optimizer``.
     """
-    return _numbered(*_cut(module, optimizer, state))
+    return numbered(*_cut(module, optimizer, state))
 
 
 def _cut(
     module: Subnetwork, optimizer: Optimizer, state: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Returns the options and parameter names of each of the optimizer's groups, and the slices of the states."""
-    state = _by_name(module, state)
-    source = {name: group for group in state["param_groups"] for name in group["params"]}
-    names, holdings = _names(module), module.holdings
-    states: dict[str, dict[str, Any]] = {}
+    state, holdings = _by_name(module, state), module.holdings
+    groups = fitted_groups(optimizer, _names(module), state["param_groups"])
+    members = [name for group in groups for name in group["params"] if name in state["state"]]
+    return groups, {name: sliced(name, state["state"][name], holdings) for name in members}
+
+
+def fitted_groups(
+    optimizer: Optimizer, names: Mapping[Tensor, str], saved_groups: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns an optimizer's groups with the options of saved ones, and names in place of parameters.
+
+    Args:
+        optimizer: The optimizer.
+        names: The names of the parameters that it may hold.
+        saved_groups: The groups of a full state.
+
+    Raises:
+        SDPError: If the saved groups lack parameters, or divide them in another way.
+    """
+    source = {name: group for group in saved_groups for name in group["params"]}
     groups = []
     for number, group in enumerate(optimizer.param_groups):
         members = [_name_of(parameter, names) for parameter in group["params"]]
@@ -139,13 +160,10 @@ def _cut(
             saved = source[members[0]]
             options.update((key, value) for key, value in saved.items() if key not in ("params", "param_names", KEY))
         groups.append({**options, "params": members})
-        states.update(
-            (name, sliced(name, state["state"][name], holdings)) for name in members if name in state["state"]
-        )
-    return groups, states
+    return groups
 
 
-def _numbered(groups: list[dict[str, Any]], states: Mapping[str, Any]) -> dict[str, Any]:
+def numbered(groups: list[dict[str, Any]], states: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a state with the positions of the parameters in place of their names, as PyTorch's optimizers load it."""
     positions = {name: position for position, name in enumerate(name for group in groups for name in group["params"])}
     return {
@@ -154,9 +172,22 @@ def _numbered(groups: list[dict[str, Any]], states: Mapping[str, Any]) -> dict[s
     }
 
 
-def _described(module: Subnetwork, optimizer: Optimizer) -> dict[str, Any]:
-    """Describes this rank's optimizer to the others: its groups, and the states that this rank is responsible for."""
-    names = _names(module)
+def describe(
+    optimizer: Optimizer, names: Mapping[Tensor, str], is_responsible: Callable[[str], bool]
+) -> dict[str, Any]:
+    """Describes this rank's optimizer to the others: its groups, and the states that this rank is responsible for.
+
+    Args:
+        optimizer: The optimizer.
+        names: The names of the parameters that it may hold.
+        is_responsible: Whether this rank describes the states of a parameter.
+
+    Returns:
+        Plain data for JSON: the ``groups``, and in ``state`` by parameter and name what each state is.
+
+    Raises:
+        SDPError: If ``optimizer`` holds other parameters, or state that is neither per element nor a scalar.
+    """
     groups = []
     states: dict[str, dict[str, Any]] = {}
     for group in optimizer.param_groups:
@@ -171,7 +202,7 @@ def _described(module: Subnetwork, optimizer: Optimizer) -> dict[str, Any]:
             if isinstance(optimizer, ShardedOptimizer):
                 stepped = [shard.parameter for shard in optimizer.layout.shards[name][:1]]
             else:
-                stepped = [parameter] if responsible(module, name) == module.rank else []
+                stepped = [parameter] if is_responsible(name) else []
             for held in stepped:
                 if state := optimizer.state.get(held):
                     states[name] = {key: _entry(name, key, value, held) for key, value in state.items()}

@@ -175,6 +175,11 @@ class ShardedOptimizer(Optimizer):
         """Which elements this worker steps."""
         return self._layout
 
+    @property
+    def wrapped(self) -> Optimizer:
+        """The optimizer that steps this worker's shards."""
+        return self._inner
+
     def _check(self, optimizer: type[Optimizer]) -> None:
         if not isinstance(optimizer, type):
             raise SDPError(
@@ -232,7 +237,10 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part(shard: Shard, value: Any, shape: torch.Size) -> Any:
-    return shard.part(value).clone() if isinstance(value, Tensor) and value.shape == shape else value
+    if not isinstance(value, Tensor):
+        return value
+    # A copy for each shard, also of scalars: optimizers count steps in place.
+    return (shard.part(value) if value.shape == shape else value).clone()
 
 
 def _end(reduction: ReduceScatter, before: ByLevels, engine: weakref.ref[GradientEngine]) -> None:

@@ -171,5 +171,6 @@ def _refuse_checkpoint(frame: FrameType, deep: bool = False) -> None:
     if in_checkpoint(frame, deep):
         raise SDPError(
             "torch.distributed.checkpoint would keep one worker's slices of each tensor and drop the others', because "
-            "they have the same names. Save full_state_dict() instead, and load it with load_full_state_dict()."
+            "they have the same names. Call sdp.save_checkpoint() and sdp.load_checkpoint(), or save and load "
+            "sdp.CheckpointState(model, optimizer) in place of state_dict()."
         )

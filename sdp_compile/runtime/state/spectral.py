@@ -54,6 +54,30 @@ def with_spectral_norms(model: nn.Module, plan: Plan, full: Mapping[str, Tensor]
     return result
 
 
+def spectral_names(model: nn.Module, plan: Plan) -> list[str]:
+    """Returns the canonical names of all tensors of spectral norms, if those of the whole weights are estimated.
+
+    Args:
+        model: The original model without weights.
+        plan: Who owns what.
+    """
+    if plan.masking == "backward":
+        return []
+    canonical = canonical_names(model)
+    names = {id(tensor): canonical[name] for name, tensor in local_tensors(model).items()}
+    found: dict[str, None] = {}
+    for part in model.modules():
+        tensors: list[Tensor] = []
+        if isinstance(part, ParametrizationList) and any(isinstance(one, _SpectralNorm) for one in part):
+            tensors += local_tensors(part).values()
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                tensors += (getattr(part, f"{hook.name}_{key}") for key in ("orig", "u", "v"))
+        if any(plan.is_cut(names[id(tensor)]) for tensor in tensors):
+            found.update((names[id(tensor)], None) for tensor in tensors)
+    return list(found)
+
+
 def _estimated(parametrizations: ParametrizationList, full: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yields the vectors of each spectral norm in a chain of parametrizations, by name within it."""
     chain: Any = copy.deepcopy(parametrizations).eval()

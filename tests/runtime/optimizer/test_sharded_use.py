@@ -42,6 +42,8 @@ def checkpoints(rank: int) -> dict[str, Any]:
     sharded = optimizer_of(model, "adamw", True)
     load_full_optimizer_state_dict(model, sharded, copy.deepcopy(state))
     compare(full_optimizer_state_dict(model, sharded), state)  # bitwise what the unsharded one gave
+    steps = [one["step"].data_ptr() for one in sharded.state.values()]
+    assert len(set(steps)) == len(steps)  # no two shards count the same step
     assert bool(full_optimizer_state_dict(model, sharded, rank0_only=True)) == (rank == 0)
     own = io.BytesIO()
     torch.save(sharded.state_dict(), own)

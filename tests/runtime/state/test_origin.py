@@ -205,12 +205,12 @@ def test_distributed_checkpoints_of_slices_are_refused(modules: dict[str, SDPMod
             lambda one: dcp.save(one, checkpoint_id=tmp_path / "slices", no_dist=True),
             lambda one: dcp.load(one, checkpoint_id=tmp_path / "whole", no_dist=True),
         ):
-            with pytest.raises(SDPError, match=r"Save full_state_dict\(\)"):
+            with pytest.raises(SDPError, match=r"Call sdp\.save_checkpoint\(\)"):
                 call(what)
-    with pytest.raises(dcp.api.CheckpointException, match=r"Save full_state_dict\(\)"):
+    with pytest.raises(dcp.api.CheckpointException, match=r"Call sdp\.save_checkpoint\(\)"):
         dcp.save({"a": {"b": module.state_dict()}}, checkpoint_id=tmp_path / "slices", no_dist=True)
     for model in (module, Mine(module)):
-        with pytest.raises(SDPError, match=r"Save full_state_dict\(\)"):
+        with pytest.raises(SDPError, match=r"Call sdp\.save_checkpoint\(\)"):
             get_model_state_dict(model)
     assert all(torch.equal(value, before[name]) for name, value in values(module).items())
 

@@ -1,0 +1,46 @@
+"""Buffers that differ between workers while they train: what the full model has of them, and what each worker has."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sdp_compile.checkpoint.model import CompiledModel, Model
+from sdp_compile.runtime.comm.transfer import Request, assemble
+from sdp_compile.runtime.state.full_state import device_of
+from sdp_compile.runtime.state.spectral import spectral_names, with_spectral_norms
+from sdp_compile.runtime.state.statistics import merge_running_statistics, running_statistics
+
+
+def saved_tensors(model: Model) -> dict[str, Tensor]:
+    """Returns what this worker holds of the full model, by name: its own tensors, with merged statistics. Collective.
+
+    Running statistics are merged over their owners, and spectral norms are those of the whole weights.
+    """
+    tensors = model.tensors()
+    if not isinstance(model, CompiledModel):
+        return tensors
+    module, plan, peers = model.module, model.module.plan, model.peers
+    tensors.update(merge_running_statistics(module))
+    names = spectral_names(module.capture.skeleton, plan)
+    if names and peers is not None:
+        requests = [
+            Request(name, name, tensors[name].dtype if name in tensors else plan.state[name].dtype) for name in names
+        ]
+        full = assemble(requests, tensors, module.holdings, peers.groups, wanted=None, device=device_of(module))
+        for name, value in with_spectral_norms(module.capture.skeleton, plan, full).items():
+            region = model.region_of(name)
+            if value is not full[name] and region is not None:
+                tensors[name] = region.read(value)
+    return tensors
+
+
+def own_tensors(model: Model) -> dict[str, Tensor]:
+    """Returns the buffers of this worker that `saved_tensors` replaces, which the same worker needs to go on."""
+    if not isinstance(model, CompiledModel) or model.workers == 1:
+        return {}
+    module, tensors = model.module, model.tensors()
+    found = running_statistics(module.capture)
+    names = [*found.means, *(name for name, _ in found.variances), *found.counters]
+    names += spectral_names(module.capture.skeleton, module.plan)
+    kinds = {name: state.kind for name, state in module.plan.state.items()}
+    return {name: tensors[name] for name in names if name in tensors and kinds[name] == "buffer"}

@@ -1,0 +1,286 @@
+"""Loads a checkpoint into any number of workers, each of which reads its part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from sdp_compile.checkpoint.coverage import check_model, described, lost_states
+from sdp_compile.checkpoint.manifest import Manifest, OptimizerEntry, shared_of
+from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
+from sdp_compile.checkpoint.plain import decode
+from sdp_compile.checkpoint.random_states import set_random_states
+from sdp_compile.checkpoint.reading import Checkpoint
+from sdp_compile.checkpoint.states import groups_of, kind_of
+from sdp_compile.checkpoint.team import Team
+from sdp_compile.errors import SDPError
+from sdp_compile.runtime.optimizer.full_state import fitted_groups, numbered
+from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
+
+WHAT = "sdp.load_checkpoint()"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `load_checkpoint` found.
+
+    Attributes:
+        path: The checkpoint.
+        step: The number of steps done.
+        samples: The number of samples that all workers together have trained on, if it was saved.
+        extra: The values that were saved as ``extra``.
+        workers: The number of workers that saved it.
+        same_workers: Whether as many workers loaded it, so that each has its random states and data position again.
+        reset: The parameters that begin without optimizer state, because a part of it is lost.
+    """
+
+    path: Path
+    step: int
+    samples: int | None
+    extra: Mapping[str, Any]
+    workers: int
+    same_workers: bool
+    reset: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    scheduler: Any = None,
+    scaler: Any = None,
+    loader: Any = None,
+    reset_lost_optimizer_state: bool = False,
+) -> Restored:
+    """Loads what `save_checkpoint` saved, with any number of workers, policy, masking and lowering. Collective.
+
+    With as many workers each gets its random states back, and with the same plan its own running statistics: training
+    goes on bit by bit as if it had never stopped.
+
+    Args:
+        path: A checkpoint, or a folder of checkpoints, of which the newest is loaded.
+        model: A compiled module, or the original model on one process.
+        optimizer: An optimizer of its parameters, with the groups of the saved one; perhaps a `ShardedOptimizer`.
+        scheduler: The learning rate scheduler, or several in a list, as they were saved.
+        scaler: The gradient scaler.
+        loader: This worker's source of data, with ``load_state_dict()``; only for as many workers.
+        reset_lost_optimizer_state: Whether parameters begin without optimizer state of which a part is lost, and
+            workers go on with their random states whose files are lost. By default both are errors.
+
+    Returns:
+        What the checkpoint says of the run.
+
+    Raises:
+        SDPError: If the checkpoint is damaged, or does not fit the model, the optimizer or the other arguments.
+        DistributedError: If the workers load different checkpoints, or one of them fails.
+    """
+    found = model_of(model, WHAT)
+    team = Team(found.peers, WHAT)
+    checkpoint: Checkpoint | None = None
+    with team.together(lambda: "" if checkpoint is None else checkpoint.digest, what="checkpoint"):
+        checkpoint = Checkpoint(path)
+        manifest = checkpoint.manifest
+        _check_names(found, manifest)
+        check_model(checkpoint)
+        groups = None if optimizer is None else _fitted(found, optimizer, manifest)
+        lost = () if optimizer is None else _check_states(checkpoint, reset_lost_optimizer_state)
+        _check_others(found, manifest, scheduler, scaler, loader)
+    with team.together():
+        private = _Private(checkpoint, found, reset_lost_optimizer_state)
+        _load_model(found, checkpoint, private.tensors)
+        if optimizer is not None and groups is not None and manifest.optimizer is not None:
+            load_optimizer(optimizer, groups, _States(found, checkpoint, manifest.optimizer, lost))
+        _load_shared(shared_of(manifest), scheduler, scaler)
+        private.load(loader)
+    team.gather(None)  # worker 0, which serves the store, may end the process next
+    extra = decode(shared_of(manifest).get("extra", {}))
+    same = manifest.workers == found.workers
+    return Restored(checkpoint.path, manifest.step, manifest.samples, extra, manifest.workers, same, lost)
+
+
+class _Private:
+    """What only this worker had.
+
+    Attributes:
+        tensors: Its own values of running statistics, if it held the same slices.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: Model, may_be_lost: bool) -> None:
+        manifest = checkpoint.manifest
+        same = manifest.workers == model.workers
+        self._content: Mapping[str, Any] = {}
+        if same and not (may_be_lost and manifest.private_file(model.rank) not in checkpoint.intact_files):
+            self._content = checkpoint.private(model.rank) or {}
+        self.tensors: Mapping[str, Tensor] = {}
+        slices = manifest.plan.slices[model.rank :] if same and manifest.plan is not None else ()
+        if isinstance(model, CompiledModel) and slices[:1] == (model.module.holdings.digest,):
+            self.tensors = decode(self._content.get("tensors", {"dict": []}))
+
+    def load(self, loader: Any) -> None:
+        """Gives this process its random states back, and the loader its position."""
+        if loader is not None:
+            if self._content.get("loader") is None:
+                raise SDPError("The checkpoint has no data position of this worker. Leave out loader=.")
+            with _taking(loader):
+                loader.load_state_dict(decode(self._content["loader"]))
+        if "random" in self._content:
+            set_random_states(decode(self._content["random"]))
+
+
+class _States(Mapping[str, Mapping[str, Any]]):
+    """A worker's slices of an optimizer's states by parameter, read when they are asked for."""
+
+    def __init__(self, model: Model, checkpoint: Checkpoint, optimizer: OptimizerEntry, lost: Container[str]) -> None:
+        self._model, self._checkpoint, self._optimizer = model, checkpoint, optimizer
+        held = set(model.parameters.values())
+        self._names = [name for name in optimizer.scalars if name in held and name not in lost]
+        self._last: tuple[str, dict[str, Any]] = ("", {})
+
+    def __getitem__(self, name: str) -> Mapping[str, Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        if self._last[0] != name:  # the shards of a parameter come one after the other
+            self._last = (name, self._read(name))
+        return self._last[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        region = self._model.region_of(name)
+        assert region is not None
+        state = {key: decode(value) for key, value in self._optimizer.scalars[name].items()}
+        for key, entry in self._optimizer.tensors.get(name, {}).items():
+            state[key] = self._checkpoint.read(entry, region, f"{key} of {name}")
+        return state
+
+
+def _load_model(model: Model, checkpoint: Checkpoint, own: Mapping[str, Tensor]) -> None:
+    tensors = model.tensors()
+    for name, source, region in model.held():
+        if name in tensors and region.numel:
+            values = checkpoint.read(checkpoint.manifest.model[source], region, source)
+            tensors[name].copy_(values.reshape(tensors[name].shape))
+    for name, value in own.items():
+        if name in tensors and tensors[name].shape == value.shape:
+            tensors[name].copy_(value)
+    if isinstance(model, CompiledModel):
+        model.module.holdings.clear_unowned(tensors)
+
+
+def load_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]], states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives an optimizer its groups, with names in place of parameters, and this worker's slices of its states.
+
+    Raises:
+        SDPError: If it cannot take them.
+    """
+    with _taking(optimizer):
+        if isinstance(optimizer, ShardedOptimizer):
+            optimizer.load_slices(groups, states)
+        else:
+            optimizer.load_state_dict(numbered(groups, dict(states)))
+
+
+@contextmanager
+def _taking(taker: Any) -> Iterator[None]:
+    """Says which object could not take its saved state."""
+    try:
+        yield
+    except SDPError:
+        raise
+    except Exception as error:
+        raise SDPError(
+            f"{type(taker).__name__} cannot take its saved state: {type(error).__name__}: {error}. Build it with the "
+            "options of the saved one, or load another checkpoint."
+        ) from error
+
+
+def _load_shared(shared: Mapping[str, Any], scheduler: Any, scaler: Any) -> None:
+    for one, state in zip(_schedulers(scheduler), shared.get("schedulers", []), strict=False):
+        with _taking(one):
+            one.load_state_dict(decode(state))
+    if scaler is not None:
+        with _taking(scaler):
+            scaler.load_state_dict(decode(shared["scaler"]))
+
+
+def _schedulers(scheduler: Any) -> list[Any]:
+    return list(scheduler) if isinstance(scheduler, (list, tuple)) else [] if scheduler is None else [scheduler]
+
+
+def _check_names(model: Model, manifest: Manifest) -> None:
+    missing = [name for name in model.shapes if name not in manifest.model]
+    unexpected = [name for name in manifest.model if name not in model.shapes]
+    wrong = [
+        f"{name} is {list(manifest.model[name].shape)} instead of {list(shape)}"
+        for name, shape in model.shapes.items()
+        if name in manifest.model and manifest.model[name].shape != tuple(shape)
+    ]
+    for words, names in (("lacks", missing), ("has besides", unexpected), ("has other shapes:", wrong)):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise SDPError(
+                f"The checkpoint is that of another model: it {words} {', '.join(names[:5])}{more}. Load one of the "
+                "same model."
+            )
+
+
+def _fitted(model: Model, optimizer: Optimizer, manifest: Manifest) -> list[dict[str, Any]]:
+    """Returns the optimizer's groups with the saved options."""
+    saved = manifest.optimizer
+    if saved is None:
+        raise SDPError("The checkpoint has no optimizer state. Leave out the optimizer to load the model alone.")
+    if saved.kind != (kind := kind_of(optimizer)):
+        raise SDPError(f"The checkpoint has the state of {saved.kind}, but this is {kind}. Build the saved one.")
+    for name, entries in saved.tensors.items():
+        for key, entry in entries.items():
+            if entry.shape != model.shapes.get(name):
+                raise SDPError(
+                    f"The optimizer state {key!r} of {name!r} has the shape {list(entry.shape)} in the checkpoint."
+                )
+    return fitted_groups(optimizer, model.parameters, groups_of(saved))
+
+
+def _check_states(checkpoint: Checkpoint, may_be_lost: bool) -> tuple[str, ...]:
+    """Returns the parameters of whose optimizer state a part is lost, if that is allowed."""
+    lost = lost_states(checkpoint)
+    if lost and not may_be_lost:
+        raise SDPError(
+            f"{checkpoint.path} lacks parts of the optimizer's state: "
+            f"{described([part for parts in lost.values() for part in parts])}. Bring back the files of these workers, "
+            "or begin without the state of these parameters by reset_lost_optimizer_state=True."
+        )
+    return tuple(lost)
+
+
+def _check_others(model: Model, manifest: Manifest, scheduler: Any, scaler: Any, loader: Any) -> None:
+    shared = shared_of(manifest)
+    schedulers, saved = _schedulers(scheduler), shared.get("schedulers")
+    if not isinstance(saved, list):
+        raise SDPError("The checkpoint's schedulers are damaged: they are no list. Load another checkpoint.")
+    if schedulers and len(schedulers) != len(saved):
+        raise SDPError(f"The checkpoint has {len(saved)} schedulers, and {len(schedulers)} are to be loaded.")
+    if scaler is not None and shared.get("scaler") is None:
+        raise SDPError("The checkpoint has no gradient scaler. Leave out scaler=.")
+    if loader is not None and manifest.workers != model.workers:
+        position = "" if manifest.samples is None else f", which is {manifest.samples}"
+        raise SDPError(
+            f"The checkpoint has the data positions of {manifest.workers} workers, and now there are {model.workers}. "
+            f"Leave out loader=, and go on after the first `samples` samples of the result{position}."
+        )
