@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sdp_compile.capture.users import is_of_users, is_users
+from sdp_compile.capture.variables import encloses
 from sdp_compile.ir.plain import MISSING, bare, frozen
 from sdp_compile.ir.reads import Cells, Read, owner_of, owner_of_class
 
@@ -34,7 +35,10 @@ class FunctionNotes:
     def __init__(self, note: NoteRead, model: nn.Module) -> None:
         self._note = note
         self._leaves = dict.fromkeys(map(type, model.modules()))
-        self._enclosing = {function.__code__: function for function in _functions_of(model) if function.__closure__}
+        self._enclosing: dict[CodeType, list[FunctionType]] = {}  # all that a decorator makes have one code
+        for function in _functions_of(model):
+            if function.__closure__:
+                self._enclosing.setdefault(function.__code__, []).append(function)
         for kind in self._leaves:
             self.of_class(kind, ("forward",))
 
@@ -58,8 +62,9 @@ class FunctionNotes:
     def enclosed(self, frame: FrameType, name: str) -> None:
         """Notes a function that one of the model's hooks or attributes reads from the function around it."""
         code, value = frame.f_code, bare(frame.f_locals.get(name))
-        function = self._enclosing.get(code)
-        if function is not None and isinstance(value, _KINDS):
+        functions = self._enclosing.get(code, ()) if isinstance(value, _KINDS) else ()
+        function = next((one for one in functions if encloses(one, frame.f_locals)), None)
+        if function is not None:
             cells = Cells({name: (function.__closure__ or ())[code.co_freevars.index(name)]})
             self._note(Read("function", owner_of(f"a function around {code.co_name}()", cells), name, frozen(value)))
 

@@ -60,7 +60,7 @@ def cells_of(frame: FrameType, name: str) -> Cells | None:
     code, held = frame.f_code, frame.f_locals
     for functions in (_known, _young, _all):
         for function in functions(code):
-            if _holds(function, held):
+            if encloses(function, held):
                 cell: CellType = (function.__closure__ or ())[code.co_freevars.index(name)]
                 return Cells({name: cell})
     return None
@@ -87,7 +87,7 @@ def _all(code: CodeType) -> list[FunctionType]:
     return made
 
 
-def _holds(function: FunctionType, held: Mapping[str, Any]) -> bool:
+def encloses(function: FunctionType, held: Mapping[str, Any]) -> bool:
     """Whether the variables of enclosing functions that a function reads are those of its running call."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:

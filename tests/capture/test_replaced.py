@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib
 import os
 import types
@@ -173,4 +174,33 @@ def test_methods_of_an_instance_read_what_the_compiled_model_has() -> None:
     assert_same(model, module)
     for one in (model, module):
         one.between = types.MethodType(lambda self, h: h * 7 * self.gain, one)
+    assert_same(model, module)
+
+
+def passing_on(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(function)
+    def passed_on(*args: Any) -> torch.Tensor:
+        return function(*args)
+
+    return passed_on
+
+
+class Decorated(outside_models.Small):
+    """Has attributes whose functions have the code of those that forward calls, as PEFT's models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.again = passing_on(thrice), types.MethodType(passing_on(lambda _, h: h * 5), self)
+
+    @passing_on
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        return self.again(h) + scaled(h)
+
+
+def test_functions_of_one_decorator_are_told_apart() -> None:
+    torch.manual_seed(0)
+    model = Decorated()
+    module = compiled(model, torch.randn(4, 5))
+    assert_same(model, module)
+    module.eval(), model.eval()
     assert_same(model, module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from sdp_compile.runtime.sharding.shards import whole
 
 class Engine:
     """Of a single worker."""
+
+    holdings = SimpleNamespace(plan=SimpleNamespace(state={"up.bias": SimpleNamespace(shape=(3,))}))
 
 
 ENGINE: Any = Engine()
