@@ -58,7 +58,9 @@ _check_torch()
 if TYPE_CHECKING:
     from sdp_compile.checking.check import check
     from sdp_compile.checking.verdict import CheckResult
+    from sdp_compile.checkpoint.background import Saving
     from sdp_compile.checkpoint.load import Restored, load_checkpoint
+    from sdp_compile.checkpoint.samples import SampleOrder
     from sdp_compile.checkpoint.save import save_checkpoint
     from sdp_compile.checkpoint.stateful import CheckpointState
     from sdp_compile.compiler import plan, sdp_compile
@@ -97,6 +99,8 @@ _HOMES = {
     "Restored": "checkpoint.load",
     "RuleContext": "structure.operators",
     "SDPModule": "runtime.module.sdp_module",
+    "SampleOrder": "checkpoint.samples",
+    "Saving": "checkpoint.background",
     "ShardedOptimizer": "runtime.optimizer.sharded",
     "Structure": "structure.families",
     "Value": "structure.operators",
@@ -146,6 +150,8 @@ __all__ = [
     "RuleContext",
     "SDPError",
     "SDPModule",
+    "SampleOrder",
+    "Saving",
     "ShardedOptimizer",
     "Structure",
     "StructureError",

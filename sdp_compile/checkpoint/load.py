@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from sdp_compile.checkpoint.coverage import check_model, described, lost_states
-from sdp_compile.checkpoint.manifest import Manifest, OptimizerEntry, shared_of
+from sdp_compile.checkpoint import background
+from sdp_compile.checkpoint.coverage import check_model, check_states
+from sdp_compile.checkpoint.folder import resolve
+from sdp_compile.checkpoint.foreign import load_foreign
+from sdp_compile.checkpoint.manifest import FILE, Manifest, OptimizerEntry, shared_of
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.plain import decode
 from sdp_compile.checkpoint.random_states import set_random_states
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.checkpoint.states import groups_of, kind_of
+from sdp_compile.checkpoint.taking import load_optimizer, taking
 from sdp_compile.checkpoint.team import Team
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.optimizer.full_state import fitted_groups, numbered
-from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
+from sdp_compile.runtime.optimizer.full_state import fitted_groups
 
 WHAT = "sdp.load_checkpoint()"
+
+RESET = (
+    "begin without the state of these parameters by reset_lost_optimizer_state=True, on the command line by "
+    "--reset-lost-optimizer-state"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ def load_checkpoint(
     scaler: Any = None,
     loader: Any = None,
     reset_lost_optimizer_state: bool = False,
+    trusted: bool = False,
 ) -> Restored:
     """Loads what `save_checkpoint` saved, with any number of workers, policy, masking and lowering. Collective.
 
@@ -76,9 +84,13 @@ def load_checkpoint(
         loader: This worker's source of data, with ``load_state_dict()``; only for as many workers.
         reset_lost_optimizer_state: Whether parameters begin without optimizer state of which a part is lost, and
             workers go on with their random states whose files are lost. By default both are errors.
+        trusted: Whether a checkpoint without a manifest, which ``torch.distributed.checkpoint`` wrote, may run code on
+            this machine: its description is a pickle. It is loaded with PyTorch's own reader: the original model, and
+            the optimizer under the names of ``get_state_dict``.
 
     Returns:
-        What the checkpoint says of the run.
+        What the checkpoint says of the run. One that ``torch.distributed.checkpoint`` wrote says nothing, so the step
+        is 0.
 
     Raises:
         SDPError: If the checkpoint is damaged, or does not fit the model, the optimizer or the other arguments.
@@ -86,14 +98,22 @@ def load_checkpoint(
     """
     found = model_of(model, WHAT)
     team = Team(found.peers, WHAT)
+    if trusted and (foreign := _foreign(team, path)):
+        for name, value in (("scheduler", scheduler), ("scaler", scaler), ("loader", loader)):
+            if value is not None:
+                raise SDPError(f"{foreign} was not written by sdp.save_checkpoint(): leave out {name}=.")
+        load_foreign(foreign, model, optimizer, WHAT)
+        team.gather(None)
+        return Restored(foreign, 0, None, {}, 1, found.workers == 1)
     checkpoint: Checkpoint | None = None
     with team.together(lambda: "" if checkpoint is None else checkpoint.digest, what="checkpoint"):
+        background.settle(raises=False)  # the newest may still be being written
         checkpoint = Checkpoint(path)
         manifest = checkpoint.manifest
         _check_names(found, manifest)
         check_model(checkpoint)
         groups = None if optimizer is None else _fitted(found, optimizer, manifest)
-        lost = () if optimizer is None else _check_states(checkpoint, reset_lost_optimizer_state)
+        lost = () if optimizer is None else check_states(checkpoint, reset_lost_optimizer_state, RESET)
         _check_others(found, manifest, scheduler, scaler, loader)
     with team.together():
         private = _Private(checkpoint, found, reset_lost_optimizer_state)
@@ -106,6 +126,16 @@ def load_checkpoint(
     extra = decode(shared_of(manifest).get("extra", {}))
     same = manifest.workers == found.workers
     return Restored(checkpoint.path, manifest.step, manifest.samples, extra, manifest.workers, same, lost)
+
+
+def _foreign(team: Team, path: str | os.PathLike[str]) -> Path | None:
+    """Returns the checkpoint at a path if it has no manifest. Collective."""
+    found: Path | None = None
+    with team.together(lambda: str(found), what="checkpoint"):
+        background.settle(raises=False)
+        place = resolve(Path(path))
+        found = None if (place / FILE).is_file() else place
+    return found
 
 
 class _Private:
@@ -131,7 +161,7 @@ class _Private:
         if loader is not None:
             if self._content.get("loader") is None:
                 raise SDPError("The checkpoint has no data position of this worker. Leave out loader=.")
-            with _taking(loader):
+            with taking(loader):
                 loader.load_state_dict(decode(self._content["loader"]))
         if "random" in self._content:
             set_random_states(decode(self._content["random"]))
@@ -184,39 +214,12 @@ def _load_model(model: Model, checkpoint: Checkpoint, own: Mapping[str, Tensor])
         model.module.holdings.clear_unowned(tensors)
 
 
-def load_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]], states: Mapping[str, Mapping[str, Any]]) -> None:
-    """Gives an optimizer its groups, with names in place of parameters, and this worker's slices of its states.
-
-    Raises:
-        SDPError: If it cannot take them.
-    """
-    with _taking(optimizer):
-        if isinstance(optimizer, ShardedOptimizer):
-            optimizer.load_slices(groups, states)
-        else:
-            optimizer.load_state_dict(numbered(groups, dict(states)))
-
-
-@contextmanager
-def _taking(taker: Any) -> Iterator[None]:
-    """Says which object could not take its saved state."""
-    try:
-        yield
-    except SDPError:
-        raise
-    except Exception as error:
-        raise SDPError(
-            f"{type(taker).__name__} cannot take its saved state: {type(error).__name__}: {error}. Build it with the "
-            "options of the saved one, or load another checkpoint."
-        ) from error
-
-
 def _load_shared(shared: Mapping[str, Any], scheduler: Any, scaler: Any) -> None:
     for one, state in zip(_schedulers(scheduler), shared.get("schedulers", []), strict=False):
-        with _taking(one):
+        with taking(one):
             one.load_state_dict(decode(state))
     if scaler is not None:
-        with _taking(scaler):
+        with taking(scaler):
             scaler.load_state_dict(decode(shared["scaler"]))
 
 
@@ -255,18 +258,6 @@ def _fitted(model: Model, optimizer: Optimizer, manifest: Manifest) -> list[dict
                     f"The optimizer state {key!r} of {name!r} has the shape {list(entry.shape)} in the checkpoint."
                 )
     return fitted_groups(optimizer, model.parameters, groups_of(saved))
-
-
-def _check_states(checkpoint: Checkpoint, may_be_lost: bool) -> tuple[str, ...]:
-    """Returns the parameters of whose optimizer state a part is lost, if that is allowed."""
-    lost = lost_states(checkpoint)
-    if lost and not may_be_lost:
-        raise SDPError(
-            f"{checkpoint.path} lacks parts of the optimizer's state: "
-            f"{described([part for parts in lost.values() for part in parts])}. Bring back the files of these workers, "
-            "or begin without the state of these parameters by reset_lost_optimizer_state=True."
-        )
-    return tuple(lost)
 
 
 def _check_others(model: Model, manifest: Manifest, scheduler: Any, scaler: Any, loader: Any) -> None:

@@ -24,6 +24,9 @@ FILE = "manifest.json"
 MOST_BYTES = 2**30
 """The largest manifest that is read."""
 
+_MOST_LAYERS = 50
+"""How deeply a layout may be nested."""
+
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -96,6 +99,22 @@ class File(Data):
     crc: int | None = Field(default=None, ge=0, lt=2**32)
 
 
+class LayoutEntry(Data):
+    """How the indices of a dimension are composed of units; see `sdp_compile.structure.layout`.
+
+    Attributes:
+        size: The number of indices.
+        family: The family whose units they are, if it is one.
+        product: The factors that they are the row-major product of, if any.
+        sum: The parts that they are the concatenation of, if any.
+    """
+
+    size: int = Field(ge=0)
+    family: str | None = None
+    product: tuple[LayoutEntry, ...] = ()
+    sum: tuple[LayoutEntry, ...] = ()
+
+
 class PlanEntry(Data):
     """What the model was partitioned by.
 
@@ -105,6 +124,8 @@ class PlanEntry(Data):
         policy: The policy's description.
         masking: ``"forward"`` or ``"backward"``.
         lowering: ``"sliced"`` or ``"masked"``.
+        layouts: How the dimensions of each tensor that is cut are composed of units.
+        blocks: The family and the unit of each tensor of a block that is partitioned.
     """
 
     digest: str
@@ -112,6 +133,8 @@ class PlanEntry(Data):
     policy: JsonValue
     masking: str
     lowering: str
+    layouts: dict[str, tuple[LayoutEntry, ...]]
+    blocks: dict[str, tuple[str, int]]
 
 
 class GroupEntry(Data):
@@ -253,11 +276,28 @@ def problem_of(manifest: Manifest) -> str:
     for key, name in manifest.keys.items():
         if name not in manifest.model:
             return f"the key {key!r:.80} stands for {name!r:.80}, which it lacks"
+    for name, layouts in () if manifest.plan is None else manifest.plan.layouts.items():
+        shape = manifest.model[name].shape if name in manifest.model else None
+        if shape is not None and shape != tuple(layout.size for layout in layouts):
+            return f"{name!r:.200} is composed of units in another way than its shape"
+        if not all(map(_is_possible, layouts)):
+            return f"{name!r:.200} is composed of units in a way that cannot be"
     for name, entry in manifest.tensors():
         problem = _tensor_problem(entry, manifest.files)
         if problem:
             return f"{name!r:.200} {problem}"
     return ""
+
+
+def _is_possible(layout: LayoutEntry, depth: int = 0) -> bool:
+    """Whether a layout is of one kind and its sizes fit together."""
+    if depth > _MOST_LAYERS or (layout.family is not None) + bool(layout.product) + bool(layout.sum) > 1:
+        return False
+    if layout.product and (layout.size == 0 or prod(factor.size for factor in layout.product) != layout.size):
+        return False
+    if layout.sum and sum(part.size for part in layout.sum) != layout.size:
+        return False
+    return all(_is_possible(inner, depth + 1) for inner in (*layout.product, *layout.sum))
 
 
 def _tensor_problem(entry: TensorEntry, files: tuple[File, ...]) -> str:

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import _TYPES
 
-from sdp_compile.checkpoint.coverage import check_model
+from sdp_compile.checkpoint.coverage import check_model, check_states
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.errors import SDPError
 from sdp_compile.planning.regions import full
 
 _ALIGNMENT = 8
+_GO_ON = "write the model alone by --reset-lost-optimizer-state, after which training begins without these states"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def merge(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     on_tensor: Callable[[int, int], None] = lambda done, count: None,
+    reset_lost_optimizer_state: bool = False,
 ) -> Merged:
     """Writes the full model of a checkpoint into a file that the original loads with ``strict=True``.
 
@@ -50,13 +52,16 @@ def merge(
         source: A checkpoint, or a folder of checkpoints, of which the newest counts.
         target: The safetensors file to write.
         on_tensor: Called after each tensor with the number of tensors done and of all tensors.
+        reset_lost_optimizer_state: Whether to go on if parts of the optimizer's state are lost, which the file has not.
 
     Raises:
-        SDPError: If a part of the model is lost, copies of it differ, or the file cannot be written.
+        SDPError: If a part of the model or the optimizer's state is lost, copies of it differ, or the file cannot be
+            written.
     """
     checkpoint, path = Checkpoint(source), Path(target)
     manifest = checkpoint.manifest
     check_model(checkpoint)
+    check_states(checkpoint, reset_lost_optimizer_state, _GO_ON)
     header, order = _header(checkpoint)
     damaged: dict[str, None] = {}
     staged = path.with_name(f".{path.name}.part")

@@ -11,25 +11,26 @@ import torch
 from sdp_compile.checkpoint.manifest import Chunk, File, Manifest, OptimizerEntry, PlanEntry, TensorEntry, problem_of
 from sdp_compile.checkpoint.model import CompiledModel, Model
 from sdp_compile.checkpoint.states import OptimizerStates
+from sdp_compile.checkpoint.units import blocks_of, layouts_of
 from sdp_compile.checkpoint.writing import Written
 from sdp_compile.errors import SDPError
 
 
 def manifest_of(
-    model: Model,
     facts: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
     written: Sequence[Written],
     states: OptimizerStates | None,
-    slices: Sequence[str],
 ) -> Manifest:
-    """Returns the manifest of a checkpoint.
+    """Returns the manifest of a checkpoint. It asks the model nothing, which may train on meanwhile.
 
     Args:
-        model: The model.
         facts: The other fields of the manifest.
+        shapes: The shapes of the model's full tensors by name.
+        dtypes: The dtypes of those that this worker holds.
         written: What each worker has written.
         states: The optimizer's state, if it was saved.
-        slices: What tells apart workers with different slices.
 
     Raises:
         SDPError: If the parts do not make up the whole.
@@ -38,17 +39,12 @@ def manifest_of(
     for one in written:
         parts.add(one, len(files))
         files += one.files
-    tensors = model.tensors()
     manifest = Manifest(
         **facts,
-        workers=model.workers,
-        plan=_plan(model, slices),
         model={
-            name: parts.entry(("model", name), shape, tensors[name].dtype if name in tensors else torch.float32)
-            for name, shape in model.shapes.items()
+            name: parts.entry(("model", name), shape, dtypes.get(name, torch.float32)) for name, shape in shapes.items()
         },
-        keys=dict(model.keys),
-        optimizer=None if states is None else _optimizer(model, states, parts),
+        optimizer=None if states is None else _optimizer(shapes, states, parts),
         files=tuple(files),
     )
     problem = problem_of(manifest)
@@ -82,15 +78,21 @@ class _Parts:
         return TensorEntry(dtype=text, shape=tuple(shape), chunks=tuple(self._chunks.get(key, ())))
 
 
-def _optimizer(model: Model, states: OptimizerStates, parts: _Parts) -> OptimizerEntry:
+def _optimizer(shapes: Mapping[str, tuple[int, ...]], states: OptimizerStates, parts: _Parts) -> OptimizerEntry:
     tensors = {
-        name: {key: parts.entry(("optimizer", name, key), model.shapes[name], dtype) for key, dtype in dtypes.items()}
+        name: {key: parts.entry(("optimizer", name, key), shapes[name], dtype) for key, dtype in dtypes.items()}
         for name, dtypes in states.dtypes.items()
     }
     return states.entry(tensors)
 
 
-def _plan(model: Model, slices: Sequence[str]) -> PlanEntry | None:
+def plan_entry(model: Model, slices: Sequence[str]) -> PlanEntry | None:
+    """Returns what a model was partitioned by.
+
+    Args:
+        model: The model.
+        slices: What tells apart workers with different slices, by worker.
+    """
     if not isinstance(model, CompiledModel):
         return None
     plan = model.module.plan
@@ -100,4 +102,6 @@ def _plan(model: Model, slices: Sequence[str]) -> PlanEntry | None:
         policy=json.loads(json.dumps(plan.policy)),
         masking=plan.masking,
         lowering=model.module.holdings.lowering,
+        layouts=layouts_of(plan),
+        blocks=blocks_of(plan),
     )

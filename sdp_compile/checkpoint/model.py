@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 from torch import Tensor, nn
 
 from sdp_compile.capture.clone import canonical_names
@@ -19,6 +20,9 @@ from sdp_compile.runtime.peers import Peers
 from sdp_compile.runtime.subnetwork import Subnetwork, compiled_within, require_peers, skeleton_of
 from sdp_compile.runtime.tensors import local_tensors
 from sdp_compile.structure.layout import Indices
+
+_LEAST_BYTES = 2**20
+"""The least size of a part of a piece that several workers write."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +126,7 @@ class CompiledModel(Model):
     def _writers(self) -> dict[str, list[tuple[Piece, int]]]:
         """The worker that writes each piece: the owner that has least to write, the same for all states of a piece."""
         plan, load = self.module.plan, [0] * self.workers
-        pieces = [piece for name in self.shapes for piece in plan.pieces(name) if piece.numel]
+        pieces = [part for name in self.shapes for piece in plan.pieces(name) for part in self._parts(piece)]
         chosen: dict[int, int] = {}
         for piece in sorted(pieces, key=lambda piece: -piece.numel):
             state = plan.state[piece.name]
@@ -136,6 +140,19 @@ class CompiledModel(Model):
         for piece in pieces:
             result[piece.name].append((piece, chosen[id(piece)]))
         return result
+
+    def _parts(self, piece: Piece) -> Iterator[Piece]:
+        """Yields a piece; a large one in parts of about equal size along its longest dimension, one per owner."""
+        state = self.module.plan.state[piece.name]
+        if not piece.numel:
+            return
+        dim = max(range(len(piece.shape)), key=lambda dim: (piece.shape[dim], -dim), default=0)
+        wanted = min(len(piece.owners), piece.numel * state.dtype.itemsize // _LEAST_BYTES, *piece.shape[dim : dim + 1])
+        if wanted < 2 or state.kind != "parameter":
+            yield piece
+            return
+        for index in np.array_split(piece.index[dim], wanted):
+            yield Piece(piece.name, piece.owners, (*piece.index[:dim], index, *piece.index[dim + 1 :]))
 
 
 class DenseModel(Model):

@@ -42,8 +42,8 @@ class Checkpoint:
         if not where.is_file():
             raise SDPError(
                 f"{self.path} has no {FILE}, so it was written by torch.distributed.checkpoint. Its description is a "
-                "pickle, and reading a pickle runs code. If you trust it, load it into the original model with "
-                "torch.distributed.checkpoint, and that into the compiled model with load_full_state_dict()."
+                "pickle, and reading a pickle runs code. If you trust it, call sdp.load_checkpoint() with "
+                "trusted=True."
             )
         if where.stat().st_size > MOST_BYTES:
             raise SDPError(

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
+from sdp_compile.checkpoint import background
 from sdp_compile.checkpoint import folder as folders
+from sdp_compile.checkpoint.background import Saving
 from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors
 from sdp_compile.checkpoint.items import Item, model_items, optimizer_items
-from sdp_compile.checkpoint.merging import manifest_of
+from sdp_compile.checkpoint.merging import manifest_of, plan_entry
 from sdp_compile.checkpoint.metadata import FILE as METADATA
 from sdp_compile.checkpoint.metadata import flat, metadata, objects_of
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
@@ -36,6 +37,42 @@ WHAT = "sdp.save_checkpoint()"
 Redundancy = Literal["none", "owners"]
 
 
+@overload
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    step: int,
+    scheduler: Any = None,
+    scaler: Any = None,
+    loader: Any = None,
+    samples: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+    keep: int | None = None,
+    redundancy: Redundancy = "none",
+    asynchronous: Literal[False] = False,
+) -> Path: ...
+
+
+@overload
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    step: int,
+    asynchronous: Literal[True],
+    scheduler: Any = None,
+    scaler: Any = None,
+    loader: Any = None,
+    samples: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+    keep: int | None = None,
+    redundancy: Redundancy = "none",
+) -> Saving: ...
+
+
 @torch.no_grad()
 def save_checkpoint(
     folder: str | os.PathLike[str],
@@ -50,7 +87,8 @@ def save_checkpoint(
     extra: Mapping[str, Any] | None = None,
     keep: int | None = None,
     redundancy: Redundancy = "none",
-) -> Path:
+    asynchronous: bool = False,
+) -> Path | Saving:
     """Saves the full model and its training state, each worker its part. Collective.
 
     The checkpoint appears in ``folder`` under the name ``step-00000100`` when it is whole. `load_checkpoint` reads it
@@ -69,20 +107,26 @@ def save_checkpoint(
         keep: How many checkpoints stay in the folder; by default all.
         redundancy: ``"owners"`` writes a copy from every owner of a unit, so that the files of some workers may get
             lost; ``"none"`` writes each unit once.
+        asynchronous: Whether to return as soon as the values are in memory of the host, and to write in the background.
+            The next save waits for this one and raises its error, if ``wait()`` has not.
 
     Returns:
-        The checkpoint.
+        The checkpoint; with ``asynchronous``, what waits for it.
 
     Raises:
-        SDPError: If something cannot be saved, or there is no space for it.
+        SDPError: If something cannot be saved, there is no space for it, or the asynchronous save before failed.
         DistributedError: If the workers call different things, one of them fails, or owners hold different values.
     """
     place = Path(folder)
     found = model_of(model, WHAT)
     team = Team(found.peers, WHAT)
     shared = private = mine = None
-    options = f"folder={str(folder)!r}, step={step}, samples={samples}, keep={keep}, redundancy={redundancy!r}"
+    options = (
+        f"folder={str(folder)!r}, step={step}, samples={samples}, keep={keep}, redundancy={redundancy!r}, "
+        f"asynchronous={asynchronous}"
+    )
     with team.together(lambda: f"{options}, shared state {_short_digest(shared)}"):
+        background.settle()
         _check_arguments(step, samples, keep, redundancy)
         shared = _shared(scheduler, scaler, extra)
         private = _private(found, loader)
@@ -92,56 +136,86 @@ def save_checkpoint(
     states = OptimizerStates.merged(team.gather(mine), found)
     items = list(_items(found, optimizer, states, redundancy == "owners"))
     size = sum(team.gather(sum(item.nbytes for item in items)))
-    job = _Job(found, team, place, step, size)
-    with job.staged() as staged:
-        objects = {} if found.rank else objects_of(None if states is None else states.plain)
+    slices = team.gather(found.module.holdings.digest if isinstance(found, CompiledModel) else "")
+    facts = {
+        "byteorder": sys.byteorder,
+        "torch": torch.__version__,
+        "step": step,
+        "samples": samples,
+        "workers": found.workers,
+        "redundancy": redundancy,
+        "shared": shared,
+    }
+    if found.rank == 0:
+        facts |= {"plan": plan_entry(found, slices), "keys": dict(found.keys)}
+    job = _Job(found, place, step, keep, facts, states)
+    with job.staged(team, size):
+        if asynchronous:
+            with team.together():
+                held = background.snapshot(items)
+                meeting = background.Meeting(team.group, team.limit, WHAT, job.commit, job.discard)
+            return background.begin(
+                background.Saving(job.place, WHAT, lambda advance: job.write(held, private, advance), meeting)
+            )
         with team.together():
-            write_worker(staged, found.rank, items, {flat(path): value for path, value in objects.items()}, private)
-        slices = team.gather(found.module.holdings.digest if isinstance(found, CompiledModel) else "")
+            job.write(items, private)
         with team.together():
             if found.rank == 0:
-                written = read_written(staged, found.workers)
-                facts = {
-                    "byteorder": sys.byteorder,
-                    "torch": torch.__version__,
-                    "step": step,
-                    "samples": samples,
-                    "redundancy": redundancy,
-                    "shared": shared,
-                }
-                manifest = manifest_of(found, facts, written, states, slices)
-                write_bytes(staged / METADATA, metadata(manifest, objects, written[0].objects))
-                write_manifest(staged, manifest)
-                folders.finish(staged)
-                folders.prune(place, keep)
+                job.commit()
     team.gather(None)  # worker 0, which serves the store, may end the process next
-    return place / folders.name_of(step)
+    return job.place
 
 
-@dataclass(frozen=True)
 class _Job:
     """One checkpoint being written."""
 
-    model: Model
-    team: Team
-    folder: Path
-    step: int
-    nbytes: int
+    def __init__(
+        self,
+        model: Model,
+        folder: Path,
+        step: int,
+        keep: int | None,
+        facts: Mapping[str, Any],
+        states: OptimizerStates | None,
+    ) -> None:
+        self._rank, self._workers, self._shapes = model.rank, model.workers, model.shapes
+        self._dtypes = {name: tensor.dtype for name, tensor in model.tensors().items()}
+        self._folder, self._step, self._keep, self._facts, self._states = folder, step, keep, facts, states
+        self._objects = {} if self._rank else objects_of(None if states is None else states.plain)
+        self._staged = folder / f".{folders.name_of(step)}.new"
+        self.place = folder / folders.name_of(step)
 
     @contextmanager
-    def staged(self) -> Iterator[Path]:
-        """Makes the folder to write into, and removes it after a failure."""
-        staged = self.folder / f".{folders.name_of(self.step)}.new"
+    def staged(self, team: Team, nbytes: int) -> Iterator[None]:
+        """Makes the folder to write into, and removes it after a failure. Collective."""
         try:
-            with self.team.together():
-                if self.model.rank == 0:
-                    folders.claim(self.folder)
-                    folders.begin(self.folder, self.step, self.nbytes)
-            yield staged
+            with team.together():
+                if self._rank == 0:
+                    folders.claim(self._folder)
+                    folders.begin(self._folder, self._step, nbytes)
+            yield
         except BaseException:
-            if self.model.rank == 0:
-                folders.discard(staged)
+            if self._rank == 0:
+                self.discard()
             raise
+
+    def write(self, items: Iterable[Item], private: Any, on_item: Callable[[], None] = lambda: None) -> None:
+        """Writes what this worker writes."""
+        objects = {flat(path): value for path, value in self._objects.items()}
+        write_worker(self._staged, self._rank, items, objects, private, on_item)
+
+    def commit(self) -> None:
+        """Puts together what all workers have written, and gives it its name. On worker 0."""
+        written = read_written(self._staged, self._workers)
+        manifest = manifest_of(self._facts, self._shapes, self._dtypes, written, self._states)
+        write_bytes(self._staged / METADATA, metadata(manifest, self._objects, written[0].objects))
+        write_manifest(self._staged, manifest)
+        folders.finish(self._staged)
+        folders.prune(self._folder, self._keep)
+
+    def discard(self) -> None:
+        """Removes what was written. On worker 0."""
+        folders.discard(self._staged)
 
 
 def _items(

@@ -14,9 +14,9 @@ from torch.optim.optimizer import Optimizer
 from sdp_compile.checkpoint.boxes import Box, boxes
 from sdp_compile.checkpoint.buffers import saved_tensors
 from sdp_compile.checkpoint.items import state_slices
-from sdp_compile.checkpoint.load import load_optimizer
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states, unstepped_states
+from sdp_compile.checkpoint.taking import load_optimizer
 from sdp_compile.checkpoint.team import Team
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.optimizer.full_state import fitted_groups

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch.distributed as dist
+
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.handshake import Handshake
 from sdp_compile.runtime.peers import Peers
@@ -24,6 +26,16 @@ class Team:
     def __init__(self, peers: Peers | None, what: str) -> None:
         self._groups, self._what = None if peers is None else peers.groups, what
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The workers' process group; None without any, or without real peers in it."""
+        return None if self._groups is None or self._groups.peers_are_fake else self._groups.group
+
+    @property
+    def limit(self) -> float:
+        """How long a worker waits for the others, in seconds."""
+        return 0.0 if self._groups is None else max(self._groups.timeout.total_seconds(), _LEAST_SECONDS)
+
     @contextmanager
     def together(self, statement: Callable[[], str] = str, what: str = "argument") -> Iterator[None]:
         """A stage after which all workers go on, or none: an error of one is an error of all. Collective.
@@ -36,13 +48,11 @@ class Team:
             SDPError: If a file cannot be read or written.
             DistributedError: If another worker failed, or states something else.
         """
-        group = None if self._groups is None else self._groups.group
-        limit = 0.0 if self._groups is None else max(self._groups.timeout.total_seconds(), _LEAST_SECONDS)
-        with Handshake(group, self._what, limit) as handshake:
+        with Handshake(self.group, self._what, self.limit) as handshake:
             try:
                 yield
             except OSError as error:
-                raise SDPError(f"{self._what}: {_words(error)}.") from error
+                raise as_sdp_error(self._what, error) from error
             handshake.agree(statement(), what=what)
 
     def gather(self, value: Any) -> list[Any]:
@@ -50,6 +60,9 @@ class Team:
         return [value] if self._groups is None else self._groups.gather_json(value)
 
 
-def _words(error: OSError) -> str:
+def as_sdp_error(what: str, error: Exception) -> Exception:
+    """Returns an error of files as one that says in which call it was; other errors as they are."""
+    if not isinstance(error, OSError):
+        return error
     place = "" if error.filename is None else f"{error.filename}: "
-    return f"{place}{error.strerror or error}"
+    return SDPError(f"{what}: {place}{error.strerror or error}.")

@@ -7,7 +7,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,7 +46,14 @@ class Written(Data):
     objects: dict[str, tuple[int, int]]
 
 
-def write_worker(folder: Path, worker: int, items: Iterable[Item], objects: Mapping[str, Any], private: Any) -> None:
+def write_worker(
+    folder: Path,
+    worker: int,
+    items: Iterable[Item],
+    objects: Mapping[str, Any],
+    private: Any,
+    on_item: Callable[[], None] = lambda: None,
+) -> None:
     """Writes what one worker writes of a checkpoint, and a description of it for worker 0.
 
     Values lie in the file as ``torch.save`` writes them, because that is what torch.distributed.checkpoint reads, and
@@ -58,7 +65,7 @@ def write_worker(folder: Path, worker: int, items: Iterable[Item], objects: Mapp
         items: Its parts of tensors.
         objects: Values that only torch.distributed.checkpoint reads, by name.
         private: What only this worker has, encoded.
-
+        on_item: Called after each part.
     """
     chunks = []
     places: dict[str, tuple[int, int]] = {}
@@ -66,6 +73,7 @@ def write_worker(folder: Path, worker: int, items: Iterable[Item], objects: Mapp
         for item in items:
             dtype = str(item.dtype).removeprefix("torch.")
             chunks.append(WrittenChunk(key=item.key, dtype=dtype, shape=item.shape, chunk=_write(file, item)))
+            on_item()
         for name, value in objects.items():
             start = file.tell()
             torch.save(value, file)

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sdp_compile.checkpoint.coverage import described, lost_parts
+from sdp_compile.checkpoint.coverage import described, lost_of_model, lost_states
 from sdp_compile.checkpoint.merge import merge
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.cli.clean_errors import FAILED
@@ -19,11 +19,11 @@ from sdp_compile.formatting import size
 from sdp_compile.progress import stages
 
 
-def run_merge(source: Path, target: Path) -> None:
+def run_merge(source: Path, target: Path, reset_lost_optimizer_state: bool = False) -> None:
     """Writes the full model of a checkpoint, and says what was left out."""
     count = len(Checkpoint(source).manifest.keys)
     with stages(count) as stage:
-        merged = merge(source, target, lambda done, of: stage("merging"))
+        merged = merge(source, target, lambda done, of: stage("merging"), reset_lost_optimizer_state)
     console = Console(stderr=True)
     for problem in merged.damaged:
         console.print(f"Another copy was used: {problem}", markup=False, soft_wrap=True)
@@ -36,7 +36,7 @@ def show(source: Path, json: str | None) -> None:
     """Prints what is in a checkpoint; exits with 1 if parts of it are lost."""
     checkpoint = Checkpoint(source)
     manifest = checkpoint.manifest
-    lost = [part for name, entry in manifest.tensors() for part in lost_parts(checkpoint, name, entry)]
+    lost = lost_of_model(checkpoint) + [part for parts in lost_states(checkpoint).values() for part in parts]
     facts = _facts(checkpoint)
     write_json(json, {**facts, "whole": not lost, "lost": [str(part) for part in lost]})
     if json != "-":
@@ -52,7 +52,7 @@ def show(source: Path, json: str | None) -> None:
         for file in facts["files"]:
             files.add_row(file["name"], str(file["worker"]), size(file["nbytes"]), file["state"])
         console.print(files)
-        verdict = f"Lost: {described(lost)}" if lost else "Every part is there."
+        verdict = f"Lost: {described(manifest, lost)}" if lost else "Every part is there."
         console.print(verdict, markup=False, soft_wrap=True)
     if lost:
         raise typer.Exit(FAILED)

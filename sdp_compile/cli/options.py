@@ -122,5 +122,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the transformers configuration; repeatable."),
 ]
+ResetLost = Annotated[
+    bool,
+    typer.Option(
+        "--reset-lost-optimizer-state",
+        help="Go on where parts of the optimizer's state are lost: their parameters begin without state.",
+    ),
+]
 Json = Annotated[str | None, typer.Option(metavar="PATH|-", help="Write the results as JSON; - is standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 
 import torch
 
+from sdp_compile.checkpoint.background import Saving
+from sdp_compile.checkpoint.coverage import shortened
 from sdp_compile.checkpoint.folder import whole_checkpoints
 from sdp_compile.checkpoint.load import load_checkpoint
-from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.checkpoint.save import save_checkpoint
 from sdp_compile.errors import SDPError
 from sdp_compile.processes import NOTICES, STOPPED
@@ -49,9 +50,8 @@ class Checkpoints:
         self, settings: TrainSettings, worker: SDPModule, optimizer: torch.optim.Optimizer, windows: Windows
     ) -> None:
         self._settings, self._worker, self._optimizer, self._windows = settings, worker, optimizer, windows
-        self._samples = settings.batch * worker.workers
         self.step, self.losses, self.before = 0, list[float](), float("nan")
-        self._seen, self._asked = 0, False
+        self._asked = False
         if settings.checkpoint is not None:
             for number in NOTICES:
                 signal.signal(number, self._notice)
@@ -61,16 +61,20 @@ class Checkpoints:
         path = self._source()
         if path is None:
             return False
-        same = Checkpoint(path).manifest.workers == self._worker.workers
-        restored = load_checkpoint(path, self._worker, self._optimizer, loader=self._windows if same else None)
-        self.step, self._seen = restored.step, restored.samples or 0
+        restored = load_checkpoint(
+            path,
+            self._worker,
+            self._optimizer,
+            reset_lost_optimizer_state=self._settings.reset_lost_optimizer_state,
+        )
+        self.step, self._windows.done = restored.step, restored.samples or 0
         try:
             self.losses = [float(loss) for loss in restored.extra["losses"]]
             self.before = float(restored.extra["before"])
         except (KeyError, TypeError, ValueError) as error:
             raise SDPError(f"{restored.path} was not saved by `sdp-compile train`. Resume from another one.") from error
-        if not same:  # windows are drawn at random: fresh ones repeat none of those that were drawn
-            self._windows.generator.manual_seed(self._seed())
+        if restored.reset and self._worker.rank == 0:
+            print(f"Begins without the optimizer state of {shortened(restored.reset)}.", file=sys.stderr)
         return True
 
     def after_step(self, step: int, losses: Callable[[], Sequence[float]]) -> None:
@@ -90,22 +94,19 @@ class Checkpoints:
         asked = self._asked if groups is None else bool(maxima([float(self._asked)], "a notice to stop", groups)[0])
         if not asked and step % settings.every and step < settings.steps:
             return
-        place = save_checkpoint(
+        is_last = asked or step == settings.steps
+        saved = save_checkpoint(
             settings.checkpoint,
             self._worker,
             self._optimizer,
             step=step,
-            loader=self._windows,
-            samples=self._seen + (step - self.step) * self._samples,
+            samples=self._windows.done,
             extra={"losses": [*self.losses, *losses()], "before": self.before},
             keep=settings.keep,
+            asynchronous=settings.asynchronous and not is_last,
         )
         if asked and step < settings.steps:
-            raise Stopped(place)
-
-    def _seed(self) -> int:
-        text = f"{self._settings.seed} {self._worker.rank} {self.step}"
-        return int.from_bytes(sha256(text.encode()).digest()[:7], "little")
+            raise Stopped(saved.path if isinstance(saved, Saving) else saved)
 
     def _source(self) -> Path | None:
         """Returns where to go on from, as worker 0 sees it."""

@@ -126,7 +126,7 @@ def _backward(worker: SDPModule, reduction: str) -> Callable[[Tensor, int], None
 
 
 def _training_windows(text: bytes, config: GPTConfig, device: str, settings: TrainSettings) -> Windows:
-    return Windows(text, config.sequence, device, seed=settings.seed * 1_000_003 + dist.get_rank())
+    return Windows(text, config.sequence, device, settings.seed, dist.get_rank(), dist.get_world_size())
 
 
 def _baseline(

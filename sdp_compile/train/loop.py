@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdp_compile.checkpoint.samples import SampleOrder
 from sdp_compile.train.settings import TrainSettings
 
 _VALIDATION_WINDOWS = 128
@@ -19,26 +20,34 @@ _CLIP = 1.0
 
 
 class Windows:
-    """Windows of a text as ``(tokens, next tokens)``, each ``(batch, sequence)``. Every rank draws its own."""
+    """Windows of a text as ``(tokens, next tokens)``, each ``(batch, sequence)``.
 
-    def __init__(self, text: bytes, sequence: int, device: str, seed: int) -> None:
+    Args:
+        text: The text.
+        sequence: The length of a window.
+        device: Where windows are.
+        seed: Decides their order, the same for all workers.
+        rank: This worker, which draws its part of the order.
+        workers: The number of workers.
+
+    Attributes:
+        done: The number of windows that all workers together have drawn.
+    """
+
+    def __init__(
+        self, text: bytes, sequence: int, device: str, seed: int, rank: int = 0, workers: int = 1, done: int = 0
+    ) -> None:
         self.text = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         self.sequence = sequence
         self.device = device
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed, self.rank, self.workers, self.done = seed, rank, workers, done
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Returns ``batch`` random windows."""
-        starts = torch.randint(len(self.text) - self.sequence, (batch,), generator=self.generator)
-        return self.at(starts)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Returns the position in the sequence of random windows."""
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from a position that `state_dict` returned."""
-        self.generator.set_state(state["generator"])
+        """Returns this worker's next ``batch`` windows, while the others draw theirs."""
+        count = len(self.text) - self.sequence
+        order = SampleOrder(count, batch, self.rank, self.workers, self.seed, self.done)
+        self.done = order.after(1)
+        return self.at(torch.from_numpy(order.batch(0)))
 
     def spread(self, count: int) -> Tensor:
         """Returns the starts of ``count`` windows, evenly spaced over the text."""

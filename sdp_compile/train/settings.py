@@ -27,6 +27,8 @@ class TrainSettings:
         every: saves a checkpoint after so many steps.
         keep: how many checkpoints stay; None keeps all.
         resume: ``"auto"`` for the newest checkpoint if there is one, or the path of one.
+        asynchronous: whether checkpoints are written while training goes on.
+        reset_lost_optimizer_state: whether to go on without optimizer states that are lost.
     """
 
     workers: int = DEFAULT_WORKERS
@@ -48,12 +50,18 @@ class TrainSettings:
     every: int = 50
     keep: int | None = None
     resume: str | None = None
+    asynchronous: bool = False
+    reset_lost_optimizer_state: bool = False
 
     def __post_init__(self) -> None:
         check_policy_words(self.policy, self.coverage, self.node_size, self.workers)
         check_passes_words(self.passes)
         if self.resume == "auto" and self.checkpoint is None:
             raise SDPError("--resume auto looks for checkpoints in the folder of --checkpoint. Add --checkpoint DIR.")
+        if self.asynchronous and self.checkpoint is None:
+            raise SDPError("--asynchronous is how checkpoints are saved, and none are. Add --checkpoint DIR.")
+        if self.reset_lost_optimizer_state and self.resume is None:
+            raise SDPError("--reset-lost-optimizer-state is for going on from a checkpoint. Add --resume auto|PATH.")
 
     @property
     def policy_is_file(self) -> bool:

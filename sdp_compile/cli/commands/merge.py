@@ -16,12 +16,14 @@ def merge(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write the full model to.")] = Path(
         "model.safetensors"
     ),
+    reset_lost_optimizer_state: options.ResetLost = False,
     debug: options.Debug = False,
 ) -> None:
     """Write the full model of a checkpoint into one safetensors file, which the original model loads.
 
     Files of some workers may be missing or damaged, as long as every part of the
-    model is intact in one of the others.
+    model is intact in one of the others. Where parts of the optimizer's state are
+    lost, --reset-lost-optimizer-state writes the model all the same.
 
     [bold]Examples[/bold]
       sdp-compile merge runs/one -o model.safetensors
@@ -33,4 +35,4 @@ def merge(
     from sdp_compile.cli.checkpoint import run_merge
 
     with clean_errors(debug):
-        run_merge(checkpoint, output)
+        run_merge(checkpoint, output, reset_lost_optimizer_state)

@@ -71,6 +71,10 @@ def train(
         str | None,
         typer.Option(metavar="auto|PATH", help="Go on from this checkpoint; `auto`: from the newest, if there is one."),
     ] = None,
+    asynchronous: Annotated[
+        bool, typer.Option("--asynchronous", help="Write checkpoints in the background, while training goes on.")
+    ] = False,
+    reset_lost_optimizer_state: options.ResetLost = False,
     debug: options.Debug = False,
 ) -> None:
     """Compile a small GPT into subnetworks and train it on the source text of Python's standard library.
@@ -115,6 +119,8 @@ def train(
             every=every,
             keep=keep,
             resume=resume,
+            asynchronous=asynchronous,
+            reset_lost_optimizer_state=reset_lost_optimizer_state,
         )
         if joined:
             join(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -58,17 +58,27 @@ def open_weights(weights: str | os.PathLike[str] | Mapping[str, Tensor]) -> Weig
     try:
         if path.suffix == ".json":
             index = json.loads(path.read_text())["weight_map"]
-            return _Files(path, {name: path.parent / file for name, file in index.items()})
+            return _Files(path, {str(name): path.parent / _within(file, path) for name, file in index.items()})
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return _Files(path, dict.fromkeys(file.keys(), path))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except SDPError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SDPError(
             f"{path} is not an index of safetensors files: it lacks a `weight_map` from names to files."
         ) from error
     except Exception as error:  # safetensors' own error type is not public in all versions
         raise SDPError(f"{path} cannot be read as a safetensors file: {error}. Check the file.") from error
     raise SDPError(f"{path} must be a .safetensors file or an index (.json) of such files.")
+
+
+def _within(file: str, index: Path) -> str:
+    """Returns the name of a file that an index refers to; it must not lead out of the folder."""
+    name = PurePath(file)
+    if name.is_absolute() or ".." in name.parts or "\0" in file:
+        raise SDPError(f"{index} refers to {file!r:.200}, which is outside of its folder. Check the index.")
+    return file
 
 
 class _Mapped:
@@ -106,8 +116,12 @@ class _Files:
                 "that all files of the index are there."
             ) from error
         with file:
-            stored = file.get_slice(name)
-            _check(name, tuple(stored.get_shape()), shape, str(self._path))
+            try:
+                stored = file.get_slice(name)
+                found = tuple(stored.get_shape())
+            except Exception as error:  # safetensors' own
+                raise SDPError(f"{path}, which {self._path} refers to, lacks {name!r}: {error}.") from error
+            _check(name, found, shape, str(self._path))
             return _part(stored, region) if shape else cast(Tensor, file.get_tensor(name)).clone()
 
     def explain(self, absent: list[str]) -> str:
