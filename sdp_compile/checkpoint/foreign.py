@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.checkpoint.model import model_of
@@ -47,7 +48,7 @@ def load_foreign(path: Path, model: nn.Module, optimizer: Optimizer | None, what
             _join(wanted, _at(_prefix(keys, known, path), saved))
     with team.together():
         try:
-            dcp.load(wanted, checkpoint_id=path, process_group=team.group, no_dist=team.group is None)
+            load(wanted, checkpoint_id=path, process_group=team.group, no_dist=team.group is None)
         except CheckpointException as error:  # no Exception, but what several workers met
             cause = next(iter(error.failures.values()))[0]
             raise SDPError(f"{path} cannot be loaded: {type(cause).__name__}: {cause}.") from error
@@ -58,7 +59,7 @@ def load_foreign(path: Path, model: nn.Module, optimizer: Optimizer | None, what
 
 def _names(path: Path) -> list[str]:
     try:
-        return list(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
+        return list(FileSystemReader(path).read_metadata().state_dict_metadata)
     except Exception as error:
         raise SDPError(f"{path} has no description that PyTorch can read: {type(error).__name__}: {error}.") from error
 

@@ -66,8 +66,10 @@ def decode(value: Any) -> Any:
     ((kind, content),) = value.items()
     try:
         return _DECODERS[kind](content)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise SDPError(f"A state in the checkpoint is damaged: {kind} cannot be read ({error}).") from error
+    except SDPError:
+        raise
+    except Exception as error:  # whatever a constructor makes of other content
+        raise SDPError(f"A state in the checkpoint is damaged: {kind} cannot be read ({error!s:.200}).") from error
 
 
 def _encode_tensor(value: Tensor | np.ndarray[Any, Any], what: str) -> Any:

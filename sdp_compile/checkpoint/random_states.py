@@ -38,8 +38,9 @@ def set_random_states(states: Mapping[str, Any]) -> None:
         accelerator = _accelerator()
         if accelerator is not None and accelerator in states:
             torch.get_device_module(accelerator).set_rng_state(states[accelerator])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise SDPError(f"The checkpoint's random states are damaged: {error}. Load another checkpoint.") from error
+    except Exception as error:  # each generator has its own
+        what = f"{type(error).__name__}: {error!s:.200}"
+        raise SDPError(f"The checkpoint's random states are damaged: {what}. Load another checkpoint.") from error
 
 
 def _accelerator() -> str | None:

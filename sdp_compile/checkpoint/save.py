@@ -137,7 +137,7 @@ def save_checkpoint(
     items = list(_items(found, optimizer, states, redundancy == "owners"))
     size = sum(team.gather(sum(item.nbytes for item in items)))
     slices = team.gather(found.module.holdings.digest if isinstance(found, CompiledModel) else "")
-    facts = {
+    facts: dict[str, Any] = {
         "byteorder": sys.byteorder,
         "torch": torch.__version__,
         "step": step,

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
-from sdp_compile.checkpoint.background import Saving
 from sdp_compile.checkpoint.coverage import shortened
-from sdp_compile.checkpoint.folder import whole_checkpoints
+from sdp_compile.checkpoint.folder import name_of, whole_checkpoints
 from sdp_compile.checkpoint.load import load_checkpoint
 from sdp_compile.checkpoint.save import save_checkpoint
 from sdp_compile.errors import SDPError
@@ -94,19 +94,15 @@ class Checkpoints:
         asked = self._asked if groups is None else bool(maxima([float(self._asked)], "a notice to stop", groups)[0])
         if not asked and step % settings.every and step < settings.steps:
             return
-        is_last = asked or step == settings.steps
-        saved = save_checkpoint(
-            settings.checkpoint,
-            self._worker,
-            self._optimizer,
-            step=step,
-            samples=self._windows.done,
-            extra={"losses": [*self.losses, *losses()], "before": self.before},
-            keep=settings.keep,
-            asynchronous=settings.asynchronous and not is_last,
-        )
+        options: dict[str, Any] = {
+            "samples": self._windows.done,
+            "extra": {"losses": [*self.losses, *losses()], "before": self.before},
+            "keep": settings.keep,
+            "asynchronous": settings.asynchronous and not asked and step < settings.steps,
+        }
+        save_checkpoint(settings.checkpoint, self._worker, self._optimizer, step=step, **options)
         if asked and step < settings.steps:
-            raise Stopped(saved.path if isinstance(saved, Saving) else saved)
+            raise Stopped(Path(settings.checkpoint, name_of(step)))
 
     def _source(self) -> Path | None:
         """Returns where to go on from, as worker 0 sees it."""

@@ -23,7 +23,8 @@ def saved(rank: int, folder: Path, name: str, kind: str, sharded: bool, asynchro
     expected = run.state()
     state = {"app": sdp.CheckpointState(run.model, run.optimizer), "step": 2}
     if asynchronous:
-        future = dcp.async_save(state, checkpoint_id=folder)
+        # The thread of async_save has collectives of its own, which must not mix with those of training.
+        future = dcp.async_save(state, checkpoint_id=folder, process_group=torch.distributed.new_group())
         torch.distributed.barrier()
         with torch.no_grad():  # what was staged does not follow
             for parameter in run.model.parameters():

@@ -39,12 +39,15 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_run_that_is_given_notice_saves_stops_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "how"), [(signal.SIGTERM, []), (signal.SIGUSR1, ["--asynchronous"])])
+def test_a_run_that_is_given_notice_saves_stops_and_goes_on(
+    number: signal.Signals, how: list[str], tmp_path: Path
+) -> None:
     whole = run("--output", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     saved = tmp_path / "saved"
     options = ["--output", str(tmp_path / "parts"), "--checkpoint", str(saved), "--resume", "auto", "--keep", "2"]
+    options += how
     with subprocess.Popen(
         [*TRAIN, *options, "--every", "1"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -74,6 +77,8 @@ def test_what_cannot_be_resumed_is_an_error(tmp_path: Path) -> None:
         (["--resume", "auto"], "Add --checkpoint DIR"),
         (["--resume", tmp_path / "nothing"], "does not exist"),
         (["--every", "0"], "--every"),
+        (["--asynchronous"], "Add --checkpoint DIR"),
+        (["--reset-lost-optimizer-state"], "Add --resume auto|PATH"),
     ):
         result = run("--output", tmp_path, *arguments)
         assert result.returncode == 2 and words in result.stderr, result.stderr

@@ -20,6 +20,22 @@ def test_windows_are_text_and_its_continuation() -> None:
     assert not torch.equal(tokens, other)
 
 
+def test_workers_draw_side_by_side_whatever_their_number() -> None:
+    text = bytes(range(256)) * 4
+
+    def drawn(workers: int, batch: int, done: int, steps: int) -> tuple[torch.Tensor, int]:
+        all_of_them = [Windows(text, 16, "cpu", 1, rank, workers, done) for rank in range(workers)]
+        tokens = [windows.draw(batch)[0] for _ in range(steps) for windows in all_of_them]
+        return torch.cat(tokens), all_of_them[0].done
+
+    expected, count = drawn(1, 48, 0, 1)
+    first, done = drawn(4, 3, 0, 2)
+    second, done = drawn(2, 5, done, 1)
+    third, done = drawn(1, 7, done, 2)
+    assert done == count == 48
+    assert torch.equal(torch.cat([first, second, third]), expected)
+
+
 def test_spread_windows_reach_both_ends() -> None:
     windows = Windows(bytes(range(100)), sequence=9, device="cpu", seed=0)
     starts = windows.spread(4)

@@ -35,6 +35,11 @@ rescale = false
 """
 
 
+PASSES = """\
+passes = ["rescale", "bypass_blocks", { pass = "slice_parameters" }, "dead_code", "sync_gradients", "verify"]
+"""
+
+
 @st.composite
 def changed(draw: st.DrawFn, document: Any) -> Any:
     """A document with one to three values replaced, removed or repeated."""
@@ -78,10 +83,10 @@ def edited(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 @st.composite
-def policies(draw: st.DrawFn) -> bytes:
-    """TOML of a policy or of a pipeline of passes."""
+def documents(draw: st.DrawFn, valid: str) -> bytes:
+    """TOML like a valid one, or of other keys and values."""
     if draw(st.booleans()):
-        return draw(edited(POLICY.encode()))
+        return draw(edited(valid.encode()))
     lines = [f"{draw(KEYS)} = {_toml(draw(VALUES))}" for _ in range(draw(st.integers(0, 4)))]
     lines += [f"[rules]\n{json.dumps(draw(TEXTS))} = {_toml(draw(VALUES))}"] if draw(st.booleans()) else []
     return "\n".join(lines).encode("utf-8", "surrogatepass")

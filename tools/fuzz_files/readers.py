@@ -73,8 +73,8 @@ class Readers:
         document = self._manifest["checkpoint"]
         private = json.loads((self._place / "worker-0.json").read_text())
         return {
-            "policy": (inputs.policies(), self._policy),
-            "passes": (inputs.policies(), self._passes),
+            "policy": (inputs.documents(inputs.POLICY), self._policy),
+            "passes": (inputs.documents(inputs.PASSES), self._passes),
             "manifest": (inputs.changed(document), self._changed_manifest),
             "manifest-bytes": (inputs.edited(json.dumps(self._manifest).encode()), self._edited_manifest),
             "private": (inputs.changed(private), self._private),
