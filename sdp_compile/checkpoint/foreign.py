@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def load_foreign(path: Path, model: nn.Module, optimizer: Optimizer | None, what
             keys = [f"state.{name}.{key}" for name, states in saved["state"].items() for key in states]
             keys += [f"param_groups.{number}.params" for number in range(len(saved["param_groups"]))]
             _join(wanted, _at(_prefix(keys, known, path), saved))
-    with team.together():
+    with team.together(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process")
         try:
             load(wanted, checkpoint_id=path, process_group=team.group, no_dist=team.group is None)
         except CheckpointException as error:  # no Exception, but what several workers met

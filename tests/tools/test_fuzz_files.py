@@ -29,9 +29,9 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Readers]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_input_is_read_or_refused(kind: str, readers: Readers) -> None:
-    outcomes, problem = run(kind, readers, 20 if kind in ("policy", "command") else 60, start=1)
+    outcomes, problem = run(kind, readers, 8 if kind == "command" else 40, start=1)
     assert not problem, problem
-    assert sum(outcomes.values()) >= 20 and outcomes["refused"]
+    assert sum(outcomes.values()) >= 8 and outcomes["refused"]
 
 
 def test_the_valid_ones_are_read(readers: Readers) -> None:
@@ -46,7 +46,7 @@ def test_the_valid_ones_are_read(readers: Readers) -> None:
     [
         lambda outside: outside.write_text("x"),
         lambda outside: os.mkdir(outside),
-        lambda outside: os.rename(outside.parent, outside.with_name("other")),
+        lambda outside: os.rename(outside.parent, outside.parents[1] / "other"),
         lambda outside: subprocess.run(["true"]),
         lambda outside: os.system("true"),
         lambda outside: os.open(outside, os.O_WRONLY | os.O_CREAT),
