@@ -116,7 +116,8 @@ class BlockPolicy(Policy):
                     f"The rule {decision.pattern!r} names a block. All blocks are placed together, so for blocks a "
                     "rule can change coverage or replicas only."
                 )
-            replicas[unit] = replicas_for(asked.workers, override.coverage, override.replicas)
+            if override.coverage is not None or override.replicas is not None:
+                replicas[unit] = replicas_for(asked.workers, override.coverage, override.replicas)
         return replicas
 
     def _slots(self, replicas: Indices, asked: Grid) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import sys
 import threading
 import time
@@ -27,6 +28,9 @@ from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.waiting.words import workers_text
 
 _PAUSE = 0.02
+_NICE = 10
+"""How low the priority of writing is."""
+
 _AT_EXIT_SECONDS = 60.0
 """How long a process that ends waits for other workers that make no progress."""
 
@@ -116,6 +120,8 @@ class Saving:
     @torch.no_grad()
     def _run(self) -> None:
         mine: Exception | None = None
+        if sys.platform == "linux":  # where a thread has a priority of its own: training goes first
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
             self._write(self._meeting.advance)
         except Exception as error:

@@ -74,3 +74,8 @@ def test_rules_give_single_blocks_their_own_replicas():
     assert np.ptp(owners.loads([1] * 6, 4)) <= 1
     with pytest.raises(PolicyError, match="for blocks a rule can change coverage or replicas only"):
         BlockPolicy(rules={"blocks.1": {"align": 2}}).partition(blocks((4, 4, 4, 4)), 4)
+
+
+def test_a_rule_that_changes_nothing_is_none():
+    structure = blocks((4, 4, 4, 4))
+    assert BlockPolicy(rules={"blocks.1": {}}).partition(structure, 4) == BlockPolicy().partition(structure, 4)
