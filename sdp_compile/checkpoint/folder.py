@@ -19,6 +19,9 @@ from sdp_compile.formatting import size
 _NAME = re.compile(r"step-(\d{1,18})")
 _STAGED = re.compile(r"\.(step-\d{1,18})\.(new|old|gone)")
 _LOCK = ".lock"
+_ORDER = "order"
+"""A file in each checkpoint with its number among those that were written to its folder: clocks may go back. It is
+written last, when everything else has reached the disk."""
 _SPARE = 2**20
 """Bytes for descriptions, beside the values, in the estimate of the space that a checkpoint takes."""
 
@@ -34,14 +37,33 @@ def name_of(step: int) -> str:
 def whole_checkpoints(folder: Path) -> list[Path]:
     """Returns the checkpoints in a folder in the order in which they were written.
 
-    That is not always the order of steps: a run may go on from an early checkpoint while later ones are there.
+    That is not always the order of steps: a run may go on from an early checkpoint while later ones are there. Where a
+    process died while it replaced a checkpoint, the new one counts, still under its hidden name.
     """
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
-        match, manifest = _NAME.fullmatch(path.name), path / FILE
-        if match and manifest.is_file():
-            found.append((manifest.stat().st_mtime_ns, int(match[1]), path))
+        match, hidden = _NAME.fullmatch(path.name), _STAGED.fullmatch(path.name)
+        if hidden and _successor(folder, hidden[1]) == path:
+            match = _NAME.fullmatch(hidden[1])
+        if match and (path / FILE).is_file():
+            found.append((_order(path), int(match[1]), path))
     return [path for _, _, path in sorted(found)]
+
+
+def _order(path: Path) -> int:
+    """Returns the number of a checkpoint among those of its folder; 0 if it has none."""
+    try:
+        return int((path / _ORDER).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _successor(folder: Path, name: str) -> Path | None:
+    """Returns the whole checkpoint that a process which died would have given a name, None if it has it."""
+    if (folder / name).exists():
+        return None
+    new, old = folder / f".{name}.new", folder / f".{name}.old"
+    return new if _order(new) else old if (old / FILE).is_file() else None
 
 
 def resolve(path: Path) -> Path:
@@ -112,10 +134,21 @@ def finish(staged: Path) -> Path:
     """Gives a checkpoint its name, after everything in it has reached the disk. Returns its place."""
     folder, name = staged.parent, staged.name[1:].removesuffix(".new")
     place, old = folder / name, folder / f".{name}.old"
+    newest = max(map(_order, whole_checkpoints(folder)), default=0)
+    sync(staged)
+    with (staged / _ORDER).open("w") as file:
+        file.write(f"{newest + 1}\n")
+        file.flush()
+        os.fsync(file.fileno())
     sync(staged)
     if place.exists():  # of an earlier run that this one repeats
         place.rename(old)
-    staged.rename(place)
+    try:
+        staged.rename(place)
+    except OSError:
+        if old.exists():
+            old.rename(place)
+        raise
     sync(folder)
     shutil.rmtree(old, ignore_errors=True)
     return place
@@ -127,9 +160,10 @@ def discard(staged: Path | None) -> None:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def prune(folder: Path, keep: int | None) -> None:
-    """Removes all but the newest ``keep`` checkpoints; None keeps all."""
-    for path in whole_checkpoints(folder)[: -keep if keep else 0]:
+def prune(folder: Path, keep: int | None, written: Path) -> None:
+    """Removes all but the newest ``keep`` checkpoints, one of which was just written; None keeps all."""
+    others = [path for path in whole_checkpoints(folder) if path != written]
+    for path in others[: len(others) - keep + 1] if keep and keep <= len(others) else ():
         hidden = folder / f".{path.name}.gone"
         path.rename(hidden)  # one that is half removed must not look whole
         shutil.rmtree(hidden, ignore_errors=True)
@@ -145,13 +179,13 @@ def sync(folder: Path) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Removes what is half written, and gives a checkpoint its name back that was being replaced."""
-    for path in folder.iterdir():
-        match = _STAGED.fullmatch(path.name)
-        if match is None:
-            continue
-        place = folder / match[1]
-        if match[2] == "old" and not place.exists() and (path / FILE).is_file():
-            path.rename(place)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+    """Removes what is half written, and gives a checkpoint its name that a process died before giving it."""
+    hidden = [(path, match[1]) for path in folder.iterdir() if (match := _STAGED.fullmatch(path.name))]
+    for name in dict.fromkeys(name for _, name in hidden):
+        whole = _successor(folder, name)
+        if whole is not None:
+            whole.rename(folder / name)
+    for path, _ in hidden:
+        if path.is_symlink():
+            path.unlink()
+        shutil.rmtree(path, ignore_errors=True)

@@ -119,7 +119,8 @@ def load_checkpoint(
         private = _Private(checkpoint, found, reset_lost_optimizer_state)
         _load_model(found, checkpoint, private.tensors)
         if optimizer is not None and groups is not None and manifest.optimizer is not None:
-            load_optimizer(optimizer, groups, _States(found, checkpoint, manifest.optimizer, lost))
+            states = _States(found, checkpoint, manifest.optimizer, lost)
+            load_optimizer(optimizer, groups, states, _has_dtypes(found, manifest))
         _load_shared(shared_of(manifest), scheduler, scaler)
         private.load(loader)
     team.gather(None)  # worker 0, which serves the store, may end the process next
@@ -212,6 +213,16 @@ def _load_model(model: Model, checkpoint: Checkpoint, own: Mapping[str, Tensor])
             tensors[name].copy_(value)
     if isinstance(model, CompiledModel):
         model.module.holdings.clear_unowned(tensors)
+
+
+def _has_dtypes(model: Model, manifest: Manifest) -> bool:
+    """Whether the model has the dtypes of the saved one."""
+    tensors = model.tensors()
+    return all(
+        tensors[name].dtype == manifest.model[source].torch_dtype
+        for name, source, _ in model.held()
+        if name in tensors
+    )
 
 
 def _load_shared(shared: Mapping[str, Any], scheduler: Any, scaler: Any) -> None:

@@ -91,6 +91,23 @@ class Checkpoint:
         found = {number: self._missing(number) for number in range(len(self.manifest.files))}
         return {number: problem for number, problem in found.items() if problem}
 
+    def verify(self) -> None:
+        """Reads everything once.
+
+        Raises:
+            SDPError: If no intact copy of a part of a tensor is left.
+        """
+        optimizer = self.manifest.optimizer
+        tensors = list(self.manifest.model.items())
+        for name, entries in ({} if optimizer is None else optimizer.tensors).items():
+            tensors += [(f"{key} of {name}", entry) for key, entry in entries.items()]
+        for name, entry in tensors:
+            copies: dict[Box, list[Chunk]] = {}
+            for chunk in entry.chunks:
+                copies.setdefault(chunk.box, []).append(chunk)
+            for chunks in copies.values():
+                self._any_copy(entry, chunks, name)
+
     def compare(self, entry: TensorEntry, name: str) -> list[str]:
         """Compares the copies of each part of a tensor.
 

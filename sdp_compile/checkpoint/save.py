@@ -210,8 +210,7 @@ class _Job:
         manifest = manifest_of(self._facts, self._shapes, self._dtypes, written, self._states)
         write_bytes(self._staged / METADATA, metadata(manifest, self._objects, written[0].objects))
         write_manifest(self._staged, manifest)
-        folders.finish(self._staged)
-        folders.prune(self._folder, self._keep)
+        folders.prune(self._folder, self._keep, folders.finish(self._staged))
 
     def discard(self) -> None:
         """Removes what was written. On worker 0."""

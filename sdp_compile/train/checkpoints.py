@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from sdp_compile.checkpoint.coverage import shortened
+from sdp_compile.checkpoint.coverage import check_states, shortened
 from sdp_compile.checkpoint.folder import name_of, whole_checkpoints
 from sdp_compile.checkpoint.load import load_checkpoint
+from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.checkpoint.save import save_checkpoint
 from sdp_compile.errors import SDPError
 from sdp_compile.processes import NOTICES, STOPPED
@@ -107,14 +108,45 @@ class Checkpoints:
     def _source(self) -> Path | None:
         """Returns where to go on from, as worker 0 sees it."""
         settings = self._settings
-        if settings.resume is None:
-            return None
-        if settings.resume != "auto":
+        if settings.resume is not None and settings.resume != "auto":
             return Path(settings.resume)
-        found = [str(path) for path in whole_checkpoints(Path(settings.checkpoint or ""))[-1:]]
+        found, problem = "", ""
+        if self._worker.rank == 0 and settings.checkpoint is not None:
+            try:
+                found = self._chosen(Path(settings.checkpoint))
+            except SDPError as error:
+                problem = str(error)
         if self._worker.peers is not None:
-            found = self._worker.peers.groups.gather_json(found)[0]
-        return Path(found[0]) if found else None
+            found, problem = self._worker.peers.groups.gather_json([found, problem])[0]
+        if problem:
+            raise SDPError(problem)
+        return Path(found) if found else None
+
+    def _chosen(self, folder: Path) -> str:
+        """Returns the newest checkpoint in a folder of which nothing is lost; empty if there is none."""
+        there = whole_checkpoints(folder)
+        if self._settings.resume is None:
+            if there:
+                raise SDPError(
+                    f"{folder} has checkpoints of an earlier run, the newest of step {there[-1].name[-8:]}. Pass "
+                    "--resume auto to go on from it, or choose another folder."
+                )
+            return ""
+        problems = []
+        for path in reversed(there):
+            try:
+                checkpoint = Checkpoint(path)
+                check_states(checkpoint, self._settings.reset_lost_optimizer_state, "--reset-lost-optimizer-state")
+                if not self._settings.reset_lost_optimizer_state:
+                    checkpoint.verify()
+            except SDPError as error:
+                problems.append(f"{path.name}: {error}")
+                print(f"Leaves out a damaged checkpoint. {problems[-1]}", file=sys.stderr)
+            else:
+                return str(path)
+        if problems:
+            raise SDPError(f"No checkpoint in {folder} is intact. {problems[0]}")
+        return ""
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

@@ -97,3 +97,18 @@ def _by_name(ranks: Sequence[Sequence[dict[str, Any]]]) -> list[list[dict[str, A
             matched = [parts for parts in matched if parts not in related]
             matched.append([part for parts in related for part in parts] + [group])
     return matched
+
+
+def keep_dtypes(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]]) -> None:
+    """Gives states the dtypes that they were saved in: PyTorch's optimizers load all in the dtype of the parameter.
+
+    Args:
+        optimizer: The optimizer that has loaded the states.
+        states: The states by the position of the parameter.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for position, saved in states.items():
+        own = optimizer.state[parameters[position]]
+        for key, value in saved.items():
+            if isinstance(value, Tensor) and isinstance(own.get(key), Tensor) and own[key].dtype != value.dtype:
+                own[key] = value.to(own[key].device, copy=True)

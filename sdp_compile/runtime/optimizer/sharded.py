@@ -16,6 +16,7 @@ from sdp_compile.runtime.gradients.engine import GradientEngine
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
 from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
+from sdp_compile.runtime.optimizer.param_groups import keep_dtypes
 from sdp_compile.runtime.optimizer.shard_values import bound, publish
 from sdp_compile.runtime.probing.elementwise import check_elementwise, check_name
 from sdp_compile.runtime.sharding.shards import Shard
@@ -144,12 +145,15 @@ class ShardedOptimizer(Optimizer):
         self._inner.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self._adopt()
 
-    def load_slices(self, options: list[dict[str, Any]], states: Mapping[str, Mapping[str, Any]]) -> None:
+    def load_slices(
+        self, options: list[dict[str, Any]], states: Mapping[str, Mapping[str, Any]], keeps_dtypes: bool = False
+    ) -> None:
         """Loads the options of all groups, and this worker's shards of the states.
 
         Args:
             options: The options of each group.
             states: The states by parameter, as slices of this worker.
+            keeps_dtypes: Whether states keep their dtypes; by default they get those of their parameters.
         """
         groups: list[dict[str, Any]] = []
         loaded: dict[int, dict[str, Any]] = {}
@@ -162,6 +166,8 @@ class ShardedOptimizer(Optimizer):
                     shape = self.module.get_parameter(shard.name).shape
                     loaded[number] = {key: _part(shard, value, shape) for key, value in states[shard.name].items()}
         self._inner.load_state_dict({"state": loaded, "param_groups": groups})
+        if keeps_dtypes:
+            keep_dtypes(self._inner, loaded)
         self._adopt()
 
     def __getstate__(self) -> dict[str, Any]:
