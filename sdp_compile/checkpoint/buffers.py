@@ -8,7 +8,8 @@ from sdp_compile.checkpoint.model import CompiledModel, Model
 from sdp_compile.runtime.comm.transfer import Request, assemble
 from sdp_compile.runtime.state.full_state import device_of
 from sdp_compile.runtime.state.spectral import spectral_names, with_spectral_norms
-from sdp_compile.runtime.state.statistics import merge_running_statistics, running_statistics
+from sdp_compile.runtime.state.statistics import merge_running_statistics, running_statistics, written_state
+from sdp_compile.runtime.subnetwork import Subnetwork
 
 
 def saved_tensors(model: Model) -> dict[str, Tensor]:
@@ -35,12 +36,23 @@ def saved_tensors(model: Model) -> dict[str, Tensor]:
 
 
 def own_tensors(model: Model) -> dict[str, Tensor]:
-    """Returns the buffers of this worker that `saved_tensors` replaces, which the same worker needs to go on."""
+    """Returns the buffers of this worker that may differ from what is saved, which the same worker needs to go on."""
     if not isinstance(model, CompiledModel) or model.workers == 1:
         return {}
     module, tensors = model.module, model.tensors()
+    names = dict.fromkeys([*_merged(module), *sorted(written_state(module.capture))])
+    return {name: tensors[name] for name in names if name in tensors and module.plan.state[name].kind == "buffer"}
+
+
+def unmerged(model: Model) -> frozenset[str]:
+    """Returns the buffers to which forward writes and that are not merged: those of one worker count."""
+    if not isinstance(model, CompiledModel):
+        return frozenset()
+    return written_state(model.module.capture).difference(_merged(model.module))
+
+
+def _merged(module: Subnetwork) -> list[str]:
+    """Returns the names of running statistics and spectral norms."""
     found = running_statistics(module.capture)
     names = [*found.means, *(name for name, _ in found.variances), *found.counters]
-    names += spectral_names(module.capture.skeleton, module.plan)
-    kinds = {name: state.kind for name, state in module.plan.state.items()}
-    return {name: tensors[name] for name in names if name in tensors and kinds[name] == "buffer"}
+    return names + list(spectral_names(module.capture.skeleton, module.plan))

@@ -219,9 +219,7 @@ def _has_dtypes(model: Model, manifest: Manifest) -> bool:
     """Whether the model has the dtypes of the saved one."""
     tensors = model.tensors()
     return all(
-        tensors[name].dtype == manifest.model[source].torch_dtype
-        for name, source, _ in model.held()
-        if name in tensors
+        tensors[name].dtype == manifest.model[source].torch_dtype for name, source, _ in model.held() if name in tensors
     )
 
 

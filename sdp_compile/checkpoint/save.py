@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer
 from sdp_compile.checkpoint import background
 from sdp_compile.checkpoint import folder as folders
 from sdp_compile.checkpoint.background import Saving
-from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors
+from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors, unmerged
 from sdp_compile.checkpoint.items import Item, model_items, optimizer_items
 from sdp_compile.checkpoint.merging import manifest_of, plan_entry
 from sdp_compile.checkpoint.metadata import FILE as METADATA
@@ -220,7 +220,7 @@ class _Job:
 def _items(
     model: Model, optimizer: Optimizer | None, states: OptimizerStates | None, every_owner: bool
 ) -> Iterator[Item]:
-    yield from model_items(model, saved_tensors(model), every_owner)
+    yield from model_items(model, saved_tensors(model), every_owner, unmerged(model))
     if optimizer is not None and states is not None:
         yield from optimizer_items(model, optimizer, states.dtypes, every_owner)
 

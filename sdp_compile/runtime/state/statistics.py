@@ -65,6 +65,13 @@ def running_statistics(capture: Capture) -> RunningStatistics:
     return RunningStatistics(tuple(means), tuple(variances.items()), tuple(counters))
 
 
+def written_state(capture: Capture) -> frozenset[str]:
+    """Returns the tensors of a model to which its graphs write, by canonical name."""
+    nodes = (node for program in capture.programs.values() for node in program.graph.nodes)
+    names = (_state_name(argument) for node in nodes for argument in written_inputs(node))
+    return frozenset(name for name in names if name is not None)
+
+
 @torch.no_grad()
 def merge_running_statistics(module: Subnetwork) -> dict[str, Tensor]:
     """Returns this worker's slices of the running statistics, merged over the owners of each channel. Collective.
