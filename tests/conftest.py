@@ -1,5 +1,6 @@
 """Settings for this process and all that tests start, set before torch is imported; and the mark of the core."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "core: one of the tests that other releases of torch must pass; see tests/core.py"
     )
+    with contextlib.suppress(ImportError):
+        from hypothesis import settings
+
+        settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+        settings.load_profile("untimed")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
