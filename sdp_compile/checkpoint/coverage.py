@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdp_compile.checkpoint.boxes import Box
 from sdp_compile.checkpoint.manifest import TensorEntry
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.errors import SDPError
+from sdp_compile.planning.boxes import Box
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,12 @@ class GradientEngine:
         self._hooks.attach(self, self._progress.follow(self._parameters), self.names(), watcher)
         self._unequal_devices = None
 
+    def detach(self) -> None:
+        """Averages nothing any more: another engine takes the place of this one on all workers."""
+        self._hooks.attach(self, {})
+        self._issuer.remove(self)
+        _engines.discard(self)
+
     @property
     def hooked(self) -> Mapping[str, nn.Parameter]:
         """The parameters by name, as they were at the last backward; another object after a change."""
@@ -142,6 +148,11 @@ class GradientEngine:
     def pending(self) -> bool:
         """Whether gradients have been accumulated since the last reduction and are still there."""
         return self._accumulated and any(p.grad is not None for p in self._current_parameters().values())
+
+    @property
+    def synchronises(self) -> bool:
+        """Whether a backward averages gradients now: not within `no_sync`."""
+        return self._synchronise
 
     @property
     def unequal_devices(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
-from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
+from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of, parameters_of
 from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
 from sdp_compile.runtime.sharding.shards import Shard
@@ -24,7 +24,7 @@ CUT = ["up.weight", "up.bias", "norm.weight", "norm.bias", "down.weight"]
 
 def layout_of(module: Subnet) -> ShardLayout:
     slots = [Slot(bucket, module.holdings, None) for bucket in module.plan.buckets(module.rank, 64)]
-    return ShardLayout(module, module.holdings, slots)
+    return ShardLayout(parameters_of(module, module.plan), module.holdings, slots)
 
 
 def test_parameters_have_the_model_s_names_and_order() -> None:
