@@ -77,6 +77,7 @@ class Reslicing:
     ) -> None:
         self.before, self.after = before, after
         self._shards = None if sharded is None else (_shards(sharded[0]), _shards(sharded[1]))
+        self._numbers = {name: number for number, name in enumerate(before.state)}
         self._common: dict[tuple[int, int], tuple[Indices, Indices, Indices]] = {}
 
     def values(self, name: str) -> list[Move]:
@@ -84,20 +85,21 @@ class Reslicing:
 
         Under backward masking every worker has all values, its own and those that it computes with.
         """
-        return self._moves(_valued(self.before, name), _valued(self.after, name))
+        return self._moves(name, _valued(self.before, name), _valued(self.after, name))
 
     def states(self, name: str) -> list[Move]:
         """Returns how each per-element state that an optimizer keeps of a parameter moves."""
         before, after = (None, None) if self._shards is None else self._shards
-        return self._moves(_stepped(self.before, name, before), _stepped(self.after, name, after))
+        return self._moves(name, _stepped(self.before, name, before), _stepped(self.after, name, after))
 
-    def _moves(self, before: Sequence[Tile], after: Sequence[Tile]) -> list[Move]:
-        result = []
+    def _moves(self, name: str, before: Sequence[Tile], after: Sequence[Tile]) -> list[Move]:
+        result: list[Move] = []
+        first = self._numbers[name]
         for new in after:
             for old in before:
                 common = tuple(map(self._overlap, old.index, new.index))
                 if all(map(len, common)):
-                    result.append(Move(common, old, new, _routes(len(result), old.holders, new.holders)))
+                    result.append(Move(common, old, new, _routes(first + len(result), old.holders, new.holders)))
         return result
 
     def _overlap(self, one: Indices, other: Indices) -> Indices:

@@ -97,7 +97,7 @@ def _check_idle(module: SDPModule) -> None:
     if module.peers is None:
         return
     engine = module.peers.engine
-    if not engine.synchronises:
+    if not engine.switch.is_on:
         raise SDPError(f"{WHAT} was called within no_sync(). Call it after the optimizer's step.")
     if engine.pending:
         raise SDPError(

@@ -328,17 +328,13 @@ class Programs:
             )
 
     def _lowered_again(self, call: Wanted, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
-        name = self._free_name(call.key)
-        return self.lowerings.add(name, call.key, captured, call.precision, self.module, self.device)
+        return self.lowerings.add(self._free_name(call.key), call.key, captured, call.precision, self.module, self.device)
 
     def _free_name(self, key: str) -> str:
         return next(name for name in (f"{key}_{number}" for number in itertools.count(1)) if name not in self.programs)
 
     def follow_plan(self, lowered: Lowered) -> dict[str, torch.Tensor]:
-        """Takes over the programs of another plan. Returns the constants that only later programs have.
-
-        What was captured is lowered again. The module's code must be generated next.
-        """
+        """Takes over the programs of another plan. Returns the constants that only later programs have."""
         self.programs, constants = self.lowerings.follow(lowered, self.device)
         self._names = {key: name if name in self.programs else key for key, name in self._names.items()}
         self._chosen.clear()
