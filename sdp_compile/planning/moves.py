@@ -19,6 +19,8 @@ from sdp_compile.planning.boxes import flat_boxes
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.structure.layout import Indices
 
+_MOST_ROWS = 16
+
 Route = tuple[int, int]
 """Who sends, and who receives; a worker that has the values already is its own sender."""
 
@@ -144,10 +146,18 @@ class Traffic:
     def __str__(self) -> str:
         share = self.total / self.held if self.held else 0.0
         most_sent, most_received = self.nbytes.sum(1).max(initial=0), self.nbytes.sum(0).max(initial=0)
-        return (
+        summary = (
             f"Re-slicing sends {size(self.total)} in all, {share:.1%} of what the workers hold afterwards; one worker "
             f"sends at most {size(int(most_sent))} and receives at most {size(int(most_received))}."
         )
+        workers = range(len(self.nbytes)) if self.total else range(0)
+        lines = [
+            f"  worker {rank} to "
+            + ", ".join(f"{other}: {size(int(self.nbytes[rank, other]))}" for other in workers if other != rank)
+            for rank in workers[:_MOST_ROWS]
+        ]
+        more = [f"  and {len(workers) - _MOST_ROWS} more workers"] if len(workers) > _MOST_ROWS else []
+        return "\n".join([summary, *lines, *more])
 
 
 def check_same_model(before: Assignment, after: Assignment) -> None:

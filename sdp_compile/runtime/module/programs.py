@@ -328,7 +328,9 @@ class Programs:
             )
 
     def _lowered_again(self, call: Wanted, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
-        return self.lowerings.add(self._free_name(call.key), call.key, captured, call.precision, self.module, self.device)
+        return self.lowerings.add(
+            self._free_name(call.key), call.key, captured, call.precision, self.module, self.device
+        )
 
     def _free_name(self, key: str) -> str:
         return next(name for name in (f"{key}_{number}" for number in itertools.count(1)) if name not in self.programs)
