@@ -84,8 +84,12 @@ class Run:
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Equal bit by bit; but the mean of three equal numbers in float64 may be the next number."""
     assert one.keys() == other.keys()
     for key, value in one.items():
+        if ".running_" in key:
+            torch.testing.assert_close(value, other[key], rtol=1e-15, atol=1e-300)
+            continue
         equal = torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key]
         assert equal, key
 
@@ -117,14 +121,13 @@ def check_slices(run: Run, state: dict[str, Any]) -> None:
     """Each worker holds the elements that its plan says, with the values of the full model."""
     plan = run.model.plan
     for name, parameter in run.model.named_parameters():
-        kept = plan.kept(name, run.rank)
-        assert kept is not None
-        full = state[f"model {name}"]
-        expected = full[torch.meshgrid(*map(torch.from_numpy, kept), indexing="ij")] if kept else full
+        kept, full = plan.kept(name, run.rank), state[f"model {name}"]
         if run.model.lowering == "masked":
             mask = plan.mask(name, run.rank)
             assert torch.equal(parameter[mask], full[mask])
             continue
+        assert kept is not None
+        expected = full[torch.meshgrid(*map(torch.from_numpy, kept), indexing="ij")] if kept else full
         assert torch.equal(parameter, expected), name
         if run.kind != "sharded" and run.optimizer.state[parameter]:
             for key, value in run.optimizer.state[parameter].items():
@@ -319,10 +322,10 @@ def again(rank: int) -> None:
     plain = copy.deepcopy(run.original)
     x = batch("transformer", rank)
     run.model.eval()
-    with torch.autocast("cpu", torch.bfloat16):  # a graph that was not captured at first
-        run.model(x)
     run.model.layers[0].norm1.eps = plain.layers[0].norm1.eps = 0.3  # type: ignore[union-attr,index]
     run.model(x)
+    with torch.autocast("cpu", torch.bfloat16):  # graphs that were not captured at first
+        run.model(x)
     known = set(run.model._programs.programs)
     assert len(known) == 4
 

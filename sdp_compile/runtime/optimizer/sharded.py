@@ -98,7 +98,7 @@ class ShardedOptimizer(Optimizer):
             inner["params"] = self._shard_parameters(group)
         self._inner.state.clear()
         self._inner.state.update(states)
-        self._adopt()
+        self._follow_options()
         self._connect()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
