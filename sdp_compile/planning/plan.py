@@ -16,11 +16,12 @@ from sdp_compile.ownership.elements import Piece
 from sdp_compile.ownership.levels import Levels, make_levels
 from sdp_compile.ownership.loads import flops_per_worker
 from sdp_compile.ownership.owners import OwnerSet, OwnerSets, is_member, refresh_sources, worker_classes
-from sdp_compile.planning import cost, moves, schedule, serialisation
+from sdp_compile.planning import cost, schedule, serialisation
 from sdp_compile.planning.assignment import Assignment
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES, Bucket, make_buckets
 from sdp_compile.planning.families import CutFamily, Rescale
 from sdp_compile.planning.finding import Finding
+from sdp_compile.planning.moves import Reslicing, Split, Traffic, check_same_model, traffic
 
 
 class Printable(Protocol):
@@ -203,7 +204,7 @@ class Plan(Assignment):
 
     def moves(
         self, other: Plan, states: int = 2, sharded: bool = False, bucket_bytes: int = DEFAULT_BUCKET_BYTES
-    ) -> moves.Traffic:
+    ) -> Traffic:
         """Returns what the workers send each other when ``other`` takes the place of this plan; print it.
 
         Nothing is sent that its receiver has: what it owns by both plans, or computes with under backward masking.
@@ -217,9 +218,9 @@ class Plan(Assignment):
         Raises:
             PlanError: If ``other`` is the plan of another model or number of workers.
         """
-        moves.check_same_model(self, other)
+        check_same_model(self, other)
         both = (self.splits(bucket_bytes), other.splits(bucket_bytes)) if sharded else None
-        change = moves.Reslicing(self, other, both)
+        change = Reslicing(self, other, both)
         found = [
             (move, tensor.dtype.itemsize * factor)
             for name, tensor in self.state.items()
@@ -229,9 +230,9 @@ class Plan(Assignment):
             )
             for move in parts
         ]
-        return moves.traffic(self.workers, found)
+        return traffic(self.workers, found)
 
-    def splits(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> list[moves.Split]:
+    def splits(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> list[Split]:
         """Returns all buckets, each with its owners in the order of the chunks that they average."""
         return [(bucket, self.levels.in_chunk_order(bucket.owners)) for bucket in self.buckets(None, bucket_bytes)]
 

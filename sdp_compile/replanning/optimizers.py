@@ -128,7 +128,9 @@ class ShardedFollower(Follower):
         self._new: dict[Tensor, dict[str, Any]] = {}
         for name in self._states.scalars:
             shards = self._layout.shards.get(name, [])
-            known_state = next((self._optimizer.state.get(one.parameter, {}) for one in old.shards.get(name, ())), {})
+            known_state: Mapping[str, Any] = next(
+                (self._optimizer.state.get(one.parameter, {}) for one in old.shards.get(name, ())), {}
+            )
             for shard in shards:
                 self._new[shard.parameter] = self._scalars(name, known_state, self._group_of(name))
             moves = change.states(name)

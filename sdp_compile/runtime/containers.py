@@ -107,8 +107,9 @@ def reregister_tensors(root: nn.Module, capture: Capture, tensors: Mapping[str, 
         for registry, keys in ((target._parameters, source._parameters), (target._buffers, source._buffers)):
             own: dict[str, Any] = {key: held[key] for key in keys if held[key] is not None or keys[key] is None}
             others = {key: value for key, value in registry.items() if key not in keys}
+            own.update(others)
             registry.clear()
-            registry.update({**own, **others})
+            registry.update(own)
         target._non_persistent_buffers_set |= {key for key in source._buffers if not is_persistent(source, key)}
     for name in sorted({*tensors, *before} - set(canonical.values())):
         path, _, key = name.rpartition(".")

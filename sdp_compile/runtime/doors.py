@@ -61,7 +61,7 @@ class Doors:
         """
         from sdp_compile.inspector import inspect
 
-        return inspect(self, view, **options)
+        return inspect(self, view, **options)  # type: ignore[arg-type]  # SDPModule has this mixin
 
     def report(self, path: str | Path) -> None:
         """Writes the report page of this worker's subnetwork, an HTML file that loads nothing from the network.
