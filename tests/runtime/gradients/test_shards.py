@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
-from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of, parameters_of
+from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_of
 from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
 from sdp_compile.runtime.sharding.shards import Shard
