@@ -44,11 +44,13 @@ LAYERS = (
     ("runtime.peers",),
     ("runtime.subnetwork",),
     ("runtime.state",),
+    ("runtime.doors", "runtime.lowerings"),
     ("runtime.optimizer",),
     ("runtime.module",),
     ("simulator",),
     ("compiler",),
     ("checkpoint",),
+    ("replanning",),
     ("inspector",),
     ("report_page",),
     ("models",),
@@ -63,10 +65,11 @@ LAYERS = (
 
 DOORS = {
     ("planning.plan", "inspector.plan_report"),
-    ("runtime.module.sdp_module", "inspector"),
-    ("runtime.module.sdp_module", "report_page"),
+    ("runtime.doors", "inspector"),
+    ("runtime.doors", "replanning.replan"),
+    ("runtime.doors", "report_page"),
 }
-"""Imports that run back on purpose, inside the methods `Plan.report`, `SDPModule.inspect` and `SDPModule.report`."""
+"""Imports that run back on purpose, inside the methods of `runtime.doors` and `Plan.report`."""
 
 
 def modules() -> dict[str, Path]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdp_compile.checkpoint.boxes import Box
 from sdp_compile.checkpoint.manifest import Manifest, TensorEntry
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.checkpoint.units import Units, merged, units_of
 from sdp_compile.errors import SDPError
+from sdp_compile.planning.boxes import Box
 
 
 @dataclass(frozen=True)

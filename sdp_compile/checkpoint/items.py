@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from sdp_compile.checkpoint.boxes import Box, boxes, flat_boxes
 from sdp_compile.checkpoint.model import CompiledModel, Model
+from sdp_compile.planning.boxes import Box, boxes, flat_boxes
 from sdp_compile.runtime.comm.transfer import Request
 from sdp_compile.runtime.optimizer.shard_states import slices_of
 from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from sdp_compile.checkpoint.boxes import Box, cover_exactly
 from sdp_compile.errors import SDPError
+from sdp_compile.planning.boxes import Box, cover_exactly
 
 FORMAT = "sdp-compile checkpoint 1"
 FILE = "manifest.json"

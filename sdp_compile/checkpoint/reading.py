@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdp_compile.checkpoint.boxes import Box
 from sdp_compile.checkpoint.folder import resolve
 from sdp_compile.checkpoint.manifest import FILE, MOST_BYTES, Chunk, TensorEntry, loads
 from sdp_compile.errors import SDPError
+from sdp_compile.planning.boxes import Box
 from sdp_compile.planning.regions import Region
 
 

@@ -11,7 +11,6 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.optim.optimizer import Optimizer
 
-from sdp_compile.checkpoint.boxes import Box, boxes
 from sdp_compile.checkpoint.buffers import saved_tensors
 from sdp_compile.checkpoint.items import state_slices
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
@@ -19,6 +18,7 @@ from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states, uns
 from sdp_compile.checkpoint.taking import load_optimizer
 from sdp_compile.checkpoint.team import Team
 from sdp_compile.errors import SDPError
+from sdp_compile.planning.boxes import Box, boxes
 from sdp_compile.runtime.optimizer.full_state import fitted_groups
 from sdp_compile.runtime.owners.comparison import check_values
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 
-from sdp_compile.checkpoint.boxes import Box
 from sdp_compile.checkpoint.manifest import LayoutEntry, Manifest, PlanEntry
 from sdp_compile.planning.assignment import Assignment
+from sdp_compile.planning.boxes import Box
 from sdp_compile.structure.layout import Layout, Leaf, Product
 
 Units = tuple[str, int, int]

@@ -21,6 +21,7 @@ from sdp_compile.planning.assignment import Assignment
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES, Bucket, make_buckets
 from sdp_compile.planning.families import CutFamily, Rescale
 from sdp_compile.planning.finding import Finding
+from sdp_compile.planning.moves import Reslicing, Split, Traffic, check_same_model, traffic
 
 
 class Printable(Protocol):
@@ -200,6 +201,40 @@ class Plan(Assignment):
         )
         result = cost.communication(self.workers, pieces, self.state)
         return result if self.masking == "forward" else replace(result, refresh=self._refresh_bytes(rank))
+
+    def moves(
+        self, other: Plan, states: int = 2, sharded: bool = False, bucket_bytes: int = DEFAULT_BUCKET_BYTES
+    ) -> Traffic:
+        """Returns what the workers send each other when ``other`` takes the place of this plan; print it.
+
+        Nothing is sent that its receiver has: what it owns by both plans, or computes with under backward masking.
+
+        Args:
+            other: A plan of the same model for as many workers.
+            states: The number of values that the optimizer keeps of each element; 2 for AdamW.
+            sharded: Whether the owners split them, as with a `ShardedOptimizer`.
+            bucket_bytes: Upper bound of the size of one gradient reduction, which decides how they are split.
+
+        Raises:
+            PlanError: If ``other`` is the plan of another model or number of workers.
+        """
+        check_same_model(self, other)
+        both = (self.splits(bucket_bytes), other.splits(bucket_bytes)) if sharded else None
+        change = Reslicing(self, other, both)
+        found = [
+            (move, tensor.dtype.itemsize * factor)
+            for name, tensor in self.state.items()
+            for factor, parts in (
+                (1, change.values(name) if tensor.kind != "constant" else ()),
+                (states, change.states(name) if self.is_trainable(name) else ()),
+            )
+            for move in parts
+        ]
+        return traffic(self.workers, found)
+
+    def splits(self, bucket_bytes: int = DEFAULT_BUCKET_BYTES) -> list[Split]:
+        """Returns all buckets, each with its owners in the order of the chunks that they average."""
+        return [(bucket, self.levels.in_chunk_order(bucket.owners)) for bucket in self.buckets(None, bucket_bytes)]
 
     def rescales(self, rank: int) -> tuple[Rescale, ...]:
         """Returns the factors that ``rescale`` applies in training on ``rank``; none if it is off."""

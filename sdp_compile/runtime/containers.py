@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -86,6 +87,36 @@ def _put_buffer(target: nn.Module, key: str, tensor: Tensor, persistent: bool) -
     target._buffers[key] = tensor
     if not persistent:
         target._non_persistent_buffers_set.add(key)
+
+
+def reregister_tensors(root: nn.Module, capture: Capture, tensors: Mapping[str, Tensor], before: Iterable[str]) -> None:
+    """Registers other tensors in place of those that `register_tensors` has registered, in the same containers.
+
+    What else was registered since stays.
+
+    Args:
+        root: The module.
+        capture: The original model.
+        tensors: The worker's tensors by canonical name.
+        before: The names of those until now; some of them may have no successor.
+    """
+    canonical = canonical_names(capture.skeleton)
+    for path, source in capture.skeleton.named_modules():
+        target, prefix = _container(root, path), f"{path}." if path else ""
+        held = {key: tensors.get(canonical.get(prefix + key, "")) for key in (*source._parameters, *source._buffers)}
+        for registry, keys in ((target._parameters, source._parameters), (target._buffers, source._buffers)):
+            own: dict[str, Any] = {key: held[key] for key in keys if held[key] is not None or keys[key] is None}
+            others = {key: value for key, value in registry.items() if key not in keys}
+            own.update(others)
+            registry.clear()
+            registry.update(own)
+        target._non_persistent_buffers_set |= {key for key in source._buffers if not is_persistent(source, key)}
+    for name in sorted({*tensors, *before} - set(canonical.values())):
+        path, _, key = name.rpartition(".")
+        if name in tensors:
+            _put_buffer(_container(root, path), key, tensors[name], persistent=False)
+        else:
+            _container(root, path)._buffers.pop(key, None)
 
 
 def retie(places: Mapping[int, list[tuple[nn.Module, str]]]) -> bool:

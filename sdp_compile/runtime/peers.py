@@ -74,8 +74,7 @@ class Peers:
         self.holdings, self.groups = holdings, groups
         self.bucket_bytes, self.comm_dtype, self.check_finite = bucket_bytes, comm_dtype, check_finite
         self._reduction = reduction
-        groups.create(plan.levels)
-        self.route = Route(plan.levels, groups)
+        self._followed: torch.utils.hooks.RemovableHandle | None = None
         self._connect(module, number)
         self.differing: tuple[str, ...] = ()
         if broadcast_from is None or values is None:
@@ -86,12 +85,27 @@ class Peers:
     def attach(self, module: nn.Module, number: int) -> Peers:
         """Returns the connection of a copy of the module, with the same groups and its own hooks. Not collective."""
         result = copy.copy(self)
+        result._followed = None
         result._connect(module, number)
         result.engine.values_are_compared = False  # an average of weights over time may round each slice differently
         return result
 
+    def follow_plan(self, module: nn.Module, number: int, holdings: Holdings) -> None:
+        """Averages and refreshes by another plan of the same workers from now on. Collective.
+
+        Args:
+            module: The module, which has the tensors of that plan already.
+            number: The number of the module.
+            holdings: Which tensors those are.
+        """
+        self.engine.detach()
+        self.holdings = holdings
+        self._connect(module, number)
+
     def _connect(self, module: nn.Module, number: int) -> None:
         plan, rank = self.holdings.plan, self.holdings.rank
+        self.groups.create(plan.levels)
+        self.route = Route(plan.levels, self.groups)
         buckets = plan.buckets(rank, self.bucket_bytes)
         contract = contract_of(self._reduction, self.holdings, self.groups)
         self.engine = engine = GradientEngine(
@@ -119,7 +133,9 @@ class Peers:
                 if method is not None:
                     method()
 
-        module.register_load_state_dict_post_hook(follow)
+        if self._followed is not None:
+            self._followed.remove()
+        self._followed = module.register_load_state_dict_post_hook(follow)
 
     @property
     def group(self) -> dist.ProcessGroup:

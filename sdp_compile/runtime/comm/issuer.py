@@ -67,6 +67,11 @@ class Issuer:
         self._count += 1
         return self._count - 1
 
+    def remove(self, engine: Issuing) -> None:
+        """Forgets an engine; all ranks do so at the same time."""
+        self._created.pop(engine, None)
+        self._order = [entry for entry in self._order if entry() is not engine]
+
     def held(self) -> list[str]:
         """The keys of all parameters of which this worker holds a part."""
         return [key for engine in list(self._created) for key in engine.held()]

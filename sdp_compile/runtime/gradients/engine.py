@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import count
 
 import torch
@@ -22,7 +22,7 @@ from sdp_compile.runtime.contract.own import multiply, own_regions
 from sdp_compile.runtime.gradients.arrivals import is_accumulated
 from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.hooks import Hook, Hooks
-from sdp_compile.runtime.gradients.launch_state import LaunchState
+from sdp_compile.runtime.gradients.launch_state import LaunchState, Switch
 from sdp_compile.runtime.gradients.progress import Progress
 from sdp_compile.runtime.gradients.unused import Unused
 from sdp_compile.runtime.levels.refresh import Refresh
@@ -61,6 +61,7 @@ class GradientEngine:
     Attributes:
         reduction: How a bucket is averaged.
         contract: What the averages make up.
+        switch: Whether backward averages gradients.
         unused: Knows which gradients are nothing but the zeros of a reduction.
         refresher: Refreshes the values of other workers after a step, under backward masking.
         number: The engine's number among those of its common group, the same on all workers.
@@ -96,15 +97,14 @@ class GradientEngine:
         self._own = own_regions(holdings, self._slots) if self.contract.watches else {}
         state = holdings.plan.state.items()
         self._frozen = [name for name, tensor in state if tensor.kind == "parameter" and not tensor.requires_grad]
-        self._synchronise = True
+        self.switch = Switch()
         self._accumulated = False
         self._unequal_devices: bool | None = None
         self._reductions = 0
         self._launches = LaunchState()
         self._backward = self._watched = -1
         self._ignores = False
-        self._hooks = Hooks()
-        self.unused = Unused()
+        self._hooks, self.unused = Hooks(), Unused()
         self.refresher: Refresh | None = None
         self.values_are_compared = True
         self.in_backward: Callable[[GradientEngine], Statement] = lambda _: IN_BACKWARD
@@ -122,6 +122,12 @@ class GradientEngine:
         watcher = self if self.contract.watches else None
         self._hooks.attach(self, self._progress.follow(self._parameters), self.names(), watcher)
         self._unequal_devices = None
+
+    def detach(self) -> None:
+        """Averages nothing any more: another engine takes the place of this one on all workers."""
+        self._hooks.attach(self, {})
+        self._issuer.remove(self)
+        _engines.discard(self)
 
     @property
     def hooked(self) -> Mapping[str, nn.Parameter]:
@@ -161,14 +167,9 @@ class GradientEngine:
         """Returns the name of a parameter among those of all engines of the common group."""
         return f"{self.number}:{name}"
 
-    @contextmanager
-    def no_sync(self) -> Iterator[None]:
+    def no_sync(self) -> AbstractContextManager[None]:
         """Within this context, backward only accumulates."""
-        before, self._synchronise = self._synchronise, False
-        try:
-            yield
-        finally:
-            self._synchronise = before
+        return self.switch.off()
 
     def sync(self) -> None:
         """Averages pending gradients, and does nothing if none are pending.
@@ -196,7 +197,7 @@ class GradientEngine:
         self._accumulated = True
         if name is not None:
             self.unused.arrived(name)
-        if self._synchronise and self._take_part():
+        if self.switch.is_on and self._take_part():
             for position in slots:
                 self._progress.complete(position)
 
@@ -209,7 +210,7 @@ class GradientEngine:
         launches = self._launches
         launches.graph_asked = True
         position = self._positions.get(number)
-        if position is None or not self._synchronise or not launches.graphs_launch:
+        if position is None or not self.switch.is_on or not launches.graphs_launch:
             return
         names = self._slots[position].names
         if len(names) != len(gradients):

@@ -1,13 +1,34 @@
-"""Whether compiled graphs launch reductions during backward: a decision that all workers make together."""
+"""Whether backward averages gradients, and whether compiled graphs launch reductions, which all workers decide."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
 from sdp_compile.runtime.gradients.arrivals import Arrivals
+
+
+class Switch:
+    """Whether backward averages gradients.
+
+    Attributes:
+        is_on: Whether it does now.
+    """
+
+    def __init__(self) -> None:
+        self.is_on = True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within this context, it is off."""
+        before, self.is_on = self.is_on, False
+        try:
+            yield
+        finally:
+            self.is_on = before
 
 
 class LaunchState:

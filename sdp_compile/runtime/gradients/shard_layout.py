@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -25,7 +25,7 @@ class ShardLayout:
 
     def __init__(
         self,
-        module: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
         holdings: Holdings,
         slots: Sequence[Slot],
         chunk_order: Callable[[OwnerSet], OwnerSet] = lambda owners: owners,
@@ -33,13 +33,12 @@ class ShardLayout:
         """Lays out the shards of a module's parameters.
 
         Args:
-            module: This worker's module.
-            holdings: Which tensors it holds.
+            parameters: This worker's parameters by canonical name, in the plan's order.
+            holdings: Which tensors the worker holds.
             slots: Its gradient buckets; none without peers.
             chunk_order: Returns owners in the order of the chunks that they average.
         """
         plan, rank = holdings.plan, holdings.rank
-        parameters = parameters_of(module, plan)
         self.buckets: dict[int, ShardedBucket] = {}
         self.alone: dict[str, ShardedBucket] = {}
         self.first: dict[str, int] = {}

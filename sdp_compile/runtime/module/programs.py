@@ -20,23 +20,21 @@ from torch.fx.graph_module import _forward_from_src
 from sdp_compile.capture import recapture
 from sdp_compile.capture.devices import retarget_devices
 from sdp_compile.capture.originals import standing_for_copies
-from sdp_compile.capture.precision import autocast_of, casts_of
+from sdp_compile.capture.precision import casts_of
 from sdp_compile.errors import SDPError
 from sdp_compile.ir.functions import Marks
 from sdp_compile.ir.numbers import Place
 from sdp_compile.ir.program import Capture, Precision, Program, copy_program
 from sdp_compile.ir.reads import Read, changed_read, changed_reads
-from sdp_compile.lowering import Lowered, lower
-from sdp_compile.planning.making import refitted
+from sdp_compile.lowering import Lowered
 from sdp_compile.runtime.gradients.compiled import with_launches
+from sdp_compile.runtime.lowerings import Lowerings
 from sdp_compile.runtime.module.calls import Caller, Shapes, Wanted, like_cause
 from sdp_compile.runtime.module.changing import ChangingNumbers
 from sdp_compile.runtime.module.recompute import executable
 from sdp_compile.runtime.module.user_names import hidden_parts, reading_parts
 from sdp_compile.runtime.python_state import PythonState
-from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.runtime.subnetwork import Subnetwork
-from sdp_compile.structure.analysis import analyse
 
 _REMEMBERED = 1000  # calls whose program is looked up at once
 _MANY = 8  # captures of one mode after which the user is told, as often as torch.compile compiles anew
@@ -57,7 +55,7 @@ class Programs:
         """Copies ``programs``, because moving the module rewrites their device constants."""
         self.state = state
         self._module = weakref.ref(module)
-        self._lowered = lowered
+        self.lowerings = Lowerings(lowered)
         self.programs = {name: copy_program(program) for name, program in programs.items()}
         self.device = lowered.analysis.capture.device
         self._sources: dict[str, str] = {}
@@ -256,7 +254,7 @@ class Programs:
             raise self._refusal(call, error) from error
         for name, tensor in tensors.items():
             module.register_buffer(name, tensor, persistent=False)
-        name = f"{key}_{len(known)}"
+        name = self._free_name(key)
         self.programs[name] = program
         self.generate((name,))
         changed = self._changed(name)  # reads its numbers
@@ -330,17 +328,22 @@ class Programs:
             )
 
     def _lowered_again(self, call: Wanted, captured: Capture) -> tuple[Program, dict[str, torch.Tensor]]:
-        module, lowered, base = self.module, self._lowered, self.module.capture
-        analysis = analyse(captured)
-        plan = refitted(lowered.plan, analysis, lowered.rank)
-        with autocast_of(call.precision, self.device):
-            again = lower(analysis, plan, lowered.rank, lowered.passes, (call.key,))
-        new = {name: tensor for name, tensor in captured.state.items() if name not in base.state}
-        tensors = slice_tensors(again.holdings, replace(captured, state=new), {}, self.device)
-        constants = {name: captured.constants[name] for name in new}
-        state, values = {**base.state, **new}, {**base.constants, **constants}
-        vars(module)["capture"] = replace(base, state=state, constants=values)
-        return again.programs[call.key], tensors
+        return self.lowerings.add(
+            self._free_name(call.key), call.key, captured, call.precision, self.module, self.device
+        )
+
+    def _free_name(self, key: str) -> str:
+        return next(name for name in (f"{key}_{number}" for number in itertools.count(1)) if name not in self.programs)
+
+    def follow_plan(self, lowered: Lowered) -> dict[str, torch.Tensor]:
+        """Takes over the programs of another plan. Returns the constants that only later programs have."""
+        self.programs, constants = self.lowerings.follow(lowered, self.device)
+        self._names = {key: name if name in self.programs else key for key, name in self._names.items()}
+        self._chosen.clear()
+        for seen in (self._seen, self._marked):
+            seen.clear()
+        self.state.version += 1  # code that was compiled for the programs before is not right any more
+        return constants
 
 
 def programs_of(number: int) -> Programs:

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,9 @@ from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.program import Capture, Program
 from sdp_compile.lowering import Lowered
 from sdp_compile.planning.holdings import LoweringKind
-from sdp_compile.runtime.containers import register_tensors, retie, tensor_places
+from sdp_compile.runtime.containers import register_tensors, reregister_tensors, retie, tensor_places
+from sdp_compile.runtime.doors import Doors
+from sdp_compile.runtime.lowerings import Lowerings
 from sdp_compile.runtime.module.orphan import refuse_backward
 from sdp_compile.runtime.module.per_mode import GraphPerMode
 from sdp_compile.runtime.module.programs import Programs
@@ -32,7 +33,7 @@ from sdp_compile.runtime.subnetwork import Subnetwork
 from sdp_compile.structure.analysis import Analysis
 
 
-class SDPModule(OwnNames, WithAttributes, UserNames, Subnetwork, GraphPerMode):
+class SDPModule(OwnNames, Doors, WithAttributes, UserNames, Subnetwork, GraphPerMode):
     """One worker's subnetwork as an `fx.GraphModule`, with the original's names, modes and calling convention.
 
     ``graph`` and ``code`` are those of the current mode; the graphs of both modes read the same parameters and buffers.
@@ -97,6 +98,11 @@ class SDPModule(OwnNames, WithAttributes, UserNames, Subnetwork, GraphPerMode):
         return self.lowered.lowering
 
     @property
+    def lowerings(self) -> Lowerings:
+        """What was captured, to be lowered by another plan."""
+        return self._programs.lowerings
+
+    @property
     def unowned(self) -> Mapping[str, Tensor]:
         """Under backward masking, the buffers with values that the worker computes with but does not own, by name."""
         names = [part.name for parts in self.holdings.unowned.values() for part in parts]
@@ -114,6 +120,23 @@ class SDPModule(OwnNames, WithAttributes, UserNames, Subnetwork, GraphPerMode):
         self._follow_device()
         self._follow_dtypes()
         return self
+
+    def follow_plan(self, lowered: Lowered, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over another plan, as a part of `replan`. Collective if there are peers.
+
+        Args:
+            lowered: The worker's programs by that plan.
+            tensors: Its values by name.
+        """
+        before = {*self.holdings.buffers, *self.capture.state}
+        vars(self).update(lowered=lowered, holdings=lowered.holdings)
+        constants = self._programs.follow_plan(lowered)
+        reregister_tensors(self, self.capture, {**tensors, **constants}, before)
+        self._origin.follow(self.holdings)
+        self._follow_dtypes()
+        self.recompile()
+        if self.peers is not None:
+            self.peers.follow_plan(self, self.number, self.holdings)
 
     def _follow_dtypes(self) -> None:
         """Tells the programs the current dtypes of the module's tensors."""
@@ -280,34 +303,6 @@ class SDPModule(OwnNames, WithAttributes, UserNames, Subnetwork, GraphPerMode):
                 missing.
         """
         return clip_grad_norm_(self, max_norm, norm_type, error_if_nonfinite)
-
-    def inspect(self, view: str = "structure", **options: Any) -> Any:
-        """Returns a view of what was compiled, for the terminal or a notebook.
-
-        Args:
-            view: ``"structure"``, ``"owners"``, ``"graph"``, ``"diff"`` or ``"cost"``.
-            options: The options of ``sdp-compile inspect`` for the view, such as ``rank`` or the glob ``module``.
-
-        Returns:
-            An object that prints as text, renders as HTML in a notebook and returns the data from ``to_dict()``.
-
-        Raises:
-            SDPError: If there is no such view or option.
-        """
-        from sdp_compile.inspector import inspect
-
-        return inspect(self, view, **options)
-
-    def report(self, path: str | Path) -> None:
-        """Writes the report page of this worker's subnetwork, an HTML file that loads nothing from the network.
-
-        Args:
-            path: The file to write.
-        """
-        from sdp_compile.inspector import Subject
-        from sdp_compile.report_page import write_report
-
-        write_report(Subject.of(self.lowered), path, self.rank)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Within this context, backward only accumulates gradients; the next backward outside averages them all."""

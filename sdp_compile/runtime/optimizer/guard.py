@@ -18,7 +18,7 @@ from sdp_compile.runtime.gradients.engine import GradientEngine, engine_of
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
 from sdp_compile.runtime.levels.equalise import equalise
 from sdp_compile.runtime.optimizer.origin import check_origin
-from sdp_compile.runtime.optimizer.originals import refuse_original
+from sdp_compile.runtime.optimizer.originals import refuse_original, refuse_replaced
 from sdp_compile.runtime.optimizer.owner_check import check_step
 from sdp_compile.runtime.probing.elementwise import check_elementwise, needs_broadcast
 
@@ -36,6 +36,7 @@ def install_optimizer_guard() -> None:
 
 @torch.compiler.disable(reason="All workers compare what they step; compile optimizer.step without fullgraph=True.")  # type: ignore[untyped-decorator]
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    refuse_replaced(optimizer)
     engines = engines_of(optimizer)
     if not engines:
         refuse_original(optimizer)

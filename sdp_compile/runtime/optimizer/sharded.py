@@ -59,10 +59,11 @@ class ShardedOptimizer(Optimizer):
     ) -> None:
         self.module = module = unwrapped(model)
         peers, _ = enter(module, "sdp.ShardedOptimizer()", str(optimizer), lambda: self._check(optimizer))
+        parameters = parameters_of(module, module.plan)
         if peers is None:
-            self._layout = ShardLayout(module, module.holdings, ())
+            self._layout = ShardLayout(parameters, module.holdings, ())
         else:
-            self._layout = ShardLayout(module, module.holdings, peers.engine.slots, peers.route.chunk_order)
+            self._layout = ShardLayout(parameters, module.holdings, peers.engine.slots, peers.route.chunk_order)
         self.reduction: ReduceScatter | None = None
         """How the gradients are averaged meanwhile; None without peers."""
         known = optimizer([{"params": []}], **defaults).defaults
@@ -72,11 +73,34 @@ class ShardedOptimizer(Optimizer):
         check_elementwise(self._inner, device_of(module), flat=True)
         self.state = self._inner.state
         install_optimizer_guard()
-        if peers is not None:
+        self._ending: weakref.finalize[Any, Any] | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        """Lets backward average gradients to shards, as long as this optimizer exists."""
+        if self._ending is not None:
+            self._ending.detach()
+        if (peers := self.module.peers) is not None:
             before = peers.engine.reduction
-            self.reduction = reduction = ReduceScatter(peers.engine, before, module, self._layout, self)
+            self.reduction = reduction = ReduceScatter(peers.engine, before, self.module, self._layout, self)
             peers.engine.reduction = reduction
-            weakref.finalize(self, _end, reduction, before, weakref.ref(peers.engine)).atexit = False
+            self._ending = weakref.finalize(self, _end, reduction, before, weakref.ref(peers.engine))
+            self._ending.atexit = False
+
+    def follow_plan(self, layout: ShardLayout, states: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Steps other shards from now on, after the model got another plan.
+
+        Args:
+            layout: The shards of the parameters that the groups of this optimizer hold now.
+            states: The states of these shards' parameters.
+        """
+        self._layout = layout
+        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            inner["params"] = self._shard_parameters(group)
+        self._inner.state.clear()
+        self._inner.state.update(states)
+        self._follow_options()
+        self._connect()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group.

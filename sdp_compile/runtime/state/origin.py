@@ -56,6 +56,11 @@ class Origin:
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return self
 
+    def follow(self, holdings: Holdings) -> None:
+        """Marks and checks states as those of other slices from now on."""
+        self._holdings = holdings
+        vars(self).pop("is_cut", None)
+
     @cached_property
     def is_cut(self) -> bool:
         """Whether the workers hold different slices."""

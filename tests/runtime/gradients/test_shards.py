@@ -24,7 +24,7 @@ CUT = ["up.weight", "up.bias", "norm.weight", "norm.bias", "down.weight"]
 
 def layout_of(module: Subnet) -> ShardLayout:
     slots = [Slot(bucket, module.holdings, None) for bucket in module.plan.buckets(module.rank, 64)]
-    return ShardLayout(module, module.holdings, slots)
+    return ShardLayout(parameters_of(module, module.plan), module.holdings, slots)
 
 
 def test_parameters_have_the_model_s_names_and_order() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdp_compile.checkpoint.boxes import Box, boxes, cover_exactly, flat_boxes
+from sdp_compile.planning.boxes import Box, boxes, cover_exactly, flat_boxes
 
 SHAPES = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)
 

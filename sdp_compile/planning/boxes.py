@@ -1,4 +1,4 @@
-"""Boxes: contiguous blocks of a full tensor, which are the pieces of a checkpoint."""
+"""Boxes: contiguous blocks of a full tensor, the pieces of checkpoints and of optimizer states that are split."""
 
 from __future__ import annotations
 

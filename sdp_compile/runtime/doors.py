@@ -1,0 +1,75 @@
+"""Methods of compiled modules for whose work the layers above are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.optim.optimizer import Optimizer
+
+from sdp_compile.lowering import Lowered
+from sdp_compile.planning.moves import Traffic
+
+
+class Doors:
+    """Methods of compiled modules that import what they call from the layers above."""
+
+    lowered: Lowered
+
+    if TYPE_CHECKING:
+
+        @property
+        def rank(self) -> int: ...
+
+    def replan(self, policy: Any, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> Traffic:
+        """Gives the model another plan for the same workers, and moves values and optimizer states. Collective.
+
+        Call it between an optimizer's step and the next backward. Only what its receiver does not have is sent, and
+        what was captured is not captured again. The model gets new Parameter objects where a worker holds another part,
+        the optimizers get them in their groups, with the states of each element. Gradients are dropped. Mode, settings,
+        forward hooks, random states and this object stay. Running statistics become those of `full_state_dict`.
+
+        Args:
+            policy: A `Policy`, its name, the path of its TOML file, its fields, or a `Plan` of this model.
+            optimizer: The optimizer of the model's parameters, perhaps a `ShardedOptimizer`; several in a sequence.
+
+        Returns:
+            What the workers have sent each other. `Plan.moves` tells it in advance.
+
+        Raises:
+            SDPError: If the policy or plan does not fit, gradients are not synchronised, or an optimizer cannot follow.
+                Then the model is as before.
+            DistributedError: If the workers do not agree, or there is no process group.
+        """
+        from sdp_compile.replanning.replan import replan
+
+        return replan(self, policy, optimizer)
+
+    def inspect(self, view: str = "structure", **options: Any) -> Any:
+        """Returns a view of what was compiled, for the terminal or a notebook.
+
+        Args:
+            view: ``"structure"``, ``"owners"``, ``"graph"``, ``"diff"`` or ``"cost"``.
+            options: The options of ``sdp-compile inspect`` for the view, such as ``rank`` or the glob ``module``.
+
+        Returns:
+            An object that prints as text, renders as HTML in a notebook and returns the data from ``to_dict()``.
+
+        Raises:
+            SDPError: If there is no such view or option.
+        """
+        from sdp_compile.inspector import inspect
+
+        return inspect(self, view, **options)  # type: ignore[arg-type]  # SDPModule has this mixin
+
+    def report(self, path: str | Path) -> None:
+        """Writes the report page of this worker's subnetwork, an HTML file that loads nothing from the network.
+
+        Args:
+            path: The file to write.
+        """
+        from sdp_compile.inspector import Subject
+        from sdp_compile.report_page import write_report
+
+        write_report(Subject.of(self.lowered), path, self.rank)
