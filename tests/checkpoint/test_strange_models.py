@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def test_spectral_norms_are_those_of_the_whole_weights_and_the_worker_goes_on_wi
 def hooked(rank: int, folder: Path) -> Any:
     torch.manual_seed(0)
     module = sdp.compile(Fused(), sdp.NeuronPolicy(coverage=0.5), (torch.randn(2, 3, 8),))
-    with pytest.warns(UserWarning, match="has entries that are none of its parameters and buffers"):
+    warns = pytest.warns(UserWarning, match="has entries that are none of its parameters and buffers")
+    with nullcontext() if rank else warns:  # once for the job
         sdp.save_checkpoint(folder, module, step=3)
     return module.full_state_dict()
 
