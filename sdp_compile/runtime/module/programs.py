@@ -290,8 +290,7 @@ class Programs:
         for name, program in self.programs.items():
             if program.key == call.key and program.precision == call.precision:
                 caller: Caller = getattr(self.module, f"_caller_{name}")
-                compared = [*self._reads[name]["other"], *self._reads[name]["marked"]]
-                reads = changed_reads(compared, self.module)
+                reads = changed_reads([*self._reads[name]["other"], *self._reads[name]["marked"]], self.module)
                 own = [*self._reads[name]["switch"], *self._reads[name]["attribute"]]
                 found.append(caller.difference(call.shapes, [*reads, *changed_reads(own, self.state.skeleton)]))
         return min((one for one in found if one[1]), default=found[0])[1]
