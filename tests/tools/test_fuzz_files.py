@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,11 +28,12 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Readers]:
     yield found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_input_is_read_or_refused(kind: str, readers: Readers) -> None:
-    outcomes, problem = run(kind, readers, 8 if kind == "command" else 40, start=1)
-    assert not problem, problem
-    assert sum(outcomes.values()) >= 8 and outcomes["refused"]
+def test_every_input_is_read_or_refused() -> None:
+    """In a process of its own: what others have loaded or removed there would count as the inputs' deeds."""
+    command = [sys.executable, "-m", "tools.fuzz_files", "--inputs", "240", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert all(kind in done.stdout for kind in KINDS)
 
 
 def test_the_valid_ones_are_read(readers: Readers) -> None:
