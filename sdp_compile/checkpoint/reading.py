@@ -65,10 +65,7 @@ class Checkpoint:
         if not region.shape:
             return self._any_copy(entry, entry.chunks, name)
         result = torch.empty(region.shape, dtype=entry.torch_dtype)
-        copies: dict[Box, list[Chunk]] = {}
-        for chunk in entry.chunks:
-            copies.setdefault(chunk.box, []).append(chunk)
-        for box, chunks in copies.items():
+        for box, chunks in _copies(entry).items():
             within = [
                 slice(*np.searchsorted(index, [start, start + size]))
                 for index, start, size in zip(region.index, box.offsets, box.sizes, strict=True)
@@ -102,10 +99,7 @@ class Checkpoint:
         for name, entries in ({} if optimizer is None else optimizer.tensors).items():
             tensors += [(f"{key} of {name}", entry) for key, entry in entries.items()]
         for name, entry in tensors:
-            copies: dict[Box, list[Chunk]] = {}
-            for chunk in entry.chunks:
-                copies.setdefault(chunk.box, []).append(chunk)
-            for chunks in copies.values():
+            for chunks in _copies(entry).values():
                 self._any_copy(entry, chunks, name)
 
     def compare(self, entry: TensorEntry, name: str) -> list[str]:
@@ -198,3 +192,11 @@ class Checkpoint:
 
     def _place(self, number: int) -> Path:
         return self.path / self.manifest.files[number].name
+
+
+def _copies(entry: TensorEntry) -> dict[Box, list[Chunk]]:
+    """Returns the copies of each part of a tensor."""
+    copies: dict[Box, list[Chunk]] = {}
+    for chunk in entry.chunks:
+        copies.setdefault(chunk.box, []).append(chunk)
+    return copies

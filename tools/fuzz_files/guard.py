@@ -47,9 +47,7 @@ def guarded(folder: Path, may_load: bool = False) -> Iterator[None]:
     finally:
         _watched[-1] = (Path("/"), [])
     loaded = [] if may_load else sorted(set(sys.modules) - modules)
-    strange = [
-        name for name in loaded if not name.startswith(("sdp_compile", "torch", "numpy", "safetensors", "encodings"))
-    ]
+    strange = [name for name in loaded if not name.startswith(HARMLESS)]
     if found or strange:
         raise Forbidden("; ".join([*found, *(f"import of {name}" for name in strange)]))
 
