@@ -64,12 +64,22 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     folder, found = _watched[-1]
     if folder == Path("/"):
         return
-    if event in RUNS_CODE:
+    if event in RUNS_CODE and not _asks_driver(event, arguments):
         found.append(f"{event}{arguments!r:.200}")
         return
     path = arguments[0] if arguments else None
     if isinstance(path, (str, bytes, os.PathLike)) and (event in WRITES or (event == "open" and _writes(arguments))):
         _check(folder, path, event, found)
+
+
+def _asks_driver(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether torch looks for a card: it asks the system's loader for the driver by a name without a folder."""
+    if event != "ctypes.dlopen" or os.sep in str(arguments[0]):
+        return False
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == "ctypes":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("torch.cuda")
 
 
 def _writes(arguments: tuple[Any, ...]) -> bool:
