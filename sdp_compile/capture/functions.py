@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -102,7 +103,9 @@ def variable_at(frame: FrameType, chain: Iterable[str]) -> tuple[str, Mapping[st
 
 def is_users_scope(scope: Mapping[str, Any]) -> bool:
     """Whether global variables are those of the user's code."""
-    return is_users(scope.get("__file__") or "<string>")
+    if not scope.get("__file__"):  # typed in, or built into Python
+        return str(scope.get("__name__")) not in sys.builtin_module_names
+    return is_users(scope["__file__"])
 
 
 def _is_own(value: Any) -> bool:

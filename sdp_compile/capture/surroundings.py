@@ -29,14 +29,14 @@ from sdp_compile.capture.variables import (
     attribute_of,
     cells_of,
     chains,
-    eager_part,
     has_tensors,
+    is_capture_entry,
     is_function_variable,
     is_running,
     is_small,
 )
 from sdp_compile.ir.plain import MISSING, frozen, is_number
-from sdp_compile.ir.reads import DEFAULTS, Read, owner_of, owner_of_class, tensors_of, with_versions
+from sdp_compile.ir.reads import DEFAULTS, Read, owner_of, owner_of_class, tensors_of, torch_defaults, with_versions
 
 _GRAD = {id(torch.is_grad_enabled), id(torch._C.is_grad_enabled)}
 _IMPORT = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]
@@ -63,7 +63,7 @@ class Surroundings:
         self.functions: dict[CodeType, dict[str, Any]] = {}
         self.calls_math = False
         self.reads: dict[tuple[str, str, str], Read] = {}
-        self._note(DEFAULTS, "default dtype", torch.get_default_dtype())
+        self._note(DEFAULTS, "default dtype", torch_defaults.get("default dtype"))
         self.impure: dict[str, str] = {}
         self.lines: dict[str, str] = {}
         self.compiling: str | None = None
@@ -124,7 +124,7 @@ class Surroundings:
         found = [
             f"changes {what}"
             for what, value, before, _undo in self._kept.values()
-            if frozen(eager_part(value)) != before
+            if frozen(value, is_capture_entry) != before
         ]
         found += [
             f"changes {what}"
@@ -320,7 +320,7 @@ class Surroundings:
         undo = undo_of(value)
         if undo is None:
             return
-        self._kept[id(value)] = (what, value, frozen(eager_part(value)), undo)
+        self._kept[id(value)] = (what, value, frozen(value, is_capture_entry), undo)
 
     def _keep_module(self, what: str, root: nn.Module) -> None:
         """Notes the attributes of a module that is not the one that runs, but that a hook or a function may hold."""

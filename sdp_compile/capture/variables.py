@@ -108,16 +108,12 @@ def is_running(frame: FrameType | None, name: str, value: Any) -> bool:
     return False
 
 
-def eager_part(value: Any) -> Any:
-    """Returns a dictionary or set without the types of tensors that capture uses, which eager execution never adds.
+def is_capture_entry(key: Any, held: Any) -> bool:
+    """Whether a key of a dictionary or set is for the types of tensors of capture, which eager execution never adds.
 
-    Libraries remember by the type of a tensor what to call for it. Numbers by type, such as counts of calls, stay.
+    Libraries remember by the type of a tensor what to call for it. Numbers by type, such as counts of calls, count.
     """
-    if isinstance(value, (dict, set)) and any(map(_is_of_capture, value)):
-        if isinstance(value, set):
-            return {key for key in value if not _is_of_capture(key)}
-        return {key: held for key, held in value.items() if is_small(held) or not _is_of_capture(key)}
-    return value
+    return _is_of_capture(key) and (held is MISSING or not is_small(held))
 
 
 def _is_of_capture(key: Any) -> bool:

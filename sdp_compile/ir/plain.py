@@ -7,7 +7,7 @@ import functools
 import pickle
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from functools import partial
 from itertools import islice
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
@@ -37,17 +37,22 @@ def is_number(value: Any) -> bool:
     return type(value) in _NUMBERS or type(value) in _ATOMS
 
 
-def frozen(value: Any) -> Any:
+def frozen(value: Any, without: Callable[[Any, Any], bool] | None = None) -> Any:
     """Returns something that equals the frozen later value exactly if no plain data in it has changed.
 
     Containers and objects are compared by what they hold, and functions by where they are written. The values of
     tensors, and modules and classes, do not count, nor does more than the first thousands of parts.
+
+    Args:
+        value: The value.
+        without: Tells of a key and what a dictionary has there, or of an element of a set and `MISSING`, whether it
+            is left out, at any depth.
     """
     if value is MISSING:
         return value
     if is_number(value):
         return _number(value)
-    return _Freezer().freeze(value)
+    return _Freezer(without).freeze(value)
 
 
 def floats_since(before: Any, now: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -130,7 +135,8 @@ def bare(value: Any) -> Any:
 
 
 class _Freezer:
-    def __init__(self) -> None:
+    def __init__(self, without: Callable[[Any, Any], bool] | None = None) -> None:
+        self._without = without or (lambda key, held: False)
         self._left = _MOST
         self._open: dict[int, int] = {}
 
@@ -150,8 +156,10 @@ class _Freezer:
             return kind, "of", self.freeze(value.fget)
         if isinstance(value, partial):
             return kind, self.freeze(value.func), self.freeze(value.args), self.freeze(value.keywords)
-        if isinstance(value, _OPAQUE) or self._left < 0:
+        if isinstance(value, _OPAQUE):
             return _NAMES.get(kind, kind), getattr(value, "__qualname__", "")
+        if self._left < 0:
+            return kind
         if isinstance(value, enum.Enum):
             return kind, value.name
         if id(value) in self._open:
@@ -182,12 +190,15 @@ class _Freezer:
     def _parts(self, value: Any) -> Any:
         if isinstance(value, Mapping):
             return tuple(
-                (self.freeze(key), self.freeze(item)) for key, item in islice(value.items(), max(0, self._left))
+                (self.freeze(key), self.freeze(item))
+                for key, item in islice(value.items(), max(0, self._left))
+                if not self._without(key, item)
             )
         if isinstance(value, (list, tuple, deque)):
             return (len(value), *(self.freeze(item) for item in islice(value, max(0, self._left))))
         if isinstance(value, Set):
-            return frozenset(self.freeze(item) for item in islice(value, max(0, self._left)))
+            items = islice(value, max(0, self._left))
+            return frozenset(self.freeze(item) for item in items if not self._without(item, MISSING))
         attributes = getattr(value, "__dict__", None)
         plain = type(value) is SimpleNamespace or "__reduce__" not in _own(type(value))
         if isinstance(attributes, dict) and attributes and plain:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sdp_compile.capture import capture
-from sdp_compile.capture.variables import eager_part
+from sdp_compile.capture.variables import is_capture_entry
 from sdp_compile.errors import CaptureError
+from sdp_compile.ir.plain import frozen
 from sdp_compile.ir.reads import changed_read
 
 Scaled = tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[bool], None]]
@@ -124,8 +127,77 @@ def test_what_is_remembered_by_the_type_of_a_tensor_is_no_change_of_forward() ->
 
 
 def test_counts_by_the_type_of_a_tensor_are_changes() -> None:
-    assert eager_part({FakeTensor: 1, torch.Tensor: 2}) == {FakeTensor: 1, torch.Tensor: 2}
-    assert eager_part({FakeTensor: torch.relu, (FakeTensor, 2): torch.relu, "a": 1}) == {"a": 1}
+    for counts in (True, False):
+        value = 1 if counts else torch.relu
+        inside = SimpleNamespace(by_type={FakeTensor: value})
+        for held in ({FakeTensor: value}, {"a": {(FakeTensor, 2): value}}, [inside]):
+            assert (frozen(held, is_capture_entry) == frozen(held)) is counts
+    assert frozen({"a": 1, FakeTensor: torch.relu}, is_capture_entry) == frozen({"a": 1})
+    assert frozen([{int, FakeTensor}], is_capture_entry) == frozen([{int}])
+
+
+class State:
+    """What `Registry` knows, which it never changes but replaces, as einx does."""
+
+    def __init__(self, by_types: dict[Any, Any]) -> None:
+        self.by_types, self.modules = dict(by_types), set[str]()
+
+    def call_of(self, tensors: tuple[torch.Tensor, ...]) -> tuple[State, Any]:
+        state = State(self.by_types)
+        return state, state.by_types.setdefault(tuple(map(type, tensors)), torch.tanh)
+
+
+class Registry:
+    def __init__(self) -> None:
+        self.state = State({(): Backend(), (int,): Backend()})
+
+    def call_of(self, *tensors: torch.Tensor) -> Any:
+        self.state, found = self.state.call_of(tensors)
+        return found
+
+
+class Backend:
+    """Has every attribute, a new one each time, and more parts than are compared."""
+
+    def __init__(self) -> None:
+        self.names = dict.fromkeys(map(str, range(6000)), 0)
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        return lambda: None
+
+
+REGISTRY = Registry()
+
+
+class Registered(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h: torch.Tensor = REGISTRY.call_of(x, self.weight)(super().forward(x))
+        return h
+
+
+def test_what_an_object_remembers_inside_by_the_types_of_tensors_is_no_change() -> None:
+    model, x = Registered(4, 4), torch.randn(2, 4)
+    model(x)
+    capture(model, x)
+    assert list(REGISTRY.state.by_types) == [(), (int,), (torch.Tensor, nn.Parameter)], "no type of capture stays"
+
+
+class Importing(nn.Linear):
+    """Looks at what is imported, and imports something, as libraries of several frameworks do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if "colorsys" not in sys.modules:
+            import colorsys
+
+            assert colorsys
+        h: torch.Tensor = super().forward(x)
+        return h
+
+
+def test_imports_in_forward_are_no_change_of_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    model, x = Importing(4, 4), torch.randn(2, 4)
+    assert len(capture(model, x).programs) == 2
 
 
 def test_models_with_einops_are_captured() -> None:

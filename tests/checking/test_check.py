@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from sdp_compile import CheckResult, NeuronPolicy, check
+from sdp_compile.capture import capture
 from sdp_compile.checking import check as module
+from sdp_compile.checking.precision import InFloat64
 from sdp_compile.checking.sweep import Row, sweep
 from sdp_compile.checking.verification import reference
+from sdp_compile.ir.reads import changed_read
 from sdp_compile.structure import operators as rules
 from sdp_compile.structure.operators import Context, Value
 
@@ -181,6 +184,16 @@ def test_parameters_that_are_not_trained_have_no_gradient_to_compare() -> None:
     model.up.weight.requires_grad_(False)
     assert check(model, "neuron", (X,)).is_exact
     assert check(MLP().requires_grad_(False), "neuron", (X,)).is_exact
+
+
+def test_what_is_captured_in_float64_knows_the_default_dtype_of_the_process() -> None:
+    """A call of the comparison may need another graph, such as one of a library that keeps functions by their sizes."""
+    model, x = nn.Linear(4, 4).double(), torch.randn(2, 4, dtype=torch.float64)
+    with InFloat64():
+        programs = capture(model, x).programs
+        assert all(changed_read(program.reads, model) is None for program in programs.values())
+    assert all(program.reads for program in programs.values())
+    assert all(changed_read(program.reads, model) is None for program in programs.values())
 
 
 def test_the_reference_is_a_random_copy_in_float64() -> None:
