@@ -50,6 +50,8 @@ class Axis:
 
 Dim: TypeAlias = tuple[Axis, ...]
 
+_EMPTY = Reason("it has no units")
+
 _LONGEST_CHAIN = 16
 """Units that a shift of an axis against itself may make one; with more of them there is nothing left to cut."""
 
@@ -69,8 +71,12 @@ def size(dim: Dim) -> int:
 
 
 def fresh(length: int, frozen: Reason | None = None) -> Dim:
-    """A new dimension; one of length 1 has no axis, since there is nothing to cut."""
-    return () if length == 1 else (Axis(length, frozen),)
+    """A new dimension; one of length 1 has no axis, since there is nothing to cut, and one of length 0 is frozen."""
+    return () if length == 1 else (Axis(length, _EMPTY if frozen is None and _is_empty(length) else frozen),)
+
+
+def _is_empty(length: int) -> bool:
+    return isinstance(length, int) and not isinstance(length, FreeSize) and length == 0
 
 
 def freeze(dim: Iterable[Axis], reason: Reason) -> None:
@@ -263,9 +269,12 @@ def refine_product(axis: Axis, outer: int, reason: Reason) -> None:
 def split(dim: Dim, lengths: Sequence[int], reason: Reason) -> list[Dim]:
     """Cut a dimension into consecutive parts; where a part would break an inner factor, everything freezes."""
     axes = list(expand(dim))
-    if sum(lengths) != size(dim) or min(lengths) < 1:  # sizes that depend on data, or empty parts
+    if sum(lengths) != size(dim) or min(lengths) < 0:  # sizes that depend on data
         freeze(axes, reason)
         return [fresh(length, reason) for length in lengths]
+    if any(map(_is_empty, lengths)):
+        parts = iter(split(dim, [length for length in lengths if not _is_empty(length)], reason))
+        return [fresh(length) if _is_empty(length) else next(parts) for length in lengths]
     if len(lengths) == 1:
         return [dim]
     if not axes:
@@ -297,6 +306,7 @@ def split(dim: Dim, lengths: Sequence[int], reason: Reason) -> list[Dim]:
 
 def concatenate(parts: Sequence[Dim]) -> Dim:
     """The dimension that holds ``parts`` one after the other."""
+    parts = [part for part in parts if not _is_empty(size(part))] or parts[:1]
     if len(parts) == 1:
         return parts[0]
     heads, inner = _without_positions([list(expand(part)) for part in parts])

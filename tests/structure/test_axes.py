@@ -221,3 +221,16 @@ def test_two_copies_stay_free() -> None:
     x = atom(6)
     axes.unify(axes.concatenate([x, x]), axes.concatenate([x, x]), WHY)
     assert not roots(x)[0].frozen
+
+
+def test_parts_without_units_are_left_out() -> None:
+    """As of a rotary embedding of all numbers of a head, ``cat([turned, x[..., 64:]])``, which is its own input."""
+    whole = axes.fresh(6)
+    joined = axes.concatenate([whole, axes.fresh(0)])
+    assert joined == whole
+    axes.unify(joined, whole, WHY)
+    assert len(labels(whole)) == 6
+    assert axes.size(axes.concatenate([axes.fresh(0), axes.fresh(0)])) == 0
+    assert roots(axes.fresh(0))[0].frozen is not None
+    axes.unify(axes.concatenate([axes.fresh(0), axes.fresh(4), axes.fresh(2)]), whole, WHY)
+    assert axes.size(whole) == 6
