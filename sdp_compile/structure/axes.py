@@ -273,8 +273,8 @@ def split(dim: Dim, lengths: Sequence[int], reason: Reason) -> list[Dim]:
         freeze(axes, reason)
         return [fresh(length, reason) for length in lengths]
     if any(map(_is_empty, lengths)):
-        parts = iter(split(dim, [length for length in lengths if not _is_empty(length)], reason))
-        return [fresh(length) if _is_empty(length) else next(parts) for length in lengths]
+        others = iter(split(dim, [length for length in lengths if not _is_empty(length)], reason))
+        return [fresh(length) if _is_empty(length) else next(others) for length in lengths]
     if len(lengths) == 1:
         return [dim]
     if not axes:
