@@ -74,6 +74,8 @@ class Checkpoints:
             self.before = float(restored.extra["before"])
         except (KeyError, TypeError, ValueError) as error:
             raise SDPError(f"{restored.path} was not saved by `sdp-compile train`. Resume from another one.") from error
+        if self._worker.rank == 0:
+            print(f"Goes on after step {self.step}, from {restored.path}.", file=sys.stderr)
         if restored.reset and self._worker.rank == 0:
             print(f"Begins without the optimizer state of {shortened(restored.reset)}.", file=sys.stderr)
         return True
