@@ -199,7 +199,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def handed_on(processes: Sequence[subprocess.Popen[bytes]], is_wanted: bool) -> Iterator[list[int]]:
-    """Hands the first notice on to the workers; the second ends them. Yields a list with the notice, once it is given."""
+    """Hands the first notice on to the workers; the second ends them. Yields a list that will have the notice."""
     given: list[int] = []
     if not is_wanted:
         yield given

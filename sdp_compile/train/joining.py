@@ -23,7 +23,7 @@ _PAUSE = 0.05
 
 
 def joined_store(rank: int, workers: int) -> Store:
-    """Returns the store at torchrun's ``MASTER_ADDR`` and ``MASTER_PORT``, under a name of this attempt's own. Collective.
+    """Returns the store at ``MASTER_ADDR`` and ``MASTER_PORT``, under a name of this attempt's own. Collective.
 
     Args:
         rank: This worker.
@@ -32,13 +32,18 @@ def joined_store(rank: int, workers: int) -> Store:
     Raises:
         DistributedError: If the store cannot be reached, or a worker does not start.
     """
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not address or not port.isdecimal():
+        raise DistributedError(
+            f"RANK and WORLD_SIZE are set, but MASTER_ADDR is {address!r} and MASTER_PORT is {port!r}. Start the workers "
+            "with torchrun, or set all four."
+        )
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     limit = timedelta(seconds=JOIN_SECONDS)
     try:
         store = TCPStore(
             address,
-            port,
+            int(port),
             is_master=rank == 0 and not is_served,
             timeout=limit,
             wait_for_workers=False,

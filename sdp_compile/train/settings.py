@@ -29,6 +29,7 @@ class TrainSettings:
         resume: ``"auto"`` for the newest checkpoint if there is one, or the path of one.
         asynchronous: whether checkpoints are written while training goes on.
         reset_lost_optimizer_state: whether to go on without optimizer states that are lost.
+        local_checkpoint: whether the folder is on a disk of each node's own.
         max_restarts: how often the launcher starts the workers again after it has lost one.
         min_workers: the least number of workers that train; None: the number at the start.
     """
@@ -54,6 +55,7 @@ class TrainSettings:
     resume: str | None = None
     asynchronous: bool = False
     reset_lost_optimizer_state: bool = False
+    local_checkpoint: bool = False
     max_restarts: int = 0
     min_workers: int | None = None
 
@@ -66,14 +68,23 @@ class TrainSettings:
             raise SDPError("--asynchronous is how checkpoints are saved, and none are. Add --checkpoint DIR.")
         if self.reset_lost_optimizer_state and self.resume is None:
             raise SDPError("--reset-lost-optimizer-state is for going on from a checkpoint. Add --resume auto|PATH.")
+        if self.local_checkpoint and (
+            self.checkpoint is None or self.asynchronous or self.resume not in (None, "auto")
+        ):
+            raise SDPError(
+                "--local-checkpoint says that the folder of --checkpoint is on each node's own disk. Add --checkpoint "
+                "DIR, leave out --asynchronous, and resume with --resume auto."
+            )
         self._check_losses()
 
     def _check_losses(self) -> None:
         """Checks what is to happen when workers are lost."""
         if self.max_restarts and self.checkpoint is None:
-            raise SDPError("--max-restarts goes on from the newest checkpoint, and none are saved. Add --checkpoint DIR.")
+            raise SDPError(
+                "--max-restarts goes on from the newest checkpoint, but none is saved. Add --checkpoint DIR."
+            )
         if self.max_restarts and self.resume not in (None, "auto"):
-            raise SDPError("--max-restarts goes on from the newest checkpoint in --checkpoint. Pass --resume auto with it.")
+            raise SDPError("--max-restarts goes on from the newest checkpoint of --checkpoint. Pass --resume auto.")
         if self.min_workers is None:
             return
         if self.workers < self.min_workers:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from torch.distributed import Store
 
@@ -63,10 +64,8 @@ class Watch:
         """Says farewell: this worker ends, and all is well."""
         self._is_over.set()
         for connection in list(self._connections):
-            try:
+            with suppress(OSError):  # the other one has ended, too
                 connection.sendall(_FAREWELL)
-            except OSError:
-                pass  # the other one has ended, too
             # Not closed: what is closed with unread bytes breaks the connection before the farewell is read.
 
     def _accept_and_look(self) -> None:
@@ -87,7 +86,9 @@ class Watch:
                     elif self._has_ended(one):
                         selector.unregister(one)
 
-    def _greet(self, one: socket.socket, greetings: dict[socket.socket, bytes], selector: selectors.BaseSelector) -> None:
+    def _greet(
+        self, one: socket.socket, greetings: dict[socket.socket, bytes], selector: selectors.BaseSelector
+    ) -> None:
         """Reads who is at the other end of a new connection; drops strangers."""
         received = _received(one)
         text = greetings[one] + received
@@ -143,7 +144,7 @@ def _connected(host: str, port: int, greeting: bytes) -> socket.socket:
         connection.sendall(greeting)
     except OSError as error:
         raise DistributedError(
-            f"Worker 0 cannot be reached at {host}:{port} ({error}). Workers need connections to each other on any port."
+            f"Worker 0 cannot be reached at {host}:{port} ({error}). Allow the workers connections on all ports."
         ) from error
     return connection
 

@@ -75,6 +75,9 @@ def train(
         bool, typer.Option("--asynchronous", help="Write checkpoints in the background, while training goes on.")
     ] = False,
     reset_lost_optimizer_state: options.ResetLost = False,
+    local_checkpoint: Annotated[
+        bool, typer.Option("--local-checkpoint", help="The folder of --checkpoint is on each node's own disk.")
+    ] = False,
     max_restarts: Annotated[
         int,
         typer.Option(min=0, help="Start the workers again so often after one was lost, from the newest checkpoint."),
@@ -132,6 +135,7 @@ def train(
             resume=resume,
             asynchronous=asynchronous,
             reset_lost_optimizer_state=reset_lost_optimizer_state,
+            local_checkpoint=local_checkpoint,
             max_restarts=max_restarts,
             min_workers=min_workers,
         )
