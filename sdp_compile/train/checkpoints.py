@@ -168,6 +168,6 @@ class Checkpoints:
 
 def _not_asked(folder: Path, newest: Path) -> SDPError:
     return SDPError(
-        f"{folder} has checkpoints of an earlier run, the newest of step {newest.name[-8:]}. Pass --resume auto to go on "
-        "from it, or choose another folder."
+        f"{folder} has checkpoints of an earlier run, the newest of step {newest.name[-8:]}. Pass --resume auto to go "
+        "on from it, or choose another folder."
     )

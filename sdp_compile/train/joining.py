@@ -35,8 +35,8 @@ def joined_store(rank: int, workers: int) -> Store:
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if not address or not port.isdecimal():
         raise DistributedError(
-            f"RANK and WORLD_SIZE are set, but MASTER_ADDR is {address!r} and MASTER_PORT is {port!r}. Start the workers "
-            "with torchrun, or set all four."
+            f"RANK and WORLD_SIZE are set, but MASTER_ADDR is {address!r} and MASTER_PORT is {port!r}. Start the "
+            "workers with torchrun, or set all four."
         )
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     limit = timedelta(seconds=JOIN_SECONDS)
