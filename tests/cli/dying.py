@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from sdp_compile.train import job, loop
 
 ATTEMPTS = "DYING_ATTEMPTS"
 """The number of the attempt, where torchrun does not count them."""
+
+ONCE = "DYING_ONCE"
+"""A file that the only worker makes that dies, together with its agent: agents count attempts each for itself."""
 
 _counts: Counter[str] = Counter()
 
@@ -38,7 +42,11 @@ def attempt() -> int:
 def moment(name: str) -> None:
     _counts[name] += 1
     if [attempt(), int(os.environ["RANK"]), name, _counts[name]] in json.loads(os.environ.get("DYING", "[]")):
-        if "KILL_PARENT" in os.environ:  # the agent of torchrun
+        if ONCE in os.environ:
+            try:
+                Path(os.environ[ONCE]).touch(exist_ok=False)
+            except FileExistsError:
+                return
             os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 
