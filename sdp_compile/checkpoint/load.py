@@ -19,6 +19,7 @@ from sdp_compile.checkpoint.foreign import load_foreign
 from sdp_compile.checkpoint.gathering import gather_checkpoint
 from sdp_compile.checkpoint.manifest import FILE, Manifest, OptimizerEntry, shared_of
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
+from sdp_compile.checkpoint.nodes import check_storage
 from sdp_compile.checkpoint.plain import decode
 from sdp_compile.checkpoint.random_states import set_random_states
 from sdp_compile.checkpoint.reading import Checkpoint
@@ -105,6 +106,7 @@ def load_checkpoint(
     """
     found = model_of(model, WHAT)
     team = Team(found.peers, WHAT)
+    check_storage(storage, WHAT)
     if storage == "local":
         place = gather_checkpoint(Path(path), found, team, reset_lost_optimizer_state, RESET)
         if place is None:

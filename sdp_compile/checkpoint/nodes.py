@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdp_compile.checkpoint.team import Team
+from sdp_compile.errors import SDPError
+
+
+def check_storage(storage: object, what: str) -> None:
+    """Raises `SDPError` for an unknown kind of storage; ``what`` is the call that it was passed to."""
+    if storage not in ("shared", "local"):
+        raise SDPError(f"storage of {what} must be 'shared' or 'local', got {storage!r}.")
 
 
 @dataclass(frozen=True)

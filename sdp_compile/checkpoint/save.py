@@ -28,7 +28,7 @@ from sdp_compile.checkpoint.merging import manifest_of, plan_entry
 from sdp_compile.checkpoint.metadata import FILE as METADATA
 from sdp_compile.checkpoint.metadata import flat, metadata, objects_of
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
-from sdp_compile.checkpoint.nodes import node_of
+from sdp_compile.checkpoint.nodes import check_storage, node_of
 from sdp_compile.checkpoint.plain import encode
 from sdp_compile.checkpoint.random_states import random_states
 from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states
@@ -279,8 +279,7 @@ def _check_arguments(step: object, samples: object, keep: object, redundancy: ob
 
 
 def _check_storage(storage: object, asynchronous: bool) -> None:
-    if storage not in ("shared", "local"):
-        raise SDPError(f"storage of {WHAT} must be 'shared' or 'local', got {storage!r}.")
+    check_storage(storage, WHAT)
     if storage == "local" and asynchronous:
         raise SDPError(f"{WHAT} cannot write in the background to local disks. Leave out asynchronous=True.")
 

@@ -110,7 +110,8 @@ def test_the_launcher_restarts_with_as_many_and_with_fewer(
     same(tmp_path / "four", whole)
     no_leftovers(tmp_path / "four" / "saved")
 
-    launched(tmp_path / "three", monkeypatch, [0, 0, "forward", 3], max_restarts=2, min_workers=3)
+    losing = {"max_restarts": 2, "min_workers": 3, "local_checkpoint": True}
+    launched(tmp_path / "three", monkeypatch, [0, 0, "forward", 3], **losing)
     said = capfd.readouterr().err
     assert "Worker 0 was ended by SIGKILL" in said and "Restart 1 of 2, with 3 workers." in said
     losses, _, report = result_of(tmp_path / "three")
@@ -167,6 +168,7 @@ def test_three_agents_go_on_when_the_first_is_gone(whole: Path, tmp_path: Path) 
     [
         ({"max_restarts": 1}, "Add --checkpoint DIR"),
         ({"max_restarts": 1, "checkpoint": "here", "resume": "there"}, "Pass --resume auto"),
+        ({"local_checkpoint": True}, "Add --checkpoint DIR"),
         ({"min_workers": 5}, "Only 4 workers are left, and --min-workers is 5"),
         ({"min_workers": 3, "node_size": 2}, "--min-workers 3: --node-size 2 does not divide the 3 workers"),
     ],
