@@ -209,7 +209,8 @@ def _send(transfers: Sequence[Transfer], folder: Path, model: Model, team: Team)
     for name, sender, receiver, nbytes in transfers:
         if model.peers is None or model.rank not in (sender, receiver):
             continue
-        is_sender, file = model.rank == sender, None
+        is_sender = model.rank == sender
+        file: IO[bytes] | None = None
         place = folder / (name if is_sender else f".{name}.part")
         try:
             file = place.open("rb" if is_sender else "wb")

@@ -10,8 +10,8 @@ import os
 import time
 from datetime import timedelta
 
-from torch._C._distributed_c10d import PrefixStore
-from torch.distributed import Store, TCPStore
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from sdp_compile.errors import DistributedError
 from sdp_compile.runtime.waiting.words import workers_text
@@ -41,7 +41,7 @@ def joined_store(rank: int, workers: int) -> Store:
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     limit = timedelta(seconds=JOIN_SECONDS)
     try:
-        store = TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             address,
             int(port),
             is_master=rank == 0 and not is_served,

@@ -16,7 +16,7 @@ import threading
 import time
 from contextlib import suppress
 
-from torch.distributed import Store
+from torch._C._distributed_c10d import Store
 
 from sdp_compile.errors import DistributedError
 

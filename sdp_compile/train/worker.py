@@ -11,10 +11,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdp_compile.errors import SDPError
 from sdp_compile.processes import FAILURES, LEASH_FD, STORE_FD, STORE_PORT
 from sdp_compile.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 _NETWORK_ERRORS = ("DistNetworkError", "DistStoreError", "DistBackendError")
 _BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
@@ -70,7 +74,7 @@ def process_group() -> Iterator[str]:
         )
     if STORE_PORT in os.environ:
         host = "127.0.0.1"
-        store: dist.Store = dist.TCPStore(
+        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
             host,
             int(os.environ[STORE_PORT]),
             workers,
