@@ -182,8 +182,8 @@ def _needed(checkpoint: Checkpoint, mine: set[str], there: set[str], node: Node,
     chosen, needed = {at for at, file in enumerate(files) if file.name in mine}, list[str]()
     wanted = [numbers for _, entry in checkpoint.manifest.tensors() for numbers in _holders(entry).values()]
     if checkpoint.manifest.workers == workers:
-        numbers = [checkpoint.manifest.private_file(worker) for worker in node.members]
-        wanted += [[number] for number in numbers if number is not None]
+        private = [checkpoint.manifest.private_file(worker) for worker in node.members]
+        wanted += [[number] for number in private if number is not None]
     for numbers in wanted:
         offered = [number for number in numbers if files[number].name in there]
         if offered and not chosen.intersection(offered):
