@@ -84,10 +84,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_torchrun_restarts_from_the_newest_checkpoint(whole: Path, tmp_path: Path) -> None:
-    """Killed in forward, in backward, and while a checkpoint is written; bit by bit the uninterrupted run."""
-    deaths = [[0, 2, "forward", 3], [1, 0, "backward", 1], [2, 3, "writing", 2]]
+    """Killed in backward, and while a checkpoint is written; bit by bit the uninterrupted run."""
+    deaths = [[0, 2, "backward", 3], [1, 3, "writing", 2]]
     ran = subprocess.run(
-        [*torchrun("--nproc-per-node", "4", "--max-restarts", "3"), *TRAIN, *folders(tmp_path)],
+        [*torchrun("--nproc-per-node", "4", "--max-restarts", "2"), *TRAIN, *folders(tmp_path)],
         env=environment(*deaths),
         cwd=ROOT,
         capture_output=True,
@@ -95,7 +95,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint(whole: Path, tmp_path: Pat
         timeout=500,
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("Goes on after step 2") == 3, ran.stderr
+    assert ran.stderr.count("Goes on after step 2") == 2, ran.stderr
     same(tmp_path, whole)
     no_leftovers(tmp_path / "saved")
 
@@ -127,7 +127,7 @@ def free_port() -> int:
 
 
 def test_three_agents_go_on_when_the_first_is_gone(whole: Path, tmp_path: Path) -> None:
-    """Killed with its worker; the rendezvous is in a process of its own."""
+    """Killed with its worker in forward; the rendezvous is in a process of its own."""
     port = free_port()
     serve = (
         f"import time\nfrom torch.distributed import TCPStore\nstore = TCPStore('127.0.0.1', {port}, is_master=True,"
@@ -136,7 +136,7 @@ def test_three_agents_go_on_when_the_first_is_gone(whole: Path, tmp_path: Path) 
     store = subprocess.Popen([sys.executable, "-c", serve], stdout=subprocess.PIPE)
     options = ["--nnodes", "3:4", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
     options += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
-    options += ["--rdzv-conf", "is_host=0,join_timeout=300,last_call_timeout=30"]
+    options += ["--rdzv-conf", "is_host=0,join_timeout=300,last_call_timeout=15"]
     agents = []
     try:
         assert store.stdout is not None and store.stdout.readline() == b"ready\n"
