@@ -131,7 +131,7 @@ def _received(connection: socket.socket) -> bytes:
 def _listener(host: str) -> socket.socket:
     if host == "127.0.0.1":
         return socket.create_server((host, 0), backlog=1024)
-    if socket.has_dualstack_ipv6():
+    with suppress(OSError, ValueError):  # a machine without IPv6
         return socket.create_server(("", 0), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
     return socket.create_server(("", 0), backlog=1024)
 
