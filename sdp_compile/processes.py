@@ -37,12 +37,27 @@ _GRACE = 3.0  # seconds for workers that fail together to report, and again betw
 
 
 class WorkerFailure(DistributedError):
-    """A worker failed. ``expected`` tells whether it raised an error of this package, ``details`` is its traceback."""
+    """A worker failed.
 
-    def __init__(self, message: str, details: str = "", expected: bool = False) -> None:
+    Args:
+        message: What happened.
+        details: Its traceback.
+        expected: Whether it raised an error of this package.
+        may_pass: Whether the same workers may succeed when they are started again: nobody reported an error that the
+            user has to correct.
+        killed: The workers that a signal ended.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        details: str = "",
+        expected: bool = False,
+        may_pass: bool = False,
+        killed: tuple[int, ...] = (),
+    ) -> None:
         super().__init__(message)
-        self.details = details
-        self.expected = expected
+        self.details, self.expected, self.may_pass, self.killed = details, expected, may_pass, killed
 
 
 def launch(command: Sequence[str], workers: int, hand_on: bool = False) -> int:
@@ -55,10 +70,14 @@ def launch(command: Sequence[str], workers: int, hand_on: bool = False) -> int:
 
     Returns:
         0, or `STOPPED` if the workers were given notice and stopped.
+
+    Raises:
+        WorkerFailure: If a worker failed; the first one.
+        KeyboardInterrupt: If they were given notice, and ended before they could save.
     """
     with tempfile.TemporaryDirectory(prefix="sdp-compile-") as failures, _store_socket() as store, _leash() as leash:
         processes: list[subprocess.Popen[bytes]] = []
-        with interruptible(), handed_on(processes, hand_on):
+        with interruptible(), handed_on(processes, hand_on) as notices:
             try:
                 for rank in range(workers):
                     environment = _environment(rank, workers, store, leash, failures)
@@ -71,8 +90,12 @@ def launch(command: Sequence[str], workers: int, hand_on: bool = False) -> int:
                 _end(processes)
         if codes and all(code == STOPPED for code in codes):
             return STOPPED
+        if notices and any(code in [-number for number in notices] for code in codes):
+            raise KeyboardInterrupt
         if any(codes):
-            raise _first_failure(Path(failures), codes)
+            failure = _first_failure(Path(failures), codes)
+            failure.may_pass = failure.may_pass and not notices
+            raise failure
         return 0
 
 
@@ -124,16 +147,22 @@ def _first_failure(folder: Path, codes: Sequence[int | None]) -> WorkerFailure:
 
     A worker that a signal ended cannot report, and the others' reports follow from its end, so it comes first.
     """
-    for rank, code in enumerate(codes):
-        if code is not None and code < 0:
-            hint = " (out of memory? Try fewer --workers)" if -code == signal.SIGKILL else ""
-            return WorkerFailure(f"worker {rank} was ended by {signal.Signals(-code).name}{hint}")
     reports = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    may_pass = all(report.get("may_pass", not report["expected"]) for report in reports)
+    ended = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
+    # A worker that cannot go on without another one may abort.
+    killed = [rank for rank in ended if codes[rank] != -signal.SIGABRT] or ended
+    if killed:
+        names = [signal.Signals(-(codes[rank] or 0)).name for rank in killed]
+        hint = " (out of memory? Try fewer --workers)" if names[0] == "SIGKILL" else ""
+        more = "".join(f", worker {rank} by {name}" for rank, name in zip(killed[1:], names[1:], strict=True))
+        message = f"worker {killed[0]} was ended by {names[0]}{more}{hint}"
+        return WorkerFailure(message, may_pass=may_pass, killed=tuple(killed))
     if reports:
         first = min(reports, key=lambda report: float(report["time"]))
-        return WorkerFailure(first["message"], first["details"], first["expected"])
+        return WorkerFailure(first["message"], first["details"], first["expected"], may_pass)
     rank = next(rank for rank, code in enumerate(codes) if code)
-    return WorkerFailure(f"worker {rank} ended with exit code {codes[rank]} and no message")
+    return WorkerFailure(f"worker {rank} ended with exit code {codes[rank]} and no message", may_pass=True)
 
 
 @contextmanager
@@ -169,14 +198,16 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def handed_on(processes: Sequence[subprocess.Popen[bytes]], is_wanted: bool) -> Iterator[None]:
-    """Hands the first notice on to the workers; the second ends them."""
+def handed_on(processes: Sequence[subprocess.Popen[bytes]], is_wanted: bool) -> Iterator[list[int]]:
+    """Hands the first notice on to the workers; the second ends them. Yields a list that will have the notice."""
+    given: list[int] = []
     if not is_wanted:
-        yield
+        yield given
         return
     outer = {number: signal.getsignal(number) for number in NOTICES}
 
     def tell(number: int, frame: FrameType | None) -> None:
+        given.append(number)
         for known, handler in outer.items():
             signal.signal(known, handler if known == signal.SIGTERM else signal.SIG_IGN)
         for process in processes:
@@ -186,7 +217,7 @@ def handed_on(processes: Sequence[subprocess.Popen[bytes]], is_wanted: bool) -> 
     for number in NOTICES:
         signal.signal(number, tell)
     try:
-        yield
+        yield given
     finally:
         for number, handler in outer.items():
             signal.signal(number, handler)

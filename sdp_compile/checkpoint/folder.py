@@ -46,11 +46,11 @@ def whole_checkpoints(folder: Path) -> list[Path]:
         if hidden and _successor(folder, hidden[1]) == path:
             match = _NAME.fullmatch(hidden[1])
         if match and (path / FILE).is_file():
-            found.append((_order(path), int(match[1]), path))
+            found.append((order_of(path), int(match[1]), path))
     return [path for _, _, path in sorted(found)]
 
 
-def _order(path: Path) -> int:
+def order_of(path: Path) -> int:
     """Returns the number of a checkpoint among those of its folder; 0 if it has none."""
     try:
         return int((path / _ORDER).read_text())
@@ -63,7 +63,7 @@ def _successor(folder: Path, name: str) -> Path | None:
     if (folder / name).exists():
         return None
     new, old = folder / f".{name}.new", folder / f".{name}.old"
-    return new if _order(new) else old if (old / FILE).is_file() else None
+    return new if order_of(new) else old if (old / FILE).is_file() else None
 
 
 def resolve(path: Path) -> Path:
@@ -134,7 +134,7 @@ def finish(staged: Path) -> Path:
     """Gives a checkpoint its name, after everything in it has reached the disk. Returns its place."""
     folder, name = staged.parent, staged.name[1:].removesuffix(".new")
     place, old = folder / name, folder / f".{name}.old"
-    newest = max(map(_order, whole_checkpoints(folder)), default=0)
+    newest = max(map(order_of, whole_checkpoints(folder)), default=0)
     sync(staged)
     with (staged / _ORDER).open("w") as file:
         file.write(f"{newest + 1}\n")

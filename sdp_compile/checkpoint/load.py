@@ -6,7 +6,7 @@ import os
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from sdp_compile.checkpoint import background
 from sdp_compile.checkpoint.coverage import check_model, check_states
 from sdp_compile.checkpoint.folder import resolve
 from sdp_compile.checkpoint.foreign import load_foreign
+from sdp_compile.checkpoint.gathering import gather_checkpoint
 from sdp_compile.checkpoint.manifest import FILE, Manifest, OptimizerEntry, shared_of
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
+from sdp_compile.checkpoint.nodes import check_storage
 from sdp_compile.checkpoint.plain import decode
 from sdp_compile.checkpoint.random_states import set_random_states
 from sdp_compile.checkpoint.reading import Checkpoint
@@ -28,6 +30,8 @@ from sdp_compile.errors import SDPError
 from sdp_compile.runtime.optimizer.full_state import fitted_groups
 
 WHAT = "sdp.load_checkpoint()"
+
+Storage = Literal["shared", "local"]
 
 RESET = (
     "begin without the state of these parameters by reset_lost_optimizer_state=True, on the command line by "
@@ -68,6 +72,7 @@ def load_checkpoint(
     scaler: Any = None,
     loader: Any = None,
     reset_lost_optimizer_state: bool = False,
+    storage: Storage = "shared",
     trusted: bool = False,
 ) -> Restored:
     """Loads what `save_checkpoint` saved, with any number of workers, policy, masking and lowering. Collective.
@@ -84,6 +89,9 @@ def load_checkpoint(
         loader: This worker's source of data, with ``load_state_dict()``; only for as many workers.
         reset_lost_optimizer_state: Whether parameters begin without optimizer state of which a part is lost, and
             workers go on with their random states whose files are lost. By default both are errors.
+        storage: ``"local"`` if the checkpoints were saved so: the newest that is covered by the disks of all workers is
+            completed on each of them, and loaded from there. ``path`` is then this worker's folder of checkpoints,
+            which may be empty.
         trusted: Whether a checkpoint without a manifest, which ``torch.distributed.checkpoint`` wrote, may run code on
             this machine: its description is a pickle. It is loaded with PyTorch's own reader: the original model, and
             the optimizer under the names of ``get_state_dict``.
@@ -98,6 +106,12 @@ def load_checkpoint(
     """
     found = model_of(model, WHAT)
     team = Team(found.peers, WHAT)
+    check_storage(storage, WHAT)
+    if storage == "local":
+        place = gather_checkpoint(Path(path), found, team, reset_lost_optimizer_state, RESET)
+        if place is None:
+            raise SDPError(f"There is no checkpoint in {path}, nor on the disk of any other worker.")
+        path = place
     if trusted and (foreign := _foreign(team, path)):
         for name, value in (("scheduler", scheduler), ("scaler", scaler), ("loader", loader)):
             if value is not None:

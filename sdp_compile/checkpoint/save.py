@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -20,21 +21,26 @@ from sdp_compile.checkpoint import folder as folders
 from sdp_compile.checkpoint.background import Saving
 from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors, unmerged
 from sdp_compile.checkpoint.items import Item, model_items, optimizer_items
+from sdp_compile.checkpoint.local import save_local
+from sdp_compile.checkpoint.manifest import FILE as MANIFEST
+from sdp_compile.checkpoint.manifest import dumps
 from sdp_compile.checkpoint.merging import manifest_of, plan_entry
 from sdp_compile.checkpoint.metadata import FILE as METADATA
 from sdp_compile.checkpoint.metadata import flat, metadata, objects_of
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
+from sdp_compile.checkpoint.nodes import check_storage, node_of
 from sdp_compile.checkpoint.plain import encode
 from sdp_compile.checkpoint.random_states import random_states
 from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states
 from sdp_compile.checkpoint.team import Team
-from sdp_compile.checkpoint.writing import read_written, write_bytes, write_manifest, write_worker
+from sdp_compile.checkpoint.writing import Written, read_written, write_bytes, write_worker
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.owners.comparison import check_values
 
 WHAT = "sdp.save_checkpoint()"
 
 Redundancy = Literal["none", "owners"]
+Storage = Literal["shared", "local"]
 
 
 @overload
@@ -51,6 +57,7 @@ def save_checkpoint(
     extra: Mapping[str, Any] | None = None,
     keep: int | None = None,
     redundancy: Redundancy = "none",
+    storage: Storage = "shared",
     asynchronous: Literal[False] = False,
 ) -> Path: ...
 
@@ -70,6 +77,7 @@ def save_checkpoint(
     extra: Mapping[str, Any] | None = None,
     keep: int | None = None,
     redundancy: Redundancy = "none",
+    storage: Storage = "shared",
 ) -> Saving: ...
 
 
@@ -87,6 +95,7 @@ def save_checkpoint(
     extra: Mapping[str, Any] | None = None,
     keep: int | None = None,
     redundancy: Redundancy = "none",
+    storage: Storage = "shared",
     asynchronous: bool = False,
 ) -> Path | Saving:
     """Saves the full model and its training state, each worker its part. Collective.
@@ -107,6 +116,9 @@ def save_checkpoint(
         keep: How many checkpoints stay in the folder; by default all.
         redundancy: ``"owners"`` writes a copy from every owner of a unit, so that the files of some workers may get
             lost; ``"none"`` writes each unit once.
+        storage: ``"local"`` if the folder is on a disk of each node's own; ``redundancy`` is then ``"owners"``. Each
+            node has the files of its workers, and `load_checkpoint` with the same option brings together what the
+            nodes that are left have. ``"shared"`` if all workers see the same folder.
         asynchronous: Whether to return as soon as the values are in memory of the host, and to write in the background.
             The next save waits for this one and raises its error, if ``wait()`` has not.
 
@@ -121,13 +133,16 @@ def save_checkpoint(
     found = model_of(model, WHAT)
     team = Team(found.peers, WHAT)
     shared = private = mine = None
+    is_local = storage == "local"
+    redundancy = "owners" if is_local else redundancy
     options = (
-        f"folder={str(folder)!r}, step={step}, samples={samples}, keep={keep}, redundancy={redundancy!r}, "
-        f"asynchronous={asynchronous}"
+        f"folder={'of each node' if is_local else repr(str(folder))}, step={step}, samples={samples}, keep={keep}, "
+        f"redundancy={redundancy!r}, storage={storage!r}, asynchronous={asynchronous}"
     )
     with team.together(lambda: f"{options}, shared state {_short_digest(shared)}"):
         background.settle()
         _check_arguments(step, samples, keep, redundancy)
+        _check_storage(storage, asynchronous)
         shared = _shared(scheduler, scaler, extra)
         private = _private(found, loader)
         mine = None if optimizer is None else optimizer_states(found, optimizer)
@@ -135,7 +150,7 @@ def save_checkpoint(
         check_values(found.peers.engine, f"in {WHAT}")
     states = OptimizerStates.merged(team.gather(mine), found)
     items = list(_items(found, optimizer, states, redundancy == "owners"))
-    size = sum(team.gather(sum(item.nbytes for item in items)))
+    sizes = team.gather(sum(item.nbytes for item in items))
     slices = team.gather(found.module.holdings.digest if isinstance(found, CompiledModel) else "")
     facts: dict[str, Any] = {
         "byteorder": sys.byteorder,
@@ -149,7 +164,11 @@ def save_checkpoint(
     if found.rank == 0:
         facts |= {"plan": plan_entry(found, slices), "keys": dict(found.keys)}
     job = _Job(found, place, step, keep, facts, states)
-    with job.staged(team, size):
+    if is_local:
+        node = node_of(place, team, found.rank, found.workers)
+        save_local(job, step, keep, node, team, sizes, items, private)
+        return job.place
+    with job.staged(team, sum(sizes)):
         if asynchronous:
             with team.together():
                 held = background.snapshot(items)
@@ -182,7 +201,7 @@ class _Job:
         self._dtypes = {name: tensor.dtype for name, tensor in model.tensors().items()}
         self._folder, self._step, self._keep, self._facts, self._states = folder, step, keep, facts, states
         self._objects = {} if self._rank else objects_of(None if states is None else states.plain)
-        self._staged = folder / f".{folders.name_of(step)}.new"
+        self.staging = folder / f".{folders.name_of(step)}.new"
         self.place = folder / folders.name_of(step)
 
     @contextmanager
@@ -202,19 +221,23 @@ class _Job:
     def write(self, items: Iterable[Item], private: Any, on_item: Callable[[], None] = lambda: None) -> None:
         """Writes what this worker writes."""
         objects = {flat(path): value for path, value in self._objects.items()}
-        write_worker(self._staged, self._rank, items, objects, private, on_item)
+        write_worker(self.staging, self._rank, items, objects, private, on_item)
 
     def commit(self) -> None:
         """Puts together what all workers have written, and gives it its name. On worker 0."""
-        written = read_written(self._staged, self._workers)
+        manifest, description = self.described(read_written(self.staging, self._workers))
+        write_bytes(self.staging / METADATA, b64decode(description))
+        write_bytes(self.staging / MANIFEST, manifest.encode())
+        folders.prune(self._folder, self._keep, folders.finish(self.staging))
+
+    def described(self, written: list[Written]) -> tuple[str, str]:
+        """Returns the manifest's text, and torch's own description in Base64. On worker 0."""
         manifest = manifest_of(self._facts, self._shapes, self._dtypes, written, self._states)
-        write_bytes(self._staged / METADATA, metadata(manifest, self._objects, written[0].objects))
-        write_manifest(self._staged, manifest)
-        folders.prune(self._folder, self._keep, folders.finish(self._staged))
+        return dumps(manifest), b64encode(metadata(manifest, self._objects, written[0].objects)).decode()
 
     def discard(self) -> None:
         """Removes what was written. On worker 0."""
-        folders.discard(self._staged)
+        folders.discard(self.staging)
 
 
 def _items(
@@ -253,6 +276,12 @@ def _check_arguments(step: object, samples: object, keep: object, redundancy: ob
         raise SDPError(f"{name} of {WHAT} must be an integer of at least {least}, got {value!r}.")
     if redundancy not in ("none", "owners"):
         raise SDPError(f"redundancy of {WHAT} must be 'none' or 'owners', got {redundancy!r}.")
+
+
+def _check_storage(storage: object, asynchronous: bool) -> None:
+    check_storage(storage, WHAT)
+    if storage == "local" and asynchronous:
+        raise SDPError(f"{WHAT} cannot write in the background to local disks. Leave out asynchronous=True.")
 
 
 def _short_digest(value: Any) -> str:

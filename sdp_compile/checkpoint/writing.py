@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdp_compile.checkpoint.items import Item
-from sdp_compile.checkpoint.manifest import FILE, Chunk, Data, File, Manifest, data_name, dumps, private_name
+from sdp_compile.checkpoint.manifest import Chunk, Data, File, data_name, private_name
 from sdp_compile.errors import SDPError
 
 _LOCAL_HEADER = 30
@@ -91,17 +91,15 @@ def write_worker(
 
 def read_written(folder: Path, workers: int) -> list[Written]:
     """Returns what the workers have written, by worker, and removes their descriptions."""
-    found = []
-    for worker in range(workers):
-        path = folder / _part_name(worker)
-        found.append(Written.model_validate_json(path.read_bytes()))
-        path.unlink()
-    return found
+    return [Written.model_validate_json(read_part(folder, worker)) for worker in range(workers)]
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes the file without which a folder is no checkpoint."""
-    write_bytes(folder / FILE, dumps(manifest).encode())
+def read_part(folder: Path, worker: int) -> str:
+    """Returns the text that describes what one worker has written, and removes it."""
+    path = folder / _part_name(worker)
+    text = path.read_text()
+    path.unlink()
+    return text
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -12,7 +13,8 @@ from rich.console import Console
 
 from sdp_compile.cli.train_report import render
 from sdp_compile.errors import SDPError
-from sdp_compile.processes import STOPPED, launch, worker_command
+from sdp_compile.processes import STOPPED, worker_command
+from sdp_compile.restarts import launch_again
 from sdp_compile.train.settings import TrainSettings
 
 
@@ -20,9 +22,17 @@ def train(settings: TrainSettings) -> None:
     """Runs the job with ``settings.workers`` workers on this machine and prints its tables."""
     check_policy(settings)
     prepare_output(settings)
-    command = worker_command("sdp_compile.train.worker", settings.dumps())
-    if launch(command, settings.workers, hand_on=settings.checkpoint is not None) == STOPPED:
-        console = Console(stderr=True)
+    console = Console(stderr=True)
+
+    def command(workers: int, restart: int) -> list[str]:
+        changed = replace(settings, workers=workers, resume="auto" if restart else settings.resume)
+        return worker_command("sdp_compile.train.worker", changed.dumps())
+
+    def tell(words: str) -> None:
+        console.print(f"{words[0].upper()}{words[1:]}", markup=False, highlight=False, soft_wrap=True)
+
+    restarts, least = settings.max_restarts, settings.min_workers
+    if launch_again(command, settings.workers, restarts, least, tell, settings.checkpoint is not None) == STOPPED:
         console.print(f"Stopped; saved a checkpoint in {settings.checkpoint}.", markup=False, soft_wrap=True)
         raise typer.Exit(STOPPED)
     show(settings)

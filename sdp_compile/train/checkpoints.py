@@ -13,9 +13,12 @@ import torch
 
 from sdp_compile.checkpoint.coverage import check_states, shortened
 from sdp_compile.checkpoint.folder import name_of, whole_checkpoints
+from sdp_compile.checkpoint.gathering import gather_checkpoint
 from sdp_compile.checkpoint.load import load_checkpoint
+from sdp_compile.checkpoint.model import model_of
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.checkpoint.save import save_checkpoint
+from sdp_compile.checkpoint.team import Team
 from sdp_compile.errors import SDPError
 from sdp_compile.processes import NOTICES, STOPPED
 from sdp_compile.runtime.comm.agreement import maxima
@@ -74,6 +77,8 @@ class Checkpoints:
             self.before = float(restored.extra["before"])
         except (KeyError, TypeError, ValueError) as error:
             raise SDPError(f"{restored.path} was not saved by `sdp-compile train`. Resume from another one.") from error
+        if self._worker.rank == 0:
+            print(f"Goes on after step {self.step}, from {restored.path}.", file=sys.stderr)
         if restored.reset and self._worker.rank == 0:
             print(f"Begins without the optimizer state of {shortened(restored.reset)}.", file=sys.stderr)
         return True
@@ -99,6 +104,7 @@ class Checkpoints:
             "samples": self._windows.done,
             "extra": {"losses": [*self.losses, *losses()], "before": self.before},
             "keep": settings.keep,
+            "storage": "local" if settings.local_checkpoint else "shared",
             "asynchronous": settings.asynchronous and not asked and step < settings.steps,
         }
         save_checkpoint(settings.checkpoint, self._worker, self._optimizer, step=step, **options)
@@ -110,6 +116,8 @@ class Checkpoints:
         settings = self._settings
         if settings.resume is not None and settings.resume != "auto":
             return Path(settings.resume)
+        if settings.local_checkpoint and settings.checkpoint is not None:
+            return self._gathered(Path(settings.checkpoint))
         found, problem = "", ""
         if self._worker.rank == 0 and settings.checkpoint is not None:
             try:
@@ -122,15 +130,21 @@ class Checkpoints:
             raise SDPError(problem)
         return Path(found) if found else None
 
+    def _gathered(self, folder: Path) -> Path | None:
+        """Returns the newest checkpoint that the disks of all nodes cover, completed on each. Collective."""
+        model, what = model_of(self._worker, "train"), "the resumption of training"
+        reset = self._settings.reset_lost_optimizer_state
+        found = gather_checkpoint(folder, model, Team(model.peers, what), reset, "--reset-lost-optimizer-state")
+        if found is not None and self._settings.resume is None:
+            raise _not_asked(folder, found)
+        return found
+
     def _chosen(self, folder: Path) -> str:
         """Returns the newest checkpoint in a folder of which nothing is lost; empty if there is none."""
         there = whole_checkpoints(folder)
         if self._settings.resume is None:
             if there:
-                raise SDPError(
-                    f"{folder} has checkpoints of an earlier run, the newest of step {there[-1].name[-8:]}. Pass "
-                    "--resume auto to go on from it, or choose another folder."
-                )
+                raise _not_asked(folder, there[-1])
             return ""
         problems = []
         for path in reversed(there):
@@ -150,3 +164,10 @@ class Checkpoints:
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+
+
+def _not_asked(folder: Path, newest: Path) -> SDPError:
+    return SDPError(
+        f"{folder} has checkpoints of an earlier run, the newest of step {newest.name[-8:]}. Pass --resume auto to go "
+        "on from it, or choose another folder."
+    )

@@ -24,7 +24,7 @@ from sdp_compile.train.checkpoints import Checkpoints
 from sdp_compile.train.corpus import load_corpus
 from sdp_compile.train.loop import Windows, train_loop, validation_loss
 from sdp_compile.train.memory import measure, measure_dense
-from sdp_compile.train.policy import choose_policy
+from sdp_compile.train.policy import check_plan, choose_policy
 from sdp_compile.train.settings import TrainSettings
 
 
@@ -47,6 +47,8 @@ def run(settings: TrainSettings, device: str) -> None:
             passes=settings.passes,
             reduction=checked_reduction(settings.reduction),
         )
+        for fewer in range(settings.min_workers or workers, workers):
+            check_plan(worker.analysis, policy, fewer)
 
         optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=0.1)
         windows = _training_windows(corpus.training, config, device, settings)

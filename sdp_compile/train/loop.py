@@ -94,7 +94,9 @@ def train_loop(
     def means() -> list[float]:
         if not losses:
             return []
-        total = torch.stack(losses)
+        # In float64 the sum is exact, so it does not depend on where in the tensor a loss lies: a run that was resumed
+        # reports the same.
+        total = torch.stack(losses).double()
         dist.all_reduce(total)
         result: list[float] = (total / dist.get_world_size()).tolist()
         return result

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sdp_compile.command_words import DEFAULT_WORKERS, check_passes_words, check_policy_words, is_policy_file
-from sdp_compile.errors import DistributedError, SDPError
+from sdp_compile.errors import DistributedError, PolicyError, SDPError
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class TrainSettings:
         resume: ``"auto"`` for the newest checkpoint if there is one, or the path of one.
         asynchronous: whether checkpoints are written while training goes on.
         reset_lost_optimizer_state: whether to go on without optimizer states that are lost.
+        local_checkpoint: whether the folder is on a disk of each node's own.
+        max_restarts: how often the launcher starts the workers again after it has lost one.
+        min_workers: the least number of workers that train; None: the number at the start.
     """
 
     workers: int = DEFAULT_WORKERS
@@ -52,6 +55,9 @@ class TrainSettings:
     resume: str | None = None
     asynchronous: bool = False
     reset_lost_optimizer_state: bool = False
+    local_checkpoint: bool = False
+    max_restarts: int = 0
+    min_workers: int | None = None
 
     def __post_init__(self) -> None:
         check_policy_words(self.policy, self.coverage, self.node_size, self.workers)
@@ -62,6 +68,35 @@ class TrainSettings:
             raise SDPError("--asynchronous is how checkpoints are saved, and none are. Add --checkpoint DIR.")
         if self.reset_lost_optimizer_state and self.resume is None:
             raise SDPError("--reset-lost-optimizer-state is for going on from a checkpoint. Add --resume auto|PATH.")
+        if self.local_checkpoint and (
+            self.checkpoint is None or self.asynchronous or self.resume not in (None, "auto")
+        ):
+            raise SDPError(
+                "--local-checkpoint says that the folder of --checkpoint is on each node's own disk. Add --checkpoint "
+                "DIR, leave out --asynchronous, and resume with --resume auto."
+            )
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        """Checks what is to happen when workers are lost."""
+        if self.max_restarts and self.checkpoint is None:
+            raise SDPError(
+                "--max-restarts goes on from the newest checkpoint, but none is saved. Add --checkpoint DIR."
+            )
+        if self.max_restarts and self.resume not in (None, "auto"):
+            raise SDPError("--max-restarts goes on from the newest checkpoint of --checkpoint. Pass --resume auto.")
+        if self.min_workers is None:
+            return
+        if self.workers < self.min_workers:
+            raise DistributedError(
+                f"Only {self.workers} workers are left, and --min-workers is {self.min_workers}. Start more, or pass a "
+                "smaller --min-workers."
+            )
+        for workers in range(self.min_workers, self.workers):
+            try:
+                check_policy_words(self.policy, self.coverage, self.node_size, workers)
+            except PolicyError as error:
+                raise PolicyError(f"--min-workers {self.min_workers}: {error}") from error
 
     @property
     def policy_is_file(self) -> bool:

@@ -11,10 +11,17 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdp_compile.errors import SDPError
 from sdp_compile.processes import FAILURES, LEASH_FD, STORE_FD, STORE_PORT
 from sdp_compile.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+_NETWORK_ERRORS = ("DistNetworkError", "DistStoreError", "DistBackendError")
+_BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 
 
 def main() -> None:
@@ -48,6 +55,9 @@ def process_group() -> Iterator[str]:
     import torch
     import torch.distributed as dist
 
+    from sdp_compile.train.joining import joined_store
+    from sdp_compile.train.watch import Watch
+
     rank, workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -62,19 +72,27 @@ def process_group() -> Iterator[str]:
             f"{accelerators}. Pass --workers {accelerators} to train on accelerators.",
             file=sys.stderr,
         )
-    store = None
     if STORE_PORT in os.environ:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            "127.0.0.1",
+        host = "127.0.0.1"
+        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
+            host,
             int(os.environ[STORE_PORT]),
             workers,
             is_master=rank == 0,
             wait_for_workers=False,
             master_listen_fd=int(os.environ[STORE_FD]) if rank == 0 else None,
         )
+    else:
+        host, store = os.environ.get("MASTER_ADDR", ""), joined_store(rank, workers)
+    watch = Watch(store, rank, workers, host)
     backend = dist.get_default_backend_for_device(device)
     dist.init_process_group(backend, store=store, rank=rank, world_size=workers)
-    yield str(device)
+    try:
+        yield str(device)
+    except SystemExit:  # all workers were given notice
+        watch.close()
+        raise
+    watch.close()
     dist.destroy_process_group()  # not after an error, when it may wait for workers that are gone
 
 
@@ -85,12 +103,25 @@ def describe(error: Exception, rank: int) -> str:
     return f"worker {rank} failed: {type(error).__name__}: {error} (--debug shows where)"
 
 
+def is_loss(error: BaseException | None) -> bool:
+    """Whether an error follows from the end of another worker: a connection to it, or to its store, is broken."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, (ConnectionError, EOFError)) or type(error).__name__ in _NETWORK_ERRORS:
+            return True
+        if isinstance(error, RuntimeError) and any(words in text for words in _BROKEN):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _report_failure(error: Exception) -> None:
     rank = int(os.environ["RANK"])
     report = {
         "rank": rank,
         "time": time.time(),
         "expected": isinstance(error, SDPError),
+        "may_pass": is_loss(error) or not isinstance(error, SDPError),
         "message": describe(error, rank),
         "details": "".join(traceback.format_exception(error)),
     }

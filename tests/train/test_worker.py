@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sdp_compile.errors import PlanError
+from sdp_compile.errors import DistributedError, PlanError
 from sdp_compile.train import worker
 
 
@@ -44,3 +44,29 @@ def test_failures_are_left_in_one_file(
     assert path.name == "3.json"
     assert (report["rank"], report["message"], report["expected"]) == (3, message, expected)
     assert f"{type(error).__name__}: " in report["details"]
+
+
+def broken(text: str) -> Exception:
+    """An error of this package that a failed collective led to."""
+    try:
+        try:
+            raise RuntimeError(f"[pair.cc:561] {text} [127.0.0.1]:1")
+        except RuntimeError as error:
+            raise DistributedError("Communication of gradients failed.") from error
+    except DistributedError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_loss"),
+    [
+        (broken("Connection closed by peer"), True),
+        (broken("Connection reset by peer"), True),
+        (broken("Invalid scalar type"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (DistributedError("Workers 0 and 1 have different policies: Connection refused"), False),
+        (ValueError("Broken pipe"), False),
+    ],
+)
+def test_what_follows_from_the_end_of_another_worker_may_pass(error: Exception, is_loss: bool) -> None:
+    assert worker.is_loss(error) == is_loss

@@ -11,7 +11,7 @@ import typer
 from sdp_compile.cli import options
 from sdp_compile.cli.clean_errors import clean_errors
 from sdp_compile.command_words import DEFAULT_WORKERS
-from sdp_compile.errors import PolicyError
+from sdp_compile.errors import DistributedError, PolicyError
 from sdp_compile.train.settings import TrainSettings, joined_workers
 
 
@@ -75,6 +75,17 @@ def train(
         bool, typer.Option("--asynchronous", help="Write checkpoints in the background, while training goes on.")
     ] = False,
     reset_lost_optimizer_state: options.ResetLost = False,
+    local_checkpoint: Annotated[
+        bool, typer.Option("--local-checkpoint", help="The folder of --checkpoint is on each node's own disk.")
+    ] = False,
+    max_restarts: Annotated[
+        int,
+        typer.Option(min=0, help="Start the workers again so often after one was lost, from the newest checkpoint."),
+    ] = 0,
+    min_workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Go on without the workers that were lost, with at least so many. Default: with all."),
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Compile a small GPT into subnetworks and train it on the source text of Python's standard library.
@@ -86,6 +97,7 @@ def train(
       sdp-compile train --masking backward
       sdp-compile train --policy my_policy.toml --output runs/one
       sdp-compile train --checkpoint runs/one --keep 3 --resume auto
+      sdp-compile train --checkpoint runs/one --max-restarts 3 --min-workers 3
 
     Under torchrun it joins the existing process group instead of starting
     workers. With --checkpoint, SIGTERM and SIGUSR1 save a checkpoint and
@@ -101,6 +113,8 @@ def train(
         if policy is not None and level is not None:
             raise PolicyError(f"--policy {policy} and --level {level.value} exclude each other. Leave one out.")
         joined = joined_workers(workers)
+        if joined and max_restarts:
+            raise DistributedError("--max-restarts is torchrun's here: give it to torchrun, before the command.")
         settings = TrainSettings(
             workers=joined or workers or DEFAULT_WORKERS,
             steps=steps,
@@ -121,6 +135,9 @@ def train(
             resume=resume,
             asynchronous=asynchronous,
             reset_lost_optimizer_state=reset_lost_optimizer_state,
+            local_checkpoint=local_checkpoint,
+            max_restarts=max_restarts,
+            min_workers=min_workers,
         )
         if joined:
             join(settings)
