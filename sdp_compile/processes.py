@@ -30,6 +30,9 @@ FAILURES = "SDP_COMPILE_FAILURES"
 STOPPED = 75
 """The exit code of a worker that was given notice, saved a checkpoint and stopped: EX_TEMPFAIL, "try again"."""
 
+DAMAGED = 65
+"""The exit code of a worker that stopped because owners differ or values are infinite or NaN: EX_DATAERR."""
+
 NOTICES = (signal.SIGTERM, signal.SIGUSR1)
 """The signals with which schedulers announce that a job will end."""
 
@@ -37,7 +40,9 @@ _GRACE = 3.0  # seconds for workers that fail together to report, and again betw
 
 
 class WorkerFailure(DistributedError):
-    """A worker failed. ``expected`` tells whether it raised an error of this package, ``details`` is its traceback."""
+    """A worker failed. ``damaged`` tells whether it stopped with `DAMAGED`, ``expected`` tells whether it raised an error of this package, ``details`` is its traceback."""
+
+    damaged = False
 
     def __init__(self, message: str, details: str = "", expected: bool = False) -> None:
         super().__init__(message)
@@ -72,7 +77,9 @@ def launch(command: Sequence[str], workers: int, hand_on: bool = False) -> int:
         if codes and all(code == STOPPED for code in codes):
             return STOPPED
         if any(codes):
-            raise _first_failure(Path(failures), codes)
+            failure = _first_failure(Path(failures), codes)
+            failure.damaged = DAMAGED in codes
+            raise failure
         return 0
 
 

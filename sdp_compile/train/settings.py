@@ -28,6 +28,7 @@ class TrainSettings:
         keep: how many checkpoints stay; None keeps all.
         resume: ``"auto"`` for the newest checkpoint if there is one, or the path of one.
         asynchronous: whether checkpoints are written while training goes on.
+        repair: whether to repair what differs between at least three owners, and to go on.
         reset_lost_optimizer_state: whether to go on without optimizer states that are lost.
     """
 
@@ -51,6 +52,7 @@ class TrainSettings:
     keep: int | None = None
     resume: str | None = None
     asynchronous: bool = False
+    repair: bool = False
     reset_lost_optimizer_state: bool = False
 
     def __post_init__(self) -> None:

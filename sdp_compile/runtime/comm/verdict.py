@@ -36,8 +36,8 @@ CAUSES = {
     ),
     "dtype": "Cast the model on all workers alike, or the original model before sdp.compile().",
     "state": (
-        "Something changed the optimizer's state, but not alike on all owners: an assignment on one worker, a state that "
-        "was loaded on one worker, or a memory error. model.repair(optimizer) takes what most owners hold."
+        "Something changed the optimizer's state, but not alike on all owners: an assignment on one worker, a state "
+        "that was loaded on one worker, or a memory error. model.repair(optimizer) takes what most owners hold."
     ),
     "option": "Give the optimizer the same options on all workers.",
 }
