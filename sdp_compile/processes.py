@@ -40,7 +40,10 @@ _GRACE = 3.0  # seconds for workers that fail together to report, and again betw
 
 
 class WorkerFailure(DistributedError):
-    """A worker failed. ``damaged`` tells whether it stopped with `DAMAGED`, ``expected`` tells whether it raised an error of this package, ``details`` is its traceback."""
+    """A worker failed. ``expected`` tells whether it raised an error of this package, ``details`` is its traceback.
+
+    ``damaged`` tells whether it stopped with `DAMAGED`.
+    """
 
     damaged = False
 

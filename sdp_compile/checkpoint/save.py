@@ -121,7 +121,7 @@ def save_checkpoint(
     Raises:
         SDPError: If something cannot be saved, there is no space for it, or the asynchronous save before failed.
         DistributedError: If the workers call different things, or one of them fails.
-        DamagedState: If owners hold different values or optimizer states, or some are infinite or NaN. Nothing is saved.
+        DamagedState: If owners hold different values or optimizer states, or some are not finite. Nothing is saved.
     """
     place = Path(folder)
     found = model_of(model, WHAT)

@@ -34,7 +34,7 @@ def run_merge(source: Path, target: Path, reset_lost_optimizer_state: bool = Fal
 
 
 def run_repair(source: Path) -> bool:
-    """Rewrites damaged files from intact copies, and says what was done. Returns whether nothing is damaged any more."""
+    """Rewrites damaged files from intact copies, and says so. Returns whether nothing is damaged any more."""
     with stages(len(Checkpoint(source).manifest.files)) as stage:
         mended = mend(source, lambda name: stage(f"checking {name}"))
     console = Console(stderr=True)
