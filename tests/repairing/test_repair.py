@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import sdp_compile as sdp
+from sdp_compile.runtime.owners import comparison
 from sdp_compile.runtime.owners.copies import not_finite
 from sdp_compile.runtime.owners.majority import vote
 from tests.distributed import run_workers
@@ -102,6 +103,20 @@ def three_owners(rank: int, folder: Path, level: str, masking: str, lowering: st
     expected = Run(rank, level, masking, 3, lowering)
     expected.train(4)
     assert equal_bits(run.bits(), expected.bits())
+    if level == "neuron":
+        late(run, cut)
+
+
+def late(run: Run, cut: str) -> None:
+    """On an accelerator a step compares what the one before has left: after a repair, that is void."""
+    comparison.LATE = True
+    run.train(2)
+    worker = run.flip(cut, "", 0, 1)
+    assert "differs between" in message_of(lambda: run.train(20))
+    done = run.model.repair(run.optimizer).repaired
+    assert {one.workers for one in done} == {(worker,)} and {one.parameter for one in done} >= {cut}
+    run.train(2)
+    assert run.model.repair(run.optimizer).repaired == ()
 
 
 @pytest.mark.parametrize(
