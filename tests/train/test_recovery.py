@@ -92,7 +92,7 @@ def runs(rank: int, folder: Path) -> dict[str, str]:
         return replace(plain, output=str(folder / name), checkpoint=str(folder / name / "saved"), **options)
 
     said["whole"] = faults.run(settings("whole"), {})
-    # A bit flips before the save of step 4, and in step 1, which compares everything, the gradients of a worker are other ones.
+    # A bit flips before the save of step 4. In step 1, which compares everything, a worker has other gradients.
     said["repaired"] = faults.run(settings("repaired", repair=True), {4: partial(flip, 1)}, {1: 2})
     said["stopped"] = faults.run(settings("stopped"), {4: partial(flip, 1)})
     said["there"] = " ".join(sorted(path.name for path in (folder / "stopped/saved").glob("step-*")))
