@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sdp_compile._version import __version__
 from sdp_compile.errors import (
     CaptureError,
+    DamagedState,
     DistributedError,
     LoweringError,
     NothingToPartition,
@@ -129,6 +130,7 @@ __all__ = [
     "CaptureError",
     "CheckResult",
     "CheckpointState",
+    "DamagedState",
     "DistributedError",
     "Family",
     "GradScaler",

@@ -45,6 +45,10 @@ class DistributedError(SDPError):
     """The workers disagree, a worker failed, or a collective was called in the wrong state."""
 
 
+class DamagedState(DistributedError):
+    """Owners of a unit hold different values, gradients or optimizer states, or some are infinite or NaN."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns the end of an error message that suggests the known names closest to ``word``.
 

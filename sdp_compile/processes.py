@@ -30,6 +30,9 @@ FAILURES = "SDP_COMPILE_FAILURES"
 STOPPED = 75
 """The exit code of a worker that was given notice, saved a checkpoint and stopped: EX_TEMPFAIL, "try again"."""
 
+DAMAGED = 65
+"""The exit code of a worker that stopped because owners differ or values are infinite or NaN: EX_DATAERR."""
+
 NOTICES = (signal.SIGTERM, signal.SIGUSR1)
 """The signals with which schedulers announce that a job will end."""
 
@@ -46,7 +49,12 @@ class WorkerFailure(DistributedError):
         may_pass: Whether the same workers may succeed when they are started again: nobody reported an error that the
             user has to correct.
         killed: The workers that a signal ended.
+
+    Attributes:
+        damaged: Whether it stopped with `DAMAGED`.
     """
+
+    damaged = False
 
     def __init__(
         self,
@@ -95,6 +103,7 @@ def launch(command: Sequence[str], workers: int, hand_on: bool = False) -> int:
         if any(codes):
             failure = _first_failure(Path(failures), codes)
             failure.may_pass = failure.may_pass and not notices
+            failure.damaged = DAMAGED in codes
             raise failure
         return 0
 

@@ -50,7 +50,7 @@ LAYERS = (
     ("simulator",),
     ("compiler",),
     ("checkpoint",),
-    ("replanning",),
+    ("replanning", "repairing"),
     ("inspector",),
     ("report_page",),
     ("models",),
@@ -66,6 +66,7 @@ LAYERS = (
 DOORS = {
     ("planning.plan", "inspector.plan_report"),
     ("runtime.doors", "inspector"),
+    ("runtime.doors", "repairing.repair"),
     ("runtime.doors", "replanning.replan"),
     ("runtime.doors", "report_page"),
 }

@@ -81,6 +81,14 @@ def resolve(path: Path) -> Path:
     return found[-1]
 
 
+def described_newest(folder: Path) -> str:
+    """Returns a sentence about where to go on from when what a run holds has been damaged."""
+    found = whole_checkpoints(folder)
+    if not found:
+        return f"{folder} has no checkpoint yet."
+    return f"The newest checkpoint, {found[-1]}, was clean when it was saved: go on from it."
+
+
 def claim(folder: Path) -> None:
     """Makes a folder this process's to write to, until it ends, and removes what an earlier process left half done.
 

@@ -20,6 +20,7 @@ from sdp_compile.checkpoint import background
 from sdp_compile.checkpoint import folder as folders
 from sdp_compile.checkpoint.background import Saving
 from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors, unmerged
+from sdp_compile.checkpoint.clean import check_clean
 from sdp_compile.checkpoint.items import Item, model_items, optimizer_items
 from sdp_compile.checkpoint.local import save_local
 from sdp_compile.checkpoint.manifest import FILE as MANIFEST
@@ -35,7 +36,6 @@ from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states
 from sdp_compile.checkpoint.team import Team
 from sdp_compile.checkpoint.writing import Written, read_written, write_bytes, write_worker
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.owners.comparison import check_values
 
 WHAT = "sdp.save_checkpoint()"
 
@@ -58,6 +58,7 @@ def save_checkpoint(
     keep: int | None = None,
     redundancy: Redundancy = "none",
     storage: Storage = "shared",
+    verify: bool = True,
     asynchronous: Literal[False] = False,
 ) -> Path: ...
 
@@ -78,6 +79,7 @@ def save_checkpoint(
     keep: int | None = None,
     redundancy: Redundancy = "none",
     storage: Storage = "shared",
+    verify: bool = True,
 ) -> Saving: ...
 
 
@@ -96,6 +98,7 @@ def save_checkpoint(
     keep: int | None = None,
     redundancy: Redundancy = "none",
     storage: Storage = "shared",
+    verify: bool = True,
     asynchronous: bool = False,
 ) -> Path | Saving:
     """Saves the full model and its training state, each worker its part. Collective.
@@ -119,6 +122,8 @@ def save_checkpoint(
         storage: ``"local"`` if the folder is on a disk of each node's own; ``redundancy`` is then ``"owners"``. Each
             node has the files of its workers, and `load_checkpoint` with the same option brings together what the
             nodes that are left have. ``"shared"`` if all workers see the same folder.
+        verify: Whether to compare all owners' values and optimizer states first, and to refuse what differs or is
+            infinite or NaN, so that every checkpoint is one to go on from.
         asynchronous: Whether to return as soon as the values are in memory of the host, and to write in the background.
             The next save waits for this one and raises its error, if ``wait()`` has not.
 
@@ -127,17 +132,19 @@ def save_checkpoint(
 
     Raises:
         SDPError: If something cannot be saved, there is no space for it, or the asynchronous save before failed.
-        DistributedError: If the workers call different things, one of them fails, or owners hold different values.
+        DistributedError: If the workers call different things, or one of them fails.
+        DamagedState: If owners hold different values or optimizer states, or some are not finite. Nothing is saved.
     """
     place = Path(folder)
     found = model_of(model, WHAT)
     team = Team(found.peers, WHAT)
     shared = private = mine = None
+    newest = ""
     is_local = storage == "local"
     redundancy = "owners" if is_local else redundancy
     options = (
         f"folder={'of each node' if is_local else repr(str(folder))}, step={step}, samples={samples}, keep={keep}, "
-        f"redundancy={redundancy!r}, storage={storage!r}, asynchronous={asynchronous}"
+        f"redundancy={redundancy!r}, storage={storage!r}, verify={verify}, asynchronous={asynchronous}"
     )
     with team.together(lambda: f"{options}, shared state {_short_digest(shared)}"):
         background.settle()
@@ -146,9 +153,12 @@ def save_checkpoint(
         shared = _shared(scheduler, scaler, extra)
         private = _private(found, loader)
         mine = None if optimizer is None else optimizer_states(found, optimizer)
-    if found.peers is not None:
-        check_values(found.peers.engine, f"in {WHAT}")
-    states = OptimizerStates.merged(team.gather(mine), found)
+        newest = folders.described_newest(place)
+    everyone = team.gather([mine, newest])
+    states = OptimizerStates.merged([one[0] for one in everyone], found)
+    if verify:
+        advice = f"Nothing was saved. {everyone[0][1]} verify=False saves nevertheless."
+        check_clean(found, optimizer, states, WHAT, advice)
     items = list(_items(found, optimizer, states, redundancy == "owners"))
     sizes = team.gather(sum(item.nbytes for item in items))
     slices = team.gather(found.module.holdings.digest if isinstance(found, CompiledModel) else "")

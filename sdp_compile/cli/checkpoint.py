@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdp_compile.checkpoint.coverage import described, lost_of_model, lost_states
+from sdp_compile.checkpoint.mending import mend
 from sdp_compile.checkpoint.merge import merge
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.cli.clean_errors import FAILED
@@ -30,6 +31,17 @@ def run_merge(source: Path, target: Path, reset_lost_optimizer_state: bool = Fal
     Console().print(
         f"Wrote {merged.path}: {merged.tensors} tensors, {size(merged.nbytes)}.", markup=False, soft_wrap=True
     )
+
+
+def run_repair(source: Path) -> bool:
+    """Rewrites damaged files from intact copies, and says so. Returns whether nothing is damaged any more."""
+    with stages(len(Checkpoint(source).manifest.files)) as stage:
+        mended = mend(source, lambda name: stage(f"checking {name}"))
+    console = Console(stderr=True)
+    words = f"Repaired {mended.parts} parts in {', '.join(mended.files)}." if mended.files else "Nothing was repaired."
+    for line in (words, *(f"Still damaged: {problem}" for problem in mended.left)):
+        console.print(line, markup=False, soft_wrap=True)
+    return not mended.left
 
 
 def show(source: Path, json: str | None) -> None:

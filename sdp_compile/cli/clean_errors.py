@@ -10,15 +10,15 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from sdp_compile.errors import SDPError
-from sdp_compile.processes import WorkerFailure
+from sdp_compile.errors import DamagedState, SDPError
+from sdp_compile.processes import DAMAGED, WorkerFailure
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 
 @contextmanager
 def clean_errors(debug: bool) -> Iterator[None]:
-    """Turns an error into one message and an exit code: 2 for what the user can change, 1 otherwise, 130 for Ctrl-C.
+    """Turns an error into one message and an exit code: see `exit_code`, and 130 for Ctrl-C.
 
     With ``debug`` the traceback precedes the message; the code stays the same.
     """
@@ -27,9 +27,8 @@ def clean_errors(debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
         raise  # typer's own, and a reader such as `head` that has closed the pipe
     except SDPError as error:
-        expected = error.expected if isinstance(error, WorkerFailure) else True
         _tell(error, str(error), debug)
-        raise typer.Exit(REFUSED if expected else FAILED) from None
+        raise typer.Exit(exit_code(error)) from None
     except Exception as error:
         message = " ".join(str(error).split())
         _tell(
@@ -44,6 +43,15 @@ def clean_errors(debug: bool) -> Iterator[None]:
         console.show_cursor()
         console.print("Stopped; all workers have ended.")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def exit_code(error: Exception) -> int:
+    """Returns the exit code for an error."""
+    if isinstance(error, WorkerFailure):
+        return DAMAGED if error.damaged else REFUSED if error.expected else FAILED
+    if isinstance(error, DamagedState):
+        return DAMAGED
+    return REFUSED if isinstance(error, SDPError) else FAILED
 
 
 def _tell(error: Exception, message: str, debug: bool) -> None:

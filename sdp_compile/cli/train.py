@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from sdp_compile.cli.clean_errors import exit_code
 from sdp_compile.cli.train_report import render
 from sdp_compile.errors import SDPError
 from sdp_compile.processes import STOPPED, worker_command
@@ -51,7 +52,7 @@ def join(settings: TrainSettings) -> None:
             raise
         sys.stderr.write(f"[worker {rank}] Error: {describe(error, rank)}\n")
         sys.stderr.flush()
-        os._exit(2 if isinstance(error, SDPError) else 1)  # at once: torchrun ends the others
+        os._exit(exit_code(error))  # at once: torchrun ends the others
     if rank == 0:
         show(settings)
 

@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer
 
 from sdp_compile.lowering import Lowered
 from sdp_compile.planning.moves import Traffic
+from sdp_compile.runtime.owners.majority import Repair
 
 
 class Doors:
@@ -45,6 +46,28 @@ class Doors:
         from sdp_compile.replanning.replan import replan
 
         return replan(self, policy, optimizer)
+
+    def repair(self, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> Repair:
+        """Repairs values and optimizer states that differ between the owners of a unit. Collective.
+
+        Call it after a `DamagedState`, between two steps. Each element gets the bits that more than half of its owners
+        hold. Copies of an element are its owners' values, and its owners' states unless a `ShardedOptimizer` splits
+        these. Then the next step compares everything.
+
+        Args:
+            optimizer: The optimizer of the model's parameters; several in a sequence.
+
+        Returns:
+            What was repaired: parameters, units and workers.
+
+        Raises:
+            DamagedState: If two owners differ, or no majority agrees, or values are infinite or NaN on all owners. Then
+                the model is as before.
+            DistributedError: If the workers do not agree, or there is no process group.
+        """
+        from sdp_compile.repairing.repair import repair
+
+        return repair(self, optimizer)
 
     def inspect(self, view: str = "structure", **options: Any) -> Any:
         """Returns a view of what was compiled, for the terminal or a notebook.

@@ -19,12 +19,12 @@ from sdp_compile.compiler import checked_reduction, sdp_compile
 from sdp_compile.models.gpt import GPT, GPTConfig
 from sdp_compile.progress import Progress
 from sdp_compile.runtime.module.sdp_module import SDPModule
-from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
 from sdp_compile.train.checkpoints import Checkpoints
 from sdp_compile.train.corpus import load_corpus
 from sdp_compile.train.loop import Windows, train_loop, validation_loss
 from sdp_compile.train.memory import measure, measure_dense
 from sdp_compile.train.policy import check_plan, choose_policy
+from sdp_compile.train.recovery import Recovery
 from sdp_compile.train.settings import TrainSettings
 
 
@@ -52,7 +52,7 @@ def run(settings: TrainSettings, device: str) -> None:
 
         optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=0.1)
         windows = _training_windows(corpus.training, config, device, settings)
-        checkpoints = Checkpoints(settings, worker, optimizer, windows)
+        checkpoints, recovery = Checkpoints(settings, worker, optimizer, windows), Recovery(settings, worker, optimizer)
         if not checkpoints.resume():
             progress.stage("validating")
             checkpoints.before = validation_loss(worker.full_model(), validation)
@@ -61,18 +61,19 @@ def run(settings: TrainSettings, device: str) -> None:
         training = train_loop(
             worker,
             optimizer,
-            clip_grad_norm_,
+            recovery.clip,
             windows,
             settings,
             progress.step,
             _backward(worker, settings.reduction),
             checkpoints.step,
             checkpoints.after_step,
+            recovery,
         )
         state, dense = measure(worker, optimizer), measure_dense(model, torch.optim.AdamW)
 
         progress.stage("validating")
-        full_model = worker.full_model()
+        full_model = recovery(settings.steps, worker.full_model)
         after = validation_loss(full_model, validation)
         baseline = None
         if settings.baseline:
@@ -101,6 +102,7 @@ def run(settings: TrainSettings, device: str) -> None:
             "tokens_per_second": tokens / training.seconds,
             "policy": policy.describe(),
             "plan_digest": worker.plan.digest,
+            "repairs": recovery.repairs,
             "run": {
                 "model": asdict(config),
                 "steps": settings.steps,

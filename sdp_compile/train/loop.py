@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,22 @@ from sdp_compile.train.settings import TrainSettings
 
 _VALIDATION_WINDOWS = 128
 _CLIP = 1.0
+
+
+Result = TypeVar("Result")
+
+
+class Guard(Protocol):
+    """Runs a part of a step, given the number of the step."""
+
+    def __call__(self, step: int, run: Callable[[], Result]) -> Result:
+        """Returns what ``run`` returns; it may run it twice."""
+        ...
+
+
+def unguarded(step: int, run: Callable[[], Result]) -> Result:
+    """Runs it once."""
+    return run()
 
 
 class Windows:
@@ -77,6 +95,7 @@ def train_loop(
     backward: Callable[[Tensor, int], None] = lambda loss, tokens: loss.backward(),
     start: int = 0,
     after_step: Callable[[int, Callable[[], list[float]]], None] = lambda step, losses: None,
+    guard: Guard = unguarded,
 ) -> Training:
     """Trains until ``settings.steps`` steps are done; the model synchronises gradients itself, in backward.
 
@@ -87,6 +106,7 @@ def train_loop(
         backward: runs backward, given the loss and the number of tokens that it is the mean over.
         start: the number of steps that are done already.
         after_step: called after each step with the number of steps done, and a function that returns the losses.
+        guard: runs each step up to the change of the values, and what follows it.
     """
     model.train()
     losses: list[Tensor] = []
@@ -105,15 +125,19 @@ def train_loop(
     for step in range(start, settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(step, settings.steps)
-        tokens, targets = windows.draw(settings.batch)
-        loss = cross_entropy(model(tokens), targets)
-        optimizer.zero_grad()
-        backward(loss, targets.numel())
-        clip(model, _CLIP)
-        optimizer.step()
-        losses.append(loss.detach())
+        batch = windows.draw(settings.batch)
+
+        def one_step(tokens: Tensor = batch[0], targets: Tensor = batch[1]) -> Tensor:
+            loss = cross_entropy(model(tokens), targets)
+            optimizer.zero_grad()
+            backward(loss, targets.numel())
+            clip(model, _CLIP)
+            optimizer.step()
+            return loss.detach()
+
+        losses.append(guard(step + 1, one_step))
         on_step(step + 1, losses[-1])
-        after_step(step + 1, means)
+        guard(step + 1, partial(after_step, step + 1, means))
     seconds = _now(windows.device) - started
     return Training(means(), seconds)
 

@@ -28,6 +28,7 @@ class TrainSettings:
         keep: how many checkpoints stay; None keeps all.
         resume: ``"auto"`` for the newest checkpoint if there is one, or the path of one.
         asynchronous: whether checkpoints are written while training goes on.
+        repair: whether to repair what differs between at least three owners, and to go on.
         reset_lost_optimizer_state: whether to go on without optimizer states that are lost.
         local_checkpoint: whether the folder is on a disk of each node's own.
         max_restarts: how often the launcher starts the workers again after it has lost one.
@@ -54,6 +55,7 @@ class TrainSettings:
     keep: int | None = None
     resume: str | None = None
     asynchronous: bool = False
+    repair: bool = False
     reset_lost_optimizer_state: bool = False
     local_checkpoint: bool = False
     max_restarts: int = 0

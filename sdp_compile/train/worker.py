@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdp_compile.errors import SDPError
-from sdp_compile.processes import FAILURES, LEASH_FD, STORE_FD, STORE_PORT
+from sdp_compile.errors import DamagedState, SDPError
+from sdp_compile.processes import DAMAGED, FAILURES, LEASH_FD, STORE_FD, STORE_PORT
 from sdp_compile.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def main() -> None:
     except Exception as error:
         _report_failure(error)
         sys.stdout.flush()
-        os._exit(1)  # at once: the parent ends the other workers
+        os._exit(DAMAGED if isinstance(error, DamagedState) else 1)  # at once: the parent ends the other workers
 
 
 def work(settings: TrainSettings) -> None:

@@ -74,6 +74,10 @@ def train(
     asynchronous: Annotated[
         bool, typer.Option("--asynchronous", help="Write checkpoints in the background, while training goes on.")
     ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Repair what differs between owners by what most of them hold, and go on."),
+    ] = False,
     reset_lost_optimizer_state: options.ResetLost = False,
     local_checkpoint: Annotated[
         bool, typer.Option("--local-checkpoint", help="The folder of --checkpoint is on each node's own disk.")
@@ -102,8 +106,10 @@ def train(
     Under torchrun it joins the existing process group instead of starting
     workers. With --checkpoint, SIGTERM and SIGUSR1 save a checkpoint and
     stop. Exit codes: 0 trained; 1 a worker failed; 2 wrong arguments, or a
-    policy or checkpoint that does not fit; 75 saved and stopped after
-    SIGTERM or SIGUSR1; 130 stopped by Ctrl-C.
+    policy or checkpoint that does not fit; 65 owners differ or gradients
+    are infinite or NaN, and --resume auto goes on from the newest clean
+    checkpoint; 75 saved and stopped after SIGTERM or SIGUSR1; 130 stopped
+    by Ctrl-C.
     """
     # Imported here, and torch only inside: --help and wrong options answer at once.
     from sdp_compile.cli.train import join
@@ -134,6 +140,7 @@ def train(
             keep=keep,
             resume=resume,
             asynchronous=asynchronous,
+            repair=repair,
             reset_lost_optimizer_state=reset_lost_optimizer_state,
             local_checkpoint=local_checkpoint,
             max_restarts=max_restarts,

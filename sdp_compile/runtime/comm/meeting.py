@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 
-from sdp_compile.errors import DistributedError
+from sdp_compile.errors import DamagedState, DistributedError
 from sdp_compile.runtime.comm.groups import Groups, explained
 from sdp_compile.runtime.comm.issuer import issuer_of
 from sdp_compile.runtime.comm.verdict import Details, judge
@@ -83,7 +83,7 @@ class Meeting:
             views = self._everyone()
             verdict = judge(views)
             if verdict.error:
-                raise DistributedError(verdict.error)
+                raise (DamagedState if verdict.is_damage else DistributedError)(verdict.error)
             if self._groups.rank in verdict.complete:
                 self._agreed = True
                 self._apart = [views[rank] for rank in sorted(verdict.complete)]

@@ -35,9 +35,16 @@ CAUSES = {
         "freezes a parameter and another trains it, they drift apart."
     ),
     "dtype": "Cast the model on all workers alike, or the original model before sdp.compile().",
+    "state": (
+        "Something changed the optimizer's state, but not alike on all owners: an assignment on one worker, a state "
+        "that was loaded on one worker, or a memory error. model.repair(optimizer) takes what most owners hold."
+    ),
     "option": "Give the optimizer the same options on all workers.",
 }
 """Likely causes of a difference by its kind, and what to do."""
+
+DAMAGE = frozenset({"gradient", "value", "state"})
+"""The kinds of differences that a memory error may cause, too."""
 
 ROUNDING = "whether a kernel's rounding depends on an element's position"
 """What else must be the same: where it does, the first owner's values are broadcast after the step."""
@@ -81,10 +88,12 @@ class Verdict:
     Attributes:
         error: Why they cannot go on; empty if some can.
         complete: The workers that go on. The others state the same once more.
+        is_damage: Whether what the owners of a unit hold differs.
     """
 
     error: str = ""
     complete: frozenset[int] = frozenset()
+    is_damage: bool = False
 
 
 def judge(views: Sequence[Details]) -> Verdict:
@@ -107,12 +116,14 @@ def judge(views: Sequence[Details]) -> Verdict:
     if stepping and (not complete or any(key in waiting for rank in complete for key in stepping[rank])):
         return Verdict(_other_parameters(views, stepping))
     compared = sorted(complete) if stepping else range(len(views))
-    error = _difference_of_options(views, stepping, compared) or _difference_of_items(views, compared)
+    error, kind = _difference_of_options(views, stepping, compared), ""
+    if not error:
+        error, kind = _difference_of_items(views, compared)
     if not error and all(OF_BACKWARD in view.items for view in views):
         complete = set(range(len(views)))
     elif not error and len(compared) == len(views):
         error = "The workers' statements differ, but their details do not. This is a bug; please report it."
-    return Verdict(error, frozenset(complete))
+    return Verdict(error, frozenset(complete), kind in DAMAGE)
 
 
 def _complete(views: Sequence[Details], stepping: Mapping[int, Mapping[str, int]]) -> set[int]:
@@ -168,15 +179,16 @@ def _difference_of_options(
     return ""
 
 
-def _difference_of_items(views: Sequence[Details], compared: Sequence[int]) -> str:
+def _difference_of_items(views: Sequence[Details], compared: Sequence[int]) -> tuple[str, str]:
+    """Returns the error for the first difference, and its kind; both are empty without one."""
     for identifier in dict.fromkeys(item for rank in compared for item in views[rank].items):
         items = {rank: views[rank].items[identifier] for rank in compared if identifier in views[rank].items}
         parts = _split({rank: item[0] for rank, item in items.items()})
         if len(parts) > 1:
             _, kind, label = next(iter(items.values()))
             *sides, last = (workers_text(ranks) for ranks in parts.values())
-            return f"{label} differs between {', '.join(sides)} and {last}. {CAUSES[kind]}"
-    return ""
+            return f"{label} differs between {', '.join(sides)} and {last}. {CAUSES[kind]}", kind
+    return "", ""
 
 
 def _split(values: Mapping[int, str]) -> dict[str, list[int]]:

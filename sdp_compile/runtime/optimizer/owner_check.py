@@ -26,6 +26,7 @@ from sdp_compile.runtime.comm.meeting import Meeting, Statement, mixed, share_of
 from sdp_compile.runtime.comm.verdict import OUTSIDE, ROUNDING, Details
 from sdp_compile.runtime.gradients.engine import GradientEngine, engines
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
+from sdp_compile.runtime.owners import backward
 from sdp_compile.runtime.owners.backward import leave_out
 from sdp_compile.runtime.owners.checksums import fetched
 from sdp_compile.runtime.owners.comparison import Comparison, Item, is_late, items, read
@@ -209,6 +210,18 @@ def check_step(optimizer: Optimizer, own: Sequence[GradientEngine]) -> None:
         with torch._C.DisableTorchFunctionSubclass():  # this worker's part of a gradient, not the full model's
             watch.late[group] = watch.checks[group].meet(optimizer, members, watch.count, watch.late.get(group))
     watch.count += 1
+
+
+def begin_anew(engine: GradientEngine, optimizers: Iterable[Optimizer]) -> None:
+    """Forgets what is still to be compared, after all workers have repaired what they hold. The next step compares all.
+
+    Args:
+        engine: The engine of the module.
+        optimizers: The optimizers of its parameters.
+    """
+    backward.begin_anew(engine)
+    for optimizer in optimizers:
+        _watches.pop(optimizer, None)
 
 
 def _are_finite(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -100,6 +100,11 @@ def leave_out(engine: GradientEngine, parameters: Iterable[nn.Parameter]) -> Non
     _check_of(engine).stepped.update(parameters)
 
 
+def begin_anew(engine: GradientEngine) -> None:
+    """Forgets what is still to be compared, after all workers have repaired their values."""
+    _checks.pop(engine, None)
+
+
 def _check_of(engine: GradientEngine) -> BackwardCheck:
     if engine not in _checks:
         _checks[engine] = BackwardCheck(engine)

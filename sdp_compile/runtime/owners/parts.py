@@ -91,11 +91,11 @@ def _make(engine: GradientEngine) -> list[Part]:
                 own = Region((region.index[0][start:stop], *region.index[1:])) if piece.shape else region
                 identifier = f"{engine.key(piece.name)}:{number}:{start}"
                 factor = share_of_zero(holdings.rank, piece.owners) * mixed(identifier)
-                result.append(Part(piece.name, identifier, _label(plan, piece, start, stop), own, share, factor))
+                result.append(Part(piece.name, identifier, label(plan, piece, start, stop), own, share, factor))
     return result
 
 
-def _label(plan: Plan, piece: Piece, start: int, stop: int) -> str:
+def label(plan: Plan, piece: Piece, start: int = 0, stop: int | None = None) -> str:
     """Returns the name of a parameter with the indices of some rows of a piece, and the units that they belong to."""
     shape = plan.state[piece.name].shape
     rows = [piece.index[0][start:stop], *piece.index[1:]] if shape else []
