@@ -12,7 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
-from sdp_compile.checkpoint.manifest import FILE
+from sdp_compile.checkpoint.manifest import FILE, METADATA
 from sdp_compile.errors import SDPError
 from sdp_compile.formatting import size
 
@@ -22,6 +22,9 @@ _LOCK = ".lock"
 _ORDER = "order"
 """A file in each checkpoint with its number among those that were written to its folder: clocks may go back. It is
 written last, when everything else has reached the disk."""
+_OURS = re.compile(r"__\d+_0\.distcp|(worker|part)-\d+\.json|manifest\.json|\.metadata|order")
+"""The names of a checkpoint's files."""
+
 _SPARE = 2**20
 """Bytes for descriptions, beside the values, in the estimate of the space that a checkpoint takes."""
 
@@ -72,7 +75,7 @@ def resolve(path: Path) -> Path:
     Raises:
         SDPError: If there is none.
     """
-    if (path / FILE).is_file() or (path / ".metadata").is_file():
+    if (path / FILE).is_file() or (path / METADATA).is_file():
         return path
     found = whole_checkpoints(path)
     if not found:
@@ -90,22 +93,57 @@ def claim(folder: Path) -> None:
     Raises:
         SDPError: If another process writes to it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    key = folder.resolve()
+    if any((folder / name).is_file() for name in (FILE, METADATA)):
+        raise SDPError(f"{folder} is a checkpoint itself. Pass the folder in which checkpoints are to be.")
+    _make(folder)
+    key, held = folder.resolve(), _claims.get(folder.resolve())
+    if held is not None and not _is_open(folder / _LOCK, held):  # the folder was removed and made again
+        os.close(_claims.pop(key))
     if key not in _claims:
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise SDPError(
-                f"Another running job writes its checkpoints to {folder}. Give each job a folder of its own."
-            ) from None
-        except OSError:
-            os.close(descriptor)
-            raise
-        _claims[key] = descriptor
+        _claims[key] = _locked(folder)
     _clean(folder)
+
+
+def _locked(folder: Path) -> int:
+    """Locks a folder, and returns the open file that keeps it locked."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SDPError(
+            f"Another running job writes its checkpoints to {folder}. Give each job a folder of its own."
+        ) from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _is_open(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _release() -> None:
+    """Leaves the folders to the parent, in a process that was forked: it would keep them locked after the parent."""
+    for descriptor in _claims.values():
+        os.close(descriptor)
+    _claims.clear()
+
+
+os.register_at_fork(after_in_child=_release)
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder and those above it, so that they stay when the machine dies."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
 
 
 def begin(folder: Path, step: int, nbytes: int) -> Path:
@@ -125,9 +163,22 @@ def begin(folder: Path, step: int, nbytes: int) -> Path:
             f"The checkpoint takes about {size(nbytes + _SPARE)}, but {folder} has {size(free)} left. Free "
             "some space, choose another folder, or keep fewer checkpoints."
         )
+    _check_own(folder / name_of(step))
     staged = folder / f".{name_of(step)}.new"
     staged.mkdir()
     return staged
+
+
+def _check_own(place: Path) -> None:
+    """Raises `SDPError` if something is in a checkpoint's place that is none, which would be replaced."""
+    if not place.is_symlink() and (not place.exists() or (place / FILE).is_file()):
+        return
+    strange = [path.name for path in place.iterdir() if not _OURS.fullmatch(path.name)] if place.is_dir() else ["it"]
+    if strange or place.is_symlink():
+        raise SDPError(
+            f"{place} would be replaced by the checkpoint, and is none: {strange[0] if strange else 'a link'} was not "
+            "written by sdp.save_checkpoint(). Move it away, or choose another folder."
+        )
 
 
 def finish(staged: Path) -> Path:

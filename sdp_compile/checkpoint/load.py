@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer
 
 from sdp_compile.checkpoint import background
 from sdp_compile.checkpoint.coverage import check_model, check_states
+from sdp_compile.checkpoint.extra import check_extra_states, load_extra_states
 from sdp_compile.checkpoint.folder import resolve
 from sdp_compile.checkpoint.foreign import load_foreign
 from sdp_compile.checkpoint.manifest import FILE, Manifest, OptimizerEntry, shared_of
@@ -115,6 +116,7 @@ def load_checkpoint(
         groups = None if optimizer is None else _fitted(found, optimizer, manifest)
         lost = () if optimizer is None else check_states(checkpoint, reset_lost_optimizer_state, RESET)
         _check_others(found, manifest, scheduler, scaler, loader)
+        check_extra_states(found, decode(shared_of(manifest).get("modules", {"dict": []})))
     with team.together():
         private = _Private(checkpoint, found, reset_lost_optimizer_state)
         _load_model(found, checkpoint, private.tensors)
@@ -122,6 +124,7 @@ def load_checkpoint(
             states = _States(found, checkpoint, manifest.optimizer, lost)
             load_optimizer(optimizer, groups, states, _has_dtypes(found, manifest))
         _load_shared(shared_of(manifest), scheduler, scaler)
+        load_extra_states(found, private.modules)
         private.load(loader)
     team.gather(None)  # worker 0, which serves the store, may end the process next
     extra = decode(shared_of(manifest).get("extra", {}))
@@ -144,6 +147,7 @@ class _Private:
 
     Attributes:
         tensors: Its own values of running statistics, if it held the same slices.
+        modules: The extra states of its modules; those of worker 0 for another number of workers.
     """
 
     def __init__(self, checkpoint: Checkpoint, model: Model, may_be_lost: bool) -> None:
@@ -152,6 +156,7 @@ class _Private:
         self._content: Mapping[str, Any] = {}
         if same and not (may_be_lost and manifest.private_file(model.rank) not in checkpoint.intact_files):
             self._content = checkpoint.private(model.rank) or {}
+        self.modules = decode(self._content.get("modules", shared_of(manifest).get("modules", {"dict": []})))
         self.tensors: Mapping[str, Tensor] = {}
         slices = manifest.plan.slices[model.rank :] if same and manifest.plan is not None else ()
         if isinstance(model, CompiledModel) and slices[:1] == (model.module.holdings.digest,):

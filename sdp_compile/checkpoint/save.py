@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -19,16 +20,17 @@ from sdp_compile.checkpoint import background
 from sdp_compile.checkpoint import folder as folders
 from sdp_compile.checkpoint.background import Saving
 from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors, unmerged
+from sdp_compile.checkpoint.extra import extra_states
 from sdp_compile.checkpoint.items import Item, model_items, optimizer_items
 from sdp_compile.checkpoint.merging import manifest_of, plan_entry
-from sdp_compile.checkpoint.metadata import FILE as METADATA
+from sdp_compile.checkpoint.manifest import METADATA
 from sdp_compile.checkpoint.metadata import flat, metadata, objects_of
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.plain import encode
 from sdp_compile.checkpoint.random_states import random_states
 from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states
 from sdp_compile.checkpoint.team import Team
-from sdp_compile.checkpoint.writing import read_written, write_bytes, write_manifest, write_worker
+from sdp_compile.checkpoint.writing import ITEM_BYTES, read_written, write_bytes, write_manifest, write_worker
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.owners.comparison import check_values
 
@@ -134,8 +136,10 @@ def save_checkpoint(
     if found.peers is not None:
         check_values(found.peers.engine, f"in {WHAT}")
     states = OptimizerStates.merged(team.gather(mine), found)
-    items = list(_items(found, optimizer, states, redundancy == "owners"))
-    size = sum(team.gather(sum(item.nbytes for item in items)))
+    with team.together():
+        items = list(_items(found, optimizer, states, redundancy == "owners"))
+        size = sum(item.nbytes + ITEM_BYTES for item in items)
+    size = sum(team.gather(size))
     slices = team.gather(found.module.holdings.digest if isinstance(found, CompiledModel) else "")
     facts: dict[str, Any] = {
         "byteorder": sys.byteorder,
@@ -147,7 +151,8 @@ def save_checkpoint(
         "shared": shared,
     }
     if found.rank == 0:
-        facts |= {"plan": plan_entry(found, slices), "keys": dict(found.keys)}
+        with_modules = {**shared, "modules": private["modules"]}
+        facts |= {"plan": plan_entry(found, slices), "keys": dict(found.keys), "shared": with_modules}
     job = _Job(found, place, step, keep, facts, states)
     with job.staged(team, size):
         if asynchronous:
@@ -181,7 +186,8 @@ class _Job:
         self._rank, self._workers, self._shapes = model.rank, model.workers, model.shapes
         self._dtypes = {name: tensor.dtype for name, tensor in model.tensors().items()}
         self._folder, self._step, self._keep, self._facts, self._states = folder, step, keep, facts, states
-        self._objects = {} if self._rank else objects_of(None if states is None else states.plain)
+        modules = {} if self._rank else extra_states(model)
+        self._objects = {} if self._rank else objects_of(None if states is None else states.plain, modules)
         self._staged = folder / f".{folders.name_of(step)}.new"
         self.place = folder / folders.name_of(step)
 
@@ -210,7 +216,14 @@ class _Job:
         manifest = manifest_of(self._facts, self._shapes, self._dtypes, written, self._states)
         write_bytes(self._staged / METADATA, metadata(manifest, self._objects, written[0].objects))
         write_manifest(self._staged, manifest)
-        folders.prune(self._folder, self._keep, folders.finish(self._staged))
+        place = folders.finish(self._staged)
+        try:
+            folders.prune(self._folder, self._keep, place)
+        except OSError as error:  # the checkpoint is there
+            warnings.warn(
+                f"{place} was saved, but older checkpoints could not be removed ({error.filename}: {error.strerror}).",
+                stacklevel=2,
+            )
 
     def discard(self) -> None:
         """Removes what was written. On worker 0."""
@@ -242,6 +255,7 @@ def _private(model: Model, loader: Any) -> dict[str, Any]:
         "random": encode(random_states(), "the random states"),
         "loader": None if loader is None else encode(loader.state_dict(), what),
         "tensors": encode(own_tensors(model), "the running statistics"),
+        "modules": encode(extra_states(model), "get_extra_state() of the model"),
     }
 
 

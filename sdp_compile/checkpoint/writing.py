@@ -16,8 +16,21 @@ import torch
 from torch import Tensor
 
 from sdp_compile.checkpoint.items import Item
-from sdp_compile.checkpoint.manifest import FILE, Chunk, Data, File, Manifest, data_name, dumps, private_name
+from sdp_compile.checkpoint.manifest import (
+    FILE,
+    MOST_BYTES,
+    Chunk,
+    Data,
+    File,
+    Manifest,
+    data_name,
+    dumps,
+    private_name,
+)
 from sdp_compile.errors import SDPError
+
+ITEM_BYTES = 2048
+"""About how many bytes each part of a tensor takes beside its values: what ``torch.save`` adds, and its descriptions."""
 
 _LOCAL_HEADER = 30
 """Bytes of a zip entry's header before its name and extra field, whose lengths are the last four of them."""
@@ -101,7 +114,14 @@ def read_written(folder: Path, workers: int) -> list[Written]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the file without which a folder is no checkpoint."""
-    write_bytes(folder / FILE, dumps(manifest).encode())
+    content = dumps(manifest).encode()
+    if len(content) > MOST_BYTES:  # it could not be read again
+        chunks = sum(len(entry.chunks) for _, entry in manifest.tensors())
+        raise SDPError(
+            f"The checkpoint has {chunks} parts of tensors, whose description of {len(content)} bytes is larger than "
+            "any that is read. Cut the model in fewer places: by the `cyclic` or `nested` design, or a larger `align`."
+        )
+    write_bytes(folder / FILE, content)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from sdp_compile.checkpoint.folder import whole_checkpoints
 from tools.kills.disk import Disk, disk, own_mounts
 from tools.kills.job import captured
-from tools.kills.processes import Event, Workers, prepare
+from tools.kills.processes import Event, Workers
 from tools.kills.reference import Reference, reference
 from tools.kills.trial import FIRST, STEPS, WORKERS, Kind, Trial, drawn
 from tools.kills.verdict import assembled, folder_problem, run_problem
@@ -40,7 +40,6 @@ class Campaign:
     _references: dict[Kind, Reference] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        prepare()
         self._may_mount = own_mounts()
         self._analysis = captured()
 
@@ -51,7 +50,7 @@ class Campaign:
 
     def run(self, seed: int) -> dict[str, Any]:
         """Runs one trial. Returns what happened, with the ``problem`` in words; empty if all is as it must be."""
-        begin = time.monotonic()
+        begin, used = time.monotonic(), _processor_seconds()
         trial = drawn(seed, self.timeout)
         if trial.kind not in self._references:
             place = self.folder / f"reference-{len(self._references)}"
@@ -66,7 +65,8 @@ class Campaign:
         }
         with disk(self.folder / f"trial-{seed}", self._may_mount) as place:
             row |= _Run(self, trial, self._references[trial.kind], place).all()
-        return {**row, "seconds": round(time.monotonic() - begin, 1)}
+        cpu = round(_processor_seconds() - used, 1)
+        return {**row, "seconds": round(time.monotonic() - begin, 1), "cpu": cpu}
 
     def _start(self, orders: Orders) -> Workers:
         return Workers(orders, self.timeout, self._analysis)
@@ -209,6 +209,11 @@ def orders_of(folder: Path) -> dict[int, int]:
     for order, path in enumerate(whole_checkpoints(folder)):
         found[int(path.name.strip(".newold").removeprefix("step-"))] = order
     return found
+
+
+def _processor_seconds() -> float:
+    """Returns the processor time of this process and the workers that have ended."""
+    return sum(os.times()[:4])
 
 
 def _is_saving(events: list[Event]) -> bool:

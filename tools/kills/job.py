@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import importlib
 import json
+import os
 import random
+import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -73,9 +79,42 @@ class Batches:
 
 
 def captured() -> Analysis:
-    """Captures and analyses the model, which the workers need not do again after they are forked."""
+    """Captures and analyses the model, and imports all, which forked workers need not do again. Starts no threads."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    return analyse(capture(Net(), (torch.zeros(5, _WIDTH),)))
+    analysis = analyse(capture(Net(), (torch.zeros(5, _WIDTH),)))
+    theirs, mine = os.pipe()
+    if not (child := os.fork()):  # backward starts threads, after which a process cannot be forked
+        _tell_modules(analysis, mine)
+    os.close(mine)
+    with os.fdopen(theirs) as pipe:
+        names = json.load(pipe)
+    os.waitpid(child, 0)
+    for name in names:
+        if not name.startswith(("torch._inductor", "__m")):
+            with suppress(Exception):  # what no one can import by its name
+                importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # forked processes neither look through all of this again nor copy it
+    return analysis
+
+
+def _tell_modules(analysis: Analysis, pipe: int) -> None:
+    """Does all that workers do, writes which modules that has imported, and ends the process."""
+    names: list[str] = []
+    try:
+        for sharded in (False, True):
+            with tempfile.TemporaryDirectory() as folder:
+                job = Job(Kind("neuron", sharded), 0, analysis, workers=1)
+                job.train()
+                job.save(Path(folder))
+                job.load(Path(folder))
+                job.digest()
+        names = list(sys.modules)
+    finally:
+        with os.fdopen(pipe, "w") as file:
+            json.dump(names, file)
+        os._exit(0)
 
 
 class Job:
@@ -86,9 +125,10 @@ class Job:
         rank: This worker.
         analysis: What `captured` returned.
         seed: Decides the initial weights.
+        workers: The number of workers; by default that of the process group.
     """
 
-    def __init__(self, kind: Kind, rank: int, analysis: Analysis, seed: int = 0) -> None:
+    def __init__(self, kind: Kind, rank: int, analysis: Analysis, seed: int = 0, workers: int | None = None) -> None:
         level, _, masking = kind.level.partition("-")
         policy = sdp.NeuronPolicy if level == "neuron" else sdp.BlockPolicy
         torch.manual_seed(seed)
@@ -98,7 +138,10 @@ class Job:
             patch.object(compiler, "analyse", lambda _: analysis),
         ):
             self.model: Any = sdp.compile(
-                original, policy(coverage=0.5, masking=masking or "forward"), (torch.zeros(5, _WIDTH),)
+                original,
+                policy(coverage=0.5, masking=masking or "forward"),
+                (torch.zeros(5, _WIDTH),),
+                workers=workers,
             )
         options: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1}
         self.optimizer: torch.optim.Optimizer
@@ -137,9 +180,7 @@ class Job:
 
     def load(self, path: Path) -> None:
         """Loads a checkpoint, or the newest in a folder. Collective."""
-        restored = sdp.load_checkpoint(
-            path, self.model, self.optimizer, scheduler=self.scheduler, loader=self.batches
-        )
+        restored = sdp.load_checkpoint(path, self.model, self.optimizer, scheduler=self.scheduler, loader=self.batches)
         self.step = restored.step
 
     def digest(self) -> str:

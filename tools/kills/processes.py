@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-
 from sdp_compile.structure.analysis import Analysis
 from tools.kills.trial import WORKERS
 from tools.kills.worker import Orders, work
@@ -106,9 +104,3 @@ class Workers:
             if pid:
                 self._codes[rank] = os.waitstatus_to_exitcode(status)
         return rank in self._codes
-
-
-def prepare() -> None:
-    """Makes this process one that can be forked: without threads of its own."""
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -15,7 +15,16 @@ from sdp_compile.errors import SDPError
 from tools.kills.job import digest_of
 from tools.kills.reference import Reference
 
-_LOST_PEERS = ("Connection", "connection", "closed", "reset by peer", "timed out", "Timed out", "Timeout", "Broken pipe")
+_LOST_PEERS = (
+    "Connection",
+    "connection",
+    "closed",
+    "reset by peer",
+    "timed out",
+    "Timed out",
+    "Timeout",
+    "Broken pipe",
+)
 """What torch.distributed says when another process is gone."""
 
 
@@ -42,9 +51,7 @@ def run_problem(
     return ""
 
 
-def folder_problem(
-    folder: Path, before: dict[int, int], keep: int | None, expected: Reference, space: Path
-) -> str:
+def folder_problem(folder: Path, before: dict[int, int], keep: int | None, expected: Reference, space: Path) -> str:
     """Returns in words what is wrong with a folder; empty if nothing is.
 
     Args:

@@ -61,13 +61,19 @@ class Teller:
         self._pipe, self._rank = pipe, rank
 
     def __call__(self, event: str, **more: Any) -> None:
-        line = json.dumps({"event": event, "rank": self._rank, "time": time.monotonic(), **more}) + "\n"
+        line = (
+            json.dumps(
+                {"event": event, "rank": self._rank, "time": time.monotonic(), "cpu": time.process_time(), **more}
+            )
+            + "\n"
+        )
         os.write(self._pipe, line.encode())
 
 
 def work(orders: Orders, rank: int, listening: int, port: int, pipe: int, timeout: float, analysis: Analysis) -> None:
     """Does what a worker is told, and ends the process."""
     tell = Teller(pipe, rank)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where torch's threads say that a peer is gone
     code = 1
     try:
         warnings.simplefilter("ignore")
@@ -95,9 +101,7 @@ def _work(
     )
     if rank != 0:
         os.close(listening)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=WORKERS, timeout=timedelta(seconds=timeout)
-    )
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORKERS, timeout=timedelta(seconds=timeout))
     job = Job(orders.kind, rank, analysis, seed=0 if orders.start is None else 1)
     if orders.start is not None:
         job.load(orders.start)
