@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.checkpoint import background
-from sdp_compile.checkpoint.coverage import check_model, check_states
+from sdp_compile.checkpoint.coverage import check_model, check_states, shortened
 from sdp_compile.checkpoint.extra import check_extra_states, load_extra_states
 from sdp_compile.checkpoint.folder import resolve
 from sdp_compile.checkpoint.foreign import load_foreign
@@ -271,7 +271,15 @@ def _fitted(model: Model, optimizer: Optimizer, manifest: Manifest) -> list[dict
                 raise SDPError(
                     f"The optimizer state {key!r} of {name!r} has the shape {list(entry.shape)} in the checkpoint."
                 )
-    return fitted_groups(optimizer, model.parameters, groups_of(saved))
+    groups = fitted_groups(optimizer, model.parameters, groups_of(saved))
+    held = {name for group in groups for name in group["params"]}
+    more = [name for name in saved.scalars if name in set(model.parameters.values()) - held]
+    if more:
+        raise SDPError(
+            f"The checkpoint has optimizer states of parameters that the optimizer does not have: {shortened(more)}. "
+            "Build it with the parameters of the saved one, or leave the optimizer out to load the model alone."
+        )
+    return groups
 
 
 def _check_others(model: Model, manifest: Manifest, scheduler: Any, scaler: Any, loader: Any) -> None:

@@ -31,7 +31,7 @@ DTYPES = frozenset(
     | {"float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"}
     | {"float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"}
 )
-"""What checkpoints hold. Quantized tensors have scales besides their values, and elements of others are parts of a byte."""
+"""What checkpoints hold. Quantized tensors have scales besides values, and elements of others are parts of a byte."""
 
 _MOST_LAYERS = 50
 """How deeply a layout may be nested."""

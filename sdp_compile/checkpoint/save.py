@@ -22,8 +22,8 @@ from sdp_compile.checkpoint.background import Saving
 from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors, unmerged
 from sdp_compile.checkpoint.extra import extra_states
 from sdp_compile.checkpoint.items import Item, model_items, optimizer_items
-from sdp_compile.checkpoint.merging import manifest_of, plan_entry
 from sdp_compile.checkpoint.manifest import METADATA
+from sdp_compile.checkpoint.merging import manifest_of, plan_entry
 from sdp_compile.checkpoint.metadata import flat, metadata, objects_of
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.plain import encode

@@ -30,7 +30,7 @@ from sdp_compile.checkpoint.manifest import (
 from sdp_compile.errors import SDPError
 
 ITEM_BYTES = 2048
-"""About how many bytes each part of a tensor takes beside its values: what ``torch.save`` adds, and its descriptions."""
+"""About how many bytes each part of a tensor takes besides values: what ``torch.save`` adds, and its descriptions."""
 
 _LOCAL_HEADER = 30
 """Bytes of a zip entry's header before its name and extra field, whose lengths are the last four of them."""

@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="The first trial's seed; the others follow")
     parser.add_argument("--only", type=int, help="Try this seed alone, and print all that happened")
     parser.add_argument("--timeout", type=float, default=8.0, help="Limit of a collective in seconds")
+    parser.add_argument("--patience", type=float, default=1.0, help="Factor of the limit of a run, on a busy machine")
     parser.add_argument("--out", type=Path, default=Path("kills.jsonl"), help="Results, one JSON object per line")
     options = parser.parse_args(arguments)
     seeds = [options.only] if options.only is not None else range(options.seed, options.seed + options.kills)
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in seeds:
             if seed in done:
                 continue
-            campaign = campaign or Campaign(Path(name), options.timeout)
+            campaign = campaign or Campaign(Path(name), options.timeout, options.patience)
             row = campaign.run(seed)
             rows.append(row)
             if options.only is None:

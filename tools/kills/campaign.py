@@ -33,10 +33,12 @@ class Campaign:
     Args:
         folder: An empty folder for their files.
         timeout: The limit of the process groups, in seconds.
+        patience: By how much the limit of a run is longer than on a machine that does nothing else.
     """
 
     folder: Path
     timeout: float
+    patience: float = 1.0
     _references: dict[Kind, Reference] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,7 +48,7 @@ class Campaign:
     @property
     def limit(self) -> float:
         """How long a run may take in all, in seconds: a few of its steps may each wait for the process group."""
-        return 30 + 5 * self.timeout
+        return (30 + 5 * self.timeout) * self.patience
 
     def run(self, seed: int) -> dict[str, Any]:
         """Runs one trial. Returns what happened, with the ``problem`` in words; empty if all is as it must be."""
@@ -88,6 +90,7 @@ class _Run:
         workers = self._campaign._start(self._orders(start))
         struck = self._strike(workers)
         hanging = workers.ended(self._deadline)
+        stacks = workers.stacks(hanging)
         left = workers.end()
         self._disk.free()
         happened = {
@@ -96,7 +99,7 @@ class _Run:
             "refused": sum(event["event"] == "refused" for event in workers.events),
         }
         problem = (
-            (f"workers {hanging} did not end within {self._campaign.limit:.0f} s" if hanging else "")
+            (f"workers {hanging} did not end within {self._campaign.limit:.0f} s:\n{stacks}" if hanging else "")
             or left
             or run_problem(workers.events, workers.codes(), self._expected)
             or folder_problem(self._folder, self._before, self._trial.keep, self._expected, self._disk.folder)
@@ -191,9 +194,10 @@ class _Run:
         )
         workers = self._campaign._start(orders)
         hanging = workers.ended(time.monotonic() + self._campaign.limit)
+        stacks = workers.stacks(hanging)
         problem = workers.end()
         if hanging:
-            problem = f"after the fault: workers {hanging} did not end within {self._campaign.limit:.0f} s"
+            problem = f"workers {hanging} did not end within {self._campaign.limit:.0f} s:\n{stacks}"
         problem = problem or run_problem(workers.events, workers.codes(), self._expected, must_end=True)
         leftovers = [path.name for path in self._folder.iterdir() if path.name[:5] not in (".lock", "step-")]
         if not problem and leftovers:

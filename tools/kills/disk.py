@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NEW_NAMESPACE = 0x00020000
@@ -40,11 +40,8 @@ class Disk:
     def fill(self, left: int) -> None:
         """Leaves so many bytes."""
         free = shutil.disk_usage(self.folder).free
-        with (self.folder / _FILLER).open("wb") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, max(1, free - left))
-            except OSError:  # others write meanwhile
-                pass
+        with (self.folder / _FILLER).open("wb") as file, suppress(OSError):  # others write meanwhile
+            os.posix_fallocate(file.fileno(), 0, max(1, free - left))
 
     def free(self) -> None:
         """Makes room again."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from sdp_compile.structure.analysis import Analysis
 from tools.kills.trial import WORKERS
-from tools.kills.worker import Orders, work
+from tools.kills.worker import Orders, stack_file, work
 
 Event = dict[str, Any]
 
@@ -32,6 +32,7 @@ class Workers:
 
     def __init__(self, orders: Orders, timeout: float, analysis: Analysis) -> None:
         self.events: list[Event] = []
+        self._orders = orders
         self._codes: dict[int, int] = {}
         self._rest = b""
         with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
@@ -78,6 +79,14 @@ class Workers:
             self.follow(lambda _: False, min(deadline, time.monotonic() + 0.02))
             time.sleep(0.005)
         return [rank for rank in range(WORKERS) if not self._has_ended(rank)]
+
+    def stacks(self, ranks: Iterable[int]) -> str:
+        """Returns where workers are that do not end."""
+        ranks = list(ranks)
+        for number in (signal.SIGCONT, signal.SIGUSR2) if ranks else ():
+            self.send(ranks, number)
+            time.sleep(2)
+        return "\n".join(stack_file(self._orders, rank).read_text()[:3000] for rank in ranks)
 
     def codes(self) -> dict[int, int]:
         """Returns the exit codes of those that have ended, negative for signals."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -45,11 +46,7 @@ def reference(start: Callable[[Orders], Workers], kind: Kind, folder: Path, limi
     steps = [event for event in events if event["event"] == "step"]
     mine = [event for event in events if event["rank"] == 0]
     spans = {
-        name: median(
-            after["time"] - before["time"]
-            for before, after in zip(mine, mine[1:], strict=False)
-            if after["event"] == name
-        )
+        name: median(after["time"] - before["time"] for before, after in pairwise(mine) if after["event"] == name)
         for name in ("step", "saved")
     }
     digests = {(event["step"], event["rank"]): event["digest"] for event in steps}

@@ -63,11 +63,11 @@ def folder_problem(folder: Path, before: dict[int, int], keep: int | None, expec
     """
     there = whole_checkpoints(folder)
     steps = [int("".join(filter(str.isdigit, path.name))) for path in there]
-    for step, path in zip(steps, there, strict=True):
+    for path in there:
         problem = assembled(path, (), expected, space / "whole")
         if problem:
             return problem
-    visible = {path for path in folder.glob("step-*")} if folder.is_dir() else set()
+    visible = set(folder.glob("step-*"))
     if visible - set(there):
         return f"{sorted(path.name for path in visible - set(there))} look like checkpoints and are none"
     for step in before.keys() - set(steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import json
 import os
 import signal
@@ -16,7 +17,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from sdp_compile.errors import SDPError
@@ -54,6 +54,11 @@ class Orders:
     told: bool = False
 
 
+def stack_file(orders: Orders, rank: int) -> Path:
+    """Returns the file into which a worker writes where it is, when it gets SIGUSR2."""
+    return orders.folder.parent / f"{orders.folder.name}-{rank}.stack"
+
+
 class Teller:
     """Tells the process that started the workers what this one does, in lines that arrive whole."""
 
@@ -75,6 +80,7 @@ def work(orders: Orders, rank: int, listening: int, port: int, pipe: int, timeou
     tell = Teller(pipe, rank)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where torch's threads say that a peer is gone
     code = 1
+    faulthandler.register(signal.SIGUSR2, stack_file(orders, rank).open("w"))
     try:
         warnings.simplefilter("ignore")
         _work(orders, rank, listening, port, timeout, analysis, tell)
