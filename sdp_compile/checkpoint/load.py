@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer
 
 from sdp_compile.checkpoint import background
 from sdp_compile.checkpoint.coverage import check_model, check_states, shortened
-from sdp_compile.checkpoint.extra import check_extra_states, load_extra_states
+from sdp_compile.checkpoint.extra import KEY, check_extra_states, load_extra_states, states_in
 from sdp_compile.checkpoint.folder import resolve
 from sdp_compile.checkpoint.foreign import load_foreign
 from sdp_compile.checkpoint.manifest import FILE, Manifest, OptimizerEntry, shared_of
@@ -116,7 +116,7 @@ def load_checkpoint(
         groups = None if optimizer is None else _fitted(found, optimizer, manifest)
         lost = () if optimizer is None else check_states(checkpoint, reset_lost_optimizer_state, RESET)
         _check_others(found, manifest, scheduler, scaler, loader)
-        check_extra_states(found, decode(shared_of(manifest).get("modules", {"dict": []})))
+        check_extra_states(found, states_in(shared_of(manifest)))
     with team.together():
         private = _Private(checkpoint, found, reset_lost_optimizer_state)
         _load_model(found, checkpoint, private.tensors)
@@ -156,7 +156,12 @@ class _Private:
         self._content: Mapping[str, Any] = {}
         if same and not (may_be_lost and manifest.private_file(model.rank) not in checkpoint.intact_files):
             self._content = checkpoint.private(model.rank) or {}
-        self.modules = decode(self._content.get("modules", shared_of(manifest).get("modules", {"dict": []})))
+        if not isinstance(self._content, dict):
+            raise SDPError(
+                f"What only worker {model.rank} has is damaged in {checkpoint.path}. Load another checkpoint."
+            )
+        self.modules = states_in(self._content if KEY in self._content else shared_of(manifest))
+        check_extra_states(model, self.modules)
         self.tensors: Mapping[str, Tensor] = {}
         slices = manifest.plan.slices[model.rank :] if same and manifest.plan is not None else ()
         if isinstance(model, CompiledModel) and slices[:1] == (model.module.holdings.digest,):

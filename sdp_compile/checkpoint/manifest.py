@@ -330,6 +330,8 @@ def _tensor_problem(entry: TensorEntry, files: tuple[File, ...]) -> str:
         for start, size, extent in zip(chunk.offsets, chunk.sizes, entry.shape, strict=True):
             if start < 0 or size < 0 or start + size > extent:
                 return f"has a chunk at {chunk.offsets} of {chunk.sizes}, outside of its shape {entry.shape}"
+        if not chunk.box.numel:
+            return f"has a chunk at {chunk.offsets} without elements"
         if chunk.nbytes != chunk.box.numel * entry.torch_dtype.itemsize:
             return f"has a chunk of {chunk.nbytes} bytes for {chunk.box.numel} elements of {entry.dtype}"
     if not cover_exactly(list(dict.fromkeys(chunk.box for chunk in entry.chunks)), entry.shape):

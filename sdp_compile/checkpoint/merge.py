@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import _TYPES
 
 from sdp_compile.checkpoint.coverage import check_model, check_states
+from sdp_compile.checkpoint.extra import states_in
 from sdp_compile.checkpoint.manifest import shared_of
-from sdp_compile.checkpoint.plain import decode
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.errors import SDPError
 
@@ -74,8 +74,9 @@ def merge(
             for number, name in enumerate(order, 1):
                 entry = manifest.model[name]
                 damaged.update(dict.fromkeys(checkpoint.compare(entry, name)))
-                values = checkpoint.whole(entry, name)
-                file.write(values.reshape(-1).view(torch.uint8).numpy().data if values.numel() else b"")
+                if entry.nbytes:
+                    values = checkpoint.whole(entry, name)
+                    file.write(values.reshape(-1).view(torch.uint8).numpy().data)
                 on_tensor(number, len(order))
             file.flush()
             os.fsync(file.fileno())
@@ -89,7 +90,7 @@ def merge(
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
-    extra = decode(shared_of(manifest).get("modules", {"dict": []}))
+    extra = states_in(shared_of(manifest))
     return Merged(path, len(order), size, tuple(damaged), tuple(extra))
 
 

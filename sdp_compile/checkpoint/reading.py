@@ -89,8 +89,7 @@ class Checkpoint:
         """
         result = torch.empty(entry.shape, dtype=entry.torch_dtype)
         for box, chunks in _copies(entry).items():
-            if box.numel:
-                result[box.slices] = self._any_copy(entry, chunks, name)
+            result[box.slices] = self._any_copy(entry, chunks, name)
         return result
 
     @cached_property

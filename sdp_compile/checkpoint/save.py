@@ -20,7 +20,7 @@ from sdp_compile.checkpoint import background
 from sdp_compile.checkpoint import folder as folders
 from sdp_compile.checkpoint.background import Saving
 from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors, unmerged
-from sdp_compile.checkpoint.extra import extra_states
+from sdp_compile.checkpoint.extra import KEY, extra_states
 from sdp_compile.checkpoint.items import Item, model_items, optimizer_items
 from sdp_compile.checkpoint.manifest import METADATA
 from sdp_compile.checkpoint.merging import manifest_of, plan_entry
@@ -151,7 +151,7 @@ def save_checkpoint(
         "shared": shared,
     }
     if found.rank == 0:
-        with_modules = {**shared, "modules": private["modules"]}
+        with_modules = {**shared, KEY: private[KEY]}
         facts |= {"plan": plan_entry(found, slices), "keys": dict(found.keys), "shared": with_modules}
     job = _Job(found, place, step, keep, facts, states)
     with job.staged(team, size):
@@ -255,7 +255,7 @@ def _private(model: Model, loader: Any) -> dict[str, Any]:
         "random": encode(random_states(), "the random states"),
         "loader": None if loader is None else encode(loader.state_dict(), what),
         "tensors": encode(own_tensors(model), "the running statistics"),
-        "modules": encode(extra_states(model), "get_extra_state() of the model"),
+        KEY: encode(extra_states(model), "get_extra_state() of the model"),
     }
 
 

@@ -25,6 +25,9 @@ from sdp_compile.runtime.owners.comparison import check_values
 
 WHAT = "sdp.CheckpointState"
 
+_STEP = "step"
+"""The state in which PyTorch's optimizers count the steps of a parameter."""
+
 _Place = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool]
 """A box: its offsets in the full tensor, its sizes, its offsets in the worker's, and whether this worker saves it."""
 
@@ -185,7 +188,7 @@ def _fitted(
     states = {
         name: {key: one.held if isinstance(one, WorkerSlice) else one for key, one in entries.items()}
         for name, entries in saved["state"].items()
-        if name in own
+        if name in own and not _is_unstepped(entries)
     }
     return groups, states
 
@@ -214,6 +217,12 @@ def _optimizer_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
+def _is_unstepped(entries: Mapping[str, Any]) -> bool:
+    """Whether the states of a parameter are those that an optimizer makes at its first step."""
+    step = entries.get(_STEP)
+    return step is not None and not isinstance(step, WorkerSlice) and float(step) == 0
+
+
 def _completed(
     model: Model, optimizer: Optimizer, states: OptimizerStates, team: Team
 ) -> tuple[dict[str, dict[str, torch.dtype]], dict[str, dict[str, Any]]]:
@@ -232,7 +241,10 @@ def _completed(
         for name, entries in scalars.items():
             described[name] = [
                 {key: str(dtype).removeprefix("torch.") for key, dtype in dtypes[name].items()},
-                {key: encode(value, f"the optimizer's state {key!r}") for key, value in entries.items()},
+                {
+                    key: encode(value * 0 if key == _STEP else value, f"the optimizer's state {key!r}")
+                    for key, value in entries.items()
+                },
             ]
     found = {name: one for other in team.gather(described) for name, one in other.items()}
     order = [name for name in model.shapes if name in states.scalars or name in found]

@@ -17,7 +17,9 @@ from sdp_compile.errors import SDPError
 
 pytestmark = pytest.mark.timeout(120)
 
-OTHER = "import sys; from pathlib import Path; from sdp_compile.checkpoint.folder import claim; claim(Path(sys.argv[1]))"
+OTHER = (
+    "import sys; from pathlib import Path; from sdp_compile.checkpoint.folder import claim; claim(Path(sys.argv[1]))"
+)
 
 
 def is_free(folder: Path) -> bool:

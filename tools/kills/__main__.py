@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +29,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--patience", type=float, default=1.0, help="Factor of the limit of a run, on a busy machine")
     parser.add_argument("--out", type=Path, default=Path("kills.jsonl"), help="Results, one JSON object per line")
     options = parser.parse_args(arguments)
-    seeds = [options.only] if options.only is not None else range(options.seed, options.seed + options.kills)
-    rows = [] if options.only is not None else read(options.out)
+    alone = options.only is not None
+    rows = [] if alone else [row for row in read(options.out) if row["seed"] >= options.seed]
     done = {row["seed"] for row in rows}
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         campaign: Campaign | None = None
-        for seed in seeds:
-            if seed in done:
-                continue
+        for seed in [options.only] if alone else (seed for seed in count(options.seed) if seed not in done):
+            if not alone and faults(rows) >= options.kills:
+                break
             campaign = campaign or Campaign(Path(name), options.timeout, options.patience)
             row = campaign.run(seed)
             rows.append(row)
-            if options.only is None:
+            if not alone:
                 with options.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-            print(json.dumps(row) if row["problem"] or options.only is not None else _line(row), flush=True)
-    rows = [row for row in rows if row["seed"] in seeds]
+            print(json.dumps(row) if row["problem"] or alone else _line(row), flush=True)
     Console(width=100).print(table(rows))
     wrong = [row["seed"] for row in rows if row["problem"]]
-    print(f"{len(rows)} faults, {len(wrong)} with a problem{f': seeds {wrong}' if wrong else ''}.")
+    print(
+        f"{faults(rows)} faults in {len(rows)} trials, {len(wrong)} with a problem{f': seeds {wrong}' if wrong else ''}."
+    )
     return int(bool(wrong))
+
+
+def faults(rows: list[dict[str, Any]]) -> int:
+    """Returns in how many trials the fault came before the workers had ended."""
+    return sum(row["hit"] != "nothing" for row in rows)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -16,11 +16,8 @@ from tools.kills.job import captured
 from tools.kills.processes import Event, Workers
 from tools.kills.reference import Reference, reference
 from tools.kills.trial import FIRST, STEPS, WORKERS, Kind, Trial, drawn
-from tools.kills.verdict import assembled, folder_problem, run_problem
+from tools.kills.verdict import assembled, folder_problem, run_problem, step_of
 from tools.kills.worker import FULL, READ_ONLY, Orders
-
-_CHECKPOINT_BYTES = 120_000
-"""About the size of one checkpoint."""
 
 _GRACE = 0.3
 """How long a launcher waits before it ends the other workers, in seconds."""
@@ -80,6 +77,7 @@ class _Run:
         self._folder = place.folder / "checkpoints"
         self._deadline = time.monotonic() + campaign.limit
         self._before: dict[int, int] = {}
+        self._hit = "nothing"
 
     def all(self) -> dict[str, Any]:
         """Trains with the fault, looks at the folder, and goes on. Returns what happened."""
@@ -88,13 +86,16 @@ class _Run:
             shutil.copytree(self._expected.folder, self._folder)
             start = self._folder / f"step-{FIRST:08d}"
         workers = self._campaign._start(self._orders(start))
-        struck = self._strike(workers)
+        self._strike(workers)
         hanging = workers.ended(self._deadline)
         stacks = workers.stacks(hanging)
         left = workers.end()
         self._disk.free()
         happened = {
-            "hit": "nothing" if struck is None else "save" if _is_saving(workers.events) else "training",
+            "hit": self._hit,
+            "errors": sorted(
+                {event["text"][:100] for event in workers.events if event["event"] in ("error", "refused")}
+            ),
             "codes": [workers.codes().get(rank) for rank in range(WORKERS)],
             "refused": sum(event["event"] == "refused" for event in workers.events),
         }
@@ -125,8 +126,8 @@ class _Run:
             goes_on=trial.fault in ("full disk", "read-only folder"),
         )
 
-    def _strike(self, workers: Workers) -> Event | None:
-        """Waits for the moment and does what the trial wants. Returns the event before; None if it never came."""
+    def _strike(self, workers: Workers) -> None:
+        """Waits for the moment and does what the trial wants, if the moment comes."""
         trial = self._trial
         wanted = {"training": "step", "save": "save", "operation": "operation"}[trial.moment]
         if trial.moment == "training" and trial.at == 0:
@@ -144,18 +145,18 @@ class _Run:
 
         found = workers.follow(is_moment, self._deadline)
         if found is None:
-            return None
+            return
         if trial.moment != "operation":
             seconds = self._expected.save_seconds if trial.moment == "save" else self._expected.step_seconds
             workers.follow(lambda _: False, time.monotonic() + trial.share * seconds)
         self._before = orders_of(self._folder)
+        self._hit = "save" if is_saving(workers.events) else "training"
         self._do(workers)
         if wanted == "operation":
             workers.send([trial.by], signal.SIGCONT)
         if trial.fault in ("kill", "stop and kill") and not trial.waits:
             workers.follow(lambda _: False, time.monotonic() + _GRACE)
             workers.send(range(WORKERS), signal.SIGKILL)
-        return found
 
     def _do(self, workers: Workers) -> None:
         trial = self._trial
@@ -169,7 +170,7 @@ class _Run:
             end = signal.SIGCONT if trial.fault == "stop" else signal.SIGKILL
             workers.send(trial.victims, end)
         elif trial.fault == "full disk" and self._disk.is_mounted:
-            self._disk.fill(int(trial.leaves * _CHECKPOINT_BYTES))
+            self._disk.fill(int(trial.leaves * self._expected.nbytes))
             if trial.moment == "operation":
                 workers.send([trial.by], signal.SIGCONT)
             workers.follow(lambda _: False, time.monotonic() + trial.seconds)
@@ -209,10 +210,7 @@ class _Run:
 
 def orders_of(folder: Path) -> dict[int, int]:
     """Returns the order of the whole checkpoints of a folder by step."""
-    found = {}
-    for order, path in enumerate(whole_checkpoints(folder)):
-        found[int(path.name.strip(".newold").removeprefix("step-"))] = order
-    return found
+    return {step_of(path): int((path / "order").read_text()) for path in whole_checkpoints(folder)}
 
 
 def _processor_seconds() -> float:
@@ -220,10 +218,12 @@ def _processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def _is_saving(events: list[Event]) -> bool:
-    """Whether a save was in progress at the end of the events that came before a fault."""
+def is_saving(events: list[Event]) -> bool:
+    """Whether a save is in progress after these events, perhaps in the background."""
+    last = {event["rank"]: event for event in events}
     return any(
-        [event["event"] for event in events if event["rank"] == rank][-1:] == ["save"] for rank in range(WORKERS)
+        event["event"] in ("save", "operation", "fault") or event.get("asynchronous") or event.get("writing")
+        for event in last.values()
     )
 
 

@@ -32,6 +32,12 @@ class Reference:
     step_seconds: float
     save_seconds: float
 
+    @property
+    def nbytes(self) -> int:
+        """The size of one checkpoint in bytes."""
+        place = next(self.folder.glob("step-*"))
+        return sum(path.stat().st_size for path in place.iterdir())
+
 
 def reference(start: Callable[[Orders], Workers], kind: Kind, folder: Path, limit: float) -> Reference:
     """Trains without a fault, and saves a few checkpoints."""

@@ -62,7 +62,7 @@ def folder_problem(folder: Path, before: dict[int, int], keep: int | None, expec
         space: Where files can be written.
     """
     there = whole_checkpoints(folder)
-    steps = [int("".join(filter(str.isdigit, path.name))) for path in there]
+    orders = {step_of(path): int((path / "order").read_text()) for path in there}
     for path in there:
         problem = assembled(path, (), expected, space / "whole")
         if problem:
@@ -70,11 +70,16 @@ def folder_problem(folder: Path, before: dict[int, int], keep: int | None, expec
     visible = set(folder.glob("step-*"))
     if visible - set(there):
         return f"{sorted(path.name for path in visible - set(there))} look like checkpoints and are none"
-    for step in before.keys() - set(steps):
-        newer = [one for one in steps if one not in before or before[one] > before[step]]
+    for step in before.keys() - orders.keys():
+        newer = [order for order in orders.values() if order > before[step]]
         if keep is None or len(newer) < keep:
-            return f"the checkpoint of step {step} was whole before the fault and is gone; there are {steps}"
+            return f"the checkpoint of step {step} was whole before the fault and is gone; there are {sorted(orders)}"
     return ""
+
+
+def step_of(path: Path) -> int:
+    """Returns the step of a checkpoint, perhaps under its hidden name."""
+    return int("".join(filter(str.isdigit, path.name)))
 
 
 def assembled(path: Path, lost: tuple[int, ...], expected: Reference, space: Path) -> str:

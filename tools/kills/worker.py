@@ -118,7 +118,7 @@ def _work(
     while job.step < STEPS:
         job.train()
         told = {"digest": job.digest(), "full": job.full_digest()} if orders.told else {}
-        tell("step", step=job.step, **told)
+        tell("step", step=job.step, writing=last is not None and not last.done(), **told)
         if job.step in orders.saves:
             last = _save(job, orders, tell) or last
     if last is not None:
