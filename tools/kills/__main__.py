@@ -46,9 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(row) if row["problem"] or alone else _line(row), flush=True)
     Console(width=100).print(table(rows))
     wrong = [row["seed"] for row in rows if row["problem"]]
-    print(
-        f"{faults(rows)} faults in {len(rows)} trials, {len(wrong)} with a problem{f': seeds {wrong}' if wrong else ''}."
-    )
+    seeds = f": seeds {wrong}" if wrong else ""
+    print(f"{faults(rows)} faults in {len(rows)} trials, {len(wrong)} with a problem{seeds}.")
     return int(bool(wrong))
 
 
