@@ -6,11 +6,13 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdp_compile.checkpoint.folder import whole_checkpoints
+from sdp_compile.checkpoint.reading import Checkpoint
 from tools.kills.disk import Disk, disk, own_mounts
 from tools.kills.job import captured
 from tools.kills.processes import Event, Workers
@@ -149,6 +151,8 @@ class _Run:
         if trial.moment != "operation":
             seconds = self._expected.save_seconds if trial.moment == "save" else self._expected.step_seconds
             workers.follow(lambda _: False, time.monotonic() + trial.share * seconds)
+        if len(workers.codes()) == WORKERS:  # meanwhile
+            return
         self._before = orders_of(self._folder)
         self._hit = "save" if is_saving(workers.events) else "training"
         self._do(workers)
@@ -182,10 +186,11 @@ class _Run:
         there = whole_checkpoints(self._folder)
         result = "began again"
         if there:
-            problem = assembled(there[-1], trial.lost, self._expected, self._disk.folder / "lost")
+            lost = trial.lost if Checkpoint(there[-1]).manifest.redundancy == "owners" else ()
+            problem = assembled(there[-1], lost, self._expected, self._disk.folder / "lost")
             if problem:
                 return "wrong", problem
-            result = "assembled and resumed" if trial.lost else "resumed"
+            result = "assembled and resumed" if lost else "resumed"
         orders = Orders(
             trial.kind,
             self._folder,
@@ -210,7 +215,11 @@ class _Run:
 
 def orders_of(folder: Path) -> dict[int, int]:
     """Returns the order of the whole checkpoints of a folder by step."""
-    return {step_of(path): int((path / "order").read_text()) for path in whole_checkpoints(folder)}
+    found = {}
+    for path in whole_checkpoints(folder):
+        with suppress(FileNotFoundError):  # it was just removed for a newer one
+            found[step_of(path)] = int((path / "order").read_text())
+    return found
 
 
 def _processor_seconds() -> float:
