@@ -17,8 +17,10 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = os.environ.get("SDP_TEST_PATIENCE", "1")
 
 
-def campaign(out: Path, kills: int, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *(more or ("-m", "tools.kills")), "--kills", str(kills), "--out", str(out)]
+def campaign(
+    out: Path, kills: int, *more: str, code: tuple[str, ...] = ("-m", "tools.kills")
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *code, "--kills", str(kills), "--out", str(out), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, "--patience", PATIENCE], capture_output=True, text=True, timeout=280, cwd=ROOT, env=environment
@@ -28,13 +30,14 @@ def campaign(out: Path, kills: int, *more: str) -> subprocess.CompletedProcess[s
 @pytest.mark.timeout(300)
 def test_workers_that_are_killed_resume(tmp_path: Path) -> None:
     out = tmp_path / "kills.jsonl"
-    done = campaign(out, 12)
+    kinds = "--kind", "neuron sharded", "--kind", "block"
+    done = campaign(out, 12, *kinds)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     rows = read(out)
     assert faults(rows) == 12 and not any(row["problem"] for row in rows)
     assert [row["seed"] for row in rows] == list(range(len(rows)))
     out.write_text(out.read_text() + '{"seed": 99, "cut o')
-    again = campaign(out, 12)  # all are there
+    again = campaign(out, 12, *kinds)  # all are there
     assert again.returncode == 0 and "12 faults in " in again.stdout
     assert read(out) == rows
 
@@ -57,7 +60,7 @@ sys.exit(main())
 @pytest.mark.timeout(300)
 def test_a_wrong_bit_is_seen(tmp_path: Path) -> None:
     out = tmp_path / "kills.jsonl"
-    done = campaign(out, 1, "-c", SABOTAGE)
+    done = campaign(out, 1, "--kind", "block", code=("-c", SABOTAGE))
     assert done.returncode == 1, done.stdout[-6000:] + done.stderr[-3000:]
     assert "with a problem" in done.stdout or "cannot be trained" in done.stderr
 

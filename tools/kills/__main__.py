@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.kills.campaign import Campaign
+from tools.kills.trial import KINDS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,8 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", type=int, help="Try this seed alone, and print all that happened")
     parser.add_argument("--timeout", type=float, default=8.0, help="Limit of a collective in seconds")
     parser.add_argument("--patience", type=float, default=1.0, help="Factor of the limit of a run, on a busy machine")
+    parser.add_argument("--kind", action="append", choices=list(map(str, KINDS)), help="Train only this; repeatable")
     parser.add_argument("--out", type=Path, default=Path("kills.jsonl"), help="Results, one JSON object per line")
     options = parser.parse_args(arguments)
+    kinds = [kind for kind in KINDS if not options.kind or str(kind) in options.kind]
     alone = options.only is not None
     rows = [] if alone else [row for row in read(options.out) if row["seed"] >= options.seed]
     done = {row["seed"] for row in rows}
@@ -37,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in [options.only] if alone else (seed for seed in count(options.seed) if seed not in done):
             if not alone and faults(rows) >= options.kills:
                 break
-            campaign = campaign or Campaign(Path(name), options.timeout, options.patience)
+            campaign = campaign or Campaign(Path(name), options.timeout, options.patience, kinds)
             row = campaign.run(seed)
             rows.append(row)
             if not alone:

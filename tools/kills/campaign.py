@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from tools.kills.disk import Disk, disk, own_mounts
 from tools.kills.job import captured
 from tools.kills.processes import Event, Workers
 from tools.kills.reference import Reference, reference
-from tools.kills.trial import FIRST, STEPS, WORKERS, Kind, Trial, drawn
+from tools.kills.trial import FIRST, KINDS, STEPS, WORKERS, Kind, Trial, drawn
 from tools.kills.verdict import assembled, folder_problem, run_problem, step_of
 from tools.kills.worker import FULL, READ_ONLY, Orders
 
@@ -33,11 +34,13 @@ class Campaign:
         folder: An empty folder for their files.
         timeout: The limit of the process groups, in seconds.
         patience: By how much the limit of a run is longer than on a machine that does nothing else.
+        kinds: What is trained.
     """
 
     folder: Path
     timeout: float
     patience: float = 1.0
+    kinds: Sequence[Kind] = KINDS
     _references: dict[Kind, Reference] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,7 +55,7 @@ class Campaign:
     def run(self, seed: int) -> dict[str, Any]:
         """Runs one trial. Returns what happened, with the ``problem`` in words; empty if all is as it must be."""
         begin, used = time.monotonic(), _processor_seconds()
-        trial = drawn(seed, self.timeout)
+        trial = drawn(seed, self.timeout, self.kinds)
         if trial.kind not in self._references:
             place = self.folder / f"reference-{len(self._references)}"
             self._references[trial.kind] = reference(self._start, trial.kind, place, self.limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,9 @@ class Kind:
 
     def __str__(self) -> str:
         return f"{self.level}{' sharded' if self.sharded else ''}"
+
+
+KINDS = tuple(Kind(level, sharded) for level in ("neuron", "neuron-backward", "block") for sharded in (False, True))
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,16 @@ class Trial:
         return FIRST if self.repeats else 0
 
 
-def drawn(seed: int, timeout: float) -> Trial:
-    """Returns the trial of a seed; ``timeout`` is that of the process group, in seconds."""
+def drawn(seed: int, timeout: float, kinds: Sequence[Kind] = KINDS) -> Trial:
+    """Returns the trial of a seed.
+
+    Args:
+        seed: The seed.
+        timeout: The limit of the process group, in seconds.
+        kinds: What may be trained.
+    """
     chance = random.Random(seed)
-    kind = Kind(chance.choice(["neuron", "neuron-backward", "block"]), chance.random() < 0.5)
+    kind = chance.choice(kinds)
     repeats = chance.random() < 0.3
     first = FIRST if repeats else 0
     saves = {step: chance.random() < 0.5 for step in range(first + 1, STEPS) if chance.random() < 0.5}
