@@ -17,7 +17,7 @@ from sdp_compile.errors import SDPError
 from sdp_compile.formatting import size
 
 _NAME = re.compile(r"step-(\d{1,18})")
-_STAGED = re.compile(r"\.(step-\d{1,18})\.(new|old|gone)")
+_STAGED = re.compile(r"\.(step-\d{1,18})(?:\.\w{1,32})?\.(new|old|gone)")
 _LOCK = ".lock"
 _ORDER = "order"
 """A file in each checkpoint with its number among those that were written to its folder: clocks may go back. It is
@@ -35,6 +35,17 @@ _claims: dict[Path, int] = {}
 def name_of(step: int) -> str:
     """Returns the name of the checkpoint of a step."""
     return f"step-{step:08d}"
+
+
+def staged_name(step: int, attempt: str = "") -> str:
+    """Returns the name of the hidden folder in which the checkpoint of a step is written.
+
+    Args:
+        step: The step.
+        attempt: Tells apart those that are written by different processes: a worker that stood still for long, while
+            the others gave up and started again, does not write into the files of the new ones.
+    """
+    return f".{name_of(step)}{attempt and f'.{attempt}'}.new"
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
@@ -65,8 +76,15 @@ def _successor(folder: Path, name: str) -> Path | None:
     """Returns the whole checkpoint that a process which died would have given a name, None if it has it."""
     if (folder / name).exists():
         return None
-    new, old = folder / f".{name}.new", folder / f".{name}.old"
+    attempts = [path for path in folder.glob(f".{name}*.new") if _staged_for(path) == name]
+    new, old = max(attempts, key=_order, default=folder / f".{name}.new"), folder / f".{name}.old"
     return new if _order(new) else old if (old / FILE).is_file() else None
+
+
+def _staged_for(path: Path) -> str:
+    """Returns the name of the checkpoint that a hidden folder is for; empty if it is for none."""
+    match = _STAGED.fullmatch(path.name)
+    return match[1] if match else ""
 
 
 def resolve(path: Path) -> Path:
@@ -146,13 +164,14 @@ def _make(folder: Path) -> None:
         sync(path.parent)
 
 
-def begin(folder: Path, step: int, nbytes: int) -> Path:
+def begin(folder: Path, step: int, nbytes: int, attempt: str = "") -> Path:
     """Makes the hidden folder that a checkpoint is written into.
 
     Args:
         folder: Where the checkpoint will be; this process has claimed it.
         step: The checkpoint's step.
         nbytes: The size of the values.
+        attempt: See `staged_name`.
 
     Raises:
         SDPError: If the disk has less space than the checkpoint takes.
@@ -164,7 +183,7 @@ def begin(folder: Path, step: int, nbytes: int) -> Path:
             "some space, choose another folder, or keep fewer checkpoints."
         )
     _check_own(folder / name_of(step))
-    staged = folder / f".{name_of(step)}.new"
+    staged = folder / staged_name(step, attempt)
     staged.mkdir()
     return staged
 
@@ -183,7 +202,7 @@ def _check_own(place: Path) -> None:
 
 def finish(staged: Path) -> Path:
     """Gives a checkpoint its name, after everything in it has reached the disk. Returns its place."""
-    folder, name = staged.parent, staged.name[1:].removesuffix(".new")
+    folder, name = staged.parent, _staged_for(staged)
     place, old = folder / name, folder / f".{name}.old"
     newest = max(map(_order, whole_checkpoints(folder)), default=0)
     sync(staged)

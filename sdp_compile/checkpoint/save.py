@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Literal, overload
 
 import torch
@@ -140,7 +141,8 @@ def save_checkpoint(
         items = list(_items(found, optimizer, states, redundancy == "owners"))
         size = sum(item.nbytes + ITEM_BYTES for item in items)
     size = sum(team.gather(size))
-    slices = team.gather(found.module.holdings.digest if isinstance(found, CompiledModel) else "")
+    digest = found.module.holdings.digest if isinstance(found, CompiledModel) else ""
+    slices, attempts = zip(*team.gather([digest, token_hex(4)]), strict=True)
     facts: dict[str, Any] = {
         "byteorder": sys.byteorder,
         "torch": torch.__version__,
@@ -153,7 +155,7 @@ def save_checkpoint(
     if found.rank == 0:
         with_modules = {**shared, KEY: private[KEY]}
         facts |= {"plan": plan_entry(found, slices), "keys": dict(found.keys), "shared": with_modules}
-    job = _Job(found, place, step, keep, facts, states)
+    job = _Job(found, place, step, keep, facts, states, attempts[0])
     with job.staged(team, size):
         if asynchronous:
             with team.together():
@@ -182,13 +184,15 @@ class _Job:
         keep: int | None,
         facts: Mapping[str, Any],
         states: OptimizerStates | None,
+        attempt: str,
     ) -> None:
+        self._attempt = attempt
         self._rank, self._workers, self._shapes = model.rank, model.workers, model.shapes
         self._dtypes = {name: tensor.dtype for name, tensor in model.tensors().items()}
         self._folder, self._step, self._keep, self._facts, self._states = folder, step, keep, facts, states
         modules = {} if self._rank else extra_states(model)
         self._objects = {} if self._rank else objects_of(None if states is None else states.plain, modules)
-        self._staged = folder / f".{folders.name_of(step)}.new"
+        self._staged = folder / folders.staged_name(step, attempt)
         self.place = folder / folders.name_of(step)
 
     @contextmanager
@@ -198,7 +202,7 @@ class _Job:
             with team.together():
                 if self._rank == 0:
                     folders.claim(self._folder)
-                    folders.begin(self._folder, self._step, nbytes)
+                    folders.begin(self._folder, self._step, nbytes, self._attempt)
             yield
         except BaseException:
             if self._rank == 0:
