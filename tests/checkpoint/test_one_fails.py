@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -49,5 +50,5 @@ def test_the_others_learn_of_it_before_the_limit(failing: int, where: str, tmp_p
     words = {"items": "ZeroDivisionError", "interrupted": "KeyboardInterrupt"}[where]
     for rank, (text, seconds) in enumerate(run_workers(fails, 3, tmp_path, failing, where, timeout=LIMIT)):
         assert rank == failing or f"orker {failing} failed in sdp.save_checkpoint(): {words}" in text
-        assert seconds < LIMIT / 2
+        assert seconds < LIMIT / 2 * float(os.environ.get("SDP_TEST_PATIENCE", "1"))
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000001", ".lock"}
