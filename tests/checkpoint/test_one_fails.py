@@ -49,6 +49,6 @@ def fails(rank: int, folder: Path, failing: int, where: str) -> tuple[str, float
 def test_the_others_learn_of_it_before_the_limit(failing: int, where: str, tmp_path: Path) -> None:
     words = {"items": "ZeroDivisionError", "interrupted": "KeyboardInterrupt"}[where]
     for rank, (text, seconds) in enumerate(run_workers(fails, 3, tmp_path, failing, where, timeout=LIMIT)):
-        assert rank == failing or f"orker {failing} failed in sdp.save_checkpoint(): {words}" in text
+        assert rank == failing or (f"orker {failing} failed in sdp.save_checkpoint(): " in text and words in text)
         assert seconds < LIMIT / 2 * float(os.environ.get("SDP_TEST_PATIENCE", "1"))
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000001", ".lock"}
