@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.checkpoint import background
-from sdp_compile.checkpoint.coverage import check_model, check_states
+from sdp_compile.checkpoint.coverage import check_model, check_states, shortened
+from sdp_compile.checkpoint.extra import KEY, check_extra_states, load_extra_states, states_in
 from sdp_compile.checkpoint.folder import resolve
 from sdp_compile.checkpoint.foreign import load_foreign
 from sdp_compile.checkpoint.gathering import gather_checkpoint
@@ -129,6 +130,7 @@ def load_checkpoint(
         groups = None if optimizer is None else _fitted(found, optimizer, manifest)
         lost = () if optimizer is None else check_states(checkpoint, reset_lost_optimizer_state, RESET)
         _check_others(found, manifest, scheduler, scaler, loader)
+        check_extra_states(found, states_in(shared_of(manifest)))
     with team.together():
         private = _Private(checkpoint, found, reset_lost_optimizer_state)
         _load_model(found, checkpoint, private.tensors)
@@ -136,6 +138,7 @@ def load_checkpoint(
             states = _States(found, checkpoint, manifest.optimizer, lost)
             load_optimizer(optimizer, groups, states, _has_dtypes(found, manifest))
         _load_shared(shared_of(manifest), scheduler, scaler)
+        load_extra_states(found, private.modules)
         private.load(loader)
     team.gather(None)  # worker 0, which serves the store, may end the process next
     extra = decode(shared_of(manifest).get("extra", {}))
@@ -158,6 +161,7 @@ class _Private:
 
     Attributes:
         tensors: Its own values of running statistics, if it held the same slices.
+        modules: The extra states of its modules; those of worker 0 for another number of workers.
     """
 
     def __init__(self, checkpoint: Checkpoint, model: Model, may_be_lost: bool) -> None:
@@ -166,6 +170,12 @@ class _Private:
         self._content: Mapping[str, Any] = {}
         if same and not (may_be_lost and manifest.private_file(model.rank) not in checkpoint.intact_files):
             self._content = checkpoint.private(model.rank) or {}
+        if not isinstance(self._content, dict):
+            raise SDPError(
+                f"What only worker {model.rank} has is damaged in {checkpoint.path}. Load another checkpoint."
+            )
+        self.modules = states_in(self._content if KEY in self._content else shared_of(manifest))
+        check_extra_states(model, self.modules)
         self.tensors: Mapping[str, Tensor] = {}
         slices = manifest.plan.slices[model.rank :] if same and manifest.plan is not None else ()
         if isinstance(model, CompiledModel) and slices[:1] == (model.module.holdings.digest,):
@@ -280,7 +290,15 @@ def _fitted(model: Model, optimizer: Optimizer, manifest: Manifest) -> list[dict
                 raise SDPError(
                     f"The optimizer state {key!r} of {name!r} has the shape {list(entry.shape)} in the checkpoint."
                 )
-    return fitted_groups(optimizer, model.parameters, groups_of(saved))
+    groups = fitted_groups(optimizer, model.parameters, groups_of(saved))
+    held = {name for group in groups for name in group["params"]}
+    more = [name for name in saved.scalars if name in set(model.parameters.values()) - held]
+    if more:
+        raise SDPError(
+            f"The checkpoint has optimizer states of parameters that the optimizer does not have: {shortened(more)}. "
+            "Build it with the parameters of the saved one, or leave the optimizer out to load the model alone."
+        )
+    return groups
 
 
 def _check_others(model: Model, manifest: Manifest, scheduler: Any, scaler: Any, loader: Any) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from sdp_compile.checkpoint import folder as folders
 from sdp_compile.checkpoint.items import Item
-from sdp_compile.checkpoint.manifest import FILE, private_name
-from sdp_compile.checkpoint.metadata import FILE as METADATA
+from sdp_compile.checkpoint.manifest import FILE, METADATA, private_name
 from sdp_compile.checkpoint.nodes import Node
 from sdp_compile.checkpoint.team import Team
 from sdp_compile.checkpoint.writing import Written, read_part, write_bytes
@@ -22,6 +21,9 @@ class Job(Protocol):
     staging: Path
     """The hidden folder in which it comes to be."""
 
+    attempt: str
+    """Tells it from other attempts; see `sdp_compile.checkpoint.folder.staged_name`."""
+
     def write(self, items: Iterable[Item], private: Any) -> None:
         """Writes what this worker writes."""
 
@@ -30,7 +32,14 @@ class Job(Protocol):
 
 
 def save_local(
-    job: Job, step: int, keep: int | None, node: Node, team: Team, sizes: list[int], items: Iterable[Item], private: Any
+    job: Job,
+    step: int,
+    keep: int | None,
+    node: Node,
+    team: Team,
+    sizes: Sequence[int],
+    items: Iterable[Item],
+    private: Any,
 ) -> None:
     """Writes a checkpoint to the disks of all nodes. Collective.
 
@@ -52,7 +61,7 @@ def save_local(
         with team.together():
             if node.is_leader:
                 folders.claim(staged.parent)
-                folders.begin(staged.parent, step, sum(sizes[worker] for worker in node.members))
+                folders.begin(staged.parent, step, sum(sizes[worker] for worker in node.members), job.attempt)
         mine, texts = ("", ""), ("", "")
         with team.together():
             job.write(items, private)

@@ -21,8 +21,17 @@ from sdp_compile.planning.boxes import Box, cover_exactly
 
 FORMAT = "sdp-compile checkpoint 1"
 FILE = "manifest.json"
+METADATA = ".metadata"
+"""PyTorch's own description."""
 MOST_BYTES = 2**30
 """The largest manifest that is read."""
+
+DTYPES = frozenset(
+    {"bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"}
+    | {"float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"}
+    | {"float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"}
+)
+"""What checkpoints hold. Quantized tensors have scales besides values, and elements of others are parts of a byte."""
 
 _MOST_LAYERS = 50
 """How deeply a layout may be nested."""
@@ -282,10 +291,15 @@ def problem_of(manifest: Manifest) -> str:
             return f"{name!r:.200} is composed of units in another way than its shape"
         if not all(map(_is_possible, layouts)):
             return f"{name!r:.200} is composed of units in a way that cannot be"
+    left = [file.nbytes for file in manifest.files]
     for name, entry in manifest.tensors():
         problem = _tensor_problem(entry, manifest.files)
         if problem:
             return f"{name!r:.200} {problem}"
+        for chunk in entry.chunks:
+            left[chunk.file] -= chunk.nbytes
+            if left[chunk.file] < 0:  # so that no tensor is larger than the files
+                return f"{name!r:.200} has chunks that share bytes of {manifest.files[chunk.file].name}"
     return ""
 
 
@@ -301,7 +315,7 @@ def _is_possible(layout: LayoutEntry, depth: int = 0) -> bool:
 
 
 def _tensor_problem(entry: TensorEntry, files: tuple[File, ...]) -> str:
-    if not isinstance(getattr(torch, entry.dtype, None), torch.dtype):
+    if entry.dtype not in DTYPES or not isinstance(getattr(torch, entry.dtype, None), torch.dtype):
         return f"has the unknown dtype {entry.dtype!r:.80}"
     if any(size < 0 for size in entry.shape):
         return f"has the shape {entry.shape}"
@@ -316,6 +330,8 @@ def _tensor_problem(entry: TensorEntry, files: tuple[File, ...]) -> str:
         for start, size, extent in zip(chunk.offsets, chunk.sizes, entry.shape, strict=True):
             if start < 0 or size < 0 or start + size > extent:
                 return f"has a chunk at {chunk.offsets} of {chunk.sizes}, outside of its shape {entry.shape}"
+        if not chunk.box.numel:
+            return f"has a chunk at {chunk.offsets} without elements"
         if chunk.nbytes != chunk.box.numel * entry.torch_dtype.itemsize:
             return f"has a chunk of {chunk.nbytes} bytes for {chunk.box.numel} elements of {entry.dtype}"
     if not cover_exactly(list(dict.fromkeys(chunk.box for chunk in entry.chunks)), entry.shape):

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import _TYPES
 
 from sdp_compile.checkpoint.coverage import check_model, check_states
+from sdp_compile.checkpoint.extra import states_in
+from sdp_compile.checkpoint.manifest import shared_of
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.errors import SDPError
-from sdp_compile.planning.regions import full
 
 _ALIGNMENT = 8
 _GO_ON = "write the model alone by --reset-lost-optimizer-state, after which training begins without these states"
@@ -29,12 +30,14 @@ class Merged:
         tensors: The number of tensors.
         nbytes: The size of their values.
         damaged: Copies that were left out because they are damaged or missing, in words.
+        extra: The keys of modules' extra states, which safetensors files cannot hold.
     """
 
     path: Path
     tensors: int
     nbytes: int
     damaged: tuple[str, ...]
+    extra: tuple[str, ...] = ()
 
 
 def merge(
@@ -71,8 +74,9 @@ def merge(
             for number, name in enumerate(order, 1):
                 entry = manifest.model[name]
                 damaged.update(dict.fromkeys(checkpoint.compare(entry, name)))
-                values = checkpoint.read(entry, full(entry.shape), name)
-                file.write(values.reshape(-1).view(torch.uint8).numpy().data if values.numel() else b"")
+                if entry.nbytes:
+                    values = checkpoint.whole(entry, name)
+                    file.write(values.reshape(-1).view(torch.uint8).numpy().data)
                 on_tensor(number, len(order))
             file.flush()
             os.fsync(file.fileno())
@@ -86,7 +90,8 @@ def merge(
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
-    return Merged(path, len(order), size, tuple(damaged))
+    extra = states_in(shared_of(manifest))
+    return Merged(path, len(order), size, tuple(damaged), tuple(extra))
 
 
 def _header(checkpoint: Checkpoint) -> tuple[bytes, list[str]]:

@@ -20,18 +20,17 @@ from torch.distributed.checkpoint.metadata import (
 
 from sdp_compile.checkpoint.manifest import Chunk, Manifest, TensorEntry, data_name
 
-FILE = ".metadata"
-
 Path = tuple[str | int, ...]
 
 
-def objects_of(optimizer: Mapping[str, Any] | None) -> dict[Path, Any]:
-    """Returns the values of an optimizer's full state that are not tensors, by their path in the saved state.
+def objects_of(optimizer: Mapping[str, Any] | None, extra: Mapping[str, Any]) -> dict[Path, Any]:
+    """Returns the values of the full state that are not tensors, by their path in the saved state.
 
     Args:
         optimizer: What ``full_optimizer_state_dict`` returns.
+        extra: The modules' own states, by key of the model's ``state_dict()``.
     """
-    found: dict[Path, Any] = {}
+    found: dict[Path, Any] = {("model", key): value for key, value in extra.items()}
     if optimizer is None:
         return found
     for number, group in enumerate(optimizer["param_groups"]):

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sdp_compile.capture.clone import canonical_names
+from sdp_compile.checkpoint.manifest import DTYPES
 from sdp_compile.errors import SDPError
 from sdp_compile.ownership.elements import Piece
 from sdp_compile.ownership.owners import is_member
@@ -212,6 +214,11 @@ def model_of(model: nn.Module, what: str) -> Model:
                 f"{name!r} is a {type(tensor).__name__}, which is distributed or stored in another way. Use "
                 "torch.distributed.checkpoint for this model; it reads and writes the same checkpoints."
             )
+        if str(tensor.dtype).removeprefix("torch.") not in DTYPES or tensor.layout != torch.strided:
+            raise SDPError(
+                f"{name!r} is {str(tensor.dtype).removeprefix('torch.')} ({tensor.layout}), which a checkpoint cannot "
+                f"hold: its values are not all that it is. Convert it to a plain tensor before {what}."
+            )
     return found
 
 
@@ -221,7 +228,8 @@ def _keys(model: nn.Module, aliases: Mapping[str, str], known: Mapping[str, obje
     Where hooks choose other values, the keys are the canonical names.
     """
     names = {id(tensor): aliases.get(name, name) for name, tensor in local_tensors(model).items()}
-    keys = {key: names.get(id(value), "") for key, value in model.state_dict(keep_vars=True).items()}
+    kept = model.state_dict(keep_vars=True)
+    keys = {key: names.get(id(value), "") for key, value in kept.items() if not key.endswith("_extra_state")}
     if all(name in known for name in keys.values()):
         return keys
     strange = [key for key, name in keys.items() if name not in known]

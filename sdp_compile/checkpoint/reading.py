@@ -77,6 +77,21 @@ class Checkpoint:
                 result[tuple(within)] = Region(relative).read(self._any_copy(entry, chunks, name))
         return result
 
+    def whole(self, entry: TensorEntry, name: str) -> Tensor:
+        """Returns a full tensor.
+
+        Args:
+            entry: The tensor.
+            name: Its name, for errors.
+
+        Raises:
+            SDPError: If no intact copy of a part is left.
+        """
+        result = torch.empty(entry.shape, dtype=entry.torch_dtype)
+        for box, chunks in _copies(entry).items():
+            result[box.slices] = self._any_copy(entry, chunks, name)
+        return result
+
     @cached_property
     def intact_files(self) -> frozenset[int]:
         """The positions of the files that are there with their size."""

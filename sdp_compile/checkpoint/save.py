@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Literal, overload
 
 import torch
@@ -21,12 +22,12 @@ from sdp_compile.checkpoint import folder as folders
 from sdp_compile.checkpoint.background import Saving
 from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors, unmerged
 from sdp_compile.checkpoint.clean import check_clean
+from sdp_compile.checkpoint.extra import KEY, extra_states
 from sdp_compile.checkpoint.items import Item, model_items, optimizer_items
 from sdp_compile.checkpoint.local import save_local
 from sdp_compile.checkpoint.manifest import FILE as MANIFEST
-from sdp_compile.checkpoint.manifest import dumps
+from sdp_compile.checkpoint.manifest import METADATA
 from sdp_compile.checkpoint.merging import manifest_of, plan_entry
-from sdp_compile.checkpoint.metadata import FILE as METADATA
 from sdp_compile.checkpoint.metadata import flat, metadata, objects_of
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.nodes import check_storage, node_of
@@ -34,7 +35,7 @@ from sdp_compile.checkpoint.plain import encode
 from sdp_compile.checkpoint.random_states import random_states
 from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states
 from sdp_compile.checkpoint.team import Team
-from sdp_compile.checkpoint.writing import Written, read_written, write_bytes, write_worker
+from sdp_compile.checkpoint.writing import ITEM_BYTES, Written, described, read_written, write_bytes, write_worker
 from sdp_compile.errors import SDPError
 
 WHAT = "sdp.save_checkpoint()"
@@ -159,9 +160,11 @@ def save_checkpoint(
     if verify:
         advice = f"Nothing was saved. {everyone[0][1]} verify=False saves nevertheless."
         check_clean(found, optimizer, states, WHAT, advice)
-    items = list(_items(found, optimizer, states, redundancy == "owners"))
-    sizes = team.gather(sum(item.nbytes for item in items))
-    slices = team.gather(found.module.holdings.digest if isinstance(found, CompiledModel) else "")
+    with team.together():
+        items = list(_items(found, optimizer, states, redundancy == "owners"))
+        size = sum(item.nbytes + ITEM_BYTES for item in items)
+    digest = found.module.holdings.digest if isinstance(found, CompiledModel) else ""
+    sizes, slices, attempts = zip(*team.gather([size, digest, token_hex(4)]), strict=True)
     facts: dict[str, Any] = {
         "byteorder": sys.byteorder,
         "torch": torch.__version__,
@@ -172,8 +175,9 @@ def save_checkpoint(
         "shared": shared,
     }
     if found.rank == 0:
-        facts |= {"plan": plan_entry(found, slices), "keys": dict(found.keys)}
-    job = _Job(found, place, step, keep, facts, states)
+        with_modules = {**shared, KEY: private[KEY]}
+        facts |= {"plan": plan_entry(found, slices), "keys": dict(found.keys), "shared": with_modules}
+    job = _Job(found, place, step, keep, facts, states, attempts[0])
     if is_local:
         node = node_of(place, team, found.rank, found.workers)
         save_local(job, step, keep, node, team, sizes, items, private)
@@ -206,12 +210,14 @@ class _Job:
         keep: int | None,
         facts: Mapping[str, Any],
         states: OptimizerStates | None,
+        attempt: str,
     ) -> None:
         self._rank, self._workers, self._shapes = model.rank, model.workers, model.shapes
         self._dtypes = {name: tensor.dtype for name, tensor in model.tensors().items()}
         self._folder, self._step, self._keep, self._facts, self._states = folder, step, keep, facts, states
-        self._objects = {} if self._rank else objects_of(None if states is None else states.plain)
-        self.staging = folder / f".{folders.name_of(step)}.new"
+        modules = {} if self._rank else extra_states(model)
+        self._objects = {} if self._rank else objects_of(None if states is None else states.plain, modules)
+        self.attempt, self.staging = attempt, folder / folders.staged_name(step, attempt)
         self.place = folder / folders.name_of(step)
 
     @contextmanager
@@ -221,7 +227,7 @@ class _Job:
             with team.together():
                 if self._rank == 0:
                     folders.claim(self._folder)
-                    folders.begin(self._folder, self._step, nbytes)
+                    folders.begin(self._folder, self._step, nbytes, self.attempt)
             yield
         except BaseException:
             if self._rank == 0:
@@ -243,7 +249,7 @@ class _Job:
     def described(self, written: list[Written]) -> tuple[str, str]:
         """Returns the manifest's text, and torch's own description in Base64. On worker 0."""
         manifest = manifest_of(self._facts, self._shapes, self._dtypes, written, self._states)
-        return dumps(manifest), b64encode(metadata(manifest, self._objects, written[0].objects)).decode()
+        return described(manifest), b64encode(metadata(manifest, self._objects, written[0].objects)).decode()
 
     def discard(self) -> None:
         """Removes what was written. On worker 0."""
@@ -275,6 +281,7 @@ def _private(model: Model, loader: Any) -> dict[str, Any]:
         "random": encode(random_states(), "the random states"),
         "loader": None if loader is None else encode(loader.state_dict(), what),
         "tensors": encode(own_tensors(model), "the running statistics"),
+        KEY: encode(extra_states(model), "get_extra_state() of the model"),
     }
 
 

@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer
 from sdp_compile.checkpoint.buffers import saved_tensors
 from sdp_compile.checkpoint.items import state_slices
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
+from sdp_compile.checkpoint.plain import decode, encode
 from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states, unstepped_states
 from sdp_compile.checkpoint.taking import load_optimizer
 from sdp_compile.checkpoint.team import Team
@@ -23,6 +24,9 @@ from sdp_compile.runtime.optimizer.full_state import fitted_groups
 from sdp_compile.runtime.owners.comparison import check_values
 
 WHAT = "sdp.CheckpointState"
+
+_STEP = "step"
+"""The state in which PyTorch's optimizers count the steps of a parameter."""
 
 _Place = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool]
 """A box: its offsets in the full tensor, its sizes, its offsets in the worker's, and whether this worker saves it."""
@@ -157,7 +161,12 @@ class CheckpointState:
             SDPError: If the state does not fit the optimizer.
         """
         model = model_of(self._model, WHAT)
-        tensors = model.tensors()
+        tensors, optimizer = model.tensors(), self._optimizer
+        if optimizer is not None:  # what does not fit changes nothing
+            groups, states = _fitted(model, optimizer, state["optimizer"])
+        strange = [key for key in state["model"] if model.keys.get(key) not in tensors]
+        if strange:
+            raise SDPError(f"The state is that of another model or worker: it has {strange[0]!r}. Nothing was loaded.")
         for key, value in state["model"].items():
             tensor, value = tensors[model.keys[key]], value.held if isinstance(value, WorkerSlice) else value
             if tensor.data_ptr() != value.data_ptr():
@@ -166,16 +175,22 @@ class CheckpointState:
             model.module.holdings.clear_unowned(tensors)
             if model.peers is not None:
                 model.peers.refresh_parameters()
-        if self._optimizer is not None:
-            saved = state["optimizer"]
-            groups = fitted_groups(self._optimizer, model.parameters, saved["param_groups"])
-            own = set(model.parameters.values())
-            states = {
-                name: {key: one.held if isinstance(one, WorkerSlice) else one for key, one in entries.items()}
-                for name, entries in saved["state"].items()
-                if name in own
-            }
-            load_optimizer(self._optimizer, groups, states)
+        if optimizer is not None:
+            load_optimizer(optimizer, groups, states)
+
+
+def _fitted(
+    model: Model, optimizer: Optimizer, saved: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Returns an optimizer's groups with the options of a state, and this worker's slices of its states."""
+    groups = fitted_groups(optimizer, model.parameters, saved["param_groups"])
+    own = {name for group in groups for name in group["params"]}
+    states = {
+        name: {key: one.held if isinstance(one, WorkerSlice) else one for key, one in entries.items()}
+        for name, entries in saved["state"].items()
+        if name in own and not _is_unstepped(entries)
+    }
+    return groups, states
 
 
 def _optimizer_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
@@ -184,9 +199,7 @@ def _optimizer_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
         mine = optimizer_states(model, optimizer)
     states = OptimizerStates.merged(team.gather(mine), model)
     assert states is not None
-    dtypes, scalars = states.dtypes, states.scalars
-    if not dtypes:  # not stepped yet: what there will be is what is loaded
-        dtypes, scalars = unstepped_states(model, optimizer)
+    dtypes, scalars = _completed(model, optimizer, states, team)
     slices = state_slices(model, optimizer, dtypes)
     return {
         "param_groups": states.groups,
@@ -195,10 +208,48 @@ def _optimizer_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
                 **scalars[name],
                 **{
                     key: WorkerSlice.of(slices[f"{name}:{key}"], model, name)
-                    for key in dtypes[name]
+                    for key in dtypes.get(name, ())
                     if f"{name}:{key}" in slices
                 },
             }
             for name in scalars
         },
     }
+
+
+def _is_unstepped(entries: Mapping[str, Any]) -> bool:
+    """Whether the states of a parameter are those that an optimizer makes at its first step."""
+    step = entries.get(_STEP)
+    return step is not None and not isinstance(step, WorkerSlice) and float(step) == 0
+
+
+def _completed(
+    model: Model, optimizer: Optimizer, states: OptimizerStates, team: Team
+) -> tuple[dict[str, dict[str, torch.dtype]], dict[str, dict[str, Any]]]:
+    """Returns the states that an optimizer has when it has stepped all of its parameters. Collective.
+
+    So a state has the same entries before the first step, and where a parameter never had a gradient.
+    """
+    described: dict[str, Any] = {}
+    with team.together():
+        try:
+            dtypes, scalars = unstepped_states(model, optimizer, states.scalars)
+        except SDPError:  # it cannot be foreseen
+            if not states.scalars:
+                raise
+            dtypes, scalars = {}, {}
+        for name, entries in scalars.items():
+            described[name] = [
+                {key: str(dtype).removeprefix("torch.") for key, dtype in dtypes[name].items()},
+                {
+                    key: encode(value * 0 if key == _STEP else value, f"the optimizer's state {key!r}")
+                    for key, value in entries.items()
+                },
+            ]
+    found = {name: one for other in team.gather(described) for name, one in other.items()}
+    order = [name for name in model.shapes if name in states.scalars or name in found]
+    all_dtypes, all_scalars = dict(states.dtypes), dict(states.scalars)
+    for name, (kinds, values) in found.items():
+        all_dtypes.setdefault(name, {key: getattr(torch, dtype) for key, dtype in kinds.items()})
+        all_scalars.setdefault(name, {key: decode(value) for key, value in values.items()})
+    return {name: all_dtypes[name] for name in order}, {name: all_scalars[name] for name in order}

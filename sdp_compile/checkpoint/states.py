@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ class OptimizerStates:
         """Merges what the workers described; None without an optimizer."""
         if described[0] is None:
             return None
-        states: dict[str, dict[str, Any]] = {name: state for one in described for name, state in one["state"].items()}
+        states = _agreed([one["state"] for one in described])
         order = [name for name in model.shapes if name in states]
         return cls(
             described[0]["kind"],
@@ -86,12 +86,37 @@ class OptimizerStates:
         return OptimizerEntry(kind=self.kind, groups=tuple(map(_entry, self.groups)), scalars=scalars, tensors=tensors)
 
 
+def _agreed(described: Sequence[Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Returns what the workers said of each parameter's states, which must be the same.
+
+    Raises:
+        SDPError: If a state that is not per element differs between the owners of parts of a parameter.
+    """
+    states: dict[str, dict[str, Any]] = {}
+    for one in described:
+        for name, mine in one.items():
+            state = states.setdefault(name, mine)
+            for key in sorted(state.keys() | mine.keys()):
+                if state.get(key) != mine.get(key):
+                    raise SDPError(
+                        f"The optimizer's state {key!r} of {name!r} differs between workers that hold parts of it, and "
+                        "is no value per element, so the full model has no such state. Use an optimizer that treats "
+                        "each element alone, such as AdamW."
+                    )
+    return states
+
+
 def unstepped_states(
-    model: Model, optimizer: Optimizer
+    model: Model, optimizer: Optimizer, known: Container[str]
 ) -> tuple[dict[str, dict[str, torch.dtype]], dict[str, dict[str, Any]]]:
     """Returns the states that an optimizer will have after its first step: dtypes per element, and other values.
 
     A new optimizer of the same class steps a small parameter.
+
+    Args:
+        model: The model.
+        optimizer: An optimizer of its parameters.
+        known: Parameters that are left out.
 
     Raises:
         SDPError: If there is no such optimizer without arguments of its own.
@@ -101,7 +126,7 @@ def unstepped_states(
     stepping = optimizer.wrapped if isinstance(optimizer, ShardedOptimizer) else optimizer
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.requires_grad:
+            if parameter.requires_grad and model.parameters[parameter] not in known:
                 small = torch.nn.Parameter(torch.zeros(2, 3, dtype=parameter.dtype, device=parameter.device))
                 name, state = model.parameters[parameter], _first_state(stepping, group, small)
                 dtypes[name] = {key: value.dtype for key, value in state.items() if _is_per_element(value, small)}

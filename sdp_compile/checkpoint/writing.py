@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from sdp_compile.checkpoint.items import Item
-from sdp_compile.checkpoint.manifest import Chunk, Data, File, data_name, private_name
+from sdp_compile.checkpoint.manifest import MOST_BYTES, Chunk, Data, File, Manifest, data_name, dumps, private_name
 from sdp_compile.errors import SDPError
+
+ITEM_BYTES = 2048
+"""About how many bytes each part of a tensor takes besides values: what ``torch.save`` adds, and its descriptions."""
 
 _LOCAL_HEADER = 30
 """Bytes of a zip entry's header before its name and extra field, whose lengths are the last four of them."""
@@ -99,6 +102,22 @@ def read_part(folder: Path, worker: int) -> str:
     path = folder / _part_name(worker)
     text = path.read_text()
     path.unlink()
+    return text
+
+
+def described(manifest: Manifest) -> str:
+    """Returns the text of the file without which a folder is no checkpoint.
+
+    Raises:
+        SDPError: If it could not be read again.
+    """
+    text = dumps(manifest)
+    if len(text) > MOST_BYTES:
+        chunks = sum(len(entry.chunks) for _, entry in manifest.tensors())
+        raise SDPError(
+            f"The checkpoint has {chunks} parts of tensors, whose description of {len(text)} bytes is larger than "
+            "any that is read. Cut the model in fewer places: by the `cyclic` or `nested` design, or a larger `align`."
+        )
     return text
 
 

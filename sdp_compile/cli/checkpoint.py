@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sdp_compile.checkpoint.coverage import described, lost_of_model, lost_states
+from sdp_compile.checkpoint.coverage import described, lost_of_model, lost_states, shortened
 from sdp_compile.checkpoint.mending import mend
 from sdp_compile.checkpoint.merge import merge
 from sdp_compile.checkpoint.reading import Checkpoint
@@ -28,6 +28,9 @@ def run_merge(source: Path, target: Path, reset_lost_optimizer_state: bool = Fal
     console = Console(stderr=True)
     for problem in merged.damaged:
         console.print(f"Another copy was used: {problem}", markup=False, soft_wrap=True)
+    if merged.extra:
+        what = f"{shortened(merged.extra)}: load the file with strict=False, or the checkpoint itself."
+        console.print(f"Safetensors files hold tensors alone, so this one lacks {what}", markup=False, soft_wrap=True)
     Console().print(
         f"Wrote {merged.path}: {merged.tensors} tensors, {size(merged.nbytes)}.", markup=False, soft_wrap=True
     )

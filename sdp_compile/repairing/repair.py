@@ -64,7 +64,8 @@ def repair(module: Any, optimizer: Optimizer | Sequence[Optimizer] | None = None
     changes, repaired = _decided(model, team, copies)
     for change in changes:
         change.apply(change.after)
-    held = [one for own in optimizers or [None] for one in held_tensors(model, own)]
+    every: Sequence[Optimizer | None] = optimizers or [None]
+    held = [one for own in every for one in held_tensors(model, own)]
     problems = team.gather(unsound(model, held))
     if any(problems):
         for change in changes:
@@ -168,12 +169,12 @@ def _differing(team: Team, copies: Mapping[str, OwnCopy]) -> list[Differing]:
         held = [views[rank][identifier] for rank in owners[identifier]]
         if len({one[0] for one in held}) == 1:
             continue
-        (nbytes, *names), where = held[0][2:], workers_text(owners[identifier])
+        (nbytes, name, parameter, state), where = held[0][2:], workers_text(owners[identifier])
         if len({tuple(one[1:3]) for one in held}) > 1:
-            problems.append(f"{names[0]} is missing on some of {where}, or has another dtype")
+            problems.append(f"{name} is missing on some of {where}, or has another dtype")
         elif len(held) < 3:
-            problems.append(f"{names[0]} differs between {where}, and with two owners nothing tells who is right")
-        result.append(Differing(identifier, *names, tuple(owners[identifier]), nbytes))
+            problems.append(f"{name} differs between {where}, and with two owners nothing tells who is right")
+        result.append(Differing(identifier, name, parameter, state, tuple(owners[identifier]), nbytes))
     if problems:
         raise DamagedState(f"{shortened(problems, '; ')}. {_REMEDY}")
     return result

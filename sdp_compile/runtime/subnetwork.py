@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from sdp_compile.errors import DistributedError, SDPError
@@ -54,6 +56,17 @@ def skeleton_of(module: Subnetwork) -> nn.Module:
     programs = vars(module).get("_programs")
     skeleton: nn.Module = module.capture.skeleton if programs is None else programs.state.skeleton
     return skeleton
+
+
+def set_extra_state(module: Subnetwork, path: str, extra: Any) -> None:
+    """Gives a module of the original its extra state, of which the next call knows.
+
+    Args:
+        module: A compiled module.
+        path: The module's name in the original.
+        extra: What its ``get_extra_state()`` returned.
+    """
+    vars(module)["_programs"].state.set_extra(path, extra)
 
 
 def require_peers(module: Subnetwork, what: str) -> Peers | None:

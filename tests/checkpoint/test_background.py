@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import sdp_compile as sdp
+from sdp_compile.checkpoint import folder as folders
 from sdp_compile.checkpoint import writing
 from sdp_compile.errors import SDPError
 from tests.checkpoint.training import Run, same
@@ -114,6 +116,19 @@ def test_a_worker_that_cannot_write_is_an_error_on_all(failing: int, waits: bool
         assert "sdp.save_checkpoint(): the disk: No space left on device." in text
         assert rank == failing or f"orker {failing} failed in sdp.save_checkpoint()" in text
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000001", "step-00000004", ".lock"}
+
+
+def test_a_worker_that_stood_still_does_not_write_into_the_next_attempt(tmp_path: Path) -> None:
+    run = Run("transformer", "dense")
+    gate = Gate()
+    saving = run.save(tmp_path, 2, asynchronous=True)
+    # The others gave up meanwhile, and new processes save the same step.
+    shutil.rmtree(next(tmp_path.glob(".step-*")))
+    staged = folders.begin(tmp_path, 2, 0, "other")
+    gate.remove()
+    with pytest.raises(SDPError, match="No such file or directory"):
+        saving.wait()
+    assert staged.is_dir() and not list(staged.iterdir())
 
 
 def hangs(rank: int, folder: Path) -> str:

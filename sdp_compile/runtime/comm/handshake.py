@@ -27,6 +27,9 @@ from sdp_compile.runtime.waiting.words import workers_text
 LIMIT_SECONDS = 55.0
 """How long a rank waits for the others at the start: all have raised within a minute of the first arrival."""
 
+_INTERRUPTED_SECONDS = 2.0
+"""How long an interrupted worker 0 serves the store, so that the others learn of it."""
+
 
 def fingerprint(capture: Capture, values: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[str, ...]:
     """Returns one line per parameter, buffer and tie of a model, which must be the same on all ranks.
@@ -75,16 +78,18 @@ class Handshake:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._done or not isinstance(error, Exception):
+        if self._done or error is None:
             return
         self._done = True
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}".removesuffix(": ")
+        # Who interrupts a process does not want to wait for the others.
+        limit = self._limit if isinstance(error, Exception) else min(self._limit, _INTERRUPTED_SECONDS)
         try:
             self._publish({"error": text})
             if self._rank != 0:
                 self._store.add("read", 1)  # this rank knows already
             else:
-                self._decide(f"Worker 0 failed in {self._topic}: {text}", deadline=time.monotonic() + self._limit)
+                self._decide(f"Worker 0 failed in {self._topic}: {text}", deadline=time.monotonic() + limit)
         except (RuntimeError, OSError):
             # The store is gone too. The user's own error is what matters.
             pass
