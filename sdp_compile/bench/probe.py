@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from sdp_compile.bench.contestant import Contestant
 from sdp_compile.runtime.comm.traffic import CollectiveKind
+from sdp_compile.simulator.measured import COPIED
 
 SIZES = (2**14, 2**20, 2**24)
 """Payloads in bytes, from bound by latency to bound by bandwidth."""
@@ -18,19 +19,27 @@ SIZES = (2**14, 2**20, 2**24)
 _REPEATS = 3
 
 
-def probe(contestant: Contestant, device: torch.device) -> dict[str, Any]:
-    """Measures one step without communication, and collectives among all workers. Collective.
+def probe(contestant: Contestant, steps: int, device: torch.device) -> dict[str, Any]:
+    """Measures steps without communication, and collectives among all workers. Collective.
+
+    Args:
+        contestant: The model that trains alone.
+        steps: How many steps to take the mean of, as in a turn of the other variants.
+        device: This worker's device.
 
     Returns:
-        In seconds, ``compute`` (forward and backward), ``update`` (the optimizer) and ``seconds`` (their sum), and
-        ``collectives``, a list with ``kind``, ``payload`` (bytes, as `sent_bytes` counts them) and ``seconds``.
+        In seconds, ``compute`` (forward and backward), ``update`` (the optimizer), ``seconds`` (their sum) and
+        ``copy`` (of `COPIED` bytes), and ``collectives``, a list with ``kind``, ``payload`` (bytes, as `sent_bytes`
+        counts them) and ``seconds``.
     """
-    compute = seconds(contestant.backward, device)
-    update = seconds(contestant.optimizer.step, device)
+    times = [(seconds(contestant.backward, device), seconds(contestant.optimizer.step, device)) for _ in range(steps)]
+    compute, update = (sum(which) / steps for which in zip(*times, strict=True))
+    source = torch.zeros(COPIED // 4, device=device)
     return {
         "seconds": compute + update,
         "compute": compute,
         "update": update,
+        "copy": min(seconds(source.clone, device) for _ in range(_REPEATS)),
         "collectives": [
             {"kind": kind, "payload": size, "seconds": min(seconds(call, device) for _ in range(_REPEATS))}
             for size in SIZES
