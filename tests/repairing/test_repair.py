@@ -168,7 +168,7 @@ def no_false_alarms(rank: int, folder: Path) -> None:
     optimizers: tuple[Callable[[Any], Any], ...] = (
         lambda model: torch.optim.AdamW(model.parameters(), fused=True, amsgrad=True),
         lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
-        lambda model: torch.optim.NAdam(model.parameters(), capturable=True, foreach=False),
+        lambda model: torch.optim.NAdam(model.parameters(), foreach=False),
         lambda model: sdp.ShardedOptimizer(model, torch.optim.AdamW),
     )
     for lowering in ("masked", "sliced"):
