@@ -21,6 +21,7 @@ _ATOMS = (str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, tor
 _CODE = (FunctionType, MethodType, partial)
 _CONTAINERS = (list, tuple, dict, set)
 _OPAQUE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, nn.Module, torch.Generator)
+_FEW = 64  # numbers in containers that are compared by what they hold alone
 _MOST = 5000  # parts of one value that are compared
 _NAMES = {BuiltinFunctionType: "built-in function", MethodType: "method", ModuleType: "module"}
 """What stands for types that pickle does not find."""
@@ -134,6 +135,19 @@ def bare(value: Any) -> Any:
     return value
 
 
+def _size(value: Any, most: int) -> int:
+    """Returns how many parts a container of numbers has, and those in it; more than ``most`` for anything else."""
+    if type(value) not in _CONTAINERS or len(value) > most:
+        return most + 1
+    total = len(value)
+    for part in (*value, *value.values()) if isinstance(value, dict) else value:
+        if not is_number(part):
+            total += _size(part, most - total)
+        if total > most:
+            return most + 1
+    return total
+
+
 class _Freezer:
     def __init__(self, without: Callable[[Any, Any], bool] | None = None) -> None:
         self._without = without or (lambda key, held: False)
@@ -162,9 +176,10 @@ class _Freezer:
             return kind
         if isinstance(value, enum.Enum):
             return kind, value.name
-        if id(value) in self._open:
-            return "again", self._open[id(value)]
-        self._open[id(value)] = len(self._open)
+        if _size(value, _FEW) > _FEW:  # whether a few numbers are one object or several may change by a copy
+            if id(value) in self._open:
+                return "again", self._open[id(value)]
+            self._open[id(value)] = len(self._open)
         return kind, self._parts(value)
 
     def _function(self, value: FunctionType) -> Any:

@@ -136,6 +136,32 @@ def test_counts_by_the_type_of_a_tensor_are_changes() -> None:
     assert frozen([{int, FakeTensor}], is_capture_entry) == frozen([{int}])
 
 
+class Striding(nn.Linear):
+    """Holds the same settings several times, as timm's Hiera does; torch.export copies them."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        stride = (2, 2)
+        schedule = [stride] * 3
+        self.schedule = schedule
+        self.by_block = {block: (schedule[block:], schedule) for block in range(3)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h: torch.Tensor = super().forward(x)
+        for first, second in self.schedule:
+            h = h * first + second
+        return h * len(self.by_block[0][0])
+
+
+def test_settings_that_are_held_several_times_are_not_changed() -> None:
+    capture(Striding(), torch.randn(2, 4))
+    pair = [1, 2]
+    assert frozen([pair, pair]) == frozen([[1, 2], [1, 2]]) != frozen([[1, 2], [1, 3]])
+    loop: list[Any] = [1]
+    loop.append(loop)
+    assert frozen(loop) == frozen(loop)
+
+
 class State:
     """What `Registry` knows, which it never changes but replaces, as einx does."""
 
