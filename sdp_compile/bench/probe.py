@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from sdp_compile.bench.contestant import Contestant
 from sdp_compile.runtime.comm.traffic import CollectiveKind
+from sdp_compile.simulator.measured import COPIED
 
 SIZES = (2**14, 2**20, 2**24)
 """Payloads in bytes, from bound by latency to bound by bandwidth."""
@@ -22,15 +23,17 @@ def probe(contestant: Contestant, device: torch.device) -> dict[str, Any]:
     """Measures one step without communication, and collectives among all workers. Collective.
 
     Returns:
-        In seconds, ``compute`` (forward and backward), ``update`` (the optimizer) and ``seconds`` (their sum), and
-        ``collectives``, a list with ``kind``, ``payload`` (bytes, as `sent_bytes` counts them) and ``seconds``.
+        In seconds, ``compute`` (forward and backward), ``update`` (the optimizer), ``seconds`` (their sum) and
+        ``copy`` (of `COPIED` bytes), and ``collectives``, a list with ``kind``, ``payload`` (bytes, as `sent_bytes` counts them) and ``seconds``.
     """
     compute = seconds(contestant.backward, device)
     update = seconds(contestant.optimizer.step, device)
+    source = torch.zeros(COPIED // 4, device=device)
     return {
         "seconds": compute + update,
         "compute": compute,
         "update": update,
+        "copy": min(seconds(source.clone, device) for _ in range(_REPEATS)),
         "collectives": [
             {"kind": kind, "payload": size, "seconds": min(seconds(call, device) for _ in range(_REPEATS))}
             for size in SIZES

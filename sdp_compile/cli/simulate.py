@@ -39,6 +39,7 @@ class Hardware:
         inter_latency: microseconds of a message between nodes.
         tflops: TFLOP/s that a worker achieves.
         update: GB/s of parameters that AdamW updates; it moves seven times as much.
+        copy: GB/s that a worker copies in its memory; it moves twice as much.
         cores: cores of a node that its workers share; None for one processor per worker.
         algorithm: of collectives; ``best`` takes the cheaper.
         memory: GB of a worker, to tell whose parameters, gradients and AdamW state do not fit.
@@ -51,6 +52,7 @@ class Hardware:
     inter_latency: float = 20.0
     tflops: float = 30.0
     update: float = 400.0
+    copy: float = 1400.0
     cores: int | None = None
     algorithm: Literal["ring", "tree", "best"] = "best"
     memory: float = 80.0
@@ -161,6 +163,7 @@ def _cluster(settings: SimulateSettings) -> Cluster:
         Link.of(given.inter_latency * 1e-6, given.inter_bandwidth * 1e9),
         given.tflops * 1e12,
         given.update * 1e9,
+        given.copy * 1e9,
         given.cores,
     )
 

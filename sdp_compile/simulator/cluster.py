@@ -55,6 +55,8 @@ class Cluster:
         inter: The link between two nodes, shared by the workers of a node.
         flops: FLOPs per second of a worker that has a processor to itself.
         update: Bytes of parameters that a worker's optimizer updates per second.
+        copy: Bytes that a worker copies per second into new memory of its own, as it packs and unpacks what it
+            exchanges.
         cores: CPU cores per node; None if each worker has its own processor. If a node has fewer cores than workers
             (local processes on a laptop), computing takes workers_per_node / cores times as long. Without a spare core,
             communication does not overlap with computation, because it runs on the same cores.
@@ -71,6 +73,7 @@ class Cluster:
     inter: Link
     flops: float
     update: float = float("inf")
+    copy: float = float("inf")
     cores: int | None = None
     factors: Mapping[CollectiveKind, float] = field(default_factory=dict)
 
@@ -79,7 +82,7 @@ class Cluster:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SDPError(f"Cluster: {name} must be at least 1, got {value!r}.")
-        for name in ("flops", "update"):
+        for name in ("flops", "update", "copy"):
             if not getattr(self, name) > 0:
                 raise SDPError(f"Cluster: {name} must be positive, got {getattr(self, name)!r}.")
 
@@ -105,6 +108,10 @@ class Cluster:
     def updating(self, nbytes: float) -> float:
         """Returns the seconds that a worker's optimizer needs to update ``nbytes`` bytes of parameters."""
         return nbytes / self.update * self.slowdown
+
+    def copying(self, nbytes: float) -> float:
+        """Returns the seconds that a worker needs to copy ``nbytes`` bytes in its memory."""
+        return nbytes / self.copy * self.slowdown
 
     def path(self, members: Sequence[int]) -> Link:
         """Returns the slowest link of a ring through ``members``, in order.

@@ -13,6 +13,9 @@ from sdp_compile.runtime.comm.traffic import CollectiveKind, sent_bytes
 from sdp_compile.simulator.cluster import Cluster, Link
 from sdp_compile.simulator.collectives import ring_seconds
 
+COPIED = 2**24
+"""Bytes that are copied to measure how fast that is: more than the caches hold, as a round of gradients."""
+
 
 def measured_cluster(
     probes: Sequence[Sequence[dict[str, Any]]], flops: float, nbytes: float, cores: int | None = None
@@ -20,8 +23,8 @@ def measured_cluster(
     """Returns the cluster of one node on which the probes were taken.
 
     Args:
-        probes: What the workers measured, by round and rank: the seconds of ``compute`` and ``update``, and
-            ``collectives``, a list of ``kind``, ``payload`` and ``seconds``.
+        probes: What the workers measured, by round and rank: the seconds of ``compute``, ``update`` and ``copy`` (of
+            `COPIED` bytes), and ``collectives``, a list of ``kind``, ``payload`` and ``seconds``.
         flops: Forward FLOPs of the model that the workers trained.
         nbytes: Bytes of its parameters.
         cores: CPU cores that the workers share; default: those of this machine.
@@ -30,8 +33,8 @@ def measured_cluster(
     cores = cores or os.cpu_count() or 1
     # Computing was measured while the workers shared the cores; alone, a worker is faster by this factor.
     slowdown = max(1.0, workers / cores)
-    compute, update = (
-        median(max(answer[what] for answer in of_all) for of_all in probes) for what in ("compute", "update")
+    compute, update, copy = (
+        median(max(answer[what] for answer in of_all) for of_all in probes) for what in ("compute", "update", "copy")
     )
     times = collective_seconds(probes)
     link = fitted_link({size: seconds for (kind, size), seconds in times.items() if kind == "all_reduce"}, workers)
@@ -39,7 +42,8 @@ def measured_cluster(
     for kind in dict.fromkeys(kind for kind, _ in times):
         size = max(size for other, size in times if other == kind)
         factors[kind] = times[kind, size] / ring_seconds(kind, size, workers, link)
-    return Cluster(1, workers, link, link, 3 * flops / compute * slowdown, nbytes / update * slowdown, cores, factors)
+    rates = (3 * flops / compute, nbytes / update, COPIED / copy)
+    return Cluster(1, workers, link, link, *(rate * slowdown for rate in rates), cores, factors)
 
 
 def collective_seconds(probes: Sequence[Sequence[dict[str, Any]]]) -> dict[tuple[CollectiveKind, int], float]:

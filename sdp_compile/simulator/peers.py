@@ -83,7 +83,7 @@ def ddp(peer: Peer, readiness: Readiness, forward: float, backward: float, bucke
 def fsdp2(peer: Peer, readiness: Readiness, forward: float, backward: float) -> None:
     """Adds a step of FSDP2, which gathers parameters and reduce-scatters gradients block by block.
 
-    With overlap, the next block is gathered while one computes (FSDP2 prefetches one block), and gradients are
+    What is gathered is copied to its parameters, and gradients are copied to where they are sent from. With overlap, the next block is gathered while one computes (FSDP2 prefetches one block), and gradients are
     reduce-scattered while the next block computes. The root, with all parameters outside of blocks, is gathered once,
     blocks once for forward and once for backward.
 
@@ -98,7 +98,8 @@ def fsdp2(peer: Peer, readiness: Readiness, forward: float, backward: float) -> 
     computed: list[int | None] = [None, None]
     for nbytes in units.values():
         gathered = peer.send("all_gather", nbytes, after=[computed[-behind]])
-        computed.append(peer.compute(forward * nbytes / total, [gathered]))
+        unpacking = peer.cluster.copying(nbytes)
+        computed.append(peer.compute(forward * nbytes / total + unpacking, [gathered]))
     backwards = list(reversed(units.items()))
     gathers = [name for name, _ in backwards if name]
     gathered_again: dict[str, int] = {}
@@ -113,7 +114,8 @@ def fsdp2(peer: Peer, readiness: Readiness, forward: float, backward: float) -> 
         before = computed[-1]
         if peer.cluster.overlaps:
             gather(before)  # the next one, while this one computes
-        computed.append(peer.compute(backward * nbytes / total, [gathered_again.get(name), before]))
+        copying = peer.cluster.copying(2 * nbytes if name in gathered_again else nbytes)
+        computed.append(peer.compute(backward * nbytes / total + copying, [gathered_again.get(name), before]))
         scattered = peer.send("reduce_scatter", nbytes, after=[computed[-1]])
         if not peer.cluster.overlaps:
             computed[-1] = scattered

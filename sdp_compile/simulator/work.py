@@ -54,11 +54,17 @@ def training_flops(plan: Plan) -> Flops:
 
 
 def work_of(plan: Plan, rank: int, flops: Flops, cluster: Cluster, sharded: bool) -> Work:
-    """Returns the seconds that ``rank`` computes. With ``sharded``, it updates only its shard of what it owns."""
+    """Returns the seconds that ``rank`` computes. With ``sharded``, it updates only its shard of what it owns.
+
+    Packing gradients counts as backward. So does unpacking their averages, which with ``sharded`` are values after the
+    update.
+    """
+    shared, fetched = _exchanged(plan, rank)
     return Work(
         cluster.computing(float(flops.forward[rank])),
-        cluster.computing(float(flops.backward[rank])),
-        cluster.updating(_shard(plan, rank) if sharded else plan.memory(rank).gradients),
+        cluster.computing(float(flops.backward[rank])) + cluster.copying(shared if sharded else 2 * shared),
+        cluster.updating(_shard(plan, rank) if sharded else plan.memory(rank).gradients)
+        + cluster.copying(fetched + (shared if sharded else 0)),
     )
 
 
@@ -66,6 +72,20 @@ def state_of(plan: Plan, rank: int, sharded: bool) -> float:
     """Returns the bytes of parameters, gradients and AdamW state that ``rank`` holds."""
     memory = plan.memory(rank)
     return memory.parameters + memory.gradients + 2 * _shard(plan, rank) if sharded else memory.total
+
+
+def _exchanged(plan: Plan, rank: int) -> tuple[float, float]:
+    """Returns the bytes of what ``rank`` owns together with others, and of what backward masking fetches."""
+    shared = fetched = 0.0
+    for name, tensor in plan.state.items():
+        if tensor.kind == "parameter" and tensor.requires_grad:
+            for piece in plan.pieces(name):
+                nbytes = piece.numel * tensor.dtype.itemsize
+                if not is_member(rank, piece.owners):
+                    fetched += nbytes if plan.masking == "backward" else 0
+                elif len(piece.owners) > 1:
+                    shared += nbytes
+    return shared, fetched
 
 
 def _shard(plan: Plan, rank: int) -> float:

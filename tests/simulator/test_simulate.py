@@ -1,5 +1,6 @@
 """Predicted steps: traffic equals the plan's own formula, and times have the properties of any machine."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -125,6 +126,22 @@ def test_backward_masking_computes_the_full_model_but_for_weight_gradients_and_r
     # Each worker receives the half of the values that it does not own, and so sends as much.
     assert step.sent == pytest.approx(simulate(forward, cluster(4)).sent + cut / 2)
     assert Reduction(forward, cluster(4), "ring", 2**30, Readiness(forward).shares).refresh() == []
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("masking", ["forward", "backward"])
+def test_copies_take_the_time_that_their_bytes_take(masking: str, strategy: Strategy) -> None:
+    """Two owners per unit of a half: gradients are packed and unpacked, values that are fetched as well."""
+    chosen = plan(4, NeuronPolicy(coverage=0.5, masking=masking))
+    free, copies = cluster(4, cores=1), replace(cluster(4, cores=1), copy=1e6)
+    nbytes = {name: tensor.nbytes for name, tensor in chosen.state.items() if tensor.kind == "parameter"}
+    total, owned = sum(nbytes.values()), chosen.memory(0).gradients
+    fetched = total - owned if masking == "backward" else 0
+    # FSDP2 gathers blocks for forward and for backward, the root once, and scatters the gradients of all.
+    root = sum(nbytes[name] for name in nbytes if not name.startswith("blocks."))
+    copied = {"fsdp2": 3 * total - root, "sdp": 2 * owned + fetched, "sdp-sharded": 2 * owned + fetched}
+    took = simulate(chosen, copies, strategy).seconds - simulate(chosen, free, strategy).seconds
+    assert took == pytest.approx(4 * copied.get(strategy, 0) / 1e6, rel=1e-6)
 
 
 @pytest.mark.parametrize("masking", ["forward", "backward"])

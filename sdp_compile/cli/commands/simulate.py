@@ -62,6 +62,7 @@ def simulate(
     update: Annotated[
         float, typer.Option(help="GB/s of parameters that a worker's optimizer updates.")
     ] = _GIVEN.update,
+    copy: Annotated[float, typer.Option(help="GB/s that a worker copies in its memory.")] = _GIVEN.copy,
     cores: Annotated[
         int | None,
         typer.Option(min=1, help="Cores of a node that its workers share. Default: one processor per worker."),
@@ -116,6 +117,7 @@ def simulate(
             inter_latency,
             tflops,
             update,
+            copy,
             cores,
             algorithm.value,
             memory,
