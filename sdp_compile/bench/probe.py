@@ -19,15 +19,21 @@ SIZES = (2**14, 2**20, 2**24)
 _REPEATS = 3
 
 
-def probe(contestant: Contestant, device: torch.device) -> dict[str, Any]:
-    """Measures one step without communication, and collectives among all workers. Collective.
+def probe(contestant: Contestant, steps: int, device: torch.device) -> dict[str, Any]:
+    """Measures steps without communication, and collectives among all workers. Collective.
+
+    Args:
+        contestant: The model that trains alone.
+        steps: How many steps to take the mean of, as in a turn of the other variants.
+        device: This worker's device.
 
     Returns:
         In seconds, ``compute`` (forward and backward), ``update`` (the optimizer), ``seconds`` (their sum) and
-        ``copy`` (of `COPIED` bytes), and ``collectives``, a list with ``kind``, ``payload`` (bytes, as `sent_bytes` counts them) and ``seconds``.
+        ``copy`` (of `COPIED` bytes), and ``collectives``, a list with ``kind``, ``payload`` (bytes, as `sent_bytes`
+        counts them) and ``seconds``.
     """
-    compute = seconds(contestant.backward, device)
-    update = seconds(contestant.optimizer.step, device)
+    times = [(seconds(contestant.backward, device), seconds(contestant.optimizer.step, device)) for _ in range(steps)]
+    compute, update = (sum(which) / steps for which in zip(*times, strict=True))
     source = torch.zeros(COPIED // 4, device=device)
     return {
         "seconds": compute + update,

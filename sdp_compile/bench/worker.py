@@ -102,7 +102,7 @@ def _serve(
         if "profile" in command:
             _send(pipe, profiled(contestant.step, device, Path(command["profile"]) if rank == 0 else None).to_dict())
         elif variant.kind == "local":
-            _send(pipe, probe(contestant, device))
+            _send(pipe, probe(contestant, command["steps"], device))
         else:
             before = _check_seconds(contestant)
             seconds = timed(contestant.step, command["steps"], device)

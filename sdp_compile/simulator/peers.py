@@ -83,9 +83,10 @@ def ddp(peer: Peer, readiness: Readiness, forward: float, backward: float, bucke
 def fsdp2(peer: Peer, readiness: Readiness, forward: float, backward: float) -> None:
     """Adds a step of FSDP2, which gathers parameters and reduce-scatters gradients block by block.
 
-    What is gathered is copied to its parameters, and gradients are copied to where they are sent from. With overlap, the next block is gathered while one computes (FSDP2 prefetches one block), and gradients are
+    With overlap, the next block is gathered while one computes (FSDP2 prefetches one block), and gradients are
     reduce-scattered while the next block computes. The root, with all parameters outside of blocks, is gathered once,
-    blocks once for forward and once for backward.
+    blocks once for forward and once for backward. What is gathered is copied into its parameters, and gradients are
+    copied to where they are sent from.
 
     Args:
         peer: What to add to.
