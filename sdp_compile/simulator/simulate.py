@@ -35,8 +35,8 @@ ASSUMPTIONS = (
     "Computing takes FLOPs over TFLOP/s, whatever the width; a launch of a kernel, an operator bound by memory and a "
     "straggler cost nothing. Communication does not slow computing down.",
     "SDP has buckets of the size with which its step is shortest (--bucket-bytes sets another).",
-    "SDP copies what it exchanges twice, to pack and to unpack it; FSDP2 copies what it has gathered, and gradients "
-    "once.",
+    "SDP copies what it exchanges twice, to pack and to unpack it, and adds up in the time of a copy. FSDP2 copies "
+    "what it has gathered, and gradients once.",
     "A gradient is ready after the share of backward that its parameter has of all bytes.",
 )
 """What a prediction stands on."""

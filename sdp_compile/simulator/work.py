@@ -56,13 +56,13 @@ def training_flops(plan: Plan) -> Flops:
 def work_of(plan: Plan, rank: int, flops: Flops, cluster: Cluster, sharded: bool) -> Work:
     """Returns the seconds that ``rank`` computes. With ``sharded``, it updates only its shard of what it owns.
 
-    Packing gradients counts as backward. So does unpacking their averages, which with ``sharded`` are values after the
-    update.
+    Packing gradients counts as backward, and so does adding them up, which takes as long as copying. So does unpacking
+    their averages, which with ``sharded`` are values after the update.
     """
-    shared, fetched = _exchanged(plan, rank)
+    shared, added, fetched = _exchanged(plan, rank)
     return Work(
         cluster.computing(float(flops.forward[rank])),
-        cluster.computing(float(flops.backward[rank])) + cluster.copying(shared if sharded else 2 * shared),
+        cluster.computing(float(flops.backward[rank])) + cluster.copying(added + (shared if sharded else 2 * shared)),
         cluster.updating(_shard(plan, rank) if sharded else plan.memory(rank).gradients)
         + cluster.copying(fetched + (shared if sharded else 0)),
     )
@@ -74,9 +74,9 @@ def state_of(plan: Plan, rank: int, sharded: bool) -> float:
     return memory.parameters + memory.gradients + 2 * _shard(plan, rank) if sharded else memory.total
 
 
-def _exchanged(plan: Plan, rank: int) -> tuple[float, float]:
-    """Returns the bytes of what ``rank`` owns together with others, and of what backward masking fetches."""
-    shared = fetched = 0.0
+def _exchanged(plan: Plan, rank: int) -> tuple[float, float, float]:
+    """Returns the bytes of what ``rank`` owns together with others, adds up, and fetches under backward masking."""
+    shared = added = fetched = 0.0
     for name, tensor in plan.state.items():
         if tensor.kind == "parameter" and tensor.requires_grad:
             for piece in plan.pieces(name):
@@ -85,7 +85,8 @@ def _exchanged(plan: Plan, rank: int) -> tuple[float, float]:
                     fetched += nbytes if plan.masking == "backward" else 0
                 elif len(piece.owners) > 1:
                     shared += nbytes
-    return shared, fetched
+                    added += nbytes * (len(piece.owners) - 1) / len(piece.owners)
+    return shared, added, fetched
 
 
 def _shard(plan: Plan, rank: int) -> float:
