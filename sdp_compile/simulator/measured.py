@@ -42,8 +42,8 @@ def measured_cluster(
     for kind in dict.fromkeys(kind for kind, _ in times):
         size = max(size for other, size in times if other == kind)
         factors[kind] = times[kind, size] / ring_seconds(kind, size, workers, link)
-    rates = (3 * flops / compute, nbytes / update, COPIED / copy)
-    return Cluster(1, workers, link, link, *(rate * slowdown for rate in rates), cores, factors)
+    achieved, updated, copied = (rate * slowdown for rate in (3 * flops / compute, nbytes / update, COPIED / copy))
+    return Cluster(1, workers, link, link, achieved, updated, copied, cores, factors)
 
 
 def collective_seconds(probes: Sequence[Sequence[dict[str, Any]]]) -> dict[tuple[CollectiveKind, int], float]:

@@ -86,7 +86,9 @@ def test_a_checkpoint_that_cannot_be_replaced_stays(run: Run, tmp_path: Path, mo
 
 
 def chosen(folder: Path, resume: str | None) -> Path | None:
-    settings: Any = SimpleNamespace(checkpoint=folder, resume=resume, reset_lost_optimizer_state=False, local_checkpoint=False)
+    settings: Any = SimpleNamespace(
+        checkpoint=folder, resume=resume, reset_lost_optimizer_state=False, local_checkpoint=False
+    )
     worker: Any = SimpleNamespace(rank=0, peers=None)
     return Checkpoints(settings, worker, torch.optim.SGD([torch.zeros(1)]), None)._source()  # type: ignore[arg-type]
 
