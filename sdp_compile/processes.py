@@ -157,7 +157,8 @@ def _first_failure(folder: Path, codes: Sequence[int | None]) -> WorkerFailure:
     A worker that a signal ended cannot report, and the others' reports follow from its end, so it comes first.
     """
     reports = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    may_pass = all(report.get("may_pass", not report["expected"]) for report in reports)
+    first = min(reports, key=lambda report: float(report["time"]), default=None)  # later ones may only repeat it
+    may_pass = first is None or first.get("may_pass", not first["expected"])
     ended = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
     # A worker that cannot go on without another one may abort.
     killed = [rank for rank in ended if codes[rank] != -signal.SIGABRT] or ended
@@ -167,8 +168,7 @@ def _first_failure(folder: Path, codes: Sequence[int | None]) -> WorkerFailure:
         more = "".join(f", worker {rank} by {name}" for rank, name in zip(killed[1:], names[1:], strict=True))
         message = f"worker {killed[0]} was ended by {names[0]}{more}{hint}"
         return WorkerFailure(message, may_pass=may_pass, killed=tuple(killed))
-    if reports:
-        first = min(reports, key=lambda report: float(report["time"]))
+    if first is not None:
         return WorkerFailure(first["message"], first["details"], first["expected"], may_pass)
     rank = next(rank for rank, code in enumerate(codes) if code)
     return WorkerFailure(f"worker {rank} ended with exit code {codes[rank]} and no message", may_pass=True)
@@ -192,13 +192,13 @@ def _leash() -> Iterator[int]:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP end the workers as Ctrl-C does."""
+def interruptible(*more: signal.Signals) -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP, and ``more`` signals, end the workers as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP, *more)}
     try:
         yield
     finally:

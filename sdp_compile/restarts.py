@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 
 from sdp_compile.processes import WorkerFailure, interruptible, launch
@@ -35,7 +36,7 @@ def launch_again(
         WorkerFailure: The failure that is final.
         KeyboardInterrupt: If the run is to end and nothing can be saved.
     """
-    with interruptible():  # also between two attempts
+    with interruptible(signal.SIGUSR1):  # also between two attempts
         for restart in range(restarts + 1):
             try:
                 return launch(command(workers, restart), workers, hand_on)

@@ -12,10 +12,14 @@ from sdp_compile.runtime.state.statistics import merge_running_statistics, runni
 from sdp_compile.runtime.subnetwork import Subnetwork
 
 
-def saved_tensors(model: Model) -> dict[str, Tensor]:
+def saved_tensors(model: Model, every_owner: bool = False) -> dict[str, Tensor]:
     """Returns what this worker holds of the full model, by name: its own tensors, with merged statistics. Collective.
 
     Running statistics are merged over their owners, and spectral norms are those of the whole weights.
+
+    Args:
+        model: The model.
+        every_owner: Whether all owners write what they have, and so have to have the same of everything.
     """
     tensors = model.tensors()
     if not isinstance(model, CompiledModel):
@@ -23,15 +27,21 @@ def saved_tensors(model: Model) -> dict[str, Tensor]:
     module, plan, peers = model.module, model.module.plan, model.peers
     tensors.update(merge_running_statistics(module))
     names = spectral_names(module.capture.skeleton, plan)
-    if names and peers is not None:
+    chosen = sorted(unmerged(model) & model.shapes.keys()) if every_owner else []
+    if (names or chosen) and peers is not None:
         requests = [
-            Request(name, name, tensors[name].dtype if name in tensors else plan.state[name].dtype) for name in names
+            Request(name, name, tensors[name].dtype if name in tensors else plan.state[name].dtype)
+            for name in dict.fromkeys([*names, *chosen])
         ]
         full = assemble(requests, tensors, module.holdings, peers.groups, wanted=None, device=device_of(module))
         for name, value in with_spectral_norms(module.capture.skeleton, plan, full).items():
             region = model.region_of(name)
             if value is not full[name] and region is not None:
                 tensors[name] = region.read(value)
+        for name in chosen:
+            region = model.region_of(name)
+            if region is not None:
+                tensors[name] = region.read(full[name])
     return tensors
 
 

@@ -108,7 +108,7 @@ def described_newest(folder: Path) -> str:
     found = whole_checkpoints(folder)
     if not found:
         return f"{folder} has no checkpoint yet."
-    return f"The newest checkpoint, {found[-1]}, was clean when it was saved: go on from it."
+    return f"The newest checkpoint is {found[-1]}. Unless it was saved with verify=False, it is clean: go on from it."
 
 
 def claim(folder: Path) -> None:
@@ -202,6 +202,8 @@ def _check_own(place: Path) -> None:
     if not place.is_symlink() and (not place.exists() or (place / FILE).is_file()):
         return
     strange = [path.name for path in place.iterdir() if not _OURS.fullmatch(path.name)] if place.is_dir() else ["it"]
+    if (place / METADATA).is_file() and not (place / _ORDER).is_file():  # of torch.distributed.checkpoint
+        strange.append(METADATA)
     if strange or place.is_symlink():
         raise SDPError(
             f"{place} would be replaced by the checkpoint, and is none: {strange[0] if strange else 'a link'} was not "
@@ -209,14 +211,27 @@ def _check_own(place: Path) -> None:
         )
 
 
-def finish(staged: Path) -> Path:
-    """Gives a checkpoint its name, after everything in it has reached the disk. Returns its place."""
+def newest_order(folder: Path) -> int:
+    """Returns the number of the newest checkpoint among those of its folder; 0 without any."""
+    return max(map(order_of, whole_checkpoints(folder)), default=0)
+
+
+def finish(staged: Path, order: int | None = None) -> Path:
+    """Gives a checkpoint its name, after everything in it has reached the disk.
+
+    Args:
+        staged: The hidden folder in which it came to be.
+        order: Its number among those that were written; by default that after the newest.
+
+    Returns:
+        Its place.
+    """
     folder, name = staged.parent, _staged_for(staged)
     place, old = folder / name, folder / f".{name}.old"
-    newest = max(map(order_of, whole_checkpoints(folder)), default=0)
+    order = newest_order(folder) + 1 if order is None else order
     sync(staged)
     with (staged / _ORDER).open("w") as file:
-        file.write(f"{newest + 1}\n")
+        file.write(f"{order}\n")
         file.flush()
         os.fsync(file.fileno())
     sync(staged)
@@ -264,6 +279,9 @@ def sync(folder: Path) -> None:
 
 def _clean(folder: Path) -> None:
     """Removes what is half written, and gives a checkpoint its name that a process died before giving it."""
+    for name in (".probe-*", "step-*/.*.part"):
+        for path in folder.glob(name):
+            path.unlink(missing_ok=True)
     hidden = [(path, match[1]) for path in folder.iterdir() if (match := _STAGED.fullmatch(path.name))]
     for name in dict.fromkeys(name for _, name in hidden):
         whole = _successor(folder, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -27,6 +28,9 @@ from sdp_compile.runtime.waiting.patience import complete
 _PIECE = 2**24
 """Bytes that are sent at once."""
 
+Order = tuple[int, int]
+"""The number of a checkpoint among those that were written, and its step."""
+
 Transfer = tuple[str, int, int, int]
 """A file, the worker that sends it, the worker that needs it, and its size."""
 
@@ -50,15 +54,17 @@ def gather_checkpoint(folder: Path, model: Model, team: Team, may_be_lost: bool,
         SDPError: If there are checkpoints, but none is covered by the disks that are left.
     """
     node = node_of(folder, team, model.rank, model.workers)
-    mine: dict[str, tuple[int, Path]] = {}
+    mine: dict[str, tuple[Order, Path]] = {}
     with team.together():
         if node.is_leader:
             folders.claim(folder)
             mine = _found(folder)
     known = team.gather({digest: order for digest, (order, _) in mine.items()})
-    orders = {digest: max(one.get(digest, 0) for one in known) for one in known for digest in one}
-    problems = []
+    orders = {digest: max(tuple(one.get(digest, (0, 0))) for one in known) for one in known for digest in one}
+    problems: list[str] = []
     for digest in sorted(orders, key=lambda digest: (orders[digest], digest), reverse=True):
+        if problems and model.rank == 0:
+            warnings.warn(f"Leaves out a newer checkpoint. {problems[-1]}", stacklevel=2)
         path = mine[digest][1] if digest in mine else None
         names: list[str] = []
         with team.together():
@@ -67,10 +73,10 @@ def gather_checkpoint(folder: Path, model: Model, team: Team, may_be_lost: bool,
         holder = next(worker for worker, one in enumerate(known) if digest in one)
         problem = ""
         if model.rank == holder and path is not None:
-            problem = _problem(path, {name for one in intact for name in one}, may_be_lost, remedy)
+            problem = _problem(path, {name for one in intact for name in one}, model.workers, may_be_lost, remedy)
         problem = team.gather(problem)[holder]
         if not problem:
-            return _completed(folder, path, model, node, team, intact, holder)
+            return _completed(folder, path, model, node, team, intact, holder, orders[digest][0])
         problems.append(problem)
     if problems:
         raise SDPError(f"No checkpoint is whole on the disks that are left. {problems[0]}")
@@ -95,12 +101,13 @@ class _Spread(Checkpoint):
         return {at: f"{file.name} is on no disk that is left." for at, file in files if file.name not in self._names}
 
 
-def _found(folder: Path) -> dict[str, tuple[int, Path]]:
+def _found(folder: Path) -> dict[str, tuple[Order, Path]]:
     """Returns the order and the place of the checkpoints in a folder whose manifests are intact, by digest."""
-    found: dict[str, tuple[int, Path]] = {}
-    for order, path in enumerate(folders.whole_checkpoints(folder), 1):
+    found: dict[str, tuple[Order, Path]] = {}
+    for path in folders.whole_checkpoints(folder):
         try:
-            found[Checkpoint(path).digest] = (max(order, folders.order_of(path)), path)
+            checkpoint = Checkpoint(path)
+            found[checkpoint.digest] = ((folders.order_of(path), checkpoint.manifest.step), path)
         except SDPError:
             continue  # other disks may have it
     return found
@@ -127,24 +134,40 @@ def _intact(checkpoint: Checkpoint) -> list[str]:
     return intact
 
 
-def _problem(path: Path, names: set[str], may_be_lost: bool, remedy: str) -> str:
+def _problem(path: Path, names: set[str], workers: int, may_be_lost: bool, remedy: str) -> str:
+    """Returns why a checkpoint is not whole on the disks that are left; empty if it is."""
     try:
         checkpoint = _Spread(path, names)
         check_model(checkpoint)
         check_states(checkpoint, may_be_lost, remedy)
+        manifest = checkpoint.manifest
+        own = {file.name for file in manifest.files if file.crc is not None}
+        lost = sorted(own - names) if manifest.workers == workers and not may_be_lost else []
+        if lost:
+            return f"{path}: {', '.join(lost)} is on no disk that is left, or damaged. {remedy}"
     except SDPError as error:
         return str(error)
+    except OSError as error:
+        return f"{path}: {error}"
     return ""
 
 
 def _completed(
-    folder: Path, path: Path | None, model: Model, node: Node, team: Team, intact: list[list[str]], holder: int
+    folder: Path,
+    path: Path | None,
+    model: Model,
+    node: Node,
+    team: Team,
+    intact: list[list[str]],
+    holder: int,
+    order: int,
 ) -> Path:
     """Brings the files of a checkpoint to the disks that lack them. Collective."""
     files, step = [0, 0], 0
-    if model.rank == holder and path is not None:
-        manifest = Checkpoint(path).manifest
-        files, step = [(path / FILE).stat().st_size, sum(file.nbytes for file in manifest.files)], manifest.step
+    with team.together():
+        if model.rank == holder and path is not None:
+            manifest = Checkpoint(path).manifest
+            files, step = [(path / FILE).stat().st_size, sum(file.nbytes for file in manifest.files)], manifest.step
     size, total, step = team.gather([*files, step])[holder]
     staged = folder / f".{folders.name_of(step)}.new"
     with team.together():
@@ -172,7 +195,7 @@ def _completed(
     _send(transfers, target, model, team)
     with team.together():
         if node.is_leader and path is None:
-            folders.finish(staged)
+            folders.finish(staged, order)
     return folder / folders.name_of(step)
 
 

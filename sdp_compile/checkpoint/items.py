@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,19 +45,16 @@ class Item:
         return self.box.numel * self.dtype.itemsize
 
 
-def model_items(
-    model: Model, tensors: Mapping[str, Tensor], every_owner: bool, differing: Container[str] = ()
-) -> Iterator[Item]:
+def model_items(model: Model, tensors: Mapping[str, Tensor], every_owner: bool) -> Iterator[Item]:
     """Yields what this worker writes of a model.
 
     Args:
         model: The model.
         tensors: This worker's tensors by name, with merged statistics.
         every_owner: Whether all owners of an element write it, instead of one.
-        differing: Tensors of which owners have different values, so that one of them writes in any case.
     """
     for name, shape in model.shapes.items():
-        yield from _cut(model, name, ("model", name), shape, tensors.get(name), every_owner and name not in differing)
+        yield from _cut(model, name, ("model", name), shape, tensors.get(name), every_owner)
 
 
 def optimizer_items(

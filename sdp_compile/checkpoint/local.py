@@ -67,6 +67,8 @@ def save_local(
             job.write(items, private)
             mine = read_part(staged, rank), (staged / private_name(rank)).read_text()
         everyone = team.gather(mine)
+        # One number for all nodes, of which one may have lost its disk and so know of no checkpoint before.
+        order = 1 + max(team.gather(folders.newest_order(staged.parent) if node.is_leader else 0))
         with team.together():
             if rank == 0:
                 texts = job.described([Written.model_validate_json(text) for text, _ in everyone])
@@ -78,7 +80,7 @@ def save_local(
                     write_bytes(staged / private_name(worker), everyone[worker][1].encode())
                 write_bytes(staged / METADATA, b64decode(metadata))
                 write_bytes(staged / FILE, manifest.encode())
-                place = folders.finish(staged)
+                place = folders.finish(staged, order)
         with team.together():
             if node.is_leader:
                 folders.prune(staged.parent, keep, place)

@@ -54,7 +54,7 @@ def mend(source: str | os.PathLike[str], on_file: Callable[[str], None] = lambda
         on_file(file.name)
         place = checkpoint.path / file.name
         if file.crc is not None:
-            content = place.read_bytes() if place.is_file() and place.stat().st_size == file.nbytes else b""
+            content = _all_of(place, file.nbytes)
             if len(content) != file.nbytes or zlib.crc32(content) != file.crc:
                 left.append(
                     f"{place} is what only worker {file.worker} had: random states and its position in the data."
@@ -67,9 +67,10 @@ def mend(source: str | os.PathLike[str], on_file: Callable[[str], None] = lambda
             continue
         copies = {part: copy for part in damaged if (copy := part.intact_copy(checkpoint)) is not None}
         left += [f"{part.label} in {place} has no intact copy." for part in damaged if part not in copies]
-        if not is_whole and sum(part.chunk.blob[1] for part in parts) != file.nbytes:
+        is_short = not place.is_file() or place.stat().st_size < file.nbytes
+        if is_short and sum(part.chunk.blob[1] for part in parts) != file.nbytes:
             left.append(f"{place} has values that no other file has: what torch.distributed.checkpoint reads besides.")
-        elif copies and (is_whole or len(copies) == len(damaged)):
+        elif (copies or not damaged) and (not is_short or len(copies) == len(damaged)):
             try:
                 _rewrite(checkpoint, place, file.nbytes, copies)
             except OSError as error:
@@ -110,14 +111,25 @@ def _parts(checkpoint: Checkpoint) -> Iterator[_Part]:
             yield _Part(f"{name!r}{list(chunk.offsets)}+{list(chunk.sizes)}", chunk, entry)
 
 
+def _all_of(place: Path, nbytes: int) -> bytes:
+    """Returns what is in a file of so many bytes; nothing if it has another size or cannot be read."""
+    try:
+        return place.read_bytes() if place.is_file() and place.stat().st_size == nbytes else b""
+    except OSError:
+        return b""
+
+
 def _content(place: Path, chunk: Chunk) -> bytes | None:
     """Returns all that a file has of a part; None if the values are not there or damaged."""
     begin, length = chunk.blob
     if place.is_symlink() or not place.is_file():
         return None
-    with place.open("rb") as file:
-        file.seek(begin)
-        blob = file.read(length)
+    try:
+        with place.open("rb") as file:
+            file.seek(begin)
+            blob = file.read(length)
+    except OSError:  # a bad sector, say
+        return None
     values = blob[chunk.start - begin :][: chunk.nbytes]
     return blob if len(blob) == length and zlib.crc32(values) == chunk.crc else None
 

@@ -73,6 +73,10 @@ class Model(ABC):
     def held(self) -> Iterator[tuple[str, str, Region]]:
         """Yields each of these tensors: its name, the full tensor, and where it lies in that."""
 
+    def has_lone_owners(self, name: str) -> bool:
+        """Whether a worker has a part of a parameter alone."""
+        return False
+
     @abstractmethod
     def region_of(self, name: str) -> Region | None:
         """Returns where this worker's tensor lies in the full one; None if it holds nothing of it."""
@@ -113,6 +117,9 @@ class CompiledModel(Model):
 
     def held(self) -> Iterator[tuple[str, str, Region]]:
         return ((one.name, one.source, one.region) for one in self.module.holdings.held() if one.source in self.shapes)
+
+    def has_lone_owners(self, name: str) -> bool:
+        return any(len(piece.owners) == 1 for piece in self.module.plan.pieces(name) if piece.numel)
 
     def region_of(self, name: str) -> Region | None:
         return self.module.holdings.region_of(name)
@@ -204,6 +211,7 @@ def model_of(model: nn.Module, what: str) -> Model:
         raise SDPError(f"{what} takes a model, got {type(model).__name__}.")
     compiled = compiled_within(model)
     found = DenseModel(model._modules.get("_orig_mod") or model) if compiled is None else CompiledModel(compiled, what)
+    saved = {name for name, *_ in found.held()}
     for name, tensor in found.tensors().items():
         if tensor.is_meta:
             raise SDPError(
@@ -214,7 +222,8 @@ def model_of(model: nn.Module, what: str) -> Model:
                 f"{name!r} is a {type(tensor).__name__}, which is distributed or stored in another way. Use "
                 "torch.distributed.checkpoint for this model; it reads and writes the same checkpoints."
             )
-        if str(tensor.dtype).removeprefix("torch.") not in DTYPES or tensor.layout != torch.strided:
+        is_plain = str(tensor.dtype).removeprefix("torch.") in DTYPES and tensor.layout == torch.strided
+        if name in saved and not is_plain:
             raise SDPError(
                 f"{name!r} is {str(tensor.dtype).removeprefix('torch.')} ({tensor.layout}), which a checkpoint cannot "
                 f"hold: its values are not all that it is. Convert it to a plain tensor before {what}."
@@ -229,7 +238,7 @@ def _keys(model: nn.Module, aliases: Mapping[str, str], known: Mapping[str, obje
     """
     names = {id(tensor): aliases.get(name, name) for name, tensor in local_tensors(model).items()}
     kept = model.state_dict(keep_vars=True)
-    keys = {key: names.get(id(value), "") for key, value in kept.items() if not key.endswith("_extra_state")}
+    keys = {key: names.get(id(value), "") for key, value in kept.items() if key.rpartition(".")[2] != "_extra_state"}
     if all(name in known for name in keys.values()):
         return keys
     strange = [key for key, name in keys.items() if name not in known]

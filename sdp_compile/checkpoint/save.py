@@ -20,7 +20,7 @@ from torch.optim.optimizer import Optimizer
 from sdp_compile.checkpoint import background
 from sdp_compile.checkpoint import folder as folders
 from sdp_compile.checkpoint.background import Saving
-from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors, unmerged
+from sdp_compile.checkpoint.buffers import own_tensors, saved_tensors
 from sdp_compile.checkpoint.clean import check_clean
 from sdp_compile.checkpoint.extra import KEY, extra_states
 from sdp_compile.checkpoint.items import Item, model_items, optimizer_items
@@ -33,7 +33,7 @@ from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.nodes import check_storage, node_of
 from sdp_compile.checkpoint.plain import encode
 from sdp_compile.checkpoint.random_states import random_states
-from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states
+from sdp_compile.checkpoint.states import OptimizerStates, check_alike, optimizer_states
 from sdp_compile.checkpoint.team import Team
 from sdp_compile.checkpoint.writing import ITEM_BYTES, Written, described, read_written, write_bytes, write_worker
 from sdp_compile.errors import SDPError
@@ -160,6 +160,7 @@ def save_checkpoint(
     if verify:
         advice = f"Nothing was saved. {everyone[0][1]} verify=False saves nevertheless."
         check_clean(found, optimizer, states, WHAT, advice)
+        check_alike([one[0] for one in everyone], found)
     with team.together():
         items = list(_items(found, optimizer, states, redundancy == "owners"))
         size = sum(item.nbytes + ITEM_BYTES for item in items)
@@ -259,7 +260,7 @@ class _Job:
 def _items(
     model: Model, optimizer: Optimizer | None, states: OptimizerStates | None, every_owner: bool
 ) -> Iterator[Item]:
-    yield from model_items(model, saved_tensors(model), every_owner, unmerged(model))
+    yield from model_items(model, saved_tensors(model, every_owner), every_owner)
     if optimizer is not None and states is not None:
         yield from optimizer_items(model, optimizer, states.dtypes, every_owner)
 

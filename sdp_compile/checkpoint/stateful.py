@@ -197,7 +197,9 @@ def _optimizer_state(model: Model, optimizer: Optimizer) -> dict[str, Any]:
     team = Team(model.peers, WHAT)
     with team.together():
         mine = optimizer_states(model, optimizer)
-    states = OptimizerStates.merged(team.gather(mine), model)
+    everyone = team.gather(mine)
+    check_alike(everyone, model)
+    states = OptimizerStates.merged(everyone, model)
     assert states is not None
     dtypes, scalars = _completed(model, optimizer, states, team)
     slices = state_slices(model, optimizer, dtypes)

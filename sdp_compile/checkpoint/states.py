@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +55,13 @@ class OptimizerStates:
 
     @classmethod
     def merged(cls, described: Sequence[Any], model: Model) -> OptimizerStates | None:
-        """Merges what the workers described; None without an optimizer."""
+        """Merges what the workers described; None without an optimizer. The first description of each state counts."""
         if described[0] is None:
             return None
-        states = _agreed([one["state"] for one in described])
+        states: dict[str, dict[str, Any]] = {}
+        for one in described:
+            for name, state in one["state"].items():
+                states.setdefault(name, state)
         order = [name for name in model.shapes if name in states]
         return cls(
             described[0]["kind"],
@@ -86,24 +90,30 @@ class OptimizerStates:
         return OptimizerEntry(kind=self.kind, groups=tuple(map(_entry, self.groups)), scalars=scalars, tensors=tensors)
 
 
-def _agreed(described: Sequence[Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Returns what the workers said of each parameter's states, which must be the same.
+def check_alike(described: Sequence[Any], model: Model) -> None:
+    """Checks that what the workers described as states of a whole parameter are the same on all of them.
+
+    Parameters of which workers own parts alone may have taken another number of steps on each of them.
+
+    Args:
+        described: What the workers described.
+        model: The model.
 
     Raises:
         SDPError: If a state that is not per element differs between the owners of parts of a parameter.
     """
     states: dict[str, dict[str, Any]] = {}
     for one in described:
-        for name, mine in one.items():
+        for name, mine in ({} if one is None else one["state"]).items():
             state = states.setdefault(name, mine)
             for key in sorted(state.keys() | mine.keys()):
-                if state.get(key) != mine.get(key):
+                first, other = (json.dumps(held.get(key), sort_keys=True) for held in (state, mine))
+                if first != other and not model.has_lone_owners(name):
                     raise SDPError(
                         f"The optimizer's state {key!r} of {name!r} differs between workers that hold parts of it, and "
                         "is no value per element, so the full model has no such state. Use an optimizer that treats "
                         "each element alone, such as AdamW."
                     )
-    return states
 
 
 def unstepped_states(

@@ -23,6 +23,7 @@ def train(settings: TrainSettings) -> None:
     """Runs the job with ``settings.workers`` workers on this machine and prints its tables."""
     check_policy(settings)
     prepare_output(settings)
+    check_new(settings)
     console = Console(stderr=True)
 
     def command(workers: int, restart: int) -> list[str]:
@@ -37,6 +38,17 @@ def train(settings: TrainSettings) -> None:
         console.print(f"Stopped; saved a checkpoint in {settings.checkpoint}.", markup=False, soft_wrap=True)
         raise typer.Exit(STOPPED)
     show(settings)
+
+
+def check_new(settings: TrainSettings) -> None:
+    """Raises `SDPError` where a restart would go on from the checkpoints of another run."""
+    if settings.max_restarts and settings.resume is None and settings.checkpoint is not None:
+        there = sorted(Path(settings.checkpoint).glob("step-*/manifest.json"))
+        if there:
+            raise SDPError(
+                f"{settings.checkpoint} has checkpoints of an earlier run, such as {there[-1].parent.name}. Pass "
+                "--resume auto to go on from it, or choose another folder."
+            )
 
 
 def join(settings: TrainSettings) -> None:

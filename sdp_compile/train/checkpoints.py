@@ -133,11 +133,14 @@ class Checkpoints:
     def _gathered(self, folder: Path) -> Path | None:
         """Returns the newest checkpoint that the disks of all nodes cover, completed on each. Collective."""
         model, what = model_of(self._worker, "train"), "the resumption of training"
-        reset = self._settings.reset_lost_optimizer_state
-        found = gather_checkpoint(folder, model, Team(model.peers, what), reset, "--reset-lost-optimizer-state")
-        if found is not None and self._settings.resume is None:
-            raise _not_asked(folder, found)
-        return found
+        team, reset = Team(model.peers, what), self._settings.reset_lost_optimizer_state
+        if self._settings.resume is None:
+            there = whole_checkpoints(folder)
+            for newest in team.gather(str(there[-1]) if there else ""):
+                if newest:
+                    raise _not_asked(folder, Path(newest))
+            return None
+        return gather_checkpoint(folder, model, team, reset, "--reset-lost-optimizer-state")
 
     def _chosen(self, folder: Path) -> str:
         """Returns the newest checkpoint in a folder of which nothing is lost; empty if there is none."""

@@ -47,7 +47,7 @@ def run(settings: TrainSettings, device: str) -> None:
             passes=settings.passes,
             reduction=checked_reduction(settings.reduction),
         )
-        for fewer in range(settings.min_workers or workers, workers):
+        for fewer in settings.fewer_workers():
             check_plan(worker.analysis, policy, fewer)
 
         optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=0.1)

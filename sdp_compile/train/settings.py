@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sdp_compile.command_words import DEFAULT_WORKERS, check_passes_words, check_policy_words, is_policy_file
 from sdp_compile.errors import DistributedError, PolicyError, SDPError
+from sdp_compile.processes import STORE_PORT
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,18 @@ class TrainSettings:
                 f"Only {self.workers} workers are left, and --min-workers is {self.min_workers}. Start more, or pass a "
                 "smaller --min-workers."
             )
-        for workers in range(self.min_workers, self.workers):
+        for workers in self.fewer_workers():
             try:
                 check_policy_words(self.policy, self.coverage, self.node_size, workers)
             except PolicyError as error:
                 raise PolicyError(f"--min-workers {self.min_workers}: {error}") from error
+
+    def fewer_workers(self) -> range:
+        """Returns with how many workers training may have to go on: under torchrun, all of a node's are lost together."""
+        node = (
+            int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if "RANK" in os.environ and STORE_PORT not in os.environ else 1
+        )
+        return range(self.workers - node, (self.min_workers or self.workers) - 1, -node)
 
     @property
     def policy_is_file(self) -> bool:

@@ -13,7 +13,7 @@ from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.meeting import Statement, mixed
 from sdp_compile.runtime.comm.verdict import Details
 from sdp_compile.runtime.gradients.engine import GradientEngine
-from sdp_compile.runtime.owners.checksums import checksums
+from sdp_compile.runtime.owners.checksums import LARGEST_BYTES, checksums
 from sdp_compile.runtime.owners.parts import owned_parts
 from sdp_compile.runtime.sharding.gradient import ShardedGradient
 
@@ -56,9 +56,20 @@ class Comparison:
 
     def __init__(self, items: Sequence[Item], late: bool) -> None:
         self._items = items
-        tensors = [item.read() for item in items]
-        self._has_tensor = [tensor is not None for tensor in tensors]
-        self._fetch = checksums([tensor for tensor in tensors if tensor is not None], late)
+        self._has_tensor: list[bool] = []
+        fetch: list[Callable[[], list[int]]] = []
+        lot, nbytes = list[Tensor](), 0
+        for item in items:
+            tensor = item.read()  # perhaps a copy, so not all of them at once
+            self._has_tensor.append(tensor is not None)
+            if tensor is not None:
+                lot.append(tensor)
+                nbytes += tensor.nbytes
+            if nbytes >= LARGEST_BYTES:
+                fetch.append(checksums(lot, late))
+                lot, nbytes = [], 0
+        fetch.append(checksums(lot, late))
+        self._fetch = lambda: [value for one in fetch for value in one()]
 
     def term(self) -> int:
         """Returns this worker's contribution to a sum that is zero if all workers agree."""

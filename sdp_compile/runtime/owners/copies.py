@@ -112,8 +112,10 @@ def own_copies(engine: GradientEngine, states: Mapping[str, Sequence[OwnState]])
 def _scalars(engine: GradientEngine, name: str, own: OwnState) -> Iterator[OwnCopy]:
     """Yields the states that belong to the whole of a parameter, and so to all owners of any part of it."""
     plan, rank = engine.holdings.plan, engine.holdings.rank
-    owners = sorted({owner for piece in plan.pieces(name) if piece.numel for owner in piece.owners})
-    if len(owners) < 2 or rank not in owners:
+    pieces = [piece for piece in plan.pieces(name) if piece.numel]
+    owners = sorted({owner for piece in pieces for owner in piece.owners})
+    # Who has a part alone may have taken another number of steps.
+    if len(owners) < 2 or rank not in owners or any(len(piece.owners) == 1 for piece in pieces):
         return
     for key in own.scalars:
         value = own.entries.get(key)
