@@ -15,7 +15,7 @@ from sdp_compile.checkpoint.buffers import saved_tensors
 from sdp_compile.checkpoint.items import state_slices
 from sdp_compile.checkpoint.model import CompiledModel, Model, model_of
 from sdp_compile.checkpoint.plain import decode, encode
-from sdp_compile.checkpoint.states import OptimizerStates, optimizer_states, unstepped_states
+from sdp_compile.checkpoint.states import OptimizerStates, check_alike, optimizer_states, unstepped_states
 from sdp_compile.checkpoint.taking import load_optimizer
 from sdp_compile.checkpoint.team import Team
 from sdp_compile.errors import SDPError

@@ -102,10 +102,9 @@ class TrainSettings:
                 raise PolicyError(f"--min-workers {self.min_workers}: {error}") from error
 
     def fewer_workers(self) -> range:
-        """Returns with how many workers training may have to go on: under torchrun, all of a node's are lost together."""
-        node = (
-            int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if "RANK" in os.environ and STORE_PORT not in os.environ else 1
-        )
+        """Returns with how many workers training may have to go on: torchrun loses all of a node's together."""
+        by_torchrun = "RANK" in os.environ and STORE_PORT not in os.environ
+        node = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if by_torchrun else 1
         return range(self.workers - node, (self.min_workers or self.workers) - 1, -node)
 
     @property

@@ -57,8 +57,9 @@ class Comparison:
     def __init__(self, items: Sequence[Item], late: bool) -> None:
         self._items = items
         self._has_tensor: list[bool] = []
-        fetch: list[Callable[[], list[int]]] = []
-        lot, nbytes = list[Tensor](), 0
+        self._fetched: list[Callable[[], list[int]]] = []
+        lot: list[Tensor] = []
+        nbytes = 0
         for item in items:
             tensor = item.read()  # perhaps a copy, so not all of them at once
             self._has_tensor.append(tensor is not None)
@@ -66,10 +67,9 @@ class Comparison:
                 lot.append(tensor)
                 nbytes += tensor.nbytes
             if nbytes >= LARGEST_BYTES:
-                fetch.append(checksums(lot, late))
+                self._fetched.append(checksums(lot, late))
                 lot, nbytes = [], 0
-        fetch.append(checksums(lot, late))
-        self._fetch = lambda: [value for one in fetch for value in one()]
+        self._fetched.append(checksums(lot, late))
 
     def term(self) -> int:
         """Returns this worker's contribution to a sum that is zero if all workers agree."""
@@ -80,7 +80,7 @@ class Comparison:
         return {item.identifier: (str(value), item.kind, item.label) for item, value in self._pairs()}
 
     def _pairs(self) -> Iterator[tuple[Item, int]]:
-        values = iter(self._fetch())
+        values = iter([value for fetch in self._fetched for value in fetch()])
         for item, has_tensor in zip(self._items, self._has_tensor, strict=True):
             yield item, next(values) if has_tensor else _NO_TENSOR
 
