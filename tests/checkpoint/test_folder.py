@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 
 import sdp_compile as sdp
+from sdp_compile.checkpoint import folder as folders
+from sdp_compile.checkpoint.coverage import lost_of_model
 from sdp_compile.checkpoint.merge import merge
 from sdp_compile.checkpoint.reading import Checkpoint
 from sdp_compile.errors import SDPError
@@ -180,3 +183,26 @@ def test_buffers_that_forward_writes_are_each_worker_s_own(redundancy: str, tmp_
     first, second = run_workers(averaged, 2, tmp_path, redundancy)
     assert first != second
     merge(tmp_path, tmp_path / "model.safetensors")
+    (tmp_path / "step-00000003" / "__0_0.distcp").unlink()
+    lost = {part.name for part in lost_of_model(Checkpoint(tmp_path))}
+    assert "up.weight" in lost and ("average" in lost) is (redundancy == "none")
+
+
+def test_a_checkpoint_of_torch_is_not_replaced(run: Run, tmp_path: Path) -> None:
+    place = tmp_path / "step-00000004"
+    dcp.save({"app": sdp.CheckpointState(run.model, run.optimizer)}, checkpoint_id=place)
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(SDPError, match="is none"):
+        run.save(tmp_path, 4)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    run.save(tmp_path, 5)
+    run.save(tmp_path, 5)
+
+
+def test_a_checkpoint_may_have_the_number_of_other_disks(tmp_path: Path) -> None:
+    for step, order in ((1, None), (2, 7), (3, None)):
+        staged = folders.begin(tmp_path, step, 0)
+        (staged / "manifest.json").touch()
+        folders.finish(staged, order)
+    assert [folders.order_of(path) for path in folders.whole_checkpoints(tmp_path)] == [1, 7, 8]
+    assert folders.newest_order(tmp_path) == 8 and folders.newest_order(tmp_path / "none") == 0

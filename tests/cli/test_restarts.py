@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sdp_compile.cli.train import check_new
+from sdp_compile.errors import SDPError
 from sdp_compile.processes import STOPPED, WorkerFailure
 from sdp_compile.restarts import launch_again
+from sdp_compile.train.settings import TrainSettings
 from tests.cli.test_launch import SAY, python, wait_for
 
 pytestmark = pytest.mark.timeout(120)
@@ -71,6 +75,20 @@ def test_what_the_user_has_to_correct_is_final() -> None:
 def test_an_error_that_may_pass_is_not() -> None:
     assert run(SAY + "if restart == 0: fail('unexpected', expected=False)", 1)[0] == [4, 4]
     assert run("if restart == 0: raise SystemExit(76)", 1)[0] == [4, 4]
+    # The others only say that one of them failed.
+    code = "if restart == 0: time.sleep(0.5 if rank else 0); fail('worker 0 failed', expected=rank > 0)"
+    assert run(SAY + code, 1)[0] == [4, 4]
+
+
+def test_a_restart_does_not_go_on_with_another_run(tmp_path: Path) -> None:
+    settings = TrainSettings(checkpoint=str(tmp_path), max_restarts=2)
+    check_new(settings)
+    (tmp_path / "step-00000010").mkdir()
+    (tmp_path / "step-00000010" / "manifest.json").touch()
+    with pytest.raises(SDPError, match=r"step-00000010.*--resume auto"):
+        check_new(settings)
+    check_new(replace(settings, resume="auto"))
+    check_new(replace(settings, max_restarts=0))
 
 
 PARENT = """

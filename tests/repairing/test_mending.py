@@ -68,6 +68,11 @@ def test_damaged_files_are_written_anew_bit_by_bit(tmp_path: Path) -> None:
         assert result.exit_code == 0 and "Repaired" in result.output, (what, result.output)
         assert {path.name: path.read_bytes() for path in owners.iterdir()} == original, what
     assert mend(owners).files == ()
+    with (owners / "__1_0.distcp").open("ab") as file:
+        file.write(b"more")
+    assert (
+        mend(owners).files == ("__1_0.distcp",) and (owners / "__1_0.distcp").read_bytes() == original["__1_0.distcp"]
+    )
 
     # What has no copy stays, and is named; the rest is repaired.
     (owners / "worker-1.json").write_text("{}")

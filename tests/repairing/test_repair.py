@@ -79,10 +79,12 @@ def three_owners(rank: int, folder: Path, level: str, masking: str, lowering: st
     assert equal_bits(run.bits(), good)
 
     # A count of steps belongs to all owners of any part.
-    if rank == 2:
-        run.tensor(shared, "step").add_(4)
-    refused("'step'", shared, "worker 2")
-    repaired((shared, "step", (2,), 1))
+    holders = sorted({owner for piece in run.model.plan.pieces(cut) for owner in piece.owners})
+    for worker, name in ((2, shared), *((worker, cut) for worker in holders)):
+        if rank == worker:
+            run.tensor(name, "step").add_(4)
+        refused("'step'", name, f"worker {worker}")
+        repaired((name, "step", (worker,), 1))
 
     # Infinite on one owner, and on all.
     worker = run.flip(cut, "exp_avg_sq", 0, 1, bit=62)
@@ -199,6 +201,18 @@ def test_two_owners_are_no_majority(tmp_path: Path) -> None:
 
 def test_what_may_differ_or_be_infinite_is_no_damage(tmp_path: Path) -> None:
     run_workers(no_false_alarms, WORKERS, tmp_path, limit=250)
+
+
+def alone(rank: int, folder: Path) -> None:
+    run = Run(rank, "neuron", "forward", 1)
+    run.train(1)
+    run.save(folder, 1)
+    run.set("norm.weight", math.nan, "", 1)
+    assert "Not finite" in message_of(lambda: run.save(folder, 2))
+
+
+def test_a_group_of_one_refuses_what_is_not_finite(tmp_path: Path) -> None:
+    run_workers(alone, 1, tmp_path, limit=100)
 
 
 def test_one_process_refuses_what_is_not_finite(tmp_path: Path) -> None:
