@@ -191,7 +191,7 @@ class Readers:
     def _command(self, arguments: list[str]) -> str:
         # What a user names as an output is written, so no word may lead out of the folder.
         safe = [word.replace("/", "_").replace("..", "_") for word in arguments]
-        with _within(self.folder), patch("sdp_compile.cli.train.launch", _no_launch):
+        with _within(self.folder), patch("sdp_compile.cli.train.launch_again", _no_launch):
             result = CliRunner().invoke(app, safe)
         error = result.exception
         if error is not None and not isinstance(error, SystemExit):
