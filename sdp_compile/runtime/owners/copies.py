@@ -114,10 +114,12 @@ def _scalars(engine: GradientEngine, name: str, own: OwnState) -> Iterator[OwnCo
     plan, rank = engine.holdings.plan, engine.holdings.rank
     pieces = [piece for piece in plan.pieces(name) if piece.numel]
     owners = sorted({owner for piece in pieces for owner in piece.owners})
-    # Who has a part alone may have taken another number of steps.
-    if len(owners) < 2 or rank not in owners or any(len(piece.owners) == 1 for piece in pieces):
+    if len(owners) < 2 or rank not in owners:
         return
+    has_lone_owners = any(len(piece.owners) == 1 for piece in pieces)
     for key in own.scalars:
+        if key == "step" and has_lone_owners:
+            continue  # who has a part alone may have taken another number of steps
         value = own.entries.get(key)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not is_number and not isinstance(value, Tensor):
