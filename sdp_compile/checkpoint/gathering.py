@@ -169,7 +169,7 @@ def _completed(
             manifest = Checkpoint(path).manifest
             files, step = [(path / FILE).stat().st_size, sum(file.nbytes for file in manifest.files)], manifest.step
     size, total, step = team.gather([*files, step])[holder]
-    staged = folder / f".{folders.name_of(step)}.new"
+    staged = folder / folders.staged_name(step)
     with team.together():
         if size > MOST_BYTES:
             raise SDPError(f"{path} has a manifest of {size} bytes. Remove this checkpoint.")
