@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from sdp_compile.checkpoint.stateful import CheckpointState
     from sdp_compile.compiler import plan, sdp_compile
     from sdp_compile.compiler import sdp_compile as compile
+    from sdp_compile.emulation.emulate import Emulation, emulate
     from sdp_compile.ir.program import Program, copy_program
     from sdp_compile.ownership.owners import Ownership
     from sdp_compile.ownership.partition import Partition
@@ -87,6 +88,7 @@ _HOMES = {
     "CheckResult": "checking.verdict",
     "CheckpointState": "checkpoint.stateful",
     "PassContext": "passes",
+    "Emulation": "emulation.emulate",
     "Family": "structure.families",
     "GradScaler": "runtime.optimizer.scaler",
     "NeuronPolicy": "policies",
@@ -110,6 +112,7 @@ _HOMES = {
     "clip_grad_norm_": "runtime.optimizer.clipping",
     "copy_program": "ir.program",
     "design": "policies",
+    "emulate": "emulation.emulate",
     "full_optimizer_state_dict": "runtime.optimizer.full_state",
     "load_checkpoint": "checkpoint.load",
     "load_full_optimizer_state_dict": "runtime.optimizer.full_state",
@@ -132,6 +135,7 @@ __all__ = [
     "CheckpointState",
     "DamagedState",
     "DistributedError",
+    "Emulation",
     "Family",
     "GradScaler",
     "LoweringError",
@@ -165,6 +169,7 @@ __all__ = [
     "compile",
     "copy_program",
     "design",
+    "emulate",
     "full_optimizer_state_dict",
     "load_checkpoint",
     "load_full_optimizer_state_dict",

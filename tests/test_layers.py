@@ -50,7 +50,7 @@ LAYERS = (
     ("simulator",),
     ("compiler",),
     ("checkpoint",),
-    ("replanning", "repairing"),
+    ("replanning", "repairing", "emulation"),
     ("inspector",),
     ("report_page",),
     ("models",),

@@ -28,8 +28,8 @@ from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.waiting.words import workers_text
 
 _PAUSE = 0.02
-_NICE = 10
-"""How low the priority of writing is."""
+_NICE = 19
+"""How low the priority of writing is: it has time until the next save."""
 
 _AT_EXIT_SECONDS = 60.0
 """How long a process that ends waits for other workers that make no progress."""

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch.serialization import get_crc32_options
 
 from sdp_compile.checkpoint.items import Item
 from sdp_compile.checkpoint.manifest import MOST_BYTES, Chunk, Data, File, Manifest, data_name, dumps, private_name
@@ -138,14 +139,16 @@ def _write(file: BinaryIO, item: Item) -> Chunk:
     buffer = io.BytesIO()
     torch.save(values.reshape(item.box.sizes), buffer)
     blob, begin = buffer.getbuffer(), file.tell()
-    start = _start_of_values(buffer)
+    start, crc = _place_of_values(buffer)
+    if not get_crc32_options():  # what the archive says is no checksum
+        crc = zlib.crc32(blob[start : start + item.nbytes])
     chunk = Chunk(
         file=0,
         offsets=item.box.offsets,
         sizes=item.box.sizes,
         start=begin + start,
         nbytes=item.nbytes,
-        crc=zlib.crc32(blob[start : start + item.nbytes]),
+        crc=crc,
         blob=(begin, len(blob)),
     )
     file.write(blob)
@@ -158,14 +161,14 @@ def _on_host(values: Tensor) -> Tensor:
     return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
 
 
-def _start_of_values(buffer: io.BytesIO) -> int:
-    """Returns where the values lie in what ``torch.save`` wrote of a tensor."""
+def _place_of_values(buffer: io.BytesIO) -> tuple[int, int]:
+    """Returns where the values lie in what ``torch.save`` wrote of a tensor, and their checksum."""
     with zipfile.ZipFile(buffer) as archive:
         (entry,) = (one for one in archive.infolist() if one.filename.endswith("/data/0"))
     assert entry.compress_type == zipfile.ZIP_STORED
     header = buffer.getbuffer()[entry.header_offset : entry.header_offset + _LOCAL_HEADER]
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-    return entry.header_offset + _LOCAL_HEADER + name + extra
+    return entry.header_offset + _LOCAL_HEADER + name + extra, entry.CRC
 
 
 def _part_name(worker: int) -> str:

@@ -175,6 +175,21 @@ def check_same_model(before: Assignment, after: Assignment) -> None:
             raise PlanError(f"The plan is that of another model or capture: {name!r} is {other}, here {tensor}.")
 
 
+def same_owners(before: Assignment, after: Assignment, name: str) -> bool:
+    """Whether each element of a tensor has the same owners by two plans.
+
+    Args:
+        before: One plan.
+        after: The other.
+        name: The tensor.
+    """
+    old, new = before.pieces(name), after.pieces(name)
+    return len(old) == len(new) and all(
+        one.owners == other.owners and all(map(np.array_equal, one.index, other.index))
+        for one, other in zip(old, new, strict=True)
+    )
+
+
 def traffic(workers: int, moves: Iterable[tuple[Move, int]]) -> Traffic:
     """Adds up what moves.
 

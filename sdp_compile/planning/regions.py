@@ -89,6 +89,25 @@ class Region:
             grid = torch.meshgrid(*(lists.get(dim, all_) for dim, all_ in enumerate(everything)), indexing="ij")
             view.index_put_(grid, values)
 
+    def add(self, tensor: Tensor, values: Tensor, alpha: float = 1.0) -> None:
+        """Adds ``alpha`` times ``values``, of the region's shape, to the region of ``tensor``."""
+        view = self._view(tensor)
+        lists = self._lists_on(view.device)
+        if not lists:
+            view.add_(values, alpha=alpha)
+        elif len(lists) == 1:
+            ((dim, positions),) = lists.items()
+            view.index_add_(dim, positions, values, alpha=alpha)
+        else:
+            self.write(tensor, self.read(tensor).add_(values, alpha=alpha))
+
+    def scale(self, tensor: Tensor, factor: float) -> None:
+        """Multiplies the region of ``tensor`` by ``factor``."""
+        if self.is_view:
+            self._view(tensor).mul_(factor)
+        else:
+            self.write(tensor, self.read(tensor).mul_(factor))
+
     def _lists_on(self, device: torch.device) -> dict[int, Tensor]:
         """Returns the uneven lists on a device, copied there once: the host waits for such a copy."""
         if device.type == "cpu":

@@ -18,7 +18,7 @@ from sdp_compile.checkpoint.team import Team
 from sdp_compile.errors import SDPError
 from sdp_compile.lowering import Lowered
 from sdp_compile.planning.holdings import Holdings
-from sdp_compile.planning.moves import Reslicing, Traffic, traffic
+from sdp_compile.planning.moves import Reslicing, Traffic, same_owners, traffic
 from sdp_compile.replanning.exchange import Errand, exchange
 from sdp_compile.replanning.optimizers import follower
 from sdp_compile.replanning.plans import checked_plan, relowered
@@ -109,7 +109,7 @@ def _check_idle(module: SDPModule) -> None:
 def _check_hooks(module: SDPModule, lowered: Lowered) -> None:
     """Raises `SDPError` if the user has hooked a parameter of which other workers will hold other parts."""
     for name, parameter in module.named_parameters():
-        if name not in module.plan.state or _same_owners(module.holdings, lowered.holdings, name):
+        if name not in module.plan.state or same_owners(module.plan, lowered.plan, name):
             continue
         hooks = [*(parameter._backward_hooks or {}).values()]
         hooks += [*(getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()]
@@ -118,14 +118,6 @@ def _check_hooks(module: SDPModule, lowered: Lowered) -> None:
                 f"{name!r} has a hook, and its workers will hold other parts of it. Remove the hook before {WHAT}, and "
                 "register it on the new parameters."
             )
-
-
-def _same_owners(before: Holdings, after: Holdings, name: str) -> bool:
-    old, new = before.plan.pieces(name), after.plan.pieces(name)
-    return len(old) == len(new) and all(
-        one.owners == other.owners and all(map(np.array_equal, one.index, other.index))
-        for one, other in zip(old, new, strict=True)
-    )
 
 
 def _tensors(module: SDPModule) -> dict[str, tuple[str, bool]]:

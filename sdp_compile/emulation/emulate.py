@@ -1,0 +1,370 @@
+"""``sdp.emulate(model, policy, workers=N)``: what N workers would compute, one after the other in this process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from sdp_compile.capture import Methods, capture
+from sdp_compile.capture.clone import canonical_names, clone
+from sdp_compile.capture.originals import ORIGINALS
+from sdp_compile.checkpoint.random_states import random_states, set_random_states
+from sdp_compile.compiler import PolicyLike, Reduction, checked_reduction, checked_workers
+from sdp_compile.emulation.averaging import Means
+from sdp_compile.emulation.buffers import OwnBuffers
+from sdp_compile.emulation.station import Scratch, Station
+from sdp_compile.errors import PlanError, SDPError
+from sdp_compile.lowering import lower
+from sdp_compile.passes import Pass, Passes, SyncGradients, Verify, resolve_pipeline
+from sdp_compile.planning.making import make_plan
+from sdp_compile.planning.moves import check_same_model
+from sdp_compile.planning.plan import Plan
+from sdp_compile.policies import resolve_policy
+from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.probing.elementwise import check_elementwise
+from sdp_compile.runtime.tensors import local_tensors
+from sdp_compile.structure.analysis import Analysis, analyse
+
+LossFunction = Callable[[SDPModule, Any], Tensor]
+"""Takes a worker's subnetwork and its batch, and returns the loss, a scalar with a gradient."""
+
+_REMEMBERED = 16  # plans whose graphs are kept
+
+
+def emulate(
+    model: nn.Module,
+    policy: PolicyLike = "auto",
+    example_inputs: Any = None,
+    *,
+    workers: int,
+    methods: Methods = (),
+    passes: Passes = None,
+    reduction: Reduction = "mean",
+    seed: int = 0,
+) -> Emulation:
+    """Returns ``model`` as ``workers`` workers would train it, emulated in this process and on one device.
+
+    Gradients, running statistics, clipping, optimizer steps and changes of plan are those of a run in a process group,
+    up to rounding. The workers take turns on one copy of the full parameters, so the memory is that of the full model
+    with its optimizer, and of one subnetwork's activations; a step takes about as long as one of the dense model on the
+    batches of all workers, times the coverage.
+
+    Args:
+        model: Any module that torch.export captures. It is left as it is.
+        policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields.
+        example_inputs: A tuple (positional arguments), a mapping (keyword arguments) or one tensor.
+        workers: Number of workers N.
+        methods: Methods that are compiled beside forward; see `sdp_compile.sdp_compile`.
+        passes: The passes that rewrite the graphs, as `sdp_compile.sdp_compile` takes them.
+        reduction: How the gradients of the P owners of a unit make up its gradient; see `sdp_compile.sdp_compile`.
+        seed: Worker i's random numbers are those after ``torch.manual_seed(seed + i)``, and likewise Python's and
+            NumPy's.
+
+    Returns:
+        A module with the original's parameters, for any element-wise optimizer; see `Emulation.step`.
+
+    Raises:
+        SDPError: If the model, the policy or the passes do not fit. The error says what is wrong where, and what to do.
+
+    Source: "Model Parallelism With Subnetwork Data Parallelism", arXiv 2507.09029, sections 3 and 4.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, SDPModule):
+        raise PlanError(f"sdp.emulate() takes the original torch.nn.Module, got {type(model).__name__}.")
+    if any(tensor.is_meta for tensor in local_tensors(model).values()):
+        raise SDPError("sdp.emulate() computes, but the model is on the meta device. Give it values first.")
+    workers, reduction = checked_workers(workers), checked_reduction(reduction)
+    chosen = resolve_policy(policy)
+    analysis = analyse(capture(model, example_inputs, methods))
+    return Emulation(model, analysis, make_plan(analysis, chosen, workers), passes, reduction, seed)
+
+
+class Emulation(nn.Module):
+    """The full model, trained as the workers of a plan would train it. See `emulate`.
+
+    A call computes with the full model, as `SDPModule.full_model` would. Running statistics and other buffers that
+    forward changes are each worker's own; in ``state_dict()`` and in calls they are merged over their owners. Call
+    `sdp_compile.calibrate` before evaluating a model that has some.
+
+    Attributes:
+        plan: Who owns what.
+    """
+
+    plan: Plan
+    _original: nn.Module
+
+    def __init__(
+        self, model: nn.Module, analysis: Analysis, plan: Plan, passes: Passes, reduction: Reduction, seed: int
+    ) -> None:
+        """Copies a model and lowers it for the workers of a plan; see `emulate`."""
+        super().__init__()
+        self._original, self.training = _copy_of(model), model.training
+        for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            vars(self)[registry] = vars(self._original)[registry]  # so that all names are the original's
+        self._analysis, self._passes, self._reduction = analysis, passes, reduction
+        self._scratch: Scratch = {}
+        self._known: dict[str, tuple[Station, ...]] = {}
+        self._own = OwnBuffers(analysis.capture)
+        self._states = [_seeded(seed + worker) for worker in range(plan.workers)]
+        self._is_merged = True
+        self._follow(plan)
+
+    @property
+    def workers(self) -> int:
+        """The number of workers."""
+        return self.plan.workers
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        batches: Sequence[Any],
+        loss_fn: LossFunction,
+        optimizer: Optimizer,
+        *,
+        max_norm: float | None = None,
+        tokens: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Trains one step: clears the gradients, runs `backward`, clips if asked to, and steps the optimizer.
+
+        Args:
+            batches: One batch for each worker, anything that ``loss_fn`` takes.
+            loss_fn: Called as ``loss_fn(model, batch)`` with each worker's subnetwork and batch. It returns the loss.
+            optimizer: An element-wise optimizer of this module's parameters.
+            max_norm: Upper bound of the norm of the full gradient; None does not clip.
+            tokens: For ``reduction="tokens"``, the number of tokens of each worker's batch.
+
+        Returns:
+            The losses of all workers, shape (workers,).
+
+        Raises:
+            SDPError: If a batch is missing, a loss is not a scalar, or the optimizer is not element-wise.
+        """
+        check_elementwise(optimizer, next((one.device for one in self.parameters()), None))
+        optimizer.zero_grad()
+        losses = self.backward(batches, loss_fn, tokens=tokens)
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), max_norm)
+        optimizer.step()
+        return losses
+
+    def backward(
+        self, batches: Sequence[Any], loss_fn: LossFunction, *, tokens: Sequence[float] | None = None
+    ) -> Tensor:
+        """Adds the mean over the owners of each element's gradient to ``.grad`` of the full parameters.
+
+        Several calls accumulate, as micro-batches under `SDPModule.no_sync` do.
+
+        Args:
+            batches: One batch for each worker.
+            loss_fn: Called as ``loss_fn(model, batch)`` with each worker's subnetwork and batch. It returns the loss.
+            tokens: For ``reduction="tokens"``, the number of tokens of each worker's batch.
+
+        Returns:
+            The losses of all workers, shape (workers,).
+
+        Raises:
+            SDPError: If a batch is missing, or a loss is not a scalar.
+        """
+        weights = self._weights(batches, tokens)
+        _check_loss_function(loss_fn)
+        means, losses = Means(self.plan, self._reduction == "sum"), [torch.empty(0)] * self.workers
+        full, parameters = self._tensors(), self._named_parameters()
+        for station in self._stations:
+            if station.module.training != self.training:
+                station.module.train(self.training)
+            for worker in station.workers:
+                station.occupy(full, self._own.of.get(worker, {}), self._scratch)
+                with self._random_numbers_of(worker), torch.enable_grad():
+                    loss = _checked_loss(loss_fn(station.module, batches[worker]))
+                    loss.backward()
+                losses[worker] = loss.detach()
+                for name, region, gradient in station.gradients() if weights[worker] else ():
+                    means.add(name, region, gradient, parameters[name], weights[worker])
+            station.leave()
+        means.finish(parameters, weights)
+        self._is_merged = not self._own
+        return torch.stack(losses)
+
+    def replan(self, policy: PolicyLike | Plan) -> None:
+        """Changes to another plan, as `SDPModule.replan` does. Optimizers keep their states.
+
+        Args:
+            policy: What is partitioned and how, as `emulate` takes it, or a plan of this model.
+
+        Raises:
+            SDPError: If the policy or plan does not fit the model.
+        """
+        if isinstance(policy, Plan):
+            check_same_model(self.plan, policy)
+            plan = policy
+        else:
+            plan = make_plan(self._analysis, resolve_policy(policy), self.workers)
+        self._merge()
+        self._follow(plan)
+
+    # -- the full model ----------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes with the full model, in its own code."""
+        self._merge()
+        return self._original(*args, **kwargs)
+
+    def full_model(self) -> nn.Module:
+        """Returns a new copy of the original model with the current values, in this module's modes."""
+        self._merge()
+        return _copy_of(self._original)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the full model's state, with merged statistics; it loads into the original model.
+
+        Args:
+            args: The positional arguments of `torch.nn.Module.state_dict`.
+            kwargs: Its keyword arguments.
+        """
+        self._merge()
+        return self._original.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads a state of the full model; all workers get its buffers.
+
+        Args:
+            args: The positional arguments of `torch.nn.Module.load_state_dict`.
+            kwargs: Its keyword arguments.
+        """
+        result = self._original.load_state_dict(*args, **kwargs)
+        self._own = OwnBuffers(self._analysis.capture)
+        self._own.follow(self.plan, self._stations, self._tensors())
+        self._is_merged = True
+        return result
+
+    def train(self, mode: bool = True) -> Emulation:
+        """Sets the mode of the full model and of the subnetworks."""
+        self._original.train(mode)
+        self.training = mode
+        return self
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute of this object, also where the model has a part of the same name."""
+        vars(self)[name] = value
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Emulation:
+        self._original._apply(fn, recurse)
+        self._own.apply(fn)
+        self._scratch.clear()
+        for station in dict.fromkeys(one for stations in self._known.values() for one in stations):
+            station.module._apply(fn)
+            station.find_tensors()
+        return self
+
+    def _follow(self, plan: Plan) -> None:
+        """Lowers the model for the workers of a plan, or takes the graphs of an earlier use."""
+        if plan.digest not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[plan.digest] = self._lowered(plan)
+        self.plan, self._stations = plan, self._known[plan.digest]
+        self._own.follow(plan, self._stations, self._tensors())
+
+    def _lowered(self, plan: Plan) -> tuple[Station, ...]:
+        pipeline = _without_communication(resolve_pipeline(self._passes, "sliced", plan.masking))
+        full, stations = self._tensors(), list[Station]()
+        for workers in plan.worker_classes():
+            stations.append(Station(lower(self._analysis, plan, workers[0], pipeline), workers, full))
+            stations[-1].occupy(full, {}, self._scratch)  # only one at a time has slices of its own
+        return tuple(stations)
+
+    def _merge(self) -> None:
+        if not self._is_merged:
+            self._own.merge(self._tensors())
+            self._is_merged = True
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Returns the full model's tensors by canonical name."""
+        canonical = canonical_names(self._original)
+        named = local_tensors(self._original)
+        return {name: named[name] for name in dict.fromkeys(canonical.values())}
+
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self._original.named_parameters())
+
+    def _weights(self, batches: Sequence[Any], tokens: Sequence[float] | None) -> Sequence[float]:
+        """Returns what the gradients of each worker count, after checking the arguments of `backward`."""
+        for what, values in (("batches", batches), ("tokens", tokens)):
+            if values is not None and (not isinstance(values, Sequence) or len(values) != self.workers):
+                found = len(values) if isinstance(values, Sequence) else type(values).__name__
+                raise SDPError(f"{what} must be a list with one entry for each of {self.workers} workers, got {found}.")
+        if (tokens is None) == (self._reduction == "tokens"):
+            raise SDPError(
+                "tokens= is for reduction='tokens', which needs it: the number of tokens of each worker's batch."
+            )
+        return [1.0] * self.workers if tokens is None else [float(count) for count in tokens]
+
+    @contextmanager
+    def _random_numbers_of(self, worker: int) -> Iterator[None]:
+        """Within this context, random numbers are those of a worker."""
+        outside = random_states()
+        set_random_states(self._states[worker])
+        try:
+            yield
+        finally:
+            self._states[worker] = random_states()
+            set_random_states(outside)
+
+
+def _without_communication(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """Returns a pipeline without marks of where gradients are averaged, and without the check that they are there."""
+    kept = (one for one in passes if not isinstance(one, SyncGradients))
+    return tuple(Verify(marks=False) if isinstance(one, Verify) else one for one in kept)
+
+
+def _copy_of(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model with values of its own."""
+    result = clone(model, _copied)
+    del vars(result)[ORIGINALS]
+    return result
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    value = tensor.detach().clone()
+    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+
+def _seeded(seed: int) -> dict[str, Any]:
+    """Returns the states of all random number generators after they were seeded."""
+    outside = random_states()
+    try:
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        return random_states()
+    finally:
+        set_random_states(outside)
+
+
+def _check_loss_function(loss_fn: Any) -> None:
+    where = getattr(loss_fn, "__module__", "") or ""
+    if not callable(loss_fn) or isinstance(loss_fn, nn.Module) or where.startswith("torch.nn"):
+        raise SDPError(
+            "loss_fn is called as loss_fn(model, batch) and returns the loss. Pass, for example, "
+            "lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])."
+        )
+
+
+def _checked_loss(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            what += " without a gradient"
+        raise SDPError(
+            f"loss_fn must return the loss, a scalar that was computed by the model it gets; it gave {what}."
+        )
+    return loss.reshape(())
