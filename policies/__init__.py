@@ -13,18 +13,26 @@ from sdp_compile.policies.designs import Design, design, designs
 from sdp_compile.policies.neuron import NeuronPolicy
 from sdp_compile.policies.placement import Placement
 from sdp_compile.policies.registry import register_policy, registered_policies, resolve_policy
+from sdp_compile.policies.schedule import LearningRate, Phase, Schedule
+from sdp_compile.policies.schedules import is_schedule, ready_schedules, resolve_schedule
 
 __all__ = [
     "AutoPolicy",
     "BlockPolicy",
     "Design",
+    "LearningRate",
     "NeuronPolicy",
     "Override",
+    "Phase",
     "Placement",
     "Policy",
+    "Schedule",
     "design",
     "designs",
+    "is_schedule",
+    "ready_schedules",
     "register_policy",
     "registered_policies",
     "resolve_policy",
+    "resolve_schedule",
 ]

@@ -35,7 +35,7 @@ class Policy(Override):
         axes: With "disjoint", no two of the axes that are cut meet in one parameter. With "all", axes may meet.
         scope: With "branches", axes along the residual stream stay whole. With "all", they are cut as well.
         granularity: With "branch", a block is one residual branch. With "layer", it is all branches of one module.
-        seed: The random seed for designs that draw at random.
+        seed: The random seed for designs that draw at random, and how far a rolling design has moved.
         rescale: Whether training multiplies what a worker keeps by N/P, as dropout does. For forward masking only.
         strict: Whether it is an error if a family has too few units for the coverage. By default such a family gets
             more owners per unit, and the report says so.

@@ -99,6 +99,24 @@ def random(placements: Sequence[Placement]) -> list[Ownership]:
     return [_drawn(placement) for placement in placements]
 
 
+@design("rolling")
+def rolling(placements: Sequence[Placement]) -> list[Ownership]:
+    """Places units as `cyclic` places those ``seed`` groups of ``align`` units further on.
+
+    With each seed, slots move on by one group of units, and other units come together. In blocks, the owners of
+    `balanced` move on by one block.
+
+    Args:
+        placements: The families to place.
+
+    Returns:
+        The ownership of each family.
+
+    Source: FedRolex, arXiv 2212.01548, which moves a window over the units of each layer.
+    """
+    return [_rolled(placement) for placement in placements]
+
+
 @design("nested")
 def nested(placements: Sequence[Placement]) -> list[Ownership]:
     """Gives each cell a prefix of the units. The widths fall geometrically from 1, and their mean is the coverage.
@@ -155,6 +173,21 @@ def _rotated_evenly(axes: Sequence[Placement]) -> list[Ownership]:
 def _dealt(placement: Placement) -> Ownership:
     cells = balanced_cells(placement.weights, placement.shares, placement.slots)
     return Ownership.from_runs((1, placement.owners(np.flatnonzero(row).tolist())) for row in cells)
+
+
+def _rolled(placement: Placement) -> Ownership:
+    if len(set(placement.shares.tolist())) > 1:
+        raise PolicyError(
+            f"design='rolling' moves owners from unit to unit, but the units of {placement.family!r} have different "
+            "numbers of owners. Use design='random', or leave out the rules that give them these."
+        )
+    if placement.kind == "block":
+        cells = balanced_cells(placement.weights, placement.shares, placement.slots)
+        cells = np.roll(cells, -placement.seed, axis=0)
+        return Ownership.from_runs((1, placement.owners(np.flatnonzero(row).tolist())) for row in cells)
+    slots = np.roll(placement.slot_of_units(), -placement.seed * placement.align)
+    labels = slots * (placement.slots + 1) + placement.shares
+    return _from_cell(placement.workers, placement.slots, placement.stride, tuple(runs_of(labels)), 0)
 
 
 def _drawn(placement: Placement) -> Ownership:

@@ -72,7 +72,19 @@ if TYPE_CHECKING:
     from sdp_compile.ownership.partition import Partition
     from sdp_compile.passes import Pass, PassContext, pipeline, register_pass, with_pass
     from sdp_compile.planning.plan import Plan
-    from sdp_compile.policies import AutoPolicy, BlockPolicy, NeuronPolicy, Placement, Policy, design, register_policy
+    from sdp_compile.policies import (
+        AutoPolicy,
+        BlockPolicy,
+        LearningRate,
+        NeuronPolicy,
+        Phase,
+        Placement,
+        Policy,
+        Schedule,
+        design,
+        register_policy,
+        resolve_schedule,
+    )
     from sdp_compile.runtime.module.sdp_module import SDPModule
     from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
     from sdp_compile.runtime.optimizer.full_state import full_optimizer_state_dict, load_full_optimizer_state_dict
@@ -91,10 +103,12 @@ _HOMES = {
     "Emulation": "emulation.emulate",
     "Family": "structure.families",
     "GradScaler": "runtime.optimizer.scaler",
+    "LearningRate": "policies",
     "NeuronPolicy": "policies",
     "Ownership": "ownership.owners",
     "Partition": "ownership.partition",
     "Pass": "passes",
+    "Phase": "policies",
     "Placement": "policies",
     "Plan": "planning.plan",
     "Policy": "policies",
@@ -104,6 +118,7 @@ _HOMES = {
     "SDPModule": "runtime.module.sdp_module",
     "SampleOrder": "checkpoint.samples",
     "Saving": "checkpoint.background",
+    "Schedule": "policies",
     "ShardedOptimizer": "runtime.optimizer.sharded",
     "Structure": "structure.families",
     "Value": "structure.operators",
@@ -120,6 +135,7 @@ _HOMES = {
     "plan": "compiler",
     "register_pass": "passes",
     "register_policy": "policies",
+    "resolve_schedule": "policies",
     "rule": "structure.operators",
     "save_checkpoint": "checkpoint.save",
     "sdp_compile": "compiler",
@@ -138,6 +154,7 @@ __all__ = [
     "Emulation",
     "Family",
     "GradScaler",
+    "LearningRate",
     "LoweringError",
     "NeuronPolicy",
     "NothingToPartition",
@@ -146,6 +163,7 @@ __all__ = [
     "Pass",
     "PassContext",
     "PassError",
+    "Phase",
     "Placement",
     "Plan",
     "PlanError",
@@ -158,6 +176,7 @@ __all__ = [
     "SDPModule",
     "SampleOrder",
     "Saving",
+    "Schedule",
     "ShardedOptimizer",
     "Structure",
     "StructureError",
@@ -177,6 +196,7 @@ __all__ = [
     "plan",
     "register_pass",
     "register_policy",
+    "resolve_schedule",
     "rule",
     "save_checkpoint",
     "sdp_compile",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from sdp_compile.capture import Methods, capture, plain_tensors
-from sdp_compile.errors import DistributedError, PlanError
+from sdp_compile.errors import DistributedError, PlanError, PolicyError
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.passes import Pass, Passes, bucket_bytes_of, reducing, resolve_pipeline
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
@@ -19,7 +19,7 @@ from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.planning.making import make_plan
 from sdp_compile.planning.nodes import Launch, launched
 from sdp_compile.planning.plan import Plan
-from sdp_compile.policies import Policy, resolve_policy
+from sdp_compile.policies import Policy, Schedule, is_schedule, resolve_policy, resolve_schedule
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.handshake import Handshake, fingerprint
 from sdp_compile.runtime.module.connecting import connect
@@ -27,7 +27,7 @@ from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.optimizer.originals import remember_original
 from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.simulator import Cluster, simulate
-from sdp_compile.structure.analysis import analyse
+from sdp_compile.structure.analysis import Analysis, analyse
 
 Reduction = Literal["mean", "sum", "tokens"]
 """How the gradients of a unit's owners make up the unit's gradient."""
@@ -35,10 +35,13 @@ Reduction = Literal["mean", "sum", "tokens"]
 PolicyLike = str | Path | Mapping[str, Any] | Policy
 """A `Policy`, its name, the path of its TOML file, or its fields."""
 
+PolicyOrSchedule = PolicyLike | Schedule
+"""The same, or a `Schedule` in any of these forms."""
+
 
 def sdp_compile(
     model: nn.Module,
-    policy: PolicyLike = "auto",
+    policy: PolicyOrSchedule = "auto",
     example_inputs: Any = None,
     *,
     methods: Methods = (),
@@ -59,7 +62,8 @@ def sdp_compile(
 
     Args:
         model: Any module that torch.export captures, also on the meta device. It is left as it is.
-        policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields.
+        policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields. A
+            `Schedule`, in the same forms, begins with its first phase; call `SDPModule.advance` before each step.
         example_inputs: A tuple (positional arguments), a mapping (keyword arguments) or one tensor.
         methods: Methods that are compiled beside forward, such as ``("encode_image",)``. They share the partition
             and the parameters with it. Their example inputs are those with which forward calls them; for methods that
@@ -104,9 +108,10 @@ def sdp_compile(
         workers, rank = _seat(base, workers, rank)
         if broadcast_from is not None:
             broadcast_from = checked_rank(broadcast_from, workers, "broadcast_from")
-        chosen = resolve_policy(policy)
+        chosen, schedule = resolve_phases(policy)
         analysis = analyse(capture(model, example_inputs, methods))
         plan = make_plan(analysis, chosen, workers, _launch(base))
+        check_phases(analysis, schedule, workers)
         if isinstance(bucket_bytes, Cluster):
             bucket_bytes = simulate(plan, bucket_bytes).bucket_bytes
         pipeline = _pipeline(passes, lowering, chosen, bucket_bytes)
@@ -114,12 +119,14 @@ def sdp_compile(
             plan.check_order(bucket_bytes_of(pipeline))
         lowered = lower(analysis, plan, rank, pipeline)
         module = assemble(lowered, model)
+        vars(module)["schedule"] = schedule
         options = (
             f"passes: {', '.join(map(repr, pipeline))}",
             f"comm_dtype: {comm_dtype}",
             f"check_finite: {check_finite}",
             f"reduction: {reduction}",
             f"broadcast_from: {broadcast_from}",
+            f"schedule: {None if schedule is None else schedule.describe()}",
             f"methods: {', '.join(analysis.capture.examples)}",
             f"node_size: {plan.node_size or workers}",
         )
@@ -134,7 +141,12 @@ def sdp_compile(
 
 
 def plan(
-    model: nn.Module, policy: PolicyLike = "auto", example_inputs: Any = None, *, methods: Methods = (), workers: int
+    model: nn.Module,
+    policy: PolicyOrSchedule = "auto",
+    example_inputs: Any = None,
+    *,
+    methods: Methods = (),
+    workers: int,
 ) -> Plan:
     """Returns the plan by which ``workers`` workers would train ``model``, without a process group.
 
@@ -143,7 +155,8 @@ def plan(
 
     Args:
         model: Any module that torch.export captures. It is left as it is.
-        policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields.
+        policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields. Of a
+            `Schedule` it is the first phase's plan, and all others are checked.
         example_inputs: A tuple (positional arguments), a mapping (keyword arguments) or one tensor.
         methods: Methods that are compiled beside forward; see `sdp_compile`.
         workers: Number of workers.
@@ -154,8 +167,33 @@ def plan(
     _check_model(model, "plan()")
     _check_methods(methods)
     workers = checked_workers(workers)
-    chosen = resolve_policy(policy)
-    return make_plan(analyse(capture(model, example_inputs, methods)), chosen, workers)
+    chosen, schedule = resolve_phases(policy)
+    analysis = analyse(capture(model, example_inputs, methods))
+    check_phases(analysis, schedule, workers)
+    return make_plan(analysis, chosen, workers)
+
+
+def resolve_phases(policy: PolicyOrSchedule) -> tuple[Policy, Schedule | None]:
+    """Returns the policy to begin with, and the schedule if ``policy`` is one.
+
+    Raises:
+        PolicyError: If there is no such policy or schedule, a field is not valid, or a schedule of several phases does
+            not know the number of steps.
+    """
+    if not is_schedule(policy):
+        return resolve_policy(policy), None  # type: ignore[arg-type]
+    schedule = resolve_schedule(policy)
+    return schedule.policy_at(0), schedule
+
+
+def check_phases(analysis: Analysis, schedule: Schedule | None, workers: int) -> None:
+    """Raises `PolicyError` if a later phase of a schedule has no plan, which would stop training in the middle."""
+    for number, phase in enumerate(() if schedule is None else schedule.phases, 1):
+        for policy in phase.policies():
+            try:
+                make_plan(analysis, policy, workers)
+            except PolicyError as error:
+                raise type(error)(f"Phase {number} of the schedule: {error}") from error
 
 
 def assemble(lowered: Lowered, model: nn.Module) -> SDPModule:

@@ -20,8 +20,8 @@ def to_toml(values: Mapping[str, Any]) -> str:
     """Returns a TOML document.
 
     Args:
-        values: Texts, numbers, booleans, lists of these, and nested mappings. Values that are None and empty mappings
-            are left out.
+        values: Texts, numbers, booleans, lists of these, and nested mappings and lists of mappings. Values that are
+            None and empty mappings are left out.
     """
     return "".join(f"{line}\n" for line in _lines(values, ()))
 
@@ -53,14 +53,21 @@ def _lines(values: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
     lines = [
         f"{_key(key)} = {_value(value)}"
         for key, value in values.items()
-        if value is not None and not isinstance(value, Mapping)
+        if value is not None and not isinstance(value, Mapping) and not _is_tables(value)
     ]
     for key, value in values.items():
+        name = (*path, key)
+        header = ".".join(map(_key, name))
         if isinstance(value, Mapping) and value:
-            name = (*path, key)
-            content = _lines(value, name)
-            lines += ["", f"[{'.'.join(map(_key, name))}]", *content]
+            lines += ["", f"[{header}]", *_lines(value, name)]
+        for table in value if _is_tables(value) else ():
+            lines += ["", f"[[{header}]]", *_lines(table, name)]
     return lines
+
+
+def _is_tables(value: Any) -> bool:
+    """Whether a value is a list of mappings, which is written as tables."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(one, Mapping) for one in value)
 
 
 def _key(key: str) -> str:

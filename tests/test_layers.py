@@ -67,6 +67,7 @@ DOORS = {
     ("planning.plan", "inspector.plan_report"),
     ("runtime.doors", "inspector"),
     ("runtime.doors", "repairing.repair"),
+    ("runtime.doors", "replanning.advance"),
     ("runtime.doors", "replanning.replan"),
     ("runtime.doors", "report_page"),
 }

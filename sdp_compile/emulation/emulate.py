@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.capture import Methods, capture
-from sdp_compile.capture.clone import canonical_names, clone
-from sdp_compile.capture.originals import ORIGINALS
-from sdp_compile.checkpoint.random_states import random_states, set_random_states
-from sdp_compile.compiler import PolicyLike, Reduction, checked_reduction, checked_workers
+from sdp_compile.capture.clone import canonical_names
+from sdp_compile.compiler import (
+    PolicyLike,
+    PolicyOrSchedule,
+    Reduction,
+    check_phases,
+    checked_reduction,
+    checked_workers,
+    resolve_phases,
+)
 from sdp_compile.emulation.averaging import Means
 from sdp_compile.emulation.buffers import OwnBuffers
+from sdp_compile.emulation.parts import RandomNumbers, check_loss_function, checked_loss, copy_of, without_communication
 from sdp_compile.emulation.station import Scratch, Station
 from sdp_compile.errors import PlanError, SDPError
 from sdp_compile.lowering import lower
-from sdp_compile.passes import Pass, Passes, SyncGradients, Verify, resolve_pipeline
+from sdp_compile.passes import Passes, resolve_pipeline
 from sdp_compile.planning.making import make_plan
 from sdp_compile.planning.moves import check_same_model
 from sdp_compile.planning.plan import Plan
-from sdp_compile.policies import resolve_policy
+from sdp_compile.policies import Schedule, resolve_policy
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.probing.elementwise import check_elementwise
 from sdp_compile.runtime.tensors import local_tensors
@@ -40,7 +44,7 @@ _REMEMBERED = 16  # plans whose graphs are kept
 
 def emulate(
     model: nn.Module,
-    policy: PolicyLike = "auto",
+    policy: PolicyOrSchedule = "auto",
     example_inputs: Any = None,
     *,
     workers: int,
@@ -58,7 +62,8 @@ def emulate(
 
     Args:
         model: Any module that torch.export captures. It is left as it is.
-        policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields.
+        policy: What is partitioned and how: a `Policy`, its name, the path of its TOML file, or its fields; or a
+            `Schedule`, in the same forms, which `Emulation.advance` follows.
         example_inputs: A tuple (positional arguments), a mapping (keyword arguments) or one tensor.
         workers: Number of workers N.
         methods: Methods that are compiled beside forward; see `sdp_compile.sdp_compile`.
@@ -80,9 +85,12 @@ def emulate(
     if any(tensor.is_meta for tensor in local_tensors(model).values()):
         raise SDPError("sdp.emulate() computes, but the model is on the meta device. Give it values first.")
     workers, reduction = checked_workers(workers), checked_reduction(reduction)
-    chosen = resolve_policy(policy)
+    chosen, schedule = resolve_phases(policy)
     analysis = analyse(capture(model, example_inputs, methods))
-    return Emulation(model, analysis, make_plan(analysis, chosen, workers), passes, reduction, seed)
+    check_phases(analysis, schedule, workers)
+    result = Emulation(model, analysis, make_plan(analysis, chosen, workers), passes, reduction, seed)
+    result.schedule = schedule
+    return result
 
 
 class Emulation(nn.Module):
@@ -94,9 +102,11 @@ class Emulation(nn.Module):
 
     Attributes:
         plan: Who owns what.
+        schedule: What `advance` follows; None if there is only one policy.
     """
 
     plan: Plan
+    schedule: Schedule | None = None
     _original: nn.Module
 
     def __init__(
@@ -104,14 +114,14 @@ class Emulation(nn.Module):
     ) -> None:
         """Copies a model and lowers it for the workers of a plan; see `emulate`."""
         super().__init__()
-        self._original, self.training = _copy_of(model), model.training
+        self._original, self.training = copy_of(model), model.training
         for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             vars(self)[registry] = vars(self._original)[registry]  # so that all names are the original's
         self._analysis, self._passes, self._reduction = analysis, passes, reduction
         self._scratch: Scratch = {}
         self._known: dict[str, tuple[Station, ...]] = {}
         self._own = OwnBuffers(analysis.capture)
-        self._states = [_seeded(seed + worker) for worker in range(plan.workers)]
+        self._random = RandomNumbers(plan.workers, seed)
         self._is_merged = True
         self._follow(plan)
 
@@ -173,7 +183,7 @@ class Emulation(nn.Module):
             SDPError: If a batch is missing, or a loss is not a scalar.
         """
         weights = self._weights(batches, tokens)
-        _check_loss_function(loss_fn)
+        check_loss_function(loss_fn)
         means, losses = Means(self.plan, self._reduction == "sum"), [torch.empty(0)] * self.workers
         full, parameters = self._tensors(), self._named_parameters()
         for station in self._stations:
@@ -181,8 +191,8 @@ class Emulation(nn.Module):
                 station.module.train(self.training)
             for worker in station.workers:
                 station.occupy(full, self._own.of.get(worker, {}), self._scratch)
-                with self._random_numbers_of(worker), torch.enable_grad():
-                    loss = _checked_loss(loss_fn(station.module, batches[worker]))
+                with self._random.of(worker), torch.enable_grad():
+                    loss = checked_loss(loss_fn(station.module, batches[worker]))
                     loss.backward()
                 losses[worker] = loss.detach()
                 for name, region, gradient in station.gradients() if weights[worker] else ():
@@ -191,6 +201,26 @@ class Emulation(nn.Module):
         means.finish(parameters, weights)
         self._is_merged = not self._own
         return torch.stack(losses)
+
+    def advance(self, step: int) -> bool:
+        """Does what the schedule asks for before a step, as `SDPModule.advance` does. Optimizers keep their states.
+
+        Args:
+            step: The number of steps done.
+
+        Returns:
+            Whether the plan has changed.
+
+        Raises:
+            SDPError: If there is no schedule.
+        """
+        if self.schedule is None:
+            raise SDPError("advance() follows a schedule. Pass a Schedule to sdp.emulate(), or call replan().")
+        policy = self.schedule.policy_at(step)
+        if self.plan.policy == policy.describe():
+            return False
+        self.replan(policy)
+        return True
 
     def replan(self, policy: PolicyLike | Plan) -> None:
         """Changes to another plan, as `SDPModule.replan` does. Optimizers keep their states.
@@ -219,7 +249,7 @@ class Emulation(nn.Module):
     def full_model(self) -> nn.Module:
         """Returns a new copy of the original model with the current values, in this module's modes."""
         self._merge()
-        return _copy_of(self._original)
+        return copy_of(self._original)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the full model's state, with merged statistics; it loads into the original model.
@@ -275,7 +305,7 @@ class Emulation(nn.Module):
         self._own.follow(plan, self._stations, self._tensors())
 
     def _lowered(self, plan: Plan) -> tuple[Station, ...]:
-        pipeline = _without_communication(resolve_pipeline(self._passes, "sliced", plan.masking))
+        pipeline = without_communication(resolve_pipeline(self._passes, "sliced", plan.masking))
         full, stations = self._tensors(), list[Station]()
         for workers in plan.worker_classes():
             stations.append(Station(lower(self._analysis, plan, workers[0], pipeline), workers, full))
@@ -307,64 +337,3 @@ class Emulation(nn.Module):
                 "tokens= is for reduction='tokens', which needs it: the number of tokens of each worker's batch."
             )
         return [1.0] * self.workers if tokens is None else [float(count) for count in tokens]
-
-    @contextmanager
-    def _random_numbers_of(self, worker: int) -> Iterator[None]:
-        """Within this context, random numbers are those of a worker."""
-        outside = random_states()
-        set_random_states(self._states[worker])
-        try:
-            yield
-        finally:
-            self._states[worker] = random_states()
-            set_random_states(outside)
-
-
-def _without_communication(passes: Sequence[Pass]) -> tuple[Pass, ...]:
-    """Returns a pipeline without marks of where gradients are averaged, and without the check that they are there."""
-    kept = (one for one in passes if not isinstance(one, SyncGradients))
-    return tuple(Verify(marks=False) if isinstance(one, Verify) else one for one in kept)
-
-
-def _copy_of(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model with values of its own."""
-    result = clone(model, _copied)
-    del vars(result)[ORIGINALS]
-    return result
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    value = tensor.detach().clone()
-    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-
-
-def _seeded(seed: int) -> dict[str, Any]:
-    """Returns the states of all random number generators after they were seeded."""
-    outside = random_states()
-    try:
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        return random_states()
-    finally:
-        set_random_states(outside)
-
-
-def _check_loss_function(loss_fn: Any) -> None:
-    where = getattr(loss_fn, "__module__", "") or ""
-    if not callable(loss_fn) or isinstance(loss_fn, nn.Module) or where.startswith("torch.nn"):
-        raise SDPError(
-            "loss_fn is called as loss_fn(model, batch) and returns the loss. Pass, for example, "
-            "lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])."
-        )
-
-
-def _checked_loss(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            what += " without a gradient"
-        raise SDPError(
-            f"loss_fn must return the loss, a scalar that was computed by the model it gets; it gave {what}."
-        )
-    return loss.reshape(())

@@ -47,6 +47,27 @@ class Doors:
 
         return replan(self, policy, optimizer)
 
+    def advance(self, step: int, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> Traffic | None:
+        """Does what the schedule asks for before a step: if that step has another policy, `replan`. Collective.
+
+        Call it before every step with the number of steps done, also after resuming. Only steps that change the plan
+        cost anything. The learning rate is not changed: pass `Schedule.rate` to a scheduler.
+
+        Args:
+            step: The number of steps done, the same on all workers.
+            optimizer: The optimizer of the model's parameters, perhaps a `ShardedOptimizer`; several in a sequence.
+
+        Returns:
+            What the workers have sent each other; None if the plan stays.
+
+        Raises:
+            SDPError: If the model has no schedule, or `replan` cannot follow it. Then the model is as before.
+            DistributedError: If the workers do not agree.
+        """
+        from sdp_compile.replanning.advance import advance
+
+        return advance(self, step, optimizer)
+
     def repair(self, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> Repair:
         """Repairs values and optimizer states that differ between the owners of a unit. Collective.
 

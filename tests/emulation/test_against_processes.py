@@ -17,11 +17,19 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:.*cal
 
 WORKERS, STEPS, SEED = 4, 20, 5
 
-PHASES: dict[str, list[sdp.Policy]] = {
-    "neuron grows": [sdp.NeuronPolicy(coverage=0.5), sdp.NeuronPolicy(coverage=0.75), sdp.NeuronPolicy(coverage=1.0)],
-    "block, then backward": [sdp.BlockPolicy(coverage=0.5), sdp.NeuronPolicy(coverage=0.5, masking="backward")],
-    "drawn again": [sdp.NeuronPolicy(coverage=0.5, design="random", seed=seed, axes="disjoint") for seed in range(3)],
-    "one owner each": [sdp.NeuronPolicy(coverage=0.25), sdp.BlockPolicy(coverage=0.25, rescale=True)],
+
+def phases(*policies: sdp.Policy, **fields: Any) -> sdp.Schedule:
+    return sdp.Schedule([sdp.Phase(one, share=1 / len(policies), **fields) for one in policies], steps=STEPS)
+
+
+HALF, BACKWARD = sdp.NeuronPolicy(coverage=0.5), sdp.NeuronPolicy(coverage=0.5, masking="backward")
+
+SCHEDULES: dict[str, sdp.Schedule] = {
+    "neuron grows": phases(HALF, sdp.NeuronPolicy(coverage=0.75), sdp.NeuronPolicy(coverage=1.0)),
+    "block, then backward": phases(sdp.BlockPolicy(coverage=0.5), BACKWARD),
+    "drawn again": phases(HALF.replace(design="random"), HALF.replace(design="rolling"), resample_every=4),
+    "one owner each": phases(sdp.NeuronPolicy(coverage=0.25), sdp.BlockPolicy(coverage=0.25, rescale=True)),
+    "alternating": phases(HALF, alternate=BACKWARD, alternate_every=3),
 }
 
 
@@ -72,23 +80,17 @@ def optimizer_for(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([{"params": others}, {"params": norms, "weight_decay": 0.0}], lr=3e-3, weight_decay=0.1)
 
 
-def changes(kind: str) -> dict[int, sdp.Policy]:
-    phases = PHASES[kind]
-    return {number * STEPS // len(phases): phase for number, phase in enumerate(phases)}
-
-
 def rate(step: int) -> float:
     return min(1.0, (step + 1) / 5) * (1.0 if step < 15 else 0.5)
 
 
 def in_processes(rank: int, name: str, kind: str) -> dict[str, Any]:
-    plans, losses = changes(kind), []
-    model = sdp.compile(build(name), plans[0], (batch(name, 0, 0)[0],))
+    losses = []
+    model = sdp.compile(build(name), SCHEDULES[kind], (batch(name, 0, 0)[0],))
     optimizer = optimizer_for(model)
     torch.manual_seed(SEED + rank)
     for step in range(STEPS):
-        if step and step in plans:
-            model.replan(plans[step], optimizer)
+        model.advance(step, optimizer)
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * rate(step)
         loss = loss_fn(model, batch(name, rank, step))
@@ -98,16 +100,25 @@ def in_processes(rank: int, name: str, kind: str) -> dict[str, Any]:
         optimizer.step()
         losses.append(loss.item())
     states = model.full_optimizer_state_dict(optimizer)["state"]
-    return {"losses": losses, "state": dict(model.full_state_dict()), "optimizer": states}
+    held = {name: one.detach().clone() for name, one in model.named_parameters()}
+    state = {name: optimizer.state[one]["exp_avg"].clone() for name, one in model.named_parameters()}
+    masks = {name: model.plan.mask(name, rank) for name in held}
+    return {
+        "held": held,
+        "moments": state,
+        "masks": masks,
+        "losses": losses,
+        "state": dict(model.full_state_dict()),
+        "optimizer": states,
+    }
 
 
 def emulated(name: str, kind: str) -> tuple[sdp.Emulation, torch.optim.Optimizer, list[Tensor]]:
-    plans, losses = changes(kind), []
-    model = sdp.emulate(build(name), plans[0], (batch(name, 0, 0)[0],), workers=WORKERS, seed=SEED)
+    losses = []
+    model = sdp.emulate(build(name), SCHEDULES[kind], (batch(name, 0, 0)[0],), workers=WORKERS, seed=SEED)
     optimizer = optimizer_for(model)
     for step in range(STEPS):
-        if step and step in plans:
-            model.replan(plans[step])
+        model.advance(step)
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * rate(step)
         batches = [batch(name, rank, step) for rank in range(WORKERS)]
@@ -115,10 +126,26 @@ def emulated(name: str, kind: str) -> tuple[sdp.Emulation, torch.optim.Optimizer
     return model, optimizer, losses
 
 
-@pytest.mark.parametrize("kind", PHASES)
+def check_owners(real: list[dict[str, Any]]) -> None:
+    """All owners of an element hold the same bits of its value and of its optimizer state."""
+    for what in ("held", "moments"):
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        for one in real:
+            for name, value in one[what].items():
+                mask = one["masks"][name]
+                full, known = seen.setdefault(name, (torch.zeros(mask.shape).double(), torch.zeros_like(mask)))
+                mine = torch.zeros_like(full)
+                mine[mask] = value.reshape(-1)
+                assert torch.equal(full[mask & known], mine[mask & known]), name
+                full[mask], known[mask] = mine[mask], True
+        assert all(known.all() for _, known in seen.values())
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("name", ["cnn", "transformer", "dropping"])
 def test_that_emulated_workers_train_as_processes_do(name: str, kind: str) -> None:
     real = run_workers(in_processes, WORKERS, name, kind, limit=200)
+    check_owners(real)
     model, optimizer, losses = emulated(name, kind)
     by_worker = torch.tensor([one["losses"] for one in real], dtype=torch.float64).T
     torch.testing.assert_close(torch.stack(losses), by_worker, rtol=1e-9, atol=1e-9)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NEW_NAMESPACE = 0x00020000
-_BYTES = 8 * 2**20
+_BYTES = 64 * 2**20  # all checkpoints of a trial fit if nobody fills it
 _FILLER = "filler"
 
 

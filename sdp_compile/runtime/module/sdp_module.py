@@ -15,6 +15,7 @@ from sdp_compile.ir.parts import submodule
 from sdp_compile.ir.program import Capture, Program
 from sdp_compile.lowering import Lowered
 from sdp_compile.planning.holdings import LoweringKind
+from sdp_compile.policies import Schedule
 from sdp_compile.runtime.containers import register_tensors, reregister_tensors, retie, tensor_places
 from sdp_compile.runtime.doors import Doors
 from sdp_compile.runtime.lowerings import Lowerings
@@ -48,9 +49,11 @@ class SDPModule(OwnNames, Doors, WithAttributes, UserNames, Subnetwork, GraphPer
         mode: ``"train"`` or ``"eval"``.
         programs: The graph of each mode, as it is or was last run.
         number: Identifies the module in this process; compiled graphs use it to find the gradient engine.
+        schedule: What `advance` follows; None for a model that was compiled with a policy.
     """
 
     lowered: Lowered
+    schedule: Schedule | None = None
     _is_orphan = False
 
     def __init__(
@@ -83,7 +86,8 @@ class SDPModule(OwnNames, Doors, WithAttributes, UserNames, Subnetwork, GraphPer
         open_container(type(self), type(state.skeleton))
         self._follow_dtypes()
         self._follow_device()
-        self.register_load_state_dict_post_hook(_follow_dtypes)  # type: ignore[no-untyped-call]
+        # load_state_dict(assign=True) may replace tensors by others of another dtype.
+        self.register_load_state_dict_post_hook(lambda module, _: module._follow_dtypes())  # type: ignore[no-untyped-call]
         self._origin.watch(self)
         self.recompile()
 
@@ -180,7 +184,7 @@ class SDPModule(OwnNames, Doors, WithAttributes, UserNames, Subnetwork, GraphPer
     def _arguments(self, tensors: Mapping[str, Tensor], is_orphan: bool) -> tuple[Any, ...]:
         capture = replace(self.capture, skeleton=self._programs.state.share(), training=self.training)
         capture = replace(capture, kept=self._programs.state.kept.all())
-        return self.lowered, tensors, self._programs.programs, capture, is_orphan
+        return self.lowered, tensors, self._programs.programs, capture, self.schedule, is_orphan
 
     # -- what workers do together -----------------------------------------------------------------------------------
 
@@ -330,15 +334,16 @@ class SDPModule(OwnNames, Doors, WithAttributes, UserNames, Subnetwork, GraphPer
             self.peers.sync_gradients()
 
 
-def _follow_dtypes(module: SDPModule, _keys: Any) -> None:
-    """Follows ``load_state_dict(assign=True)``, which may replace tensors by others of another dtype."""
-    module._follow_dtypes()
-
-
 def _rebuild(
-    lowered: Lowered, tensors: Mapping[str, Tensor], programs: Mapping[str, Program], capture: Capture, is_orphan: bool
+    lowered: Lowered,
+    tensors: Mapping[str, Tensor],
+    programs: Mapping[str, Program],
+    capture: Capture,
+    schedule: Schedule | None,
+    is_orphan: bool,
 ) -> SDPModule:
     module = SDPModule(lowered, tensors, programs, capture)
+    vars(module)["schedule"] = schedule
     if is_orphan and module.workers > 1:
         module._is_orphan = True
         refuse_backward(module)
