@@ -14,7 +14,7 @@ DEFAULT_COVERAGE = 0.5
 
 
 def is_policy_file(policy: str) -> bool:
-    """Whether ``--policy`` is a path rather than a name."""
+    """Whether ``--policy`` or ``--schedule`` is a path rather than a name."""
     return policy.endswith(".toml") or os.sep in policy
 
 
@@ -39,8 +39,19 @@ def check_policy_words(
             f"--node-size {node_size} does not divide the {workers} workers into nodes of equal size. Choose --workers "
             f"as a multiple of {node_size}, or another --node-size."
         )
-    if is_policy_file(policy) and not Path(policy).is_file():
-        raise PolicyError(f"--policy {policy}: no such file. Pass a TOML file or a policy's name.")
+    check_file_words("--policy", policy, "a policy's name")
+
+
+def check_file_words(option: str, value: str, other: str) -> None:
+    """Raises `PolicyError` for a file that does not exist.
+
+    Args:
+        option: The option.
+        value: Its value, a name or a file.
+        other: What else it may be.
+    """
+    if is_policy_file(value) and not Path(value).is_file():
+        raise PolicyError(f"{option} {value}: no such file. Pass a TOML file or {other}.")
 
 
 def check_passes_words(passes: str | None) -> None:

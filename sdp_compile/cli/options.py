@@ -25,6 +25,13 @@ def complete_policy(incomplete: str) -> Iterator[str]:
     yield from _paths(incomplete, {".toml": ""})
 
 
+def complete_schedule(incomplete: str) -> Iterator[str]:
+    """Yields the names of the schedules that come with the package, folders and TOML files."""
+    folder = Path(__file__).parent.parent / "policies" / "schedules"
+    yield from (path.stem for path in sorted(folder.glob("*.toml")) if path.stem.startswith(incomplete))
+    yield from _paths(incomplete, {".toml": ""})
+
+
 def complete_passes(incomplete: str) -> Iterator[str]:
     """Yields folders and TOML files. Names of passes would need torch."""
     yield from _paths(incomplete, {".toml": ""})

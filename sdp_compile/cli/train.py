@@ -77,10 +77,10 @@ def show(settings: TrainSettings) -> None:
 
 
 def check_policy(settings: TrainSettings) -> None:
-    """Raises `PolicyError` for a policy that cannot be made, before a worker is started."""
-    from sdp_compile.train.policy import choose_policy
+    """Raises `PolicyError` for a policy or schedule that cannot be made, before a worker is started."""
+    from sdp_compile.train.policy import choose_schedule
 
-    choose_policy(settings)
+    choose_schedule(settings)
 
 
 def prepare_output(settings: TrainSettings) -> None:

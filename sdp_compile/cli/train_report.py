@@ -22,11 +22,30 @@ def render(report: Mapping[str, Any]) -> RenderableType:
         f"{policy['policy']}, {_owners(policy)} · {run['steps']} steps · {run['device']}",
         style="bold",
     )
-    return Group(Text(), title, Text(), owned(workers), outcome(report))
+    phases = [held(report["phases"])] if len(report["phases"]) > 1 else []
+    return Group(Text(), title, Text(), *phases, owned(workers), outcome(report))
 
 
 def _owners(policy: Mapping[str, Any]) -> str:
     return f"coverage {policy['coverage']}" if "coverage" in policy else f"{policy.get('replicas')} replicas"
+
+
+def held(phases: list[Mapping[str, Any]]) -> Table:
+    """Returns one row per phase of a schedule: its policy, and the state of the worker that held most, measured."""
+    table = Table(title="Phases", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
+    for heading in ("steps", "policy", "state", "of dense"):
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for phase in phases:
+        policy, nbytes = phase["policy"], phase["state_bytes"]
+        words = [policy["policy"], policy["masking"], _owners(policy)]
+        if phase["resample_every"] is not None:
+            words.append(f"{policy['design']}, drawn again every {phase['resample_every']} steps")
+        if phase["alternate"] is not None:
+            other = phase["alternate"]
+            words.append(f"every {phase['alternate_every']} steps {other['masking']}, {_owners(other)}")
+        state = ("", "") if nbytes is None else (f"{nbytes / _MIB:.1f} MiB", f"{phase['state_share']:.1%}")
+        table.add_row(str(phase["steps"]), ", ".join(words), *state)
+    return table
 
 
 def owned(workers: list[Mapping[str, Any]]) -> Table:

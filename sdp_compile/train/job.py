@@ -23,7 +23,8 @@ from sdp_compile.train.checkpoints import Checkpoints
 from sdp_compile.train.corpus import load_corpus
 from sdp_compile.train.loop import Windows, train_loop, validation_loss
 from sdp_compile.train.memory import measure, measure_dense
-from sdp_compile.train.policy import check_plan, choose_policy
+from sdp_compile.train.phases import Phases
+from sdp_compile.train.policy import check_plans, choose_schedule
 from sdp_compile.train.recovery import Recovery
 from sdp_compile.train.settings import TrainSettings
 
@@ -31,7 +32,7 @@ from sdp_compile.train.settings import TrainSettings
 def run(settings: TrainSettings, device: str) -> None:
     """Runs the whole job on this rank; rank 0 writes the model and the report."""
     rank, workers = dist.get_rank(), dist.get_world_size()
-    policy = choose_policy(settings)
+    schedule = choose_schedule(settings)
     config = GPTConfig()
     corpus = load_corpus()
     validation = Windows(corpus.validation, config.sequence, device, seed=0)
@@ -42,17 +43,18 @@ def run(settings: TrainSettings, device: str) -> None:
         progress.stage("compiling")
         worker = sdp_compile(
             model,
-            policy,
+            schedule,
             example_inputs=(validation.draw(2)[0],),
             passes=settings.passes,
             reduction=checked_reduction(settings.reduction),
         )
         for fewer in settings.fewer_workers():
-            check_plan(worker.analysis, policy, fewer)
+            check_plans(worker.analysis, schedule, fewer)
 
         optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=0.1)
         windows = _training_windows(corpus.training, config, device, settings)
         checkpoints, recovery = Checkpoints(settings, worker, optimizer, windows), Recovery(settings, worker, optimizer)
+        phases = Phases(schedule, worker, optimizer)
         if not checkpoints.resume():
             progress.stage("validating")
             checkpoints.before = validation_loss(worker.full_model(), validation)
@@ -64,21 +66,25 @@ def run(settings: TrainSettings, device: str) -> None:
             recovery.clip,
             windows,
             settings,
+            schedule.rate,
             progress.step,
             _backward(worker, settings.reduction),
             checkpoints.step,
+            phases.before_step,
             checkpoints.after_step,
             recovery,
         )
-        state, dense = measure(worker, optimizer), measure_dense(model, torch.optim.AdamW)
+        phases.note()
+        dense = measure_dense(model, torch.optim.AdamW)
 
         progress.stage("validating")
         full_model = recovery(settings.steps, worker.full_model)
         after = validation_loss(full_model, validation)
         baseline = None
         if settings.baseline:
-            baseline = _baseline(model, corpus.training, validation, config, settings, progress)
+            baseline = _baseline(model, corpus.training, validation, config, settings, schedule.rate, progress)
 
+    state = phases.largest
     mine = {
         "rank": rank,
         **asdict(state),
@@ -91,6 +97,7 @@ def run(settings: TrainSettings, device: str) -> None:
     }
     gathered: list[dict[str, Any]] = [{}] * workers
     dist.all_gather_object(gathered, mine)
+    held = phases.report(dense.state_bytes)
     if rank == 0:
         steps = settings.steps - checkpoints.step
         tokens = max(steps, 0) * settings.batch * config.sequence * workers
@@ -100,7 +107,9 @@ def run(settings: TrainSettings, device: str) -> None:
             "baseline": baseline,
             "workers": gathered,
             "tokens_per_second": tokens / training.seconds,
-            "policy": policy.describe(),
+            "policy": schedule.phases[0].policy.describe(),
+            "phases": held,
+            "learning_rate": schedule.learning_rate.model_dump(),
             "plan_digest": worker.plan.digest,
             "repairs": recovery.repairs,
             "run": {
@@ -134,7 +143,13 @@ def _training_windows(text: bytes, config: GPTConfig, device: str, settings: Tra
 
 
 def _baseline(
-    model: GPT, text: bytes, validation: Windows, config: GPTConfig, settings: TrainSettings, progress: Progress
+    model: GPT,
+    text: bytes,
+    validation: Windows,
+    config: GPTConfig,
+    settings: TrainSettings,
+    rate: Callable[[int], float],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Trains dense data parallel from the same weights on the same batches, and returns its part of the report."""
     dense = copy.deepcopy(model)
@@ -143,7 +158,7 @@ def _baseline(
     parallel = DistributedDataParallel(dense)
     optimizer = torch.optim.AdamW(parallel.parameters(), weight_decay=0.1)
     windows = _training_windows(text, config, validation.device, settings)
-    training = train_loop(parallel, optimizer, _clip_dense, windows, settings, progress.step)
+    training = train_loop(parallel, optimizer, _clip_dense, windows, settings, rate, progress.step)
     tokens = settings.steps * settings.batch * config.sequence * dist.get_world_size()
     return {
         "validation_loss": {"before": before, "after": validation_loss(dense, validation)},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,9 +90,11 @@ def train_loop(
     clip: Callable[[nn.Module, float], object],
     windows: Windows,
     settings: TrainSettings,
+    rate: Callable[[int], float],
     on_step: Callable[[int, Tensor], None],
     backward: Callable[[Tensor, int], None] = lambda loss, tokens: loss.backward(),
     start: int = 0,
+    before_step: Callable[[int], None] = lambda step: None,
     after_step: Callable[[int, Callable[[], list[float]]], None] = lambda step, losses: None,
     guard: Guard = unguarded,
 ) -> Training:
@@ -102,11 +103,13 @@ def train_loop(
     Args:
         clip: clips the gradient's norm, as ``clip(model, max_norm)``.
         windows: this rank's batches.
+        rate: returns the share of the peak learning rate, given the number of steps done.
         on_step: called after each step with the number of steps done and this rank's loss.
         backward: runs backward, given the loss and the number of tokens that it is the mean over.
         start: the number of steps that are done already.
+        before_step: called before each step with the number of steps done.
         after_step: called after each step with the number of steps done, and a function that returns the losses.
-        guard: runs each step up to the change of the values, and what follows it.
+        guard: runs what precedes a step, each step up to the change of the values, and what follows it.
     """
     model.train()
     losses: list[Tensor] = []
@@ -123,8 +126,9 @@ def train_loop(
 
     started = _now(windows.device)
     for step in range(start, settings.steps):
+        guard(step + 1, partial(before_step, step))
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * schedule(step, settings.steps)
+            group["lr"] = settings.learning_rate * rate(step)
         batch = windows.draw(settings.batch)
 
         def one_step(tokens: Tensor = batch[0], targets: Tensor = batch[1]) -> Tensor:
@@ -140,15 +144,6 @@ def train_loop(
         guard(step + 1, partial(after_step, step + 1, means))
     seconds = _now(windows.device) - started
     return Training(means(), seconds)
-
-
-def schedule(step: int, steps: int) -> float:
-    """Returns the share of the peak learning rate: linear warm-up over a tenth of the steps, then cosine to a tenth."""
-    warm_up = max(1, steps // 10)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    done = (step - warm_up) / max(1, steps - warm_up)
-    return 0.55 + 0.45 * math.cos(math.pi * done)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ class TrainingState:
 def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
     """Measures a model and its optimizer after a step, while gradients and optimizer state exist."""
     parameters = list(model.parameters())
-    rests = list(getattr(model, "rests", {}).values())
+    rests = list(getattr(model, "unowned", {}).values())  # of a compiled model under backward masking
     return TrainingState(
         parameters=sum(tensor.numel() for tensor in (*parameters, *rests)),
         parameter_bytes=_storage_bytes((*parameters, *rests)),

@@ -1,4 +1,4 @@
-"""The policy that the options of ``train`` ask for."""
+"""The policy or the schedule that the options of ``train`` ask for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdp_compile.errors import PolicyError, SDPError
 from sdp_compile.train.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from sdp_compile.policies import Policy
+    from sdp_compile.policies import Policy, Schedule
     from sdp_compile.structure.analysis import Analysis
 
 
@@ -27,12 +27,36 @@ def choose_policy(settings: TrainSettings) -> Policy:
     return resolve_policy(settings.policy, **fields)
 
 
-def check_plan(analysis: Analysis, policy: Policy, workers: int) -> None:
+def choose_schedule(settings: TrainSettings) -> Schedule:
+    """Returns the schedule of ``settings``; a policy is one of a single phase, with a cosine learning rate.
+
+    Raises `PolicyError` for a schedule or policy that does not exist, or a field that it does not have.
+    """
+    from sdp_compile.policies import LearningRate, Phase, Schedule, resolve_schedule
+
+    if settings.schedule is None:
+        learning_rate = LearningRate(shape="cosine", warm_up=0.1, last=0.1)
+        return Schedule([Phase(choose_policy(settings))], steps=settings.steps, learning_rate=learning_rate)
+    found = resolve_schedule(settings.schedule, steps=settings.steps)
+    if settings.node_size is None:
+        return found
+    phases = [
+        phase.replace(
+            policy=phase.policy.replace(node_size=settings.node_size),
+            alternate=None if phase.alternate is None else phase.alternate.replace(node_size=settings.node_size),
+        )
+        for phase in found.phases
+    ]
+    return found.replace(phases=phases)
+
+
+def check_plans(analysis: Analysis, schedule: Schedule, workers: int) -> None:
     """Raises `PolicyError` if a policy has no plan for so many workers, before some are lost."""
     from sdp_compile.planning.making import make_plan
 
     try:
-        make_plan(analysis, policy, workers)
+        for policy in schedule.policies():
+            make_plan(analysis, policy, workers)
     except SDPError as error:
         raise PolicyError(
             f"With {workers} workers, which --min-workers allows, training could not go on: {error} Choose a larger "

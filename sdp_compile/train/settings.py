@@ -7,7 +7,13 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sdp_compile.command_words import DEFAULT_WORKERS, check_passes_words, check_policy_words, is_policy_file
+from sdp_compile.command_words import (
+    DEFAULT_WORKERS,
+    check_file_words,
+    check_passes_words,
+    check_policy_words,
+    is_policy_file,
+)
 from sdp_compile.errors import DistributedError, PolicyError, SDPError
 from sdp_compile.processes import STORE_PORT
 
@@ -18,6 +24,7 @@ class TrainSettings:
 
     Args:
         policy: a registered name, or the path of a TOML file.
+        schedule: the name of a schedule, or the path of its TOML file, instead of a policy.
         coverage, masking, node_size: fields of the policy; None keeps the policy's own.
         passes: names of passes to add to the default ones, or the path of a TOML file.
         reduction: how the gradients of a unit's owners make up the unit's; see `sdp_compile.sdp_compile`.
@@ -39,6 +46,7 @@ class TrainSettings:
     workers: int = DEFAULT_WORKERS
     steps: int = 150
     policy: str = "neuron"
+    schedule: str | None = None
     coverage: float | None = None
     masking: str | None = None
     node_size: int | None = None
@@ -63,6 +71,13 @@ class TrainSettings:
     min_workers: int | None = None
 
     def __post_init__(self) -> None:
+        if self.schedule is not None:
+            if self.coverage is not None or self.masking is not None:
+                raise PolicyError(
+                    "--coverage and --masking are those of a policy, and each phase of a schedule has its own. Write "
+                    "them into the phases of a TOML file."
+                )
+            check_file_words("--schedule", self.schedule, "a schedule's name")
         check_policy_words(self.policy, self.coverage, self.node_size, self.workers)
         check_passes_words(self.passes)
         if self.resume == "auto" and self.checkpoint is None:

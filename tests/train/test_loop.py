@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
-from sdp_compile.train.loop import Windows, schedule
+from sdp_compile.train.loop import Windows
 from sdp_compile.train.memory import measure, measure_dense
+from sdp_compile.train.policy import choose_schedule
+from sdp_compile.train.settings import TrainSettings
 
 
 def test_windows_are_text_and_its_continuation() -> None:
@@ -44,13 +46,14 @@ def test_spread_windows_reach_both_ends() -> None:
     assert targets[-1, -1] == 99
 
 
-def test_schedule_warms_up_and_decays_to_a_tenth() -> None:
-    shares = [schedule(step, 100) for step in range(100)]
+def test_a_policy_trains_with_a_warm_up_and_a_cosine_to_a_tenth() -> None:
+    schedule = choose_schedule(TrainSettings(steps=100))
+    shares = [schedule.rate(step) for step in range(100)]
     assert shares[0] == 0.1
     assert shares.index(max(shares)) in (9, 10)
     assert max(shares) == 1.0
-    assert abs(schedule(100, 100) - 0.1) < 1e-9
-    assert schedule(0, 1) == 1.0
+    assert abs(schedule.rate(100) - 0.1) < 1e-9
+    assert choose_schedule(TrainSettings(steps=1)).rate(0) == 1.0
 
 
 def test_measure_counts_real_storage() -> None:

@@ -44,6 +44,14 @@ def train(
             autocompletion=options.complete_policy,
         ),
     ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.toml",
+            help="Schedule of policies instead of one policy.",
+            autocompletion=options.complete_schedule,
+        ),
+    ] = None,
     coverage: options.Coverage = None,
     masking: options.Masking = None,
     node_size: options.NodeSize = None,
@@ -100,6 +108,7 @@ def train(
       sdp-compile train --policy block --coverage 0.25 --workers 8
       sdp-compile train --masking backward
       sdp-compile train --policy my_policy.toml --output runs/one
+      sdp-compile train --schedule growing --steps 600 --baseline
       sdp-compile train --checkpoint runs/one --keep 3 --resume auto
       sdp-compile train --checkpoint runs/one --max-restarts 3 --min-workers 3
 
@@ -118,6 +127,8 @@ def train(
     with clean_errors(debug):
         if policy is not None and level is not None:
             raise PolicyError(f"--policy {policy} and --level {level.value} exclude each other. Leave one out.")
+        if schedule is not None and (policy is not None or level is not None):
+            raise PolicyError(f"--schedule {schedule} has policies of its own. Leave out --policy and --level.")
         joined = joined_workers(workers)
         if joined and max_restarts:
             raise DistributedError("--max-restarts is torchrun's here: give it to torchrun, before the command.")
@@ -125,6 +136,7 @@ def train(
             workers=joined or workers or DEFAULT_WORKERS,
             steps=steps,
             policy=policy or (level.value if level else "neuron"),
+            schedule=schedule,
             coverage=coverage,
             masking=masking and masking.value,
             node_size=node_size,
