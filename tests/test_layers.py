@@ -56,6 +56,7 @@ LAYERS = (
     ("models",),
     ("checking",),
     ("train",),
+    ("study",),
     ("integrations",),
     ("bench",),
     ("cli",),

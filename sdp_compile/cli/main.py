@@ -16,6 +16,7 @@ from sdp_compile.cli.commands.merge import merge
 from sdp_compile.cli.commands.plan import plan
 from sdp_compile.cli.commands.report import report
 from sdp_compile.cli.commands.simulate import simulate
+from sdp_compile.cli.commands.study import study
 from sdp_compile.cli.commands.train import train
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ def root(
       sdp-compile report transformers:gpt2 --workers 8 -o gpt2.html
       sdp-compile bench --no-compile
       sdp-compile simulate --workers 64 --nodes 8
+      sdp-compile study docs/studies/text.toml --jobs 2
       sdp-compile merge runs/one -o model.safetensors
       sdp-compile COMMAND --help
 
@@ -63,12 +65,14 @@ def root(
            lacks something, or an unexpected error (--debug shows where)
       2    refused: wrong arguments, or a model, policy or file that cannot
            be used; the message says what to do
+      65   train stopped because owners differ, or gradients or values are
+           infinite or NaN; nothing of that was saved
       75   train was given notice, saved a checkpoint and stopped
       130  stopped by Ctrl-C
     """
 
 
-for command in (train, plan, check, inspect, report, bench, simulate, doctor, checkpoint, merge):
+for command in (train, plan, check, inspect, report, bench, simulate, study, doctor, checkpoint, merge):
     app.command()(command)
 
 

@@ -235,9 +235,20 @@ class Emulation(nn.Module):
             check_same_model(self.plan, policy)
             plan = policy
         else:
-            plan = make_plan(self._analysis, resolve_policy(policy), self.workers)
+            plan = self.plan_of(policy)
         self._merge()
         self._follow(plan)
+
+    def plan_of(self, policy: PolicyLike) -> Plan:
+        """Returns the plan that `replan` would change to.
+
+        Args:
+            policy: What is partitioned and how, as `emulate` takes it.
+
+        Raises:
+            SDPError: If the policy does not fit the model.
+        """
+        return make_plan(self._analysis, resolve_policy(policy), self.workers)
 
     # -- the full model ----------------------------------------------------------------------------------------------
 

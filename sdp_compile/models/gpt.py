@@ -13,7 +13,9 @@ from torch import Tensor, nn
 class GPTConfig:
     """Sizes of the GPT. By default it learns the look of source text in minutes on two cores.
 
-    With ``tied``, the head has the weight of the token embedding.
+    With ``tied``, the head has the weight of the token embedding. ``head_width`` is the width of a head, if heads
+    together are not as wide as the model. In training, ``dropout`` drops hidden units of both branches, and
+    ``drop_branch`` whole branches of single samples.
     """
 
     layers: int = 6
@@ -23,6 +25,9 @@ class GPTConfig:
     vocabulary: int = 256
     sequence: int = 128
     tied: bool = False
+    head_width: int | None = None
+    dropout: float = 0.0
+    drop_branch: float = 0.0
 
 
 class Attention(nn.Module):
@@ -30,16 +35,19 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.heads, self.head_width = config.heads, config.head_width or config.width // config.heads
+        inner = self.heads * self.head_width
+        self.qkv = nn.Linear(config.width, 3 * inner)
+        self.out = nn.Linear(inner, config.width)
+        self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, sequence, width = x.shape
-        qkv = self.qkv(x).view(batch, sequence, 3, self.heads, width // self.heads)
+        batch, sequence, _ = x.shape
+        qkv = self.qkv(x).view(batch, sequence, 3, self.heads, self.head_width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, sequence, width))
+        mixed = mixed.transpose(1, 2).reshape(batch, sequence, self.heads * self.head_width)
+        out: Tensor = self.out(_dropped(mixed, self.dropout, self.training))
         return out
 
 
@@ -50,9 +58,10 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.width, config.hidden)
         self.down = nn.Linear(config.hidden, config.width)
+        self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(F.gelu(self.up(x)))
+        out: Tensor = self.down(_dropped(F.gelu(self.up(x)), self.dropout, self.training))
         return out
 
 
@@ -65,11 +74,23 @@ class Layer(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = nn.LayerNorm(config.width)
         self.mlp = MLP(config)
+        self.drop_branch = config.drop_branch
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        x = x + self.mlp(self.mlp_norm(x))
+        x = x + self._kept(self.attention(self.attention_norm(x)))
+        x = x + self._kept(self.mlp(self.mlp_norm(x)))
         return x
+
+    def _kept(self, branch: Tensor) -> Tensor:
+        """Drops the branch of some samples in training: stochastic depth (arXiv 1603.09382)."""
+        if not self.drop_branch or not self.training:
+            return branch
+        keep = 1 - self.drop_branch
+        return branch * torch.empty_like(branch[:, :1, :1]).bernoulli_(keep) / keep
+
+
+def _dropped(x: Tensor, share: float, training: bool) -> Tensor:
+    return F.dropout(x, share, training) if share else x
 
 
 class GPT(nn.Module):

@@ -1,0 +1,1 @@
+"""Studies: schedules against honest baselines, over seeds and learning rates, resumable."""

@@ -1,0 +1,108 @@
+"""What a contestant costs: the FLOPs and the time of a step, and the state of a worker, over the dense model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sdp_compile.emulation.emulate import Emulation
+from sdp_compile.planning.plan import Plan
+from sdp_compile.policies import Phase, Policy, Schedule
+from sdp_compile.study.spec import Contestant, Match, Study
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step or a run costs over dense data parallelism's.
+
+    Attributes:
+        flops: Floating-point operations.
+        time: Seconds.
+        state: Bytes of parameters, gradients and AdamW state of the worker that holds most.
+    """
+
+    flops: float
+    time: float
+    state: float
+
+
+class Costs:
+    """The costs of the steps of one contestant.
+
+    Args:
+        study: The study.
+        contestant: The contestant.
+        emulation: Its emulation.
+        dense: The plan of dense data parallelism.
+    """
+
+    def __init__(self, study: Study, contestant: Contestant, emulation: Emulation, dense: Plan) -> None:
+        self._study, self._contestant, self._emulation, self._dense = study, contestant, emulation, dense
+        self._known: dict[str, Cost] = {}
+
+    def phase(self, phase: Phase) -> Cost:
+        """Returns the mean cost of a step of a phase, and its largest state."""
+        first = self.policy(phase.policy)
+        if phase.alternate is None or phase.alternate_every is None:
+            return first
+        other, share = self.policy(phase.alternate), 1 / phase.alternate_every
+        return Cost(
+            first.flops * (1 - share) + other.flops * share,
+            first.time * (1 - share) + other.time * share,
+            max(first.state, other.state),
+        )
+
+    def policy_at(self, schedule: Schedule, step: int) -> Cost:
+        """Returns the cost of one step of a schedule."""
+        phase = schedule.phases[schedule.phase_at(step)]
+        chosen = schedule.policy_at(step)
+        return self.policy(
+            phase.alternate if phase.alternate is not None and chosen == phase.alternate else phase.policy
+        )
+
+    def run(self, schedule: Schedule) -> Cost:
+        """Returns the mean cost of a step of a schedule, and its largest state."""
+        costs = [(phase.share, self.phase(phase)) for phase in schedule.phases]
+        return Cost(
+            sum(share * cost.flops for share, cost in costs),
+            sum(share * cost.time for share, cost in costs),
+            max(cost.state for _, cost in costs),
+        )
+
+    def steps(self, schedule: Schedule, match: Match) -> int:
+        """Returns the number of steps that cost what dense data parallelism's cost."""
+        cost = self.run(schedule)
+        batch = self._contestant.batch or self._study.batch
+        ratio = {"steps": 1.0, "time": cost.time, "flops": cost.flops}[match]
+        # A step's time and FLOPs are those of its samples.
+        return max(len(schedule.phases), round(self._study.steps / (ratio * (batch / self._study.batch))))
+
+    def policy(self, policy: Policy) -> Cost:
+        """Returns the cost of a step by a policy."""
+        key = policy.to_toml()
+        if key not in self._known:
+            self._known[key] = self._of(policy)
+        return self._known[key]
+
+    def _of(self, policy: Policy) -> Cost:
+        plan, dense = self._emulation.plan_of(policy), self._dense
+        ranks = [workers[0] for workers in plan.worker_classes()]
+        forward = self._owned_flops(plan, policy) / dense.flops()
+        whole = plan.flops() / dense.flops()
+        # Backward masking computes everything but the gradients of weights that a worker does not own.
+        flops = forward if policy.masking == "forward" else (2 * whole + forward) / 3
+        state = max(plan.memory(rank).total for rank in ranks) / dense.memory().total
+        return Cost(flops, self._time(policy, plan, flops), state)
+
+    def _owned_flops(self, plan: Plan, policy: Policy) -> float:
+        """Returns the forward FLOPs of what a worker owns, on average."""
+        if policy.masking == "backward":
+            plan = self._emulation.plan_of(policy.replace(masking="forward"))
+        return sum(plan.flops(rank) for rank in range(plan.workers)) / plan.workers
+
+    def _time(self, policy: Policy, plan: Plan, flops: float) -> float:
+        known: Mapping[str, float] = self._study.step_time
+        coverage = plan.families[0].replicas / plan.workers if plan.families else 1.0
+        small = "" if self._contestant.share == 1 else f"small {self._contestant.share:g}"
+        key = small or f"{policy.masking} {coverage:g}"
+        return float(known.get(key, 1.0 if not small and not plan.families else flops))

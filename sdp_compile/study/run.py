@@ -1,0 +1,93 @@
+"""One run of a study: trains by emulation, evaluates the full model, and returns what is reported."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+import sdp_compile
+from sdp_compile.compiler import plan as plan_of
+from sdp_compile.emulation.emulate import Emulation, emulate
+from sdp_compile.policies import NeuronPolicy
+from sdp_compile.runtime.state.statistics import calibrate
+from sdp_compile.study.costs import Costs
+from sdp_compile.study.spec import Run, Study
+from sdp_compile.study.tasks import Part, Shape, Task, make_task
+
+
+def run(study: Study, one: Run) -> dict[str, Any]:
+    """Runs one contestant once.
+
+    The seed decides initial weights and batches: all contestants with as many samples per worker get the same batches
+    in the same order.
+
+    Args:
+        study: The study.
+        one: Which run.
+
+    Returns:
+        Plain data: the run, its costs over dense data parallelism's, and the curve of its full model.
+    """
+    begin = time.monotonic()
+    contestant, task = study.contestant(one.contestant), make_task(study.task, study.options)
+    shape = Shape(contestant.share, contestant.dropout, contestant.drop_branch)
+    batch = contestant.batch or study.batch
+    example = task.draw(2, torch.Generator().manual_seed(0))[0]
+    torch.manual_seed(one.seed)
+    model = task.build(shape)
+    dense = plan_of(task.build(Shape()), NeuronPolicy(coverage=1.0), (example,), workers=study.workers)
+    emulation = emulate(model, contestant.schedule.phases[0].policy, (example,), workers=study.workers, seed=one.seed)
+    costs = Costs(study, contestant, emulation, dense)
+    steps = costs.steps(contestant.schedule, one.match)
+    schedule = emulation.schedule = study.schedule_of(contestant, steps)
+    optimizer = torch.optim.AdamW(emulation.parameters(), weight_decay=study.weight_decay)
+    generators = [torch.Generator().manual_seed(10_000 * (one.seed + 1) + worker) for worker in range(study.workers)]
+    marks = {round(steps * (number + 1) / study.evaluations) for number in range(study.evaluations)}
+    part: Part = "tuning" if one.tunes else "final"
+    curve, spent, recent = list[dict[str, float]](), 0.0, list[float]()
+    emulation.train()
+    for step in range(steps):
+        emulation.advance(step)
+        for group in optimizer.param_groups:
+            group["lr"] = one.peak * schedule.rate(step)
+        batches = [task.draw(batch, generator) for generator in generators]
+        losses = emulation.step(batches, task.loss, optimizer, max_norm=study.clip)
+        spent += costs.policy_at(schedule, step).time * batch / study.batch
+        recent.append(float(losses.mean()))
+        if step + 1 in marks:
+            figures = evaluated(task, emulation, part)
+            curve.append({"step": step + 1, "time": spent, "training_loss": sum(recent) / len(recent), **figures})
+            recent = []
+    mean = costs.run(schedule)
+    return {
+        "contestant": one.contestant,
+        "match": one.match,
+        "seed": one.seed,
+        "peak": one.peak,
+        "tunes": one.tunes,
+        "task": study.task,
+        "steps": steps,
+        "time": spent / study.steps,
+        "flops": mean.flops * steps * batch / (study.steps * study.batch),
+        "state": mean.state,
+        "phases": [
+            {"share": phase.share, "state": costs.phase(phase).state, "policy": phase.policy.describe()}
+            for phase in schedule.phases
+        ],
+        "result": {key: value for key, value in curve[-1].items() if key not in ("step", "time")},
+        "curve": curve,
+        "seconds": round(time.monotonic() - begin, 1),
+        "versions": f"sdp-compile {sdp_compile.__version__}, torch {torch.__version__}",
+    }
+
+
+@torch.no_grad()
+def evaluated(task: Task, emulation: Emulation, part: Part) -> dict[str, float]:
+    """Returns the figures of the full model, with running statistics of its own."""
+    model = emulation.full_model().eval()
+    inputs = task.calibration()
+    if inputs:
+        calibrate(model, inputs)
+    return task.evaluate(model, part)

@@ -1,0 +1,105 @@
+"""Runs what a study still lacks: first the choice of learning rates, then the runs that are reported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from sdp_compile.study.results import append_row, best_peak, read_rows
+from sdp_compile.study.spec import Contestant, Run, Study
+from sdp_compile.study.tasks import TASKS
+
+
+class Runner:
+    """Runs a study into a file, which it goes on with if it holds some of its runs already.
+
+    Args:
+        study: The study.
+        path: The file.
+        on_row: Called after each run with its row and the number of runs that are left.
+    """
+
+    def __init__(self, study: Study, path: Path, on_row: Callable[[dict[str, Any], int], None]) -> None:
+        self._study, self._path, self._on_row = study, path, on_row
+        self._rows = {row["key"]: row for row in read_rows(path)}
+
+    def all(self, jobs: int) -> None:
+        """Runs what is missing, ``jobs`` runs at a time, each on one thread."""
+        with _pool(jobs) as pool:
+            self._run(pool, jobs, [run for one in self._study.contestants for run in self._study.runs(one, None)])
+            self._run(pool, jobs, self._reported())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the rows of this study that are reported, as far as they are there."""
+        found = (self._rows.get(self._study.key(run)) for run in self._reported())
+        return [row for row in found if row is not None]
+
+    def missing(self) -> int:
+        """Returns the number of runs that are missing."""
+        tuning = [run for one in self._study.contestants for run in self._study.runs(one, None)]
+        undecided = [one for one in self._study.contestants if self._peak(one) is None]
+        later = sum(len(self._study.seeds) * len(one.match) for one in undecided)
+        return sum(self._study.key(run) not in self._rows for run in (*tuning, *self._reported())) + later
+
+    def _reported(self) -> list[Run]:
+        chosen = ((one, self._peak(one)) for one in self._study.contestants)
+        return [run for one, peak in chosen if peak is not None for run in self._study.runs(one, peak)]
+
+    def _peak(self, contestant: Contestant) -> float | None:
+        """Returns the learning rate that a contestant has chosen; None if it has not tried all."""
+        if len(self._study.learning_rates) == 1:
+            return self._study.learning_rates[0]
+        rows = [self._rows.get(self._study.key(run)) for run in self._study.runs(contestant, None)]
+        tried = [row for row in rows if row is not None]
+        return best_peak(tried, TASKS[self._study.task].goal) if len(tried) == len(rows) else None
+
+    def _run(self, pool: Executor, jobs: int, runs: Sequence[Run]) -> None:
+        if len(self._study.learning_rates) == 1:  # nothing to choose
+            runs = [one for one in runs if not one.tunes]
+        left = [one for one in runs if self._study.key(one) not in self._rows]
+        for row in _results(pool, jobs, self._study, left):
+            self._rows[row["key"]] = row
+            append_row(self._path, row)
+            self._on_row(row, self.missing())
+
+
+def _results(pool: Executor, jobs: int, study: Study, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Yields the row of each run as it ends."""
+    waiting, active = list(reversed(runs)), set[Future[dict[str, Any]]]()
+    while waiting or active:
+        while waiting and len(active) < jobs:
+            active.add(pool.submit(_row, study, waiting.pop()))
+        done, active = wait(active, return_when=FIRST_COMPLETED)
+        for one in done:
+            yield one.result()
+
+
+def _row(study: Study, one: Run) -> dict[str, Any]:
+    from sdp_compile.study.run import run
+
+    return {"key": study.key(one), **run(study, one)}
+
+
+@contextmanager
+def _pool(jobs: int) -> Iterator[Executor]:
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            yield pool
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,202 @@
+"""What a study is: a task, contestants, seeds and learning rates, written down as TOML before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+from typing_extensions import Self
+
+from sdp_compile.policies import LearningRate, NeuronPolicy, Phase, Schedule, resolve_schedule
+from sdp_compile.policies.fields import PolicyModel
+from sdp_compile.toml import read_toml
+
+Match = Literal["steps", "time", "flops"]
+"""What a contestant has as much of as dense data parallelism."""
+
+
+class Contestant(PolicyModel):
+    """One way to train.
+
+    Args:
+        name: What it is called in the results.
+        schedule: A schedule or policy by name or file, or its content. Without one, all workers train the whole model.
+        share: The share of heads, hidden units or channels that the model has: 0.5 is the dense model of a
+            subnetwork's size.
+        batch: Samples per worker; by default the study's.
+        dropout: The share of hidden units that are dropped.
+        drop_branch: The share of residual branches that are dropped.
+        match: What it has as much of as dense data parallelism.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    name: Annotated[str, Field(min_length=1)]
+    """What it is called in the results."""
+
+    schedule: Schedule = Schedule([Phase(NeuronPolicy(coverage=1.0))])
+    """How it is trained."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of heads, hidden units or channels that the model has."""
+
+    batch: Annotated[int, Field(ge=1)] | None = None
+    """Samples per worker."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of hidden units that are dropped."""
+
+    drop_branch: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of residual branches that are dropped."""
+
+    match: tuple[Match, ...] = ("time",)
+    """What it has as much of as dense data parallelism."""
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _resolved(cls, schedule: Any) -> Any:
+        return resolve_schedule(schedule)
+
+    @field_validator("match", mode="before")
+    @classmethod
+    def _as_tuple(cls, match: Any) -> Any:
+        return (match,) if isinstance(match, str) else tuple(match)
+
+
+class Study(PolicyModel):
+    """A study. Its TOML form has the same fields, with a table ``[[contestant]]`` for each contestant.
+
+    Args:
+        task: The name of a task.
+        options: Options of the task.
+        workers: Number of workers N.
+        steps: Steps of dense data parallelism: the time that all contestants have.
+        batch: Samples per worker and step.
+        seeds: Seeds of the runs that are reported.
+        tuning_seed: The seed of the runs that choose learning rates.
+        learning_rates: The peaks that each contestant tries; it takes the one that is best on held-out data that the
+            reported figures do not use.
+        learning_rate: How the learning rate changes, the same for all: that of a contestant's schedule does not count.
+        clip: Upper bound of the gradient's norm.
+        weight_decay: AdamW's.
+        evaluations: How often the full model is evaluated in a run.
+        step_time: The time of a step over dense data parallelism's, by "MASKING COVERAGE" or "small SHARE". What is
+            missing takes the share of the FLOPs.
+        contestants: Who takes part.
+    """
+
+    task: str
+    options: Mapping[str, Any] = {}
+    workers: Annotated[int, Field(ge=1)] = 4
+    steps: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    tuning_seed: int = 1000
+    learning_rates: tuple[float, ...]
+    learning_rate: LearningRate = LearningRate()
+    clip: float | None = 1.0
+    weight_decay: float = 0.0
+    evaluations: Annotated[int, Field(ge=1)] = 8
+    step_time: Mapping[str, float] = {}
+    contestants: tuple[Contestant, ...]
+
+    @field_validator("seeds", "learning_rates", mode="before")
+    @classmethod
+    def _as_tuple(cls, values: Any) -> Any:
+        return tuple(values) if isinstance(values, list) else values
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _as_learning_rate(cls, value: Any) -> Any:
+        return LearningRate(**value) if isinstance(value, Mapping) else value
+
+    @field_validator("contestants", mode="before")
+    @classmethod
+    def _as_contestants(cls, values: Any) -> Any:
+        return tuple(one if isinstance(one, Contestant) else Contestant(**one) for one in values)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        names = [one.name for one in self.contestants]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two contestants are called {twice!r}.")
+        if not self.learning_rates or not self.seeds:
+            raise ValueError("learning_rates and seeds need one entry at least.")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Returns the study of a TOML file.
+
+        Raises:
+            PolicyError: If the file cannot be read, or a field does not exist or is not valid.
+        """
+        values = read_toml(path, "study")
+        contestants = []
+        for number, given in enumerate(values.pop("contestant", []), 1):
+            own = {key: value for key, value in given.items() if key in Contestant.model_fields}
+            rest = {key: value for key, value in given.items() if key not in own}
+            if rest:  # the fields of a policy or a schedule, side by side with those of the contestant
+                own["schedule"] = rest
+            file = own.get("schedule")
+            if isinstance(file, str) and file.endswith(".toml"):
+                own["schedule"] = path.parent / file
+            contestants.append(Contestant(**{"name": f"contestant {number}", **own}))
+        return cls(**values, contestants=tuple(contestants))
+
+    def schedule_of(self, contestant: Contestant, steps: int) -> Schedule:
+        """Returns a contestant's schedule over a number of steps, with the learning rate of the study."""
+        return contestant.schedule.replace(steps=steps, learning_rate=self.learning_rate)
+
+    def runs(self, contestant: Contestant, peak: float | None) -> Iterator[Run]:
+        """Yields the runs of a contestant: those that choose a learning rate, or the reported ones with it.
+
+        Args:
+            contestant: The contestant.
+            peak: The learning rate; None to choose one.
+        """
+        for match in contestant.match if peak is not None else contestant.match[:1]:
+            for seed in (self.tuning_seed,) if peak is None else self.seeds:
+                for rate in self.learning_rates if peak is None else (peak,):
+                    yield Run(contestant.name, match, seed, rate, peak is None)
+
+    def key(self, run: Run) -> str:
+        """Returns what identifies a run by everything that its result depends on."""
+        contestant = self.contestant(run.contestant)
+        shared = self.model_dump(mode="json", exclude={"contestants", "seeds", "learning_rates", "tuning_seed"})
+        own = {
+            **contestant.model_dump(mode="json", exclude={"schedule", "name", "match"}),
+            "schedule": contestant.schedule.describe(),
+        }
+        ran = {key: value for key, value in asdict(run).items() if key != "contestant"}
+        text = json.dumps([shared, own, ran], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def contestant(self, name: str) -> Contestant:
+        """Returns the contestant of a name."""
+        return next(one for one in self.contestants if one.name == name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes:
+        contestant: Who.
+        match: What it has as much of as dense data parallelism.
+        seed: Seed of the weights and of the data.
+        peak: The highest learning rate.
+        tunes: Whether it chooses a learning rate.
+    """
+
+    contestant: str
+    match: Match
+    seed: int
+    peak: float
+    tunes: bool
