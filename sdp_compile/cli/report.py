@@ -32,7 +32,7 @@ def run(words: SubjectWords, output: Path, rank: int) -> None:
 
 def command(words: SubjectWords, rank: int) -> str:
     """Returns the command that makes the same page again."""
-    parts = ["sdp-compile", "report", words.model, "--policy", words.policy, "--workers", str(words.workers)]
+    parts = ["sdp-compile", "report", words.model, "--policy", str(words.policy), "--workers", str(words.workers)]
     parts += [] if words.coverage is None else ["--coverage", f"{words.coverage:g}"]
     parts += [] if words.masking is None else ["--masking", words.masking]
     parts += [] if words.node_size is None else ["--node-size", str(words.node_size)]

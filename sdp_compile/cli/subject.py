@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sdp_compile.inspector.subject import Subject
     from sdp_compile.passes import Pass
     from sdp_compile.planning.holdings import LoweringKind
+    from sdp_compile.policies import Policy
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class SubjectWords:
     """Which model, under which policy, for how many workers. Raises `SDPError` for words that cannot be right."""
 
     model: str
-    policy: str = "auto"
+    policy: str | Policy = "auto"
     coverage: float | None = None
     masking: str | None = None
     workers: int = 4
@@ -34,7 +35,9 @@ class SubjectWords:
     node_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_policy_words(self.policy, self.coverage, self.node_size, self.workers)
+        check_policy_words(
+            self.policy if isinstance(self.policy, str) else "auto", self.coverage, self.node_size, self.workers
+        )
         check_passes_words(self.passes)
         check_words(self.model, self.inputs, self.overrides, self.size)
 

@@ -31,7 +31,7 @@ class Runner:
     def all(self, jobs: int) -> None:
         """Runs what is missing, ``jobs`` runs at a time, each on one thread."""
         with _pool(jobs) as pool:
-            self._run(pool, jobs, [run for one in self._study.contestants for run in self._study.runs(one, None)])
+            self._run(pool, jobs, self._tuning())
             self._run(pool, jobs, self._reported())
 
     def rows(self) -> list[dict[str, Any]]:
@@ -41,10 +41,15 @@ class Runner:
 
     def missing(self) -> int:
         """Returns the number of runs that are missing."""
-        tuning = [run for one in self._study.contestants for run in self._study.runs(one, None)]
         undecided = [one for one in self._study.contestants if self._peak(one) is None]
         later = sum(len(self._study.seeds) * len(one.match) for one in undecided)
-        return sum(self._study.key(run) not in self._rows for run in (*tuning, *self._reported())) + later
+        return sum(self._study.key(run) not in self._rows for run in (*self._tuning(), *self._reported())) + later
+
+    def _tuning(self) -> list[Run]:
+        """Returns the runs that choose learning rates; none where there is nothing to choose."""
+        if len(self._study.learning_rates) == 1:
+            return []
+        return [run for one in self._study.contestants for run in self._study.runs(one, None)]
 
     def _reported(self) -> list[Run]:
         chosen = ((one, self._peak(one)) for one in self._study.contestants)
@@ -59,8 +64,6 @@ class Runner:
         return best_peak(tried, TASKS[self._study.task].goal) if len(tried) == len(rows) else None
 
     def _run(self, pool: Executor, jobs: int, runs: Sequence[Run]) -> None:
-        if len(self._study.learning_rates) == 1:  # nothing to choose
-            runs = [one for one in runs if not one.tunes]
         left = [one for one in runs if self._study.key(one) not in self._rows]
         for row in _results(pool, jobs, self._study, left):
             self._rows[row["key"]] = row

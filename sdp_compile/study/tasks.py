@@ -114,6 +114,7 @@ class Text(Task):
         text: Tensor = vars(self)["_training"]
         return self._windows(text, torch.randint(len(text) - self.sequence, (count,), generator=generator))
 
+    @torch.no_grad()
     def evaluate(self, model: nn.Module, part: Part) -> dict[str, float]:
         text: Tensor = vars(self)["_held_out"]
         starts = torch.linspace(0, len(text) - self.sequence - 1, 2 * self.windows).long()

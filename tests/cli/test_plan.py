@@ -41,6 +41,22 @@ def test_one_workers_part() -> None:
     assert "What worker 2 owns" in out and "Worker 2: " in out and "per step" in out
 
 
+def test_the_phases_of_a_schedule(tmp_path: Path) -> None:
+    target = tmp_path / "plan.json"
+    code, out, error = run(MODEL, "--workers", "4", "--schedule", "rolling", "--json", str(target))
+    assert code == 0, error
+    plan = Plan.from_json(target.read_text())
+    assert plan.policy["design"] == "rolling"
+    rows = [line.split() for line in out[out.index("Phases") :].splitlines()]
+    first, second = (next(row for row in rows if row[:1] == [share]) for share in ("70%", "30%"))
+    most = max(plan.memory(rank).total for rank in range(4)) / plan.memory().total
+    assert f"{most:.0%}" in first and "all" in second
+    code, _, error = run(MODEL, "--schedule", "growin")
+    assert code == 2 and "Did you mean 'growing'" in error
+    code, _, error = run(MODEL, "--schedule", "growing", "--coverage", "0.5")
+    assert code == 2 and "Leave out --policy, --coverage and --masking" in " ".join(error.split())
+
+
 def test_nodes() -> None:
     code, out, error = run(MODEL, "--workers", "8", "--policy", "neuron", "--node-size", "2", "--json", "-")
     assert code == 0, error

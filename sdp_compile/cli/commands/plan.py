@@ -9,6 +9,7 @@ import typer
 from sdp_compile.cli import options
 from sdp_compile.cli.clean_errors import clean_errors
 from sdp_compile.command_words import DEFAULT_WORKERS
+from sdp_compile.errors import PolicyError
 
 
 def plan(
@@ -18,6 +19,14 @@ def plan(
     masking: options.Masking = None,
     workers: options.Workers = DEFAULT_WORKERS,
     node_size: options.NodeSize = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.toml",
+            help="Show the phases of this schedule, and plan its first one.",
+            autocompletion=options.complete_schedule,
+        ),
+    ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Also list what this worker owns.")] = None,
     small: options.FullOrSmall = None,
     inputs: options.Inputs = None,
@@ -35,6 +44,7 @@ def plan(
       sdp-compile plan transformers:gpt2 --set n_layer=6 --rank 3
       sdp-compile plan path/to/file.py:factory --json plan.json
       sdp-compile plan ./my-model/ --coverage 0.25
+      sdp-compile plan transformers:gpt2 --schedule growing
       sdp-compile plan transformers:llama --workers 64 --node-size 8
 
     Exit codes: 0 planned; 1 unexpected failure; 2 wrong arguments, or a
@@ -44,6 +54,10 @@ def plan(
     from sdp_compile.cli.subject import SubjectWords
 
     with clean_errors(debug):
+        if schedule is not None and (policy != "auto" or coverage is not None or masking is not None):
+            raise PolicyError(
+                f"--schedule {schedule} has policies of its own. Leave out --policy, --coverage and --masking."
+            )
         words = SubjectWords(
             model,
             policy,
@@ -55,4 +69,4 @@ def plan(
             options.size_of(small),
             node_size=node_size,
         )
-        run(PlanSettings(words, rank, json))
+        run(PlanSettings(words, rank, schedule, json))

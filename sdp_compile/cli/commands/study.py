@@ -14,7 +14,7 @@ from sdp_compile.errors import SDPError
 
 
 def study(
-    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The study.")],
+    file: Annotated[Path, typer.Argument(help="The study, a TOML file.")],
     out: Annotated[
         Path | None, typer.Option(help="Results, JSON lines; a second run continues them. Default: beside FILE.")
     ] = None,

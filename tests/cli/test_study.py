@@ -1,0 +1,70 @@
+"""``sdp-compile study``: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sdp_compile.cli.main import app
+
+pytestmark = pytest.mark.timeout(200)
+
+STUDY = """
+task = "teacher"
+steps = 8
+batch = 4
+seeds = [0, 1]
+learning_rates = [0.01]
+evaluations = 2
+[[contestant]]
+name = "dense"
+[[contestant]]
+name = "tail"
+schedule = "backward-tail"
+match = ["time", "steps"]
+"""
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["study", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_that_a_study_runs_prints_and_plots(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file, plot = tmp_path / "own.toml", tmp_path / "own.svg"
+    file.write_text(STUDY)
+    code, out, error = run(file, "--show")
+    assert code == 0 and "6 runs are missing" in out
+    code, out, error = run(file, "--plot", plot)
+    assert code == 0, error
+    assert (tmp_path / "own.jsonl").read_text().count("\n") == 6
+    assert "tail (equal time, seed 1, 0.01" in error and "0 left" in error
+    assert "tail, equal steps" in out and "less dense" in out and "of 2" in out and "missing" not in out
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert plot.read_text().count("<svg") == 1
+    code, out, error = run(file)
+    assert code == 0 and not error
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "words"),
+    [
+        (["absent.toml"], None, ["absent.toml", "no such file"]),
+        (["{file}"], ('"teacher"', '"teache"'), ["teache", "Did you mean 'teacher'"]),
+        (["{file}"], ("steps = 8", "steps = 0"), ["steps=0 is not valid"]),
+        (["{file}", "--plot", "x.pdf"], None, [".png or .svg"]),
+        (["{file}", "--out", "/absent/x.jsonl"], None, ["--out", "a folder that exists"]),
+    ],
+)
+def test_that_mistakes_are_one_clean_message(
+    options: list[str], change: tuple[str, str] | None, words: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(STUDY.replace(*change) if change else STUDY)
+    code, _, error = run(*(option.format(file=file) for option in options))
+    assert code == 2
+    assert all(word in " ".join(error.split()) for word in words), error

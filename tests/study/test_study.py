@@ -1,0 +1,191 @@
+"""Studies: what a contestant costs, how it is tuned, what is resumed, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sdp_compile as sdp
+from sdp_compile.errors import PolicyError, SDPError
+from sdp_compile.policies import NeuronPolicy
+from sdp_compile.study.costs import Costs
+from sdp_compile.study.results import append_row, read_rows, standings
+from sdp_compile.study.run import run
+from sdp_compile.study.runner import Runner
+from sdp_compile.study.spec import Run, Study
+from sdp_compile.study.tasks import TASKS, Shape, make_task
+
+STUDY = """
+task = "teacher"
+workers = 4
+steps = 24
+batch = 8
+seeds = [0, 1]
+learning_rates = [0.01, 0.001]
+evaluations = 2
+options = { inputs = 8, hidden = 32, teacher = 8 }
+step_time = { "forward 0.5" = 0.6, "small 0.5" = 0.5 }
+
+[[contestant]]
+name = "dense"
+
+[[contestant]]
+name = "small"
+share = 0.5
+match = ["time", "flops", "steps"]
+
+[[contestant]]
+name = "growing"
+schedule = "growing"
+"""
+
+
+def load(folder: Path, text: str = STUDY) -> Study:
+    path = folder / "study.toml"
+    path.write_text(text)
+    return Study.load(path)
+
+
+@pytest.mark.timeout(300)
+def test_that_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    study, out, seen = load(tmp_path), tmp_path / "study.jsonl", list[dict[str, Any]]()
+
+    class Enough(Exception):
+        pass
+
+    def stop_after_five(row: dict[str, Any], left: int) -> None:
+        seen.append(row)
+        if len(seen) == 5:
+            raise Enough
+
+    with pytest.raises(Enough):
+        Runner(study, out, stop_after_five).all(1)
+    out.write_text(out.read_text() + '{"key": "cut off')
+    Runner(study, out, lambda row, left: seen.append(row)).all(2)
+    rows = read_rows(out)
+    assert len({row["key"] for row in rows}) == len(rows) == 3 * 2 + 2 * (1 + 3 + 1)
+    assert {row["tunes"] for row in rows[:6]} == {True}
+    runner = Runner(study, out, lambda row, left: pytest.fail("all runs are there"))
+    runner.all(1)
+    assert runner.missing() == 0 and len(runner.rows()) == 10
+    steps = {(row["contestant"], row["match"]): row["steps"] for row in runner.rows()}
+    assert steps["dense", "time"] == steps["small", "steps"] == 24 and steps["small", "time"] == 48
+    assert steps["growing", "time"] == round(24 / (0.5 * 0.6 + 0.25 * 0.75 + 0.25 * 1.0))
+    for contestant in study.contestants:
+        tuned = {
+            row["peak"]: row["result"]["loss"] for row in rows if row["contestant"] == contestant.name and row["tunes"]
+        }
+        peaks = {row["peak"] for row in runner.rows() if row["contestant"] == contestant.name}
+        assert peaks == {min(tuned, key=lambda peak: tuned[peak])}
+    again = run(study, Run("small", "time", 1, 0.01, False))
+    assert again["curve"] == run(study, Run("small", "time", 1, 0.01, False))["curve"]
+    assert [point["step"] for point in again["curve"]] == [24, 48]
+    assert again["curve"][-1]["time"] == pytest.approx(24)
+
+
+def test_costs_of_a_step() -> None:
+    study = Study(task="teacher", steps=10, batch=4, learning_rates=(0.1,), contestants=())
+    contestant = load_contestant({"name": "one", "policy": "neuron"})
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+    x = torch.randn(2, 16)
+    emulation = sdp.emulate(model, NeuronPolicy(coverage=0.5), (x,), workers=4)
+    costs = Costs(study, contestant, emulation, sdp.plan(model, NeuronPolicy(coverage=1.0), (x,), workers=4))
+    forward, backward = (costs.policy(NeuronPolicy(coverage=0.5, masking=m)) for m in ("forward", "backward"))  # type: ignore[arg-type]
+    assert forward.flops == pytest.approx(0.5, abs=0.01) and backward.flops == pytest.approx(2.5 / 3, abs=0.01)
+    assert forward.state == pytest.approx(0.5, abs=0.01) and backward.state == pytest.approx(0.625, abs=0.01)
+    dense = costs.policy(NeuronPolicy(coverage=1.0))
+    assert (dense.flops, dense.time, dense.state) == (1.0, 1.0, 1.0)
+    mixed = sdp.Phase(NeuronPolicy(coverage=0.5), alternate=NeuronPolicy(coverage=1.0), alternate_every=4)
+    assert costs.phase(mixed).flops == pytest.approx(0.75 * 0.5 + 0.25, abs=0.01) and costs.phase(mixed).state == 1.0
+
+
+def load_contestant(values: dict[str, Any]) -> Any:
+    from sdp_compile.study.spec import Contestant
+
+    own = {key: value for key, value in values.items() if key in Contestant.model_fields}
+    return Contestant(**own, schedule={key: value for key, value in values.items() if key not in own})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_that_tasks_train_and_their_parts_differ(name: str) -> None:
+    task = make_task(name, {})
+    torch.manual_seed(0)
+    model, smaller = task.build(Shape()), task.build(Shape(share=0.5))
+    assert 0.3 < sum(map(torch.numel, smaller.parameters())) / sum(map(torch.numel, model.parameters())) < 0.8
+    optimizer, generator = torch.optim.AdamW(model.parameters(), lr=3e-3), torch.Generator().manual_seed(0)
+    before = {part: task.evaluate(model.eval(), part) for part in ("tuning", "final")}
+    assert before["tuning"] != before["final"] and task.goal in before["final"]
+    model.train()
+    for _ in range(20):
+        optimizer.zero_grad()
+        task.loss(model, task.draw(32, generator)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    if task.calibration():
+        sdp.calibrate(model, task.calibration())
+    assert task.evaluate(model.eval(), "final")["loss"] < before["final"]["loss"]
+    dropping = task.build(Shape(dropout=0.5, drop_branch=0.5)).train()
+    x = task.draw(4, generator)[0]
+    assert not torch.equal(dropping(x), dropping(x)) and torch.equal(dropping.eval()(x), dropping(x))
+
+
+def test_standings_compare_seed_by_seed() -> None:
+    def row(name: str, seed: int, value: float, match: str = "time") -> dict[str, Any]:
+        costs = {"peak": 0.1, "steps": 3, "time": 1.0, "flops": 1.0, "state": 0.5}
+        return {"contestant": name, "match": match, "seed": seed, "result": {"loss": value}, **costs}
+
+    rows = [row("a", 0, 1.0), row("a", 1, 3.0), row("b", 0, 0.5), row("b", 1, 3.25), row("c", 1, 9.0)]
+    first, second, third = standings(rows, "loss", "a")
+    assert (first.contestant, second.contestant, third.contestant) == ("b", "a", "c")
+    assert first.difference == -0.125 and first.error == pytest.approx(0.375) and first.wins == 1
+    assert second.difference is None and third.difference == 6.0 and third.error is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("task =", "tsk ="), "Study has no field 'tsk'"),
+        (('"growing"\nschedule = "growing"', '"dense"'), "two contestants are called 'dense'"),
+        (('schedule = "growing"', 'schedule = "growin"'), "no schedule 'growin'"),
+        (("share = 0.5", "share = 1.5"), "share=1.5 is not valid"),
+        (("learning_rates = [0.01, 0.001]", "learning_rates = []"), "learning_rates and seeds need one entry"),
+        (('match = ["time", "flops", "steps"]', 'match = "money"'), "match"),
+        (("steps = 24\n", ""), "steps"),
+    ],
+)
+def test_that_mistakes_are_named(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    assert change[0] in STUDY
+    with pytest.raises(PolicyError) as caught:
+        load(tmp_path, STUDY.replace(*change))
+    assert message in str(caught.value)
+
+
+def test_that_tasks_and_results_that_cannot_be_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SDPError, match="Did you mean 'digits'"):
+        make_task("digit", {})
+    with pytest.raises(SDPError, match="does not take these options"):
+        make_task("teacher", {"depth": 3})
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"no": "key"}\n{"key": "a"}\n')
+    with pytest.raises(SDPError, match="line 1 is no result"):
+        read_rows(path)
+    path.write_text('{"key": "a"}\n{"key": "b')
+    append_row(path, {"key": "c"})
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "c"]
+
+
+def test_that_a_key_changes_with_everything_that_the_result_depends_on(tmp_path: Path) -> None:
+    study = load(tmp_path)
+    one = Run("small", "time", 0, 0.01, False)
+    keys = [study.key(one)]
+    keys += [load(tmp_path, STUDY.replace("batch = 8", "batch = 9")).key(one)]
+    keys += [load(tmp_path, STUDY.replace("share = 0.5", "share = 0.25")).key(one)]
+    keys += [load(tmp_path, STUDY.replace("hidden = 32", "hidden = 64")).key(one)]
+    keys += [study.key(Run("small", "steps", 0, 0.01, False)), study.key(Run("small", "time", 1, 0.01, False))]
+    assert len(set(keys)) == len(keys)
+    assert load(tmp_path, STUDY.replace("seeds = [0, 1]", "seeds = [0, 1, 2]")).key(one) == keys[0]
+    assert load(tmp_path, STUDY.replace('"small"', '"half"')).key(Run("half", "time", 0, 0.01, False)) == keys[0]
