@@ -80,6 +80,11 @@ class Progress:
         if self._task is not None and not self._bars.disable:
             self._bars.update(self._task, completed=done, note=f"loss {loss.item():.3f}")
 
+    def note(self, text: str) -> None:
+        """Shows a text beside this stage until the next step."""
+        if self._task is not None and not self._bars.disable:
+            self._bars.update(self._task, note=text)
+
     def _finish(self) -> None:
         if self._task is not None:
             total = self._bars.tasks[self._task].total or 1

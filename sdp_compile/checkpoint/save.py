@@ -43,6 +43,9 @@ WHAT = "sdp.save_checkpoint()"
 Redundancy = Literal["none", "owners"]
 Storage = Literal["shared", "local"]
 
+OnProgress = Callable[[int, int], None]
+"""Takes the bytes that are written, and all bytes."""
+
 
 @overload
 def save_checkpoint(
@@ -60,6 +63,7 @@ def save_checkpoint(
     redundancy: Redundancy = "none",
     storage: Storage = "shared",
     verify: bool = True,
+    on_progress: OnProgress | None = None,
     asynchronous: Literal[False] = False,
 ) -> Path: ...
 
@@ -81,6 +85,7 @@ def save_checkpoint(
     redundancy: Redundancy = "none",
     storage: Storage = "shared",
     verify: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> Saving: ...
 
 
@@ -100,6 +105,7 @@ def save_checkpoint(
     redundancy: Redundancy = "none",
     storage: Storage = "shared",
     verify: bool = True,
+    on_progress: OnProgress | None = None,
     asynchronous: bool = False,
 ) -> Path | Saving:
     """Saves the full model and its training state, each worker its part. Collective.
@@ -125,6 +131,8 @@ def save_checkpoint(
             nodes that are left have. ``"shared"`` if all workers see the same folder.
         verify: Whether to compare all owners' values and optimizer states first, and to refuse what differs or is
             infinite or NaN, so that every checkpoint is one to go on from.
+        on_progress: Called with the bytes that this worker has written so far and those that it writes in all, for a
+            progress bar; with ``asynchronous`` in another thread.
         asynchronous: Whether to return as soon as the values are in memory of the host, and to write in the background.
             The next save waits for this one and raises its error, if ``wait()`` has not.
 
@@ -164,6 +172,7 @@ def save_checkpoint(
     with team.together():
         items = list(_items(found, optimizer, states, redundancy == "owners"))
         size = sum(item.nbytes + ITEM_BYTES for item in items)
+        told = items if on_progress is None else _told(items, on_progress)
     digest = found.module.holdings.digest if isinstance(found, CompiledModel) else ""
     sizes, slices, attempts = zip(*team.gather([size, digest, token_hex(4)]), strict=True)
     facts: dict[str, Any] = {
@@ -181,23 +190,36 @@ def save_checkpoint(
     job = _Job(found, place, step, keep, facts, states, attempts[0])
     if is_local:
         node = node_of(place, team, found.rank, found.workers)
-        save_local(job, step, keep, node, team, sizes, items, private)
+        save_local(job, step, keep, node, team, sizes, told, private)
         return job.place
     with job.staged(team, sum(sizes)):
         if asynchronous:
             with team.together():
                 held = background.snapshot(items)
+                held = held if on_progress is None else _told(held, on_progress, sum(item.nbytes for item in items))
                 meeting = background.Meeting(team.group, team.limit, WHAT, job.commit, job.discard)
             return background.begin(
                 background.Saving(job.place, WHAT, lambda advance: job.write(held, private, advance), meeting)
             )
         with team.together():
-            job.write(items, private)
+            job.write(told, private)
         with team.together():
             if found.rank == 0:
                 job.commit()
     team.gather(None)  # worker 0, which serves the store, may end the process next
     return job.place
+
+
+def _told(items: Iterable[Item], on_progress: OnProgress, total: int | None = None) -> Iterator[Item]:
+    """Yields items, and tells how many bytes of them have been written."""
+    if total is None:
+        items = list(items)
+        total = sum(item.nbytes for item in items)
+    done = 0
+    for item in items:
+        yield item
+        done += item.nbytes
+        on_progress(done, total)
 
 
 class _Job:

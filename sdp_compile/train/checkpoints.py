@@ -43,6 +43,7 @@ class Checkpoints:
         worker: This worker's model.
         optimizer: Its optimizer.
         windows: This worker's source of data.
+        note: Shows a text to the user.
 
     Attributes:
         step: The number of steps that were done before this process began.
@@ -51,8 +52,14 @@ class Checkpoints:
     """
 
     def __init__(
-        self, settings: TrainSettings, worker: SDPModule, optimizer: torch.optim.Optimizer, windows: Windows
+        self,
+        settings: TrainSettings,
+        worker: SDPModule,
+        optimizer: torch.optim.Optimizer,
+        windows: Windows,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self._note = note
         self._settings, self._worker, self._optimizer, self._windows = settings, worker, optimizer, windows
         self.step, self.losses, self.before = 0, list[float](), float("nan")
         self._asked = False
@@ -115,6 +122,8 @@ class Checkpoints:
             "storage": "local" if settings.local_checkpoint else "shared",
             "asynchronous": settings.asynchronous and not asked and step < settings.steps,
         }
+        if not options["asynchronous"]:
+            options["on_progress"] = lambda done, total: self._note(f"saving {done / max(total, 1):.0%}")
         save_checkpoint(settings.checkpoint, self._worker, self._optimizer, step=step, **options)
         if asked and step < settings.steps:
             raise Stopped(Path(settings.checkpoint, name_of(step)))

@@ -53,7 +53,8 @@ def run(settings: TrainSettings, device: str) -> None:
 
         optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=0.1)
         windows = _training_windows(corpus.training, config, device, settings)
-        checkpoints, recovery = Checkpoints(settings, worker, optimizer, windows), Recovery(settings, worker, optimizer)
+        checkpoints = Checkpoints(settings, worker, optimizer, windows, progress.note)
+        recovery = Recovery(settings, worker, optimizer)
         phases = Phases(schedule, worker, optimizer)
         if not checkpoints.resume():
             progress.stage("validating")
