@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from types import CodeType
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from sdp_compile.capture.attributes import Attributes, Place
 from sdp_compile.capture.clone import clone, to_meta
 from sdp_compile.capture.inputs import Call, answering, grad_answer
-from sdp_compile.capture.locating import line_of_change
+from sdp_compile.capture.locating import lines_of_changes
 from sdp_compile.capture.modes import in_mode
 from sdp_compile.capture.observe import Unprofiled, Watch
 from sdp_compile.capture.outside import OutsideWrite
@@ -133,7 +134,7 @@ def _run(
         Findings(
             (*surroundings.reads.values(), *attributes.settings.values()),
             tuple(attributes.outputs()),
-            {place: _line_of_attribute(again, place) for place in caches},
+            _lines_of_caches(again, caches),
             surroundings.compiling,
             surroundings.grad or watch.asked_requires_grad,
             surroundings,
@@ -267,6 +268,25 @@ def _line_of_attribute(again: Callable[[], tuple[nn.Module, Call]], place: Place
     return _line_of(lambda: (subject, call), lambda: frozen(vars(owner).get(place[1])))
 
 
+def _lines_of_caches(again: Callable[[], tuple[nn.Module, Call]], places: Iterable[Place]) -> dict[Place, str]:
+    """Returns the lines that fill dictionaries, all from one run."""
+    places = list(places)
+    if not places:
+        return {}
+    subject, call = again()
+    held = [(vars(submodule(subject, path)), name) for path, name in places]
+    probes = [partial(_entries_of, attributes, name) for attributes, name in held]
+    return dict(zip(places, _lines_of(subject, call, probes), strict=True))
+
+
+def _entries_of(attributes: Mapping[str, Any], name: str) -> Any:
+    """Returns what tells whether a dictionary got other entries, at little cost."""
+    value = attributes.get(name)
+    if not isinstance(value, Mapping):
+        return frozen(value)
+    return [(id(key), id(entry)) for key, entry in value.items()]
+
+
 def _line_of_part(again: Callable[[], tuple[nn.Module, Call]], place: Place) -> str:
     subject, call = again()
     owner = submodule(subject, place[0])
@@ -281,13 +301,15 @@ def _line_of_parameter(again: Callable[[], tuple[nn.Module, Call]], name: str) -
 
 
 def _line_of(again: Callable[[], tuple[nn.Module, Call]], probe: Callable[[], Any]) -> str:
-    subject, call = again()
+    return _lines_of(*again(), [probe])[0]
 
+
+def _lines_of(subject: nn.Module, call: Call, probes: Sequence[Callable[[], Any]]) -> list[str]:
     def run() -> None:
         with quiet(), fake_mode_of(call, subject), Watch(subject):
             subject(*call.args, **call.kwargs)
 
-    return line_of_change(run, probe) or ""
+    return lines_of_changes(run, probes)
 
 
 def fake_mode_of(call: Call, subject: nn.Module) -> Any:

@@ -1,36 +1,35 @@
-"""Finds the line of the user's code at which something changes."""
+"""Finds the lines of the user's code at which something changes."""
 
 from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 from sdp_compile.capture.users import is_users
 
 
-def line_of_change(run: Callable[[], object], probe: Callable[[], Any]) -> str | None:
-    """Returns ``file:line: code`` of the first line that changes what ``probe`` returns, or None.
+def lines_of_changes(run: Callable[[], object], probes: Sequence[Callable[[], Any]]) -> list[str]:
+    """Returns for each probe ``file:line: code`` of the first line that changes what it returns, or ``""``.
 
     Args:
         run: Runs the code. What it raises is dropped.
-        probe: Returns something that can be compared. It is called after every line, so this is slow.
+        probes: Each returns something that can be compared. They are called after every line, so this is slow.
     """
-    found: list[str] = []
-    last: list[Any] = [probe()]
+    found = [""] * len(probes)
+    left = {number: probe() for number, probe in enumerate(probes)}
     lines: dict[FrameType, int] = {}
 
     def trace(frame: FrameType, event: str, _argument: Any) -> Any:
         if not is_users(frame.f_code.co_filename):
             return None
-        if event in ("line", "return") and not found:
-            now = probe()
-            if now != last[0]:
-                number = lines.get(frame, frame.f_lineno)
-                name = frame.f_code.co_filename
-                found.append(f"{name}:{number}: {linecache.getline(name, number).strip()}")
+        if event in ("line", "return"):
+            for number in [number for number, before in left.items() if probes[number]() != before]:
+                del left[number]
+                line, name = lines.get(frame, frame.f_lineno), frame.f_code.co_filename
+                found[number] = f"{name}:{line}: {linecache.getline(name, line).strip()}"
         lines[frame] = frame.f_lineno
         return trace
 
@@ -42,4 +41,4 @@ def line_of_change(run: Callable[[], object], probe: Callable[[], Any]) -> str |
         pass
     finally:
         sys.settrace(before)
-    return found[0] if found else None
+    return found
