@@ -60,6 +60,7 @@ def test_wheel_holds_every_module_once(built: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(built[0]).namelist()
     assert {name for name in names if name.endswith(".py")} == modules()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"sdp_compile"}
+    assert "sdp_compile/policies/schedules/growing.toml" in names
     assert "sdp_compile/py.typed" in names and "sdp_compile/report_page/templates/page.html.j2" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

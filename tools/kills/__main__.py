@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -63,8 +64,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a file; a last line that was not written to its end does not count."""
     if not path.exists():
         return []
-    whole, _, _ = path.read_text().rpartition("\n")
-    path.write_text(whole + "\n" if whole else "")
+    text = path.read_text()
+    whole, _, _ = text.rpartition("\n")
+    if not text.endswith("\n"):
+        os.truncate(path, len(f"{whole}\n".encode()) if whole else 0)
     return [json.loads(line) for line in whole.splitlines()]
 
 

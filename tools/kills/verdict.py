@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ _LOST_PEERS = (
 """What torch.distributed says when another process is gone."""
 
 
+_ENDS = (0, 1, -signal.SIGKILL)
+"""How a worker may end: at its end, with an error that it has told, or killed."""
+
+
 def run_problem(
     events: list[dict[str, Any]], codes: dict[int, int], expected: Reference, must_end: bool = False
 ) -> str:
@@ -46,9 +51,8 @@ def run_problem(
                 return f"worker {event['rank']} has another state after step {event['step']} ({event['event']})"
         if event["event"] == "error" and (must_end or not _is_clear(event)):
             return f"worker {event['rank']}: {event['kinds'][0]}: {event['text']}\n{event['where']}"
-    if must_end and any(codes.values()):
-        return f"the workers ended with {codes}"
-    return ""
+    odd = {rank: code for rank, code in codes.items() if code not in ((0,) if must_end else _ENDS)}
+    return f"workers ended with {odd}" if odd else ""
 
 
 def folder_problem(folder: Path, before: dict[int, int], keep: int | None, expected: Reference, space: Path) -> str:

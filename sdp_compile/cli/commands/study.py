@@ -33,6 +33,9 @@ def study(
     Every contestant tries the same learning rates, on held-out data that the
     reported figures do not use, and has as much time, as many steps or FLOPs
     as the first contestant. Runs that the results hold are not run again.
+
+    Exit codes: 0 all runs are there; 1 unexpected failure; 2 wrong
+    arguments, or a study or policy that cannot be; 130 stopped by Ctrl-C.
     """
     with clean_errors(debug):
         if not file.is_file():
