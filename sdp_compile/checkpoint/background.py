@@ -14,8 +14,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,9 +30,17 @@ from sdp_compile.checkpoint.team import as_sdp_error
 from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.waiting.words import workers_text
 
+Answer = TypeVar("Answer")
+
 _PAUSE = 0.02
 _NICE = 19
 """How low the priority of writing is: it has time until the next save."""
+
+_LOOK_EVERY = 1.0
+"""How often a wait looks whether the store answers, in seconds."""
+
+_TOLD_EVERY = 1.0
+"""How often a worker tells the others that it makes progress, in seconds: each time costs an answer of the store."""
 
 _AT_EXIT_SECONDS = 60.0
 """How long a process that ends waits for other workers that make no progress."""
@@ -84,8 +95,8 @@ class Saving:
         self._write, self._meeting = write, meeting
         self._error: Exception | None = None
         self._error_is_new = False
-        # Not a daemon: a process that ends waits for it.
-        self._thread = threading.Thread(target=self._run, name="sdp.save_checkpoint")
+        # A process that ends waits for it, in `_tell`; for a thread that is no daemon it would wait forever.
+        self._thread = threading.Thread(target=self._run, name="sdp.save_checkpoint", daemon=True)
 
     def done(self) -> bool:
         """Returns whether `wait` would return at once, or raise."""
@@ -101,11 +112,21 @@ class Saving:
             SDPError: If this worker could not write its part.
             DistributedError: If another worker could not, or has ended.
         """
-        self._thread.join()
+        self.join()
         if self._error is not None:
             self._error_is_new = False
             raise self._error
         return self.path
+
+    def join(self) -> None:
+        """Waits for the end of the thread.
+
+        Raises:
+            DistributedError: If the process group's store does not answer it.
+        """
+        while self._thread.is_alive():
+            self._thread.join(_LOOK_EVERY)
+            self._meeting.check_answers()
 
     def start(self) -> None:
         """Begins to write."""
@@ -113,7 +134,7 @@ class Saving:
 
     def report(self) -> None:
         """Raises the error that nobody has seen yet, if there is one, after all is written."""
-        self._thread.join()
+        self.join()
         if self._error_is_new:
             self.wait()
 
@@ -149,6 +170,7 @@ class Meeting:
     """
 
     failure: Exception | None = None
+    _asked_at: float | None = None
 
     def __init__(
         self,
@@ -159,7 +181,7 @@ class Meeting:
         discard: Callable[[], None],
     ) -> None:
         self._limit, self._what, self._commit, self._discard = limit, what, commit, discard
-        self._rank, self._workers = 0, 1
+        self._rank, self._workers, self._told = 0, 1, float("-inf")
         if group is not None:
             self._rank, self._workers = dist.get_rank(group), dist.get_world_size(group)
             # Worker 0 serves the store as long as this object is there.
@@ -167,10 +189,29 @@ class Meeting:
             number = PrefixStore("sdp_compile", self._served).add(f"saves/{self._rank}", 1)
             self._store = PrefixStore(f"sdp_compile/save/{number}", self._served.clone())
 
+    def check_answers(self) -> None:
+        """Raises `DistributedError` if the store has not answered a question for as long as a worker waits."""
+        asked = self._asked_at
+        if asked is not None and time.monotonic() - asked > self._limit:
+            raise DistributedError(
+                f"The process group's store has not answered worker {self._rank} for {self._limit:.0f} s in "
+                f"{self._what}. Whether the checkpoint is whole, only its folder tells."
+            )
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        """Returns the store's answer, which `check_answers` waits for: a store that hangs never returns."""
+        self._asked_at = time.monotonic()
+        try:
+            return question()
+        finally:
+            self._asked_at = None
+
     def advance(self) -> None:
-        """Tells the others that this worker makes progress."""
-        if self._workers > 1:
-            self._store.add("progress", 1)
+        """Tells the others that this worker makes progress, at most once per second."""
+        now = time.monotonic()
+        if self._workers > 1 and now - self._told >= min(_TOLD_EVERY, self._limit / 4):
+            self._told = now
+            self._ask(lambda: self._store.add("progress", 1))
 
     def end(self, error: str) -> str:
         """Tells the others that this worker has written its part, or why it could not, and waits for them.
@@ -181,7 +222,7 @@ class Meeting:
         if self._workers == 1:
             return self._decided([error])
         try:
-            self._store.set(f"rank/{self._rank}", json.dumps(error))
+            self._ask(lambda: self._store.set(f"rank/{self._rank}", json.dumps(error)))
             return self._lead() if self._rank == 0 else self._follow()
         except (RuntimeError, OSError) as lost:
             raise DistributedError(
@@ -192,20 +233,21 @@ class Meeting:
     def _lead(self) -> str:
         keys = [f"rank/{rank}" for rank in range(self._workers)]
         if self._wait(lambda: self._store.check(keys)):
-            verdict = self._decided([json.loads(text) for text in self._store.multi_get(keys)])
+            verdict = self._decided([json.loads(text) for text in self._ask(lambda: self._store.multi_get(keys))])
         else:
-            absent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+            there = [self._ask(partial(self._store.check, [key])) for key in keys]
+            absent = [rank for rank, is_there in enumerate(there) if not is_there]
             verdict = f"{self._what}: {workers_text(absent)} did not write for {self._limit:.0f} s."
             self._discard()
-        self._store.set("verdict", verdict)
+        self._ask(lambda: self._store.set("verdict", verdict))
         self._wait(lambda: self._store.add("read", 0) >= self._workers - 1)  # the store may end with this process
         return verdict
 
     def _follow(self) -> str:
         if not self._wait(lambda: self._store.check(["verdict"]), 2):  # worker 0 itself may need all of its time
             return f"{self._what}: worker 0 did not answer for {2 * self._limit:.0f} s."
-        verdict = self._store.get("verdict").decode()
-        self._store.add("read", 1)
+        verdict: str = self._ask(lambda: self._store.get("verdict")).decode()
+        self._ask(lambda: self._store.add("read", 1))
         return verdict
 
     def _decided(self, errors: list[str]) -> str:
@@ -224,8 +266,8 @@ class Meeting:
     def _wait(self, is_there: Callable[[], bool], limits: int = 1) -> bool:
         """Polls; False after the limit, so many times, without progress of any worker."""
         last, seen = time.monotonic(), -1
-        while not is_there():
-            now, progress = time.monotonic(), self._store.add("progress", 0)
+        while not self._ask(is_there):
+            now, progress = time.monotonic(), self._ask(lambda: self._store.add("progress", 0))
             if progress != seen:
                 last, seen = now, progress
             ends = not threading.main_thread().is_alive()  # Python waits for this thread alone
@@ -258,7 +300,8 @@ def settle(raises: bool = True) -> None:
     if raises:
         _last.report()
     else:
-        _last._thread.join()
+        with suppress(DistributedError):
+            _last.join()
 
 
 def _tell() -> None:

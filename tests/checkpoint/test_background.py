@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import sdp_compile as sdp
+from sdp_compile.checkpoint import background, writing
 from sdp_compile.checkpoint import folder as folders
-from sdp_compile.checkpoint import writing
-from sdp_compile.errors import SDPError
+from sdp_compile.errors import DistributedError, SDPError
 from tests.checkpoint.training import Run, same
 from tests.distributed import run_workers
 
@@ -209,3 +209,29 @@ def test_a_process_that_is_killed_leaves_the_checkpoint_before(tmp_path: Path) -
     assert run.load(tmp_path).step == 1
     run.save(tmp_path, 2, asynchronous=True).wait()
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000001", "step-00000002", ".lock"}
+
+
+class Silent(background.Meeting):
+    """A meeting whose store does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(None, 0.3, "sdp.save_checkpoint()", lambda: None, lambda: None)
+        self.forever = threading.Event()
+
+    def end(self, error: str) -> str:
+        self._ask(self.forever.wait)
+        return ""
+
+
+def test_that_a_store_which_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(background, "_last", None)
+    meeting = Silent()
+    saving = background.begin(background.Saving(tmp_path, "sdp.save_checkpoint()", lambda advance: None, meeting))
+    for wait in (saving.wait, background.settle):
+        with pytest.raises(DistributedError, match="has not answered worker 0"):
+            wait()
+    background.settle(raises=False)
+    assert not saving.done()
+    meeting.forever.set()
+    assert saving.wait() == tmp_path and saving.done()

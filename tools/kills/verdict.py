@@ -83,7 +83,7 @@ def folder_problem(folder: Path, before: dict[int, int], keep: int | None, expec
 
 def step_of(path: Path) -> int:
     """Returns the step of a checkpoint, perhaps under its hidden name."""
-    return int("".join(filter(str.isdigit, path.name)))
+    return int(path.name.partition("step-")[2][:8])
 
 
 def assembled(path: Path, lost: tuple[int, ...], expected: Reference, space: Path) -> str:
