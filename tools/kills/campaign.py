@@ -151,7 +151,9 @@ class _Run:
         found = workers.follow(is_moment, self._deadline)
         if found is None:
             return
-        if trial.moment != "operation":
+        if wanted == "operation":
+            workers.wait_stopped(trial.by, self._deadline)
+        elif trial.moment != "operation":
             seconds = self._expected.save_seconds if trial.moment == "save" else self._expected.step_seconds
             workers.follow(lambda _: False, time.monotonic() + trial.share * seconds)
         if len(workers.codes()) == WORKERS:  # meanwhile

@@ -72,6 +72,13 @@ class Workers:
             if not self._has_ended(rank):
                 os.kill(self._pids[rank], number)
 
+    def wait_stopped(self, rank: int, deadline: float) -> None:
+        """Waits until a worker that has told so stands still: what comes before would not make it go on."""
+        while not self._has_ended(rank) and time.monotonic() < deadline:
+            if os.waitid(os.P_PID, self._pids[rank], os.WSTOPPED | os.WNOHANG | os.WNOWAIT):
+                return
+            time.sleep(0.001)
+
     def ended(self, deadline: float) -> list[int]:
         """Follows the workers to their end. Returns those that have not ended by the deadline."""
         self.follow(lambda _: False, deadline)
