@@ -28,6 +28,7 @@ from sdp_compile.checkpoint.states import groups_of, kind_of
 from sdp_compile.checkpoint.taking import load_optimizer, taking
 from sdp_compile.checkpoint.team import Team
 from sdp_compile.errors import SDPError
+from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.optimizer.full_state import fitted_groups
 
 WHAT = "sdp.load_checkpoint()"
@@ -79,7 +80,8 @@ def load_checkpoint(
     """Loads what `save_checkpoint` saved, with any number of workers, policy, masking and lowering. Collective.
 
     With as many workers each gets its random states back, and with the same plan its own running statistics: training
-    goes on bit by bit as if it had never stopped.
+    goes on bit by bit as if it had never stopped. If an optimizer is loaded too, a model with a `Schedule` first gets
+    the plan of the checkpoint's step.
 
     Args:
         path: A checkpoint, or a folder of checkpoints, of which the newest is loaded.
@@ -131,6 +133,10 @@ def load_checkpoint(
         lost = () if optimizer is None else check_states(checkpoint, reset_lost_optimizer_state, RESET)
         _check_others(found, manifest, scheduler, scaler, loader)
         check_extra_states(found, states_in(shared_of(manifest)))
+    if optimizer is not None and _advanced(found, optimizer, manifest.step):
+        found = model_of(model, WHAT)
+        with team.together():
+            groups = _fitted(found, optimizer, manifest)
     with team.together():
         private = _Private(checkpoint, found, reset_lost_optimizer_state)
         _load_model(found, checkpoint, private.tensors)
@@ -144,6 +150,14 @@ def load_checkpoint(
     extra = decode(shared_of(manifest).get("extra", {}))
     same = manifest.workers == found.workers
     return Restored(checkpoint.path, manifest.step, manifest.samples, extra, manifest.workers, same, lost)
+
+
+def _advanced(model: Model, optimizer: Optimizer, step: int) -> bool:
+    """Gives a model with a schedule the plan that it was saved with. Collective. Returns whether it has changed."""
+    module = model.module
+    if not isinstance(module, SDPModule) or module.schedule is None:
+        return False
+    return module.advance(max(step - 1, 0), optimizer) is not None
 
 
 def _foreign(team: Team, path: str | os.PathLike[str]) -> Path | None:

@@ -72,7 +72,6 @@ class Checkpoints:
         path = self._source()
         if path is None:
             return False
-        self._advance(path)
         restored = load_checkpoint(
             path,
             self._worker,
@@ -90,13 +89,6 @@ class Checkpoints:
         if restored.reset and self._worker.rank == 0:
             print(f"Begins without the optimizer state of {shortened(restored.reset)}.", file=sys.stderr)
         return True
-
-    def _advance(self, path: Path) -> None:
-        """Takes the plan that the schedule wants after the checkpoint, which had the same if it is in a phase."""
-        step = 0
-        with Team(self._worker.peers, "the resumption of training").together(lambda: str(step), what="step"):
-            step = Checkpoint(path).manifest.step
-        self._worker.advance(max(step - 1, 0), self._optimizer)
 
     def after_step(self, step: int, losses: Callable[[], Sequence[float]]) -> None:
         """Saves after a step if it is time, or if any worker was given notice. Collective.
