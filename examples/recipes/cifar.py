@@ -141,7 +141,9 @@ def main() -> None:
     per_epoch = len(images) // (batch * workers)
     schedule = sdp.resolve_schedule(options.schedule, steps=options.epochs * per_epoch)
     torch.manual_seed(0)
-    model = sdp.compile(build(options.model, int(labels.max()) + 1).to(device), schedule, (normalised(images[:2]),))
+    model = sdp.compile(
+        build(options.model, 100 if labels.max() > 9 else 10).to(device), schedule, (normalised(images[:2]),)
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=options.rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     torch.manual_seed(rank + 1)  # each worker augments in its own way
     done = samples = 0
