@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,6 +76,13 @@ Policy = Annotated[
     str,
     typer.Option(metavar="NAME|FILE.toml", help="Policy that decides who owns what.", autocompletion=complete_policy),
 ]
+
+
+def schedule(text: str) -> Any:
+    """Returns the option ``--schedule`` with a command's own help."""
+    return typer.Option(metavar="NAME|FILE.toml", help=text, autocompletion=complete_schedule)
+
+
 Coverage = Annotated[
     float | None, typer.Option(help="Share of the workers that own each unit. Default: 0.5, or the file's.")
 ]

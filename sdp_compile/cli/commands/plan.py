@@ -21,11 +21,7 @@ def plan(
     node_size: options.NodeSize = None,
     schedule: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME|FILE.toml",
-            help="Show the phases of this schedule, and plan its first one.",
-            autocompletion=options.complete_schedule,
-        ),
+        options.schedule("Show the phases of this schedule, and plan its first one."),
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Also list what this worker owns.")] = None,
     small: options.FullOrSmall = None,

@@ -46,11 +46,7 @@ def train(
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME|FILE.toml",
-            help="Schedule of policies instead of one policy.",
-            autocompletion=options.complete_schedule,
-        ),
+        options.schedule("Schedule of policies instead of one policy."),
     ] = None,
     coverage: options.Coverage = None,
     masking: options.Masking = None,
