@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sdp_compile.capture.clone import clone
 from sdp_compile.capture.diagnosis import first_line, user_line
 from sdp_compile.capture.inputs import Call, with_batch
+from sdp_compile.capture.memos import Memos
 from sdp_compile.checking.compare import Deviation, deviations, gradient_floor, relative_error
 from sdp_compile.checking.oracle import Run, randomise, run_compiled, run_original
 from sdp_compile.checking.precision import InFloat64, widened
@@ -90,6 +91,11 @@ class Verification:
         """The names in the original's ``state_dict()``."""
         return frozenset(self.model.state_dict())
 
+    @cached_property
+    def _memos(self) -> Memos:
+        """Leaves out what functions with a cache keep: it may have been computed in lower precision before."""
+        return Memos(self.model)
+
     def compare(self, module: SDPModule, rank: int, only_example: bool = False) -> Iterator[Comparison]:
         """Yields the comparisons of one rank's subnetwork in each mode.
 
@@ -140,7 +146,8 @@ class Verification:
         self.model.train(is_training)  # drops what the model keeps between two calls until its mode changes
         torch.manual_seed(self.seed if seed is None else seed)
         try:
-            with InFloat64():
+            self._memos.begin(self.model)
+            with self._memos, InFloat64():
                 return run_original(self.model, call.args, call.kwargs, mask, trial.calls)
         except Exception as error:
             raise NotComparable(

@@ -69,15 +69,26 @@ def owned(workers: list[Mapping[str, Any]]) -> Table:
 
 
 def outcome(report: Mapping[str, Any]) -> Table:
-    """Returns the assembled model's validation loss and the speed, beside the dense baseline's if it was run."""
+    """Returns the assembled model's validation loss and the speed, beside those of the baselines if they were run."""
     table = Table(title="The assembled full model", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
     table.add_column("training")
-    for heading in ("validation loss before", "after", "tokens per second"):
+    for heading in ("steps", "seconds", "state", "loss\nbefore", "after", "tokens\nper second"):
         table.add_column(heading, justify="right")
-    rows = [("subnetworks", report)]
-    if report["baseline"] is not None:
-        rows.append(("dense data parallel", report["baseline"]))
+    run, baseline, same_time = report["run"], report["baseline"], report["same_time"]
+    own = {**run, **report, "state_bytes": max(worker["state_bytes"] for worker in report["workers"])}
+    rows = [("subnetworks", own)]
+    if baseline is not None:
+        rows.append(("dense, equal steps", baseline))
+    if same_time is not None:
+        rows += [("dense, equal time", same_time["dense"]), ("small, equal time", same_time["small"])]
     for name, result in rows:
         loss = result["validation_loss"]
-        table.add_row(name, f"{loss['before']:.3f}", f"{loss['after']:.3f}", f"{result['tokens_per_second']:,.0f}")
+        before = f"{loss['before']:.3f}" if "before" in loss else ""
+        state = f"{result['state_bytes'] / _MIB:.1f} MiB"
+        figures = (f"{result['seconds']:.1f}", state, before, f"{loss['after']:.3f}")
+        table.add_row(name, str(result["steps"]), *figures, f"{result['tokens_per_second']:,.0f}")
+    if same_time is not None:
+        parameters = same_time["small"]["parameters"]
+        table.caption = f"small: a dense model of the subnetworks' size, {parameters:,} parameters"
+        table.caption_justify = "left"
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -13,16 +12,16 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sdp_compile.compiler import checked_reduction, sdp_compile
 from sdp_compile.models.gpt import GPT, GPTConfig
 from sdp_compile.progress import Progress
 from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.train.baselines import WEIGHT_DECAY, Baselines
 from sdp_compile.train.checkpoints import Checkpoints
 from sdp_compile.train.corpus import load_corpus
 from sdp_compile.train.loop import Windows, train_loop, validation_loss
-from sdp_compile.train.memory import measure, measure_dense
+from sdp_compile.train.memory import measure_dense
 from sdp_compile.train.phases import Phases
 from sdp_compile.train.policy import check_plans, choose_schedule
 from sdp_compile.train.recovery import Recovery
@@ -51,7 +50,7 @@ def run(settings: TrainSettings, device: str) -> None:
         for fewer in settings.fewer_workers():
             check_plans(worker.analysis, schedule, fewer)
 
-        optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=0.1)
+        optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=WEIGHT_DECAY)
         windows = _training_windows(corpus.training, config, device, settings)
         checkpoints = Checkpoints(settings, worker, optimizer, windows, progress.note)
         recovery = Recovery(settings, worker, optimizer)
@@ -81,9 +80,14 @@ def run(settings: TrainSettings, device: str) -> None:
         progress.stage("validating")
         full_model = recovery(settings.steps, worker.full_model)
         after = validation_loss(full_model, validation)
-        baseline = None
+        baseline = same_time = None
         if settings.baseline:
-            baseline = _baseline(model, corpus.training, validation, config, settings, schedule.rate, progress)
+            baselines = Baselines(model, config, corpus.training, validation, settings, schedule, progress)
+            baseline = baselines.as_many_steps()
+            # A run that went on from a checkpoint timed only its own steps.
+            share = max(settings.steps - checkpoints.step, 0) / settings.steps
+            if share:
+                same_time = baselines.as_much_time(training.seconds / share, worker.analysis)
 
     state = phases.largest
     mine = {
@@ -106,6 +110,7 @@ def run(settings: TrainSettings, device: str) -> None:
             "validation_loss": {"before": checkpoints.before, "after": after},
             "train_loss": [*checkpoints.losses, *training.losses],
             "baseline": baseline,
+            "same_time": same_time,
             "workers": gathered,
             "tokens_per_second": tokens / training.seconds,
             "policy": schedule.phases[0].policy.describe(),
@@ -141,36 +146,6 @@ def _backward(worker: SDPModule, reduction: str) -> Callable[[Tensor, int], None
 
 def _training_windows(text: bytes, config: GPTConfig, device: str, settings: TrainSettings) -> Windows:
     return Windows(text, config.sequence, device, settings.seed, dist.get_rank(), dist.get_world_size())
-
-
-def _baseline(
-    model: GPT,
-    text: bytes,
-    validation: Windows,
-    config: GPTConfig,
-    settings: TrainSettings,
-    rate: Callable[[int], float],
-    progress: Progress,
-) -> dict[str, Any]:
-    """Trains dense data parallel from the same weights on the same batches, and returns its part of the report."""
-    dense = copy.deepcopy(model)
-    before = validation_loss(dense, validation)
-    progress.stage("training dense (DDP)", settings.steps)
-    parallel = DistributedDataParallel(dense)
-    optimizer = torch.optim.AdamW(parallel.parameters(), weight_decay=0.1)
-    windows = _training_windows(text, config, validation.device, settings)
-    training = train_loop(parallel, optimizer, _clip_dense, windows, settings, rate, progress.step)
-    tokens = settings.steps * settings.batch * config.sequence * dist.get_world_size()
-    return {
-        "validation_loss": {"before": before, "after": validation_loss(dense, validation)},
-        "train_loss": training.losses,
-        "tokens_per_second": tokens / training.seconds,
-        "state_bytes": measure(dense, optimizer).state_bytes,
-    }
-
-
-def _clip_dense(model: nn.Module, max_norm: float) -> object:
-    return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
 
 def _write(report: Mapping[str, Any], full_model: nn.Module, config: GPTConfig, settings: TrainSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Iterator
 
@@ -194,6 +195,33 @@ def test_what_is_captured_in_float64_knows_the_default_dtype_of_the_process() ->
         assert all(changed_read(program.reads, model) is None for program in programs.values())
     assert all(program.reads for program in programs.values())
     assert all(changed_read(program.reads, model) is None for program in programs.values())
+
+
+@functools.lru_cache(maxsize=8)
+def angles(count: int, dtype: torch.dtype) -> Tensor:
+    """Angles in a dtype of the code's own, as DINOv3's positions of patches."""
+    return torch.arange(1, count + 1, dtype=dtype) / 7
+
+
+class Rotating(nn.Module):
+    """Adds the cosine of angles that are kept, and were computed in float32 when it was called before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + torch.cos(angles(x.shape[-1], torch.float32)).to(x.dtype)
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+def test_what_a_cache_kept_in_lower_precision_is_no_deviation() -> None:
+    model = Rotating()
+    model(X)
+    assert angles.cache_info().currsize
+    result = check(model, "neuron", (X,))
+    assert result.is_exact, result.reason
+    assert angles(6, torch.float32).dtype == torch.float32, "the user's cache is as it was"
 
 
 def test_the_reference_is_a_random_copy_in_float64() -> None:

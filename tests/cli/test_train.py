@@ -61,6 +61,21 @@ def test_training_helps_the_assembled_model(trained: tuple[str, Path, dict[str, 
     assert report["train_loss"][-1] < report["train_loss"][0] - 1
 
 
+def test_the_baselines_have_as_much_time(trained: tuple[str, Path, dict[str, Any]]) -> None:
+    """The small dense model has half of the heads and of the hidden units; both have as many seconds, about."""
+    printed, _, report = trained
+    same = report["same_time"]
+    assert same["seconds"] == report["run"]["seconds"]
+    small = GPT(GPTConfig(heads=4, hidden=512, head_width=32))
+    assert same["small"]["parameters"] == sum(parameter.numel() for parameter in small.parameters())
+    assert same["dense"]["state_bytes"] == report["baseline"]["state_bytes"] > 1.8 * same["small"]["state_bytes"]
+    assert 1 <= same["dense"]["steps"] < same["small"]["steps"]
+    for name in ("dense", "small"):
+        assert same[name]["validation_loss"]["after"] < report["validation_loss"]["before"] - 1
+        assert f"{same[name]['validation_loss']['after']:.3f}" in printed
+        assert f"{name}, equal time" in printed
+
+
 def test_a_worker_holds_half(trained: tuple[str, Path, dict[str, Any]]) -> None:
     """Bytes of the dense state are counted by hand: AdamW in float32, and a step counter per parameter."""
     parameters = list(GPT(GPTConfig()).parameters())
@@ -102,7 +117,7 @@ def test_under_torchrun_it_joins(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report["workers"]) == 2
-    assert report["baseline"] is None
+    assert report["baseline"] is report["same_time"] is None
     assert (tmp_path / "model.safetensors").exists()
 
 

@@ -7,9 +7,13 @@ import multiprocessing
 import os
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from tools.packages.trial import Row, check_model, row
+
+_MOST = 5 * 2**30
+"""Bytes that a process may hold after a model; the allocator gives back little of what a large one took."""
 
 
 class Checker:
@@ -42,6 +46,8 @@ class Checker:
             connection.send(name)
             if connection.poll(self.timeout):
                 found: Row = connection.recv()
+                if _resident(self._process.pid) > _MOST:
+                    self.close()
                 return found
             reason = f"no verdict within {self.timeout:.0f} s"
         except (EOFError, OSError):
@@ -63,6 +69,14 @@ class Checker:
         self._process = context.Process(target=_serve, args=(other, self._settings), daemon=True)
         self._process.start()
         other.close()
+
+
+def _resident(pid: int) -> int:
+    """Returns the bytes that a process has in memory; 0 where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _serve(connection: Connection, settings: dict[str, Any]) -> None:
