@@ -26,6 +26,10 @@ class Means:
         self._parts: dict[str, list[tuple[OwnerSet, Region]]] = {}
         self._averaged = {piece.name for bucket in plan.buckets() for piece in bucket.pieces}
 
+    def clear(self) -> None:
+        """Forgets what an interrupted step has added."""
+        self._sums = {}
+
     @torch.no_grad()
     def add(self, name: str, region: Region, gradient: Tensor, like: Tensor, weight: float) -> None:
         """Adds one worker's gradient of a parameter.

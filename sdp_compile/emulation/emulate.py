@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from sdp_compile.capture import Methods, capture
-from sdp_compile.capture.clone import canonical_names
 from sdp_compile.compiler import (
     PolicyLike,
     PolicyOrSchedule,
@@ -20,9 +19,9 @@ from sdp_compile.compiler import (
     checked_workers,
     resolve_phases,
 )
+from sdp_compile.emulation import parts
 from sdp_compile.emulation.averaging import Means
 from sdp_compile.emulation.buffers import OwnBuffers
-from sdp_compile.emulation.parts import RandomNumbers, check_loss_function, checked_loss, copy_of, without_communication
 from sdp_compile.emulation.station import Scratch, Station
 from sdp_compile.errors import PlanError, SDPError
 from sdp_compile.lowering import lower
@@ -114,14 +113,15 @@ class Emulation(nn.Module):
     ) -> None:
         """Copies a model and lowers it for the workers of a plan; see `emulate`."""
         super().__init__()
-        self._original, self.training = copy_of(model), model.training
+        self._original, self.training = parts.copy_of(model), model.training
         for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             vars(self)[registry] = vars(self._original)[registry]  # so that all names are the original's
         self._analysis, self._passes, self._reduction = analysis, passes, reduction
+        self._places = parts.places_of(self._original)
         self._scratch: Scratch = {}
         self._known: dict[str, tuple[Station, ...]] = {}
         self._own = OwnBuffers(analysis.capture)
-        self._random = RandomNumbers(plan.workers, seed)
+        self._random = parts.RandomNumbers(plan.workers, seed)
         self._is_merged = True
         self._follow(plan)
 
@@ -183,16 +183,18 @@ class Emulation(nn.Module):
             SDPError: If a batch is missing, or a loss is not a scalar.
         """
         weights = self._weights(batches, tokens)
-        check_loss_function(loss_fn)
-        means, losses = Means(self.plan, self._reduction == "sum"), [torch.empty(0)] * self.workers
-        full, parameters = self._tensors(), self._named_parameters()
+        parts.check_loss_function(loss_fn)
+        means, losses = self._means, [torch.empty(0)] * self.workers
+        means.clear()
+        full = self._tensors()
+        parameters = {name: one for name, one in full.items() if isinstance(one, nn.Parameter)}
         for station in self._stations:
             if station.module.training != self.training:
                 station.module.train(self.training)
             for worker in station.workers:
                 station.occupy(full, self._own.of.get(worker, {}), self._scratch)
                 with self._random.of(worker), torch.enable_grad():
-                    loss = checked_loss(loss_fn(station.module, batches[worker]))
+                    loss = parts.checked_loss(loss_fn(station.module, batches[worker]))
                     loss.backward()
                 losses[worker] = loss.detach()
                 for name, region, gradient in station.gradients() if weights[worker] else ():
@@ -260,7 +262,7 @@ class Emulation(nn.Module):
     def full_model(self) -> nn.Module:
         """Returns a new copy of the original model with the current values, in this module's modes."""
         self._merge()
-        return copy_of(self._original)
+        return parts.copy_of(self._original)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the full model's state, with merged statistics; it loads into the original model.
@@ -313,10 +315,11 @@ class Emulation(nn.Module):
                 self._known.clear()
             self._known[plan.digest] = self._lowered(plan)
         self.plan, self._stations = plan, self._known[plan.digest]
+        self._means = Means(plan, self._reduction == "sum")
         self._own.follow(plan, self._stations, self._tensors())
 
     def _lowered(self, plan: Plan) -> tuple[Station, ...]:
-        pipeline = without_communication(resolve_pipeline(self._passes, "sliced", plan.masking))
+        pipeline = parts.without_communication(resolve_pipeline(self._passes, "sliced", plan.masking))
         full, stations = self._tensors(), list[Station]()
         for workers in plan.worker_classes():
             stations.append(Station(lower(self._analysis, plan, workers[0], pipeline), workers, full))
@@ -330,12 +333,7 @@ class Emulation(nn.Module):
 
     def _tensors(self) -> dict[str, Tensor]:
         """Returns the full model's tensors by canonical name."""
-        canonical = canonical_names(self._original)
-        named = local_tensors(self._original)
-        return {name: named[name] for name in dict.fromkeys(canonical.values())}
-
-    def _named_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self._original.named_parameters())
+        return {name: registry[key] for name, (registry, key) in self._places.items()}
 
     def _weights(self, batches: Sequence[Any], tokens: Sequence[float] | None) -> Sequence[float]:
         """Returns what the gradients of each worker count, after checking the arguments of `backward`."""

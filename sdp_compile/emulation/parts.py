@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sdp_compile.capture.clone import clone
+from sdp_compile.capture.clone import canonical_names, clone
 from sdp_compile.capture.originals import ORIGINALS
 from sdp_compile.checkpoint.random_states import random_states, set_random_states
 from sdp_compile.errors import SDPError
+from sdp_compile.ir.parts import submodule
 from sdp_compile.passes import Pass, SyncGradients, Verify
 
 
@@ -51,6 +52,16 @@ def copy_of(model: nn.Module) -> nn.Module:
     """Returns a copy of a model with values of its own."""
     result = clone(model, _copied)
     del vars(result)[ORIGINALS]
+    return result
+
+
+def places_of(model: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
+    """Returns where the parts of a model hold each tensor, by canonical name: a registry, and the key in it."""
+    result = {}
+    for name in dict.fromkeys(canonical_names(model).values()):
+        path, _, key = name.rpartition(".")
+        part = submodule(model, path)
+        result[name] = (part._parameters if key in part._parameters else part._buffers, key)
     return result
 
 

@@ -39,6 +39,7 @@ class Costs:
     def __init__(self, study: Study, contestant: Contestant, emulation: Emulation, dense: Plan) -> None:
         self._study, self._contestant, self._emulation, self._dense = study, contestant, emulation, dense
         self._known: dict[str, Cost] = {}
+        self._last: tuple[Policy | None, Cost | None] = (None, None)
 
     def phase(self, phase: Phase) -> Cost:
         """Returns the mean cost of a step of a phase, and its largest state."""
@@ -79,9 +80,13 @@ class Costs:
 
     def policy(self, policy: Policy) -> Cost:
         """Returns the cost of a step by a policy."""
+        last, cost = self._last  # writing a policy as text takes as long as a small model's forward
+        if last is policy and cost is not None:
+            return cost
         key = policy.to_toml()
         if key not in self._known:
             self._known[key] = self._of(policy)
+        self._last = (policy, self._known[key])
         return self._known[key]
 
     def _of(self, policy: Policy) -> Cost:
