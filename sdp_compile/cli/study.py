@@ -12,6 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from sdp_compile.study.page import noise_scale, study_html
 from sdp_compile.study.plot import write_plot
 from sdp_compile.study.results import Standing, standings
 from sdp_compile.study.runner import Runner
@@ -19,7 +20,9 @@ from sdp_compile.study.spec import Study
 from sdp_compile.study.tasks import TASKS, make_task
 
 
-def study(path: Path, out: Path, jobs: int, plot: str | None, baseline: str | None, show_only: bool) -> None:
+def study(
+    path: Path, out: Path, jobs: int, plot: str | None, page: Path | None, baseline: str | None, show_only: bool
+) -> None:
     """Runs what is missing of the study in a file, and prints its table.
 
     Args:
@@ -27,6 +30,7 @@ def study(path: Path, out: Path, jobs: int, plot: str | None, baseline: str | No
         out: The file of its results.
         jobs: How many runs are under way at a time.
         plot: A picture to write; None for none.
+        page: An HTML page to write; None for none.
         baseline: The contestant that others are compared with; by default the first.
         show_only: Whether to run nothing.
     """
@@ -51,12 +55,19 @@ def study(path: Path, out: Path, jobs: int, plot: str | None, baseline: str | No
     results = standings(rows, goal, against)
     console = Console()
     console.print(Group(Text(), outcome(results, goal, against), cost(results)))
+    scale = noise_scale(rows)
+    if scale is not None:
+        samples = found.batch * found.workers
+        console.print(f"Noise scale at the end of dense training: {scale:.0f} samples; a step has {samples}.")
     missing = runner.missing()
     if missing:
         console.print(f"{missing} runs are missing.")
     if plot is not None and rows:
         write_plot(rows, results, goal, plot)
         console.print(f"Wrote {plot}.", soft_wrap=True, markup=False)
+    if page is not None and rows:
+        page.write_text(study_html(found, rows, runner.tuning_rows(), results, goal, against), encoding="utf-8")
+        console.print(f"Wrote {page}.", soft_wrap=True, markup=False)
 
 
 def outcome(results: Sequence[Standing], goal: str, baseline: str) -> Table:

@@ -13,6 +13,7 @@ from sdp_compile.emulation.emulate import Emulation, emulate
 from sdp_compile.policies import NeuronPolicy
 from sdp_compile.runtime.state.statistics import calibrate
 from sdp_compile.study.costs import Costs
+from sdp_compile.study.noise import noise_scale
 from sdp_compile.study.spec import Run, Study
 from sdp_compile.study.tasks import Part, Shape, Task, make_task
 
@@ -46,7 +47,7 @@ def run(study: Study, one: Run) -> dict[str, Any]:
     generators = [torch.Generator().manual_seed(10_000 * (one.seed + 1) + worker) for worker in range(study.workers)]
     marks = {round(steps * (number + 1) / study.evaluations) for number in range(study.evaluations)}
     part: Part = "tuning" if one.tunes else "final"
-    curve, spent, recent = list[dict[str, float]](), 0.0, list[float]()
+    curve, recent, time_spent, flops_spent = list[dict[str, float]](), list[float](), 0.0, 0.0
     emulation.train()
     for step in range(steps):
         emulation.advance(step)
@@ -54,11 +55,15 @@ def run(study: Study, one: Run) -> dict[str, Any]:
             group["lr"] = one.peak * schedule.rate(step)
         batches = [task.draw(batch, generator) for generator in generators]
         losses = emulation.step(batches, task.loss, optimizer, max_norm=study.clip)
-        spent += costs.policy_at(schedule, step).time * batch / study.batch
+        cost, samples = costs.policy_at(schedule, step), batch / study.batch
+        time_spent, flops_spent = time_spent + cost.time * samples, flops_spent + cost.flops * samples
         recent.append(float(losses.mean()))
         if step + 1 in marks:
-            figures = evaluated(task, emulation, part)
-            curve.append({"step": step + 1, "time": spent, "training_loss": sum(recent) / len(recent), **figures})
+            point = {"step": step + 1, "time": time_spent, "flops": flops_spent}
+            point |= {"training_loss": sum(recent) / len(recent), **evaluated(task, emulation, part)}
+            if contestant.is_dense:
+                point["noise_scale"] = _noise_scale(task, emulation, batch, one.seed)
+            curve.append(point)
             recent = []
     mean = costs.run(schedule)
     return {
@@ -69,14 +74,14 @@ def run(study: Study, one: Run) -> dict[str, Any]:
         "tunes": one.tunes,
         "task": study.task,
         "steps": steps,
-        "time": spent / study.steps,
+        "time": time_spent / study.steps,
         "flops": mean.flops * steps * batch / (study.steps * study.batch),
         "state": mean.state,
         "phases": [
             {"share": phase.share, "state": costs.phase(phase).state, "policy": phase.policy.describe()}
             for phase in schedule.phases
         ],
-        "result": {key: value for key, value in curve[-1].items() if key not in ("step", "time")},
+        "result": {key: value for key, value in curve[-1].items() if key not in ("step", "time", "flops")},
         "curve": curve,
         "seconds": round(time.monotonic() - begin, 1),
         "versions": f"sdp-compile {sdp_compile.__version__}, torch {torch.__version__}",
@@ -91,3 +96,13 @@ def evaluated(task: Task, emulation: Emulation, part: Part) -> dict[str, float]:
     if inputs:
         calibrate(model, inputs)
     return task.evaluate(model, part)
+
+
+def _noise_scale(task: Task, emulation: Emulation, batch: int, seed: int) -> float:
+    """Returns the noise scale of the full model in training, on samples that nobody trains on in this order."""
+    generator = torch.Generator().manual_seed(seed)
+    small = max(1, batch // 4)
+    return noise_scale(task, emulation.full_model(), [task.draw(small, generator) for _ in range(_NOISE_BATCHES)])
+
+
+_NOISE_BATCHES = 16

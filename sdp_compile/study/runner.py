@@ -36,14 +36,21 @@ class Runner:
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the rows of this study that are reported, as far as they are there."""
-        found = (self._rows.get(self._study.key(run)) for run in self._reported())
-        return [row for row in found if row is not None]
+        return self._there(self._reported())
+
+    def tuning_rows(self) -> list[dict[str, Any]]:
+        """Returns the rows of the runs that choose learning rates, as far as they are there."""
+        return self._there(self._tuning())
 
     def missing(self) -> int:
         """Returns the number of runs that are missing."""
         undecided = [one for one in self._study.contestants if self._peak(one) is None]
         later = sum(len(self._study.seeds) * len(one.match) for one in undecided)
         return sum(self._study.key(run) not in self._rows for run in (*self._tuning(), *self._reported())) + later
+
+    def _there(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+        found = (self._rows.get(self._study.key(run)) for run in runs)
+        return [row for row in found if row is not None]
 
     def _tuning(self) -> list[Run]:
         """Returns the runs that choose learning rates; none where there is nothing to choose."""
@@ -59,9 +66,9 @@ class Runner:
         """Returns the learning rate that a contestant has chosen; None if it has not tried all."""
         if len(self._study.learning_rates) == 1:
             return self._study.learning_rates[0]
-        rows = [self._rows.get(self._study.key(run)) for run in self._study.runs(contestant, None)]
-        tried = [row for row in rows if row is not None]
-        return best_peak(tried, TASKS[self._study.task].goal) if len(tried) == len(rows) else None
+        runs = list(self._study.runs(contestant, None))
+        tried = self._there(runs)
+        return best_peak(tried, TASKS[self._study.task].goal) if len(tried) == len(runs) else None
 
     def _run(self, pool: Executor, jobs: int, runs: Sequence[Run]) -> None:
         left = [one for one in runs if self._study.key(one) not in self._rows]

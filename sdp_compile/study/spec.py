@@ -57,6 +57,12 @@ class Contestant(PolicyModel):
     match: tuple[Match, ...] = ("time",)
     """What it has as much of as dense data parallelism."""
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is dense data parallelism of the full model."""
+        is_whole = all(policy == NeuronPolicy(coverage=1.0) for policy in self.schedule.policies())
+        return is_whole and (self.share, self.dropout, self.drop_branch) == (1.0, 0.0, 0.0)
+
     @field_validator("schedule", mode="before")
     @classmethod
     def _resolved(cls, schedule: Any) -> Any:

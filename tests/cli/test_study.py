@@ -46,8 +46,14 @@ def test_that_a_study_runs_prints_and_plots(tmp_path: Path) -> None:
     assert "tail, equal steps" in out and "less dense" in out and "of 2" in out and "missing" not in out
     assert max(map(len, out.splitlines()[:-1])) <= 80
     assert plot.read_text().count("<svg") == 1
-    code, out, error = run(file)
+    assert "Noise scale at the end of dense training" in out
+    code, out, error = run(file, "--report", tmp_path / "own.html")
     assert code == 0 and not error
+    page = (tmp_path / "own.html").read_text()
+    assert page.count("<svg") == 1 and page.count("<td>tail</td>") == 3 and "70% forward, coverage 0.5" in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ import sdp_compile as sdp
 from sdp_compile.errors import PolicyError, SDPError
 from sdp_compile.policies import NeuronPolicy
 from sdp_compile.study.costs import Costs
+from sdp_compile.study.noise import noise_scale
 from sdp_compile.study.results import append_row, read_rows, standings
 from sdp_compile.study.run import run
 from sdp_compile.study.runner import Runner
 from sdp_compile.study.spec import Run, Study
-from sdp_compile.study.tasks import TASKS, Shape, make_task
+from sdp_compile.study.tasks import TASKS, Batch, Shape, Teacher, make_task
 
 STUDY = """
 task = "teacher"
@@ -102,6 +103,23 @@ def test_costs_of_a_step() -> None:
     assert (dense.flops, dense.time, dense.state) == (1.0, 1.0, 1.0)
     mixed = sdp.Phase(NeuronPolicy(coverage=0.5), alternate=NeuronPolicy(coverage=1.0), alternate_every=4)
     assert costs.phase(mixed).flops == pytest.approx(0.75 * 0.5 + 0.25, abs=0.01) and costs.phase(mixed).state == 1.0
+
+
+def test_noise_scale_of_known_noise() -> None:
+    """The gradient of w·x with x of mean m and variance v per entry is x: the scale is tr(S) / |G|² = v·n / (m²·n)."""
+
+    class Mean(Teacher):
+        def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+            output: torch.Tensor = model(batch[0])
+            return output.mean()
+
+    torch.manual_seed(0)
+    model = nn.Linear(400, 1, bias=False)
+    batches = [(0.5 + 2.0 * torch.randn(8, 400), torch.empty(0)) for _ in range(32)]
+    assert noise_scale(Mean(), model, batches) == pytest.approx(4.0 / 0.25, rel=0.1)
+    assert model.weight.grad is None
+    aimless = [(torch.randn(2, 400) * torch.tensor([[1.0], [-1.0]]), torch.empty(0)) for _ in range(2)]
+    assert noise_scale(Mean(), model, aimless) > 100
 
 
 def load_contestant(values: dict[str, Any]) -> Any:

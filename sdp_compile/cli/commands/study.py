@@ -20,6 +20,7 @@ def study(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of runs at a time, each on one thread.")] = 1,
     plot: Annotated[str | None, typer.Option(metavar="FILE.png|FILE.svg", help="Picture to write.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Page to write, with plots.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Whom to compare with. Default: the first contestant.")] = None,
     show: Annotated[bool, typer.Option("--show", help="Run nothing; show the results that are there.")] = False,
     debug: options.Debug = False,
@@ -29,6 +30,7 @@ def study(
     [bold]Examples[/bold]
       sdp-compile study docs/studies/text.toml --jobs 2
       sdp-compile study docs/studies/text.toml --show --plot text.svg
+      sdp-compile study docs/studies/text.toml --show --report text.html
 
     Every contestant tries the same learning rates, on held-out data that the
     reported figures do not use, and has as much time, as many steps or FLOPs
@@ -47,6 +49,8 @@ def study(
 
             check_plot(plot)
             check_file("--plot", plot)
+        if report is not None:
+            check_file("--report", str(report))
         from sdp_compile.cli.study import study as run
 
-        run(file, results, jobs, plot, baseline, show)
+        run(file, results, jobs, plot, report, baseline, show)

@@ -1,0 +1,54 @@
+"""A study as one HTML page that loads nothing: curves, results, costs, phases, and how learning rates were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sdp_compile.study.plot import svg
+from sdp_compile.study.results import Standing
+from sdp_compile.study.spec import Study
+
+Row = Mapping[str, Any]
+
+
+def study_html(
+    study: Study, rows: Sequence[Row], tuning: Sequence[Row], results: Sequence[Standing], goal: str, baseline: str
+) -> str:
+    """Returns the page.
+
+    Args:
+        study: The study.
+        rows: The runs that are reported.
+        tuning: The runs that chose learning rates.
+        results: How the contestants did, best first.
+        goal: The figure.
+        baseline: The contestant that others are compared with.
+    """
+    environment = Environment(
+        loader=PackageLoader("sdp_compile.study"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    phases = {row["contestant"]: row["phases"] for row in rows}
+    swept: dict[str, dict[float, float]] = {}
+    for row in tuning:
+        swept.setdefault(row["contestant"], {})[row["peak"]] = row["result"][goal]
+    page: str = environment.get_template("study.html.j2").render(
+        study=study,
+        results=results,
+        goal=goal,
+        baseline=baseline,
+        phases=phases,
+        swept=swept,
+        noise_scale=noise_scale(rows),
+        versions=sorted({row["versions"] for row in rows}),
+        picture=svg(rows, results, goal),
+    )
+    return page
+
+
+def noise_scale(rows: Sequence[Row]) -> float | None:
+    """Returns the median noise scale at the end of the runs of dense data parallelism; None if none was measured."""
+    found = sorted(row["curve"][-1]["noise_scale"] for row in rows if "noise_scale" in row["curve"][-1])
+    return found[len(found) // 2] if found else None
