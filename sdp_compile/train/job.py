@@ -17,6 +17,7 @@ from sdp_compile.compiler import checked_reduction, sdp_compile
 from sdp_compile.models.gpt import GPT, GPTConfig
 from sdp_compile.progress import Progress
 from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 from sdp_compile.train.baselines import WEIGHT_DECAY, Baselines
 from sdp_compile.train.checkpoints import Checkpoints
 from sdp_compile.train.corpus import load_corpus
@@ -50,7 +51,11 @@ def run(settings: TrainSettings, device: str) -> None:
         for fewer in settings.fewer_workers():
             check_plans(worker.analysis, schedule, fewer)
 
-        optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=WEIGHT_DECAY)
+        optimizer: torch.optim.Optimizer
+        if settings.sharded:
+            optimizer = ShardedOptimizer(worker, torch.optim.AdamW, weight_decay=WEIGHT_DECAY)
+        else:
+            optimizer = torch.optim.AdamW(worker.parameters(), weight_decay=WEIGHT_DECAY)
         windows = _training_windows(corpus.training, config, device, settings)
         checkpoints = Checkpoints(settings, worker, optimizer, windows, progress.note)
         recovery = Recovery(settings, worker, optimizer)
@@ -126,6 +131,7 @@ def run(settings: TrainSettings, device: str) -> None:
                 "seed": settings.seed,
                 "device": device,
                 "reduction": settings.reduction,
+                "sharded": settings.sharded,
                 "seconds": training.seconds,
             },
         }

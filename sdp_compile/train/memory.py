@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdp_compile.runtime.sharding.gradient import held_gradients
+
 
 @dataclass(frozen=True)
 class TrainingState:
@@ -32,7 +34,7 @@ def measure(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState
     return TrainingState(
         parameters=sum(tensor.numel() for tensor in (*parameters, *rests)),
         parameter_bytes=_storage_bytes((*parameters, *rests)),
-        gradient_bytes=_storage_bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
+        gradient_bytes=_storage_bytes(gradient for parameter in parameters for gradient in held_gradients(parameter)),
         optimizer_bytes=_storage_bytes(
             value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
         ),

@@ -31,6 +31,7 @@ class TrainSettings:
         output: the folder for ``model.safetensors``, and for ``report.json`` unless ``json_path`` names another file.
         batch: samples per worker and step.
         learning_rate: the peak of the schedule.
+        sharded: whether owners split the optimizer state of what they share.
         checkpoint: the folder for checkpoints; None saves none.
         every: saves a checkpoint after so many steps.
         keep: how many checkpoints stay; None keeps all.
@@ -59,6 +60,7 @@ class TrainSettings:
     batch: int = 8
     learning_rate: float = 2e-3
     reduction: str = "mean"
+    sharded: bool = False
     checkpoint: str | None = None
     every: int = 50
     keep: int | None = None

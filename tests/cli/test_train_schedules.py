@@ -77,6 +77,21 @@ def test_that_a_run_goes_on_in_its_phase_bit_by_bit(tmp_path: Path) -> None:
         assert [phase["state_bytes"] is None for phase in after["phases"]] == [step >= 4, step >= 6, False]
 
 
+def test_that_sharded_states_go_on_bit_by_bit_and_never_hold_what_data_parallelism_does(tmp_path: Path) -> None:
+    options, saved = ["--steps", "4", "--schedule", "growing", "--sharded"], tmp_path / "saved"
+    whole = run(*options, "--output", tmp_path / "whole", "--checkpoint", saved, "--every", "3")
+    assert whole.returncode == 0, whole.stderr
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    shares = [phase["state_share"] for phase in report["phases"]]
+    # Two owners: all parameters, and half of gradients and AdamW's two moments.
+    assert shares == sorted(shares) and shares[-1] == pytest.approx((1 + 0.5 + 1) / 4, abs=0.01)
+    rest = run(*options, "--output", tmp_path / "rest", "--resume", saved / "step-00000003")
+    assert rest.returncode == 0, rest.stderr
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    found = load_file(tmp_path / "rest" / "model.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

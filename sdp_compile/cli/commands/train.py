@@ -59,6 +59,9 @@ def train(
             "their mean weighted by tokens. Batches are equal here, so all three agree."
         ),
     ] = Reduction.mean,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Split gradients and optimizer state of each unit among its owners.")
+    ] = False,
     level: Annotated[Level | None, typer.Option(help="Use the built-in policy of this name.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for the initial weights and the batches.")] = 0,
     baseline: Annotated[
@@ -104,7 +107,7 @@ def train(
       sdp-compile train --policy block --coverage 0.25 --workers 8
       sdp-compile train --masking backward
       sdp-compile train --policy my_policy.toml --output runs/one
-      sdp-compile train --schedule growing --steps 600 --baseline
+      sdp-compile train --schedule growing --sharded --steps 600 --baseline
       sdp-compile train --checkpoint runs/one --keep 3 --resume auto
       sdp-compile train --checkpoint runs/one --max-restarts 3 --min-workers 3
 
@@ -138,6 +141,7 @@ def train(
             node_size=node_size,
             passes=passes,
             reduction=reduction.value,
+            sharded=sharded,
             seed=seed,
             baseline=baseline,
             output=str(output),
