@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdp_compile.emulation.emulate import Emulation
+from sdp_compile.ownership.owners import is_member
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Phase, Policy, Schedule
 from sdp_compile.study.spec import Contestant, Match, Study
@@ -96,8 +97,18 @@ class Costs:
         whole = plan.flops() / dense.flops()
         # Backward masking computes everything but the gradients of weights that a worker does not own.
         flops = forward if policy.masking == "forward" else (2 * whole + forward) / 3
-        state = max(plan.memory(rank).total for rank in ranks) / dense.memory().total
+        state = max(self._state(plan, rank) for rank in ranks) / dense.memory().total
         return Cost(flops, self._time(policy, plan, flops), state)
+
+    def _state(self, plan: Plan, rank: int) -> float:
+        """Returns the bytes of parameters, gradients and AdamW state that a worker holds."""
+        memory = plan.memory(rank)
+        if not self._contestant.sharded:
+            return memory.total
+        pieces = [piece for name in plan.state if plan.is_trainable(name) for piece in plan.pieces(name)]
+        mine = [piece for piece in pieces if is_member(rank, piece.owners)]
+        kept = sum(piece.numel / len(piece.owners) for piece in mine) / max(sum(piece.numel for piece in mine), 1)
+        return memory.parameters + kept * (memory.total - memory.parameters)
 
     def _owned_flops(self, plan: Plan, policy: Policy) -> float:
         """Returns the forward FLOPs of what a worker owns, on average."""
@@ -110,4 +121,7 @@ class Costs:
         coverage = plan.families[0].replicas / plan.workers if plan.families else 1.0
         small = "" if self._contestant.share == 1 else f"small {self._contestant.share:g}"
         key = small or f"{policy.masking} {coverage:g}"
-        return float(known.get(key, 1.0 if not small and not plan.families else flops))
+        measured = known.get(f"sharded {key}") if self._contestant.sharded else None
+        if measured is None:
+            measured = known.get(key, 1.0 if not small and not plan.families else flops)
+        return float(measured)

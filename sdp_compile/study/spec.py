@@ -31,6 +31,8 @@ class Contestant(PolicyModel):
         batch: Samples per worker; by default the study's.
         dropout: The share of hidden units that are dropped.
         drop_branch: The share of residual branches that are dropped.
+        sharded: Whether the owners of a unit split its gradients and optimizer state. That changes what is held, and
+            the time of a step, but no value.
         match: What it has as much of as dense data parallelism.
     """
 
@@ -53,6 +55,9 @@ class Contestant(PolicyModel):
 
     drop_branch: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of residual branches that are dropped."""
+
+    sharded: bool = False
+    """Whether the owners of a unit split its gradients and optimizer state."""
 
     match: tuple[Match, ...] = ("time",)
     """What it has as much of as dense data parallelism."""
@@ -91,8 +96,8 @@ class Study(PolicyModel):
         clip: Upper bound of the gradient's norm.
         weight_decay: AdamW's.
         evaluations: How often the full model is evaluated in a run.
-        step_time: The time of a step over dense data parallelism's, by "MASKING COVERAGE" or "small SHARE". What is
-            missing takes the share of the FLOPs.
+        step_time: The time of a step over dense data parallelism's, by "MASKING COVERAGE" or "small SHARE", or
+            the same after "sharded " where state is. What is missing takes the share of the FLOPs.
         contestants: Who takes part.
     """
 

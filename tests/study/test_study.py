@@ -95,10 +95,15 @@ def test_costs_of_a_step() -> None:
     model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
     x = torch.randn(2, 16)
     emulation = sdp.emulate(model, NeuronPolicy(coverage=0.5), (x,), workers=4)
-    costs = Costs(study, contestant, emulation, sdp.plan(model, NeuronPolicy(coverage=1.0), (x,), workers=4))
+    costs_dense = sdp.plan(model, NeuronPolicy(coverage=1.0), (x,), workers=4)
+    costs = Costs(study, contestant, emulation, costs_dense)
     forward, backward = (costs.policy(NeuronPolicy(coverage=0.5, masking=m)) for m in ("forward", "backward"))  # type: ignore[arg-type]
     assert forward.flops == pytest.approx(0.5, abs=0.01) and backward.flops == pytest.approx(2.5 / 3, abs=0.01)
     assert forward.state == pytest.approx(0.5, abs=0.01) and backward.state == pytest.approx(0.625, abs=0.01)
+    sharded = Costs(study, contestant.replace(sharded=True), emulation, costs_dense)
+    # A worker has half of the parameters, and half of their gradients and moments.
+    assert sharded.policy(NeuronPolicy(coverage=0.5)).state == pytest.approx(0.5 * (1 + 3 / 2) / 4, abs=0.01)
+    assert sharded.policy(NeuronPolicy(coverage=1.0)).state == pytest.approx((1 + 3 / 4) / 4, abs=0.01)
     dense = costs.policy(NeuronPolicy(coverage=1.0))
     assert (dense.flops, dense.time, dense.state) == (1.0, 1.0, 1.0)
     mixed = sdp.Phase(NeuronPolicy(coverage=0.5), alternate=NeuronPolicy(coverage=1.0), alternate_every=4)
