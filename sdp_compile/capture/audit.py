@@ -241,7 +241,7 @@ def _lost(kind: type[nn.Module], what: str, line: str) -> CaptureError:
         remedy = "Capture would go another way than eager execution. Ask isinstance(x, torch.Tensor) instead."
     elif what.startswith("masks"):
         remedy = (
-            "A graph would mask them always. Pass attention_mask=None to attend to all, or set "
+            "A graph would mask them always. To attend to all, leave out the mask or the positions; or set "
             'config._attn_implementation = "eager" to mask them in every call.'
         )
     elif what.startswith("calls"):

@@ -71,3 +71,29 @@ def test_masks_that_eager_execution_leaves_out_are_refused_if_the_layer_is_not_c
     capture(made("eager"), ids)
     causal = transformers.CLIPTextConfig(**sizes, vocab_size=20, max_position_embeddings=8, attn_implementation="sdpa")
     capture(transformers.CLIPTextModel(causal), ids)
+
+
+def test_masks_that_eager_execution_makes_for_packed_rows_alone_are_refused_if_the_layer_is_not_causal() -> None:
+    """PaliGemma's layers are not causal, and its masks come of positions that it counts itself."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = torch.randint(0, 20, (2, 6))
+
+    def made(bidirectional: bool, implementation: str = "sdpa") -> nn.Module:
+        config = transformers.GemmaConfig(
+            **sizes,
+            vocab_size=20,
+            head_dim=8,
+            num_key_value_heads=2,
+            use_cache=False,
+            use_bidirectional_attention=bidirectional,
+            attn_implementation=implementation,
+        )
+        model: nn.Module = transformers.GemmaModel(config).eval()
+        return model
+
+    with pytest.raises(CaptureError, match=r"only if position_ids start anew within a row, at .*_attn_implementation"):
+        capture(made(True), {"input_ids": ids})
+    for model in (made(False), made(True, "eager")):
+        found = run(model, capture(model, {"input_ids": ids}), "eval", ids)
+        torch.testing.assert_close(found.last_hidden_state, model(input_ids=ids).last_hidden_state)
