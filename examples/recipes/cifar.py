@@ -3,7 +3,7 @@
 DATA holds the "python version" of https://www.cs.toronto.edu/~kriz/cifar.html: cifar-10-batches-py or cifar-100-python.
 SGD, the learning rate, weight decay and augmentation are those that are usual for CIFAR since "Wide Residual Networks"
 (arXiv 1605.07146); they are not taken from the SDP paper. A second call with the same RUN goes on where the first one
-stopped.
+stopped. RUN/model.pt has the newest full model.
 """
 
 from __future__ import annotations
@@ -138,7 +138,6 @@ def main() -> None:
     torch.manual_seed(worker.rank + 1)  # each worker augments in its own way
     restored = run.restore(model, optimizer)
     done, samples = (restored.step, restored.samples or 0) if restored else (0, 0)
-    full = model.full_model()
 
     order = sdp.SampleOrder(len(images), worker.share(options.batch), worker.rank, worker.workers, seed=0, done=samples)
     began = time.monotonic()
@@ -157,9 +156,8 @@ def main() -> None:
                 figures = {"accuracy": accuracy(full, *test), "loss": loss.item(), "seconds": time.monotonic() - began}
                 run.log(step + 1, figures)
                 run.say(f"epoch {(step + 1) // per_epoch}: accuracy of the full model {figures['accuracy']:.4f}")
+                torch.save(full.state_dict(), run.folder / "model.pt")
             run.save(model, optimizer, step + 1, samples=order.after(number + 1))
-    if worker.rank == 0:
-        torch.save(full.state_dict(), run.folder / "model.pt")
     dist.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 """ImageNet: torchrun --nproc-per-node 8 imagenet.py DATA RUN [--model swin_t] [--schedule growing]
 
 DATA has a folder per class with its images in train/ and in val/. A second call with the same RUN goes on where the
-first one stopped, in the middle of an epoch too.
+first one stopped, in the middle of an epoch too. RUN/model.pt has the newest full model.
 
 The hyperparameters are those of torchvision's references (references/classification in its repository), not of the SDP
 paper: this recipe claims no figure of the paper. Of the references it leaves out repeated augmentation and the moving
@@ -117,10 +117,17 @@ def loader(data: Dataset[Any], worker: Worker, processes: int, **options: Any) -
     return DataLoader(data, num_workers=processes, pin_memory=pinned, generator=torch.Generator(), **options)
 
 
-def folder(data: Path, name: str, transform: v2.Compose) -> ImageFolder:
-    if not (data / name).is_dir():
-        raise SystemExit(f"{data} has no folder {name}. Expected are train/CLASS/*.JPEG and val/CLASS/*.JPEG.")
-    return ImageFolder(str(data / name), transform)
+def read(data: Path, size: int, settings: Settings) -> tuple[ImageFolder, ImageFolder, ImageFolder]:
+    """Returns the images for training, augmented and plain, and those for evaluation."""
+    for name in ("train", "val"):
+        if not (data / name).is_dir():
+            raise SystemExit(f"{data} has no folder {name}. Expected are train/CLASS/*.JPEG and val/CLASS/*.JPEG.")
+    train = ImageFolder(str(data / "train"), transforms(size, settings))
+    plain, val = (ImageFolder(str(data / name), transforms(size, None)) for name in ("train", "val"))
+    if train.classes != val.classes:
+        differing = sorted({*train.classes} ^ {*val.classes})
+        raise SystemExit(f"train and val in {data} must have the same classes; one of them lacks {differing[:5]}.")
+    return train, plain, val
 
 
 @torch.no_grad()
@@ -148,17 +155,12 @@ def main() -> None:
     settings = SETTINGS[options.model]
 
     worker = start()
-    size, data = side(options.tiny), Path(options.data)
-    train = folder(data, "train", transforms(size, settings))
-    plain, val = (folder(data, name, transforms(size, None)) for name in ("train", "val"))
-    if train.classes != val.classes:
-        raise SystemExit(
-            f"train and val in {data} have different classes: {len(train.classes)} and {len(val.classes)}."
-        )
+    size = side(options.tiny)
+    train, plain, val = read(Path(options.data), size, settings)
     batch = options.batch or settings.batch
     share, per_epoch = worker.share(batch), len(train) // batch
     if per_epoch == 0:
-        raise SystemExit(f"--batch {batch} is more than the {len(train)} images in {data / 'train'}.")
+        raise SystemExit(f"--batch {batch} is more than the {len(train)} images in {options.data}/train.")
     rate = options.rate or settings.rate * batch / settings.batch
     run = Run(options.run, options.log, worker)
 
@@ -172,7 +174,6 @@ def main() -> None:
     torch.manual_seed(worker.rank + 1)  # each worker mixes images in its own way
     restored = run.restore(model, optimizer)
     done, samples = (restored.step, restored.samples or 0) if restored else (0, 0)
-    full = model.full_model()
 
     order = sdp.SampleOrder(len(train), share, worker.rank, worker.workers, seed=0, done=samples)
     batches = loader(Augmented(train), worker, options.processes, batch_sampler=Numbered(order, worker, share))
@@ -201,9 +202,9 @@ def main() -> None:
             figures = {"top1": top1, "top5": top5, "loss": mean, "rate": optimizer.param_groups[0]["lr"]}
             run.log(step + 1, {**figures, "seconds": time.monotonic() - began})
             run.say(f"step {step + 1}: the full model has top-1 {top1:.4f} and top-5 {top5:.4f}")
+            if worker.rank == 0:
+                torch.save(full.state_dict(), run.folder / "model.pt")
             run.save(model, optimizer, step + 1, samples=order.after(step + 1 - done))
-    if worker.rank == 0:
-        torch.save(full.state_dict(), run.folder / "model.pt")
     dist.destroy_process_group()
 
 
