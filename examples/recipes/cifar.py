@@ -126,7 +126,7 @@ def main() -> None:
     worker = start()
     images, labels = (one.to(worker.device) for one in read(Path(options.data), train=True))
     test = tuple(one.to(worker.device) for one in read(Path(options.data), train=False))
-    run = Run(options.run, options.log, worker)
+    run = Run(options.run, options.logger, worker)
 
     per_epoch = len(images) // options.batch
     schedule = sdp.resolve_schedule(options.schedule, steps=options.epochs * per_epoch)

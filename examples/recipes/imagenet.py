@@ -162,7 +162,7 @@ def main() -> None:
     if per_epoch == 0:
         raise SystemExit(f"--batch {batch} is more than the {len(train)} images in {options.data}/train.")
     rate = options.rate or settings.rate * batch / settings.batch
-    run = Run(options.run, options.log, worker)
+    run = Run(options.run, options.logger, worker)
 
     schedule = sdp.resolve_schedule(options.schedule, steps=(options.epochs or settings.epochs) * per_epoch)
     torch.manual_seed(0)

@@ -106,7 +106,7 @@ def main() -> None:
     validation = [sequence for sequence, _ in held_out]
     if not validation:
         raise SystemExit(f"--held-out {options.held_out} documents are less than a sequence: hold out more.")
-    run = Run(options.run, options.log, worker)
+    run = Run(options.run, options.logger, worker)
 
     schedule = sdp.resolve_schedule(options.schedule, steps=options.steps)
     torch.manual_seed(0)

@@ -28,7 +28,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument("--schedule", default="growing", help="A schedule or policy by name or TOML file")
     result.add_argument("--batch", type=int, help="Samples of all workers together")
     result.add_argument("--rate", type=float, help="Highest learning rate")
-    result.add_argument("--log", action="append", default=[], help="tensorboard, wandb or trackio; repeatable")
+    # Not --log: torchrun refuses it as ambiguous, also behind the script's name.
+    result.add_argument("--logger", action="append", default=[], help="tensorboard, wandb or trackio; repeatable")
     return result
 
 
