@@ -61,15 +61,16 @@ def test_that_the_hub_and_files_give_the_same(folder: Path, tmp_path: Path) -> N
     logs = []
     for number, (data, micro) in enumerate([(folder / "jsonl", "8"), (f"hf:{folder / 'parquet'}", "5")]):
         run = tmp_path / str(number)
-        options = ["--tokenizer", folder / "tokenizer.json", *OPTIONS, "--micro", micro]
+        options = ["--tokenizer", folder / "tokenizer.json", *OPTIONS, "--micro", micro, "--schedule", "neuron"]
         trained("llama.py", data, run, *options, workers=None)
         logs.append(logged(run, "tokens_per_second"))
     for one, other in zip(*logs, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_that_two_workers_stream_and_hold_out(folder: Path, tmp_path: Path) -> None:
-    command = ["llama.py", f"hf:{folder / 'parquet'}", tmp_path, "--tokenizer", folder / "tokenizer.json", *OPTIONS]
+def test_that_two_workers_stream_and_go_on(folder: Path, tmp_path: Path) -> None:
+    options = ["--tokenizer", folder / "tokenizer.json", *OPTIONS, "--schedule", "neuron"]
+    command = ["llama.py", f"hf:{folder / 'parquet'}", tmp_path, *options]
     trained(*command)
     whole = logged(tmp_path, "tokens_per_second")
     forget(tmp_path, 6)
