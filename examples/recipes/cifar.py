@@ -3,12 +3,11 @@
 DATA holds the "python version" of https://www.cs.toronto.edu/~kriz/cifar.html: cifar-10-batches-py or cifar-100-python.
 SGD, the learning rate, weight decay and augmentation are those that are usual for CIFAR since "Wide Residual Networks"
 (arXiv 1605.07146); they are not taken from the SDP paper. A second call with the same RUN goes on where the first one
-stopped.
+stopped. RUN/model.pt has the newest full model.
 """
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import time
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from logs import open_logs
 from torch import Tensor, nn
 from torchvision.models import resnet18
+from training import Run, parser, set_rate, start
 
 import sdp_compile as sdp
 
@@ -118,48 +117,34 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("run", type=Path, help="Folder for checkpoints, the log and the model")
-    parser.add_argument("--model", default="resnet18", choices=("resnet18", "wrn28", "wrn10"))
-    parser.add_argument("--schedule", default="growing", help="A schedule or policy by name or TOML file")
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=128, help="Images of all workers together")
-    parser.add_argument("--rate", type=float, default=0.1, help="Highest learning rate")
-    parser.add_argument("--log", action="append", default=[], help="tensorboard, wandb or trackio; repeatable")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="resnet18", choices=("resnet18", "wrn28", "wrn10"))
+    arguments.add_argument("--epochs", type=int, default=200)
+    arguments.set_defaults(batch=128, rate=0.1)
+    options = arguments.parse_args()
 
-    dist.init_process_group()
-    rank, workers = dist.get_rank(), dist.get_world_size()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    images, labels = (one.to(device) for one in read(options.data, train=True))
-    test = tuple(one.to(device) for one in read(options.data, train=False))
-    options.run.mkdir(parents=True, exist_ok=True)
-    logs = open_logs(options.run, options.log) if rank == 0 else []
+    worker = start()
+    images, labels = (one.to(worker.device) for one in read(Path(options.data), train=True))
+    test = tuple(one.to(worker.device) for one in read(Path(options.data), train=False))
+    run = Run(options.run, options.logger, worker)
 
-    batch = options.batch // workers
-    per_epoch = len(images) // (batch * workers)
+    per_epoch = len(images) // options.batch
     schedule = sdp.resolve_schedule(options.schedule, steps=options.epochs * per_epoch)
     torch.manual_seed(0)
     model = sdp.compile(
-        build(options.model, 100 if labels.max() > 9 else 10).to(device), schedule, (normalised(images[:2]),)
+        build(options.model, 100 if labels.max() > 9 else 10).to(worker.device), schedule, (normalised(images[:2]),)
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=options.rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    torch.manual_seed(rank + 1)  # each worker augments in its own way
-    done = samples = 0
-    checkpoints = options.run / "checkpoints"
-    if any(checkpoints.glob("step-*/manifest.json")):
-        restored = sdp.load_checkpoint(checkpoints, model, optimizer)
-        done, samples = restored.step, restored.samples or 0
-    full = model.full_model()
+    torch.manual_seed(worker.rank + 1)  # each worker augments in its own way
+    restored = run.restore(model, optimizer)
+    done, samples = (restored.step, restored.samples or 0) if restored else (0, 0)
 
-    order = sdp.SampleOrder(len(images), batch, rank, workers, seed=0, done=samples)
+    order = sdp.SampleOrder(len(images), worker.share(options.batch), worker.rank, worker.workers, seed=0, done=samples)
     began = time.monotonic()
     for number, step in enumerate(range(done, schedule.steps)):
         model.advance(step, optimizer)
-        for group in optimizer.param_groups:
-            group["lr"] = options.rate * schedule.rate(step)
-        chosen = torch.from_numpy(order.batch(number)).to(device)
+        set_rate(optimizer, options.rate * schedule.rate(step))
+        chosen = torch.from_numpy(order.batch(number)).to(worker.device)
         loss = F.cross_entropy(model(normalised(augmented(images[chosen]))), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -167,16 +152,12 @@ def main() -> None:
         if (step + 1) % per_epoch == 0:
             full = model.full_model().eval()
             sdp.calibrate(full, [normalised(some) for some in images[:5000].split(500)])
-            if rank == 0:
+            if worker.rank == 0:
                 figures = {"accuracy": accuracy(full, *test), "loss": loss.item(), "seconds": time.monotonic() - began}
-                for log in logs:
-                    log.log(figures, step=step + 1)
-                print(
-                    f"epoch {(step + 1) // per_epoch}: accuracy of the full model {figures['accuracy']:.4f}", flush=True
-                )
-            sdp.save_checkpoint(checkpoints, model, optimizer, step=step + 1, samples=order.after(number + 1), keep=2)
-    if rank == 0:
-        torch.save(full.state_dict(), options.run / "model.pt")
+                run.log(step + 1, figures)
+                run.say(f"epoch {(step + 1) // per_epoch}: accuracy of the full model {figures['accuracy']:.4f}")
+                torch.save(full.state_dict(), run.folder / "model.pt")
+            run.save(model, optimizer, step + 1, samples=order.after(number + 1))
     dist.destroy_process_group()
 
 

@@ -1,31 +1,18 @@
-"""Recipes, on small generated data in the real formats."""
+"""The recipe for CIFAR, on small generated data in the real format."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.recipes.running import forget, logged, run, trained
+
 pytestmark = pytest.mark.timeout(500)
-
-ROOT = Path(__file__).parent.parent
-
-
-def torchrun(recipe: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*command, str(ROOT / "examples" / "recipes" / recipe), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
 
 
 def write_cifar(folder: Path, classes: int, count: int = 40) -> None:
@@ -43,30 +30,27 @@ def write_cifar(folder: Path, classes: int, count: int = 40) -> None:
             pickle.dump({key: labels.tolist(), b"data": images, b"batch_label": b"of a test"}, file, protocol=2)
 
 
-def test_that_cifar_trains_and_goes_on_bit_by_bit(tmp_path: Path) -> None:
+def test_that_it_trains_and_goes_on_bit_by_bit(tmp_path: Path) -> None:
     write_cifar(tmp_path / "data", 10)
     options = ["--model", "wrn10", "--epochs", "2", "--batch", "20", "--rate", "0.05", "--schedule", "backward-tail"]
-    whole = torchrun("cifar.py", tmp_path / "data", tmp_path / "run", *options)
-    assert whole.returncode == 0, whole.stderr
-    assert whole.stdout.count("accuracy of the full model") == 2
+    whole = trained("cifar.py", tmp_path / "data", tmp_path / "run", *options)
+    assert whole.count("accuracy of the full model") == 2
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert saved == ["step-00000010", "step-00000020"]
     expected = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
-    (tmp_path / "run" / "checkpoints" / saved[1]).rename(tmp_path / "later")
-    again = torchrun("cifar.py", tmp_path / "data", tmp_path / "run", *options)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("accuracy of the full model") == 1
+    forget(tmp_path / "run", 20)
+    again = trained("cifar.py", tmp_path / "data", tmp_path / "run", *options)
+    assert again.count("accuracy of the full model") == 1
     found = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20, 20] and lines[1]["accuracy"] == lines[2]["accuracy"]
+    lines = logged(tmp_path / "run", "seconds")
+    assert [line["step"] for line in lines] == [10, 20, 20] and lines[1] == lines[2]
 
 
 def test_that_cifar_100_is_read_and_code_in_pickles_is_not_run(tmp_path: Path) -> None:
     write_cifar(tmp_path / "data", 100)
     options = ["--model", "wrn10", "--epochs", "1", "--batch", "20", "--schedule", "neuron"]
-    result = torchrun("cifar.py", tmp_path / "data", tmp_path / "run", *options)
-    assert result.returncode == 0, result.stderr
+    trained("cifar.py", tmp_path / "data", tmp_path / "run", *options, workers=None)
     assert torch.load(tmp_path / "run" / "model.pt", weights_only=True)["8.weight"].shape == (100, 64)
 
     class Hostile:
@@ -74,6 +58,6 @@ def test_that_cifar_100_is_read_and_code_in_pickles_is_not_run(tmp_path: Path) -
             return os.mkdir, (str(tmp_path / "pwned"),)
 
     (tmp_path / "data" / "cifar-100-python" / "train").write_bytes(pickle.dumps({b"data": Hostile()}))
-    result = torchrun("cifar.py", tmp_path / "data", tmp_path / "other", *options)
+    result = run("cifar.py", tmp_path / "data", tmp_path / "other", *options, workers=None)
     assert result.returncode != 0 and "does not belong into CIFAR's files" in result.stderr
     assert not (tmp_path / "pwned").exists()
