@@ -145,6 +145,7 @@ class Attributes:
     def read(self, original: nn.Module) -> list[Read]:
         """Returns what was read, with the values that it has in the original, of which a prepared copy ran."""
         values = {place: Read("attribute", *place, None).now(original) for place in self.reads}
+        values = {place: value for place, value in values.items() if not self._is_of_tensors(place, value)}
         found = [Read("attribute", *place, value) for place, value in _frozen_all(values).items()]
         for place, value in self._switches.items():
             if value is not None:
@@ -152,6 +153,14 @@ class Attributes:
                 kept = value if place[1] == "training" else Read("switch", *place, None).now(original)
                 found.append(Read("switch", *place, frozen(kept)))
         return found
+
+    def _is_of_tensors(self, place: Place, value: Any) -> bool:
+        """Whether a property tells the dtype or device of its module's tensors, which each call compares anyway.
+
+        What else its code reads is noted by itself. Hugging Face's models have such properties.
+        """
+        held = getattr(type(self._modules[place[0]]), place[1], None)
+        return isinstance(held, property) and isinstance(value, (torch.dtype, torch.device))
 
     def created(self) -> list[Place]:
         """Returns the parameters, buffers and submodules that the run added."""

@@ -70,6 +70,56 @@ def test_moving_to_another_dtype(dtype: torch.dtype) -> None:
     assert len(module._programs.programs) == 4  # the way back needs no new capture
 
 
+class Telling(nn.Module):
+    """Has properties that tell what its tensors are, as Hugging Face's models have, and uses them in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 6)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(parameter.dtype for parameter in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return self.up.weight.device
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.ones(6, dtype=torch.float64, device=self.device).to(self.dtype)
+        out: torch.Tensor = self.down(torch.relu(self.up(x))) * scale
+        return out * 2 if self.dtype == torch.float16 else out
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_properties_that_tell_the_dtype_of_the_weights(nested: bool) -> None:
+    model, x = Telling() if not nested else nn.Sequential(Telling(), nn.Linear(6, 6)), torch.randn(4, 6)
+    module = compiled(model, x)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float32):
+        module.to(dtype), model.to(dtype)
+        assert_same(module, model, x.to(dtype))
+        assert_same(module.eval(), model.eval(), x.to(dtype))
+        module.train(), model.train()
+
+
+def test_a_property_that_tells_a_dtype_by_a_setting_follows_the_setting() -> None:
+    class Set(Telling):
+        wide = False
+
+        @property
+        def dtype(self) -> torch.dtype:
+            return torch.float64 if self.wide else torch.float32
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).to(self.dtype)
+
+    model, x = Set(), torch.randn(4, 6)
+    module = compiled(model, x)
+    assert_same(module, model, x)
+    module.wide = model.wide = True
+    assert_same(module, model, x)
+
+
 def test_transformers_under_autocast_and_in_bfloat16() -> None:
     model, _, inputs = MODELS["llama"]()
     module = compiled(model, inputs)
