@@ -45,10 +45,10 @@ def _headline(result: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def variant_table(title: str, *columns: str) -> Table:
-    """A table of figures with one row per variant."""
+def variant_table(title: str, *columns: str, first: str = "variant") -> Table:
+    """A table of figures with one row per variant, or per what ``first`` names."""
     table = Table(title=title, title_justify="left", title_style="italic", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("variant", no_wrap=True)
+    table.add_column(first, no_wrap=first == "variant")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table

@@ -94,7 +94,7 @@ class Doors:
         """Returns a view of what was compiled, for the terminal or a notebook.
 
         Args:
-            view: ``"structure"``, ``"owners"``, ``"graph"``, ``"diff"`` or ``"cost"``.
+            view: ``"structure"``, ``"owners"``, ``"graph"``, ``"diff"``, ``"cost"`` or ``"phases"``.
             options: The options of ``sdp-compile inspect`` for the view, such as ``rank`` or the glob ``module``.
 
         Returns:
