@@ -86,4 +86,6 @@ def strategy_of(variant: Variant) -> Strategy:
         return "sdp-sharded" if variant.sharded else "sdp"
     if variant.kind == "local":
         raise SDPError("The variant local trains without communication, so it has no prediction.")
+    if variant.kind == "schedule":
+        raise SDPError("A schedule has no single step. Predict its phases with `sdp-compile simulate --schedule`.")
     return variant.kind

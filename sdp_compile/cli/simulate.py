@@ -233,7 +233,7 @@ def _measure(
     if local.reason:
         raise SDPError(f"This machine could not be measured: {local.reason}")
     cluster = measured_cluster(
-        local.probes, subject.dense.flops(), subject.dense.memory().gradients, settings.hardware.cores
+        local.answers, subject.dense.flops(), subject.dense.memory().gradients, settings.hardware.cores
     )
     rows = summarise(bench, entries)["variants"]
     return cluster, {row["name"]: row for row in rows}
