@@ -261,6 +261,19 @@ class Schedule(PolicyModel):
         """Returns the policies of all phases; one of each phase in which owners are drawn again."""
         return tuple(policy for phase in self.phases for policy in phase.policies())
 
+    def on_nodes(self, node_size: int | None) -> Schedule:
+        """Returns the schedule with this ``node_size`` in all policies; itself for None."""
+        if node_size is None:
+            return self
+        phases = [
+            phase.replace(
+                policy=phase.policy.replace(node_size=node_size),
+                alternate=None if phase.alternate is None else phase.alternate.replace(node_size=node_size),
+            )
+            for phase in self.phases
+        ]
+        return self.replace(phases=phases)
+
     def describe(self) -> dict[str, Any]:
         """Returns the schedule as plain data, with the keys of its TOML form."""
         steps = {} if self.steps is None else {"steps": self.steps}

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from sdp_compile.capture import Methods, capture, plain_tensors
-from sdp_compile.errors import DistributedError, PlanError, PolicyError
+from sdp_compile.errors import DistributedError, PlanError
 from sdp_compile.lowering import Lowered, lower
 from sdp_compile.passes import Pass, Passes, bucket_bytes_of, reducing, resolve_pipeline
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.planning.holdings import LoweringKind
 from sdp_compile.planning.making import make_plan
 from sdp_compile.planning.nodes import Launch, launched
+from sdp_compile.planning.phases import planned_parts
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Policy, Schedule, is_schedule, resolve_policy, resolve_schedule
 from sdp_compile.runtime.comm.groups import Groups
@@ -110,8 +111,9 @@ def sdp_compile(
             broadcast_from = checked_rank(broadcast_from, workers, "broadcast_from")
         chosen, schedule = resolve_phases(policy)
         analysis = analyse(capture(model, example_inputs, methods))
-        plan = make_plan(analysis, chosen, workers, _launch(base))
-        check_phases(analysis, schedule, workers)
+        launch = _launch(base)
+        plan = make_plan(analysis, chosen, workers, launch)
+        check_phases(analysis, schedule, workers, launch)
         if isinstance(bucket_bytes, Cluster):
             bucket_bytes = simulate(plan, bucket_bytes).bucket_bytes
         pipeline = _pipeline(passes, lowering, chosen, bucket_bytes)
@@ -186,14 +188,10 @@ def resolve_phases(policy: PolicyOrSchedule) -> tuple[Policy, Schedule | None]:
     return schedule.policy_at(0), schedule
 
 
-def check_phases(analysis: Analysis, schedule: Schedule | None, workers: int) -> None:
+def check_phases(analysis: Analysis, schedule: Schedule | None, workers: int, launch: Launch | None = None) -> None:
     """Raises `PolicyError` if a later phase of a schedule has no plan, which would stop training in the middle."""
-    for number, phase in enumerate(() if schedule is None else schedule.phases, 1):
-        for policy in phase.policies():
-            try:
-                make_plan(analysis, policy, workers)
-            except PolicyError as error:
-                raise type(error)(f"Phase {number} of the schedule: {error}") from error
+    if schedule is not None:
+        planned_parts(analysis, schedule, workers, launch)
 
 
 def assemble(lowered: Lowered, model: nn.Module) -> SDPModule:

@@ -19,6 +19,7 @@ from sdp_compile.bench.variants import Variant
 from sdp_compile.bench.work import Work
 from sdp_compile.errors import SDPError
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
+from sdp_compile.policies.parts import with_steps
 from sdp_compile.runtime.module.sdp_module import SDPModule
 
 LEARNING_RATE = 3e-4
@@ -62,7 +63,9 @@ def make_contestant(variant: Variant, work: Work, settings: BenchSettings) -> Co
     Raises:
         SDPError: If the variant does not work for the model.
     """
-    make = {"ddp": _ddp, "ddp-checkpoint": _ddp, "fsdp2": _fsdp2, "sdp": _sdp, "local": _local}[variant.kind]
+    make = {"ddp": _ddp, "ddp-checkpoint": _ddp, "fsdp2": _fsdp2, "sdp": _sdp, "schedule": _sdp, "local": _local}[
+        variant.kind
+    ]
     module, call = make(variant, work, settings)
     work = replace(work, model=module)  # with SDP the original is not needed any more and would count as memory
     return Contestant(work, module, call, _optimizer(variant, module))
@@ -107,7 +110,12 @@ def _local(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Mo
 
 
 def _sdp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[SDPModule, Callable[..., Any]]:
-    policy = policy_of(variant, settings)
+    policy: sdp_compile.Policy | sdp_compile.Schedule
+    if variant.kind == "schedule":
+        assert settings.schedule is not None
+        policy = with_steps(sdp_compile.resolve_schedule(settings.schedule))
+    else:
+        policy = policy_of(variant, settings)
     module = sdp_compile.sdp_compile(
         work.model, policy, work.example_inputs, bucket_bytes=settings.bucket_bytes or DEFAULT_BUCKET_BYTES
     )

@@ -65,17 +65,19 @@ def measure(contestant: Contestant, meter: PeakMeter) -> MemoryUse:
     saved.clear()
     loss.backward()
     contestant.optimizer.step()
+    return MemoryUse(**held_by(contestant), activations=activations, peak=meter.peak())
+
+
+def held_by(contestant: Contestant) -> dict[str, int]:
+    """Returns the bytes of what a worker holds now by kind: the fields of `MemoryUse` that make up its state."""
     after = _Storages()
-    return MemoryUse(
-        parameters=after.add(contestant.module.parameters()),
-        buffers=after.add(contestant.module.buffers()),
-        gradients=after.add(
-            gradient for parameter in contestant.module.parameters() for gradient in held_gradients(parameter)
-        ),
-        optimizer=after.add(_optimizer_tensors(contestant.optimizer)),
-        activations=activations,
-        peak=meter.peak(),
-    )
+    gradients = (gradient for parameter in contestant.module.parameters() for gradient in held_gradients(parameter))
+    return {
+        "parameters": after.add(contestant.module.parameters()),
+        "buffers": after.add(contestant.module.buffers()),
+        "gradients": after.add(gradients),
+        "optimizer": after.add(_optimizer_tensors(contestant.optimizer)),
+    }
 
 
 class PeakMeter:

@@ -42,7 +42,7 @@ class Entry:
     Attributes:
         workers: What each worker measured apart from time, by rank.
         turns: The timed blocks.
-        probes: For the variant that measures the machine, each turn's answers by rank.
+        answers: For the variants that measure more than a step, each turn's answers by rank.
         profile: The exposed communication by rank, if it was asked for.
         wave: The first wave in which the variant took part.
         reason, details: Why the variant failed; empty if it did not.
@@ -51,7 +51,7 @@ class Entry:
     variant: Variant
     workers: list[dict[str, Any]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    probes: list[list[dict[str, Any]]] = field(default_factory=list)
+    answers: list[list[dict[str, Any]]] = field(default_factory=list)
     profile: list[dict[str, Any]] = field(default_factory=list)
     wave: int = 0
     reason: str = ""
@@ -155,8 +155,8 @@ def _take_turn(one: _Running, turn: Turn, settings: BenchSettings, begin: Callab
     seconds = max(float(answer["seconds"]) for answer in answers)
     check = max(float(answer.get("check", 0.0)) for answer in answers)
     one.entry.turns.append(Turn(turn.wave, turn.round, seconds, check))
-    if one.entry.variant.kind == "local":
-        one.entry.probes.append(answers)
+    if one.entry.variant.kind in ("local", "schedule"):
+        one.entry.answers.append(answers)
     return True
 
 

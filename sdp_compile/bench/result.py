@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from os import cpu_count
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 from sdp_compile.bench.formula import flops_imbalance
+from sdp_compile.bench.phases import summarise_schedule
 from sdp_compile.bench.race import Entry, trace_path
 from sdp_compile.bench.settings import BenchSettings
-from sdp_compile.bench.variants import COMPILED, REFERENCES
+from sdp_compile.bench.spread import Spread, ratios
 
 MEMORY_KINDS = ("parameters", "buffers", "gradients", "optimizer", "activations", "state", "peak")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of a sample."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Returns the spread of at least one value."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, middle, high = quantiles(values, n=4, method="inclusive")
-        return cls(middle, low, high)
 
 
 def summarise(settings: BenchSettings, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -54,7 +38,8 @@ def summarise(settings: BenchSettings, entries: Sequence[Entry]) -> dict[str, An
             "python": platform.python_version(),
             "torch": version("torch"),
         },
-        "variants": [_variant(settings, entry, good) for entry in entries],
+        "variants": [_variant(settings, entry, good) for entry in entries if entry.variant.kind != "schedule"],
+        "schedules": [summarise_schedule(entry, good) for entry in entries if entry.variant.kind == "schedule"],
     }
 
 
@@ -80,19 +65,12 @@ def _variant(settings: BenchSettings, entry: Entry, good: dict[str, Entry]) -> d
     seconds = Spread.of([turn.seconds for turn in entry.turns])
     workers = entry.workers
     flops = [worker["flops"] for worker in workers]
-    peers = [name + COMPILED * compiled for name in REFERENCES for compiled in (False, True)]
-    if variant.compiled:
-        peers.append(variant.base)
     return {
         **head,
         "status": "ok",
         "step_seconds": {**asdict(seconds), "turns": [asdict(turn) for turn in entry.turns]},
         "check_share": median(turn.check / turn.seconds for turn in entry.turns),
-        "ratio": {
-            peer: asdict(paired_ratio(entry, good[peer]))
-            for peer in dict.fromkeys(peers)
-            if peer in good and _met(entry, good[peer])
-        },
+        "ratio": ratios(entry, good),
         "samples_per_second": sum(worker["samples"] for worker in workers) / seconds.median,
         "tokens_per_second": None
         if workers[0]["tokens"] is None
@@ -114,14 +92,3 @@ def _profile(settings: BenchSettings, entry: Entry) -> dict[str, Any] | None:
     if settings.profile_path is None:
         return None
     return {**entry.profile[0], "trace": trace_path(settings.profile_path, entry.variant), "workers": entry.profile}
-
-
-def _met(entry: Entry, reference: Entry) -> bool:
-    return not {turn.wave for turn in entry.turns}.isdisjoint(turn.wave for turn in reference.turns)
-
-
-def paired_ratio(entry: Entry, reference: Entry) -> Spread:
-    """Returns the ratios of step times of turns in the same round, so that a disturbance affects both turns."""
-    reference_seconds = {(turn.wave, turn.round): turn.seconds for turn in reference.turns}
-    own = [(turn.seconds, reference_seconds.get((turn.wave, turn.round))) for turn in entry.turns]
-    return Spread.of([seconds / other for seconds, other in own if other])

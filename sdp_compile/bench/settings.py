@@ -6,8 +6,15 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sdp_compile.bench.variants import Variant, choose
-from sdp_compile.command_words import DEFAULT_COVERAGE, DEFAULT_WORKERS, check_file, check_folder, check_policy_words
+from sdp_compile.bench.variants import REFERENCES, SCHEDULES, Variant, choose
+from sdp_compile.command_words import (
+    DEFAULT_COVERAGE,
+    DEFAULT_WORKERS,
+    check_file,
+    check_file_words,
+    check_folder,
+    check_policy_words,
+)
 from sdp_compile.errors import PolicyError, SDPError
 from sdp_compile.models.configuration import Size
 from sdp_compile.models.words import check_words
@@ -28,7 +35,7 @@ class BenchSettings:
         warmup: Untimed steps before the first turn.
         batch: Samples per worker; None takes those of the model's inputs.
         coverage, replicas: Owners per unit; at most one of the two.
-        variants: Names or patterns of variants; empty for all.
+        variants: Names or patterns of variants; empty for all, or for DDP and FSDP2 with a schedule.
         compile: Whether compiled variants take part.
         bucket_bytes: Size of a gradient bucket; None takes each library's default.
         timeout: Longest time, in seconds, for a variant's start and for each turn.
@@ -38,6 +45,7 @@ class BenchSettings:
         size: Configuration of a named model; None takes the small one where weights are needed.
         json_path, plot_path: Files to write.
         profile_path: Folder for a trace of each variant; None for no profile.
+        schedule: Name or TOML file of a schedule whose phases are measured, too; None for none.
 
     Raises:
         SDPError: If a setting is out of range or two settings exclude each other.
@@ -62,6 +70,7 @@ class BenchSettings:
     json_path: str | None = None
     plot_path: str | None = None
     profile_path: str | None = None
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         check_policy_words("neuron", self.coverage)
@@ -74,6 +83,10 @@ class BenchSettings:
         if self.workers < 2:
             raise SDPError(f"--workers {self.workers}: a comparison needs at least 2 workers.")
         choose(self.variants, self.compile)
+        if self.schedule is not None:
+            check_file_words("--schedule", self.schedule, "a schedule's name")
+            if self.profile_path is not None:
+                raise SDPError("--profile and --schedule exclude each other. Leave one of them out.")
         if self.model != GPT:
             check_words(self.model, self.inputs, self.overrides, self.size)
         elif self.inputs or self.overrides or self.size:
@@ -85,7 +98,12 @@ class BenchSettings:
     @property
     def chosen(self) -> tuple[Variant, ...]:
         """The variants that take part."""
-        return choose(self.variants, self.compile)
+        peers = choose(self.variants, self.compile)
+        if self.schedule is None:
+            return peers
+        if not self.variants:
+            peers = tuple(variant for variant in peers if variant.base in REFERENCES)
+        return (*peers, *choose((), self.compile, SCHEDULES))
 
     @property
     def policy_fields(self) -> dict[str, Any]:

@@ -35,10 +35,10 @@ class Subject:
     """A model that is captured and analysed once, and its plans."""
 
     def __init__(self, work: Work, settings: BenchSettings) -> None:
-        self._analysis = analyse(capture(work.model, work.example_inputs))
+        self.analysis = analyse(capture(work.model, work.example_inputs))
         self._settings = settings
         self._plans: dict[tuple[Variant, int], Plan] = {}
-        self.dense = make_plan(self._analysis, NeuronPolicy(coverage=1.0), settings.workers)
+        self.dense = make_plan(self.analysis, NeuronPolicy(coverage=1.0), settings.workers)
 
     def plan(self, variant: Variant, node_size: int) -> Plan:
         """Returns the plan of an SDP variant on nodes of this many workers; for others, the data-parallel plan."""
@@ -46,7 +46,7 @@ class Subject:
             return self.dense
         if (variant, node_size) not in self._plans:
             policy, launch = policy_of(variant, self._settings), Launch(node_size)  # as torchrun would say
-            self._plans[variant, node_size] = make_plan(self._analysis, policy, self._settings.workers, launch)
+            self._plans[variant, node_size] = make_plan(self.analysis, policy, self._settings.workers, launch)
         return self._plans[variant, node_size]
 
     def predict(
@@ -86,4 +86,6 @@ def strategy_of(variant: Variant) -> Strategy:
         return "sdp-sharded" if variant.sharded else "sdp"
     if variant.kind == "local":
         raise SDPError("The variant local trains without communication, so it has no prediction.")
+    if variant.kind == "schedule":
+        raise SDPError("A schedule has no single step. Predict its phases with `sdp-compile simulate --schedule`.")
     return variant.kind

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sdp_compile.errors import SDPError, did_you_mean
 
-Kind = Literal["ddp", "ddp-checkpoint", "fsdp2", "sdp", "local"]
+Kind = Literal["ddp", "ddp-checkpoint", "fsdp2", "sdp", "local", "schedule"]
 
 COMPILED = "+compile"
 
@@ -54,6 +54,11 @@ BASES = (
 
 LOCAL = Variant("local", "local", "dense, no communication")
 """Trains without communication. The simulator measures the machine with it; it does not take part in a bench."""
+
+_SCHEDULE = Variant("schedule", "schedule", "SDP, the phases of a schedule")
+
+SCHEDULES = {variant.name: variant for variant in (_SCHEDULE, replace(_SCHEDULE, compiled=True))}
+"""Trains by a schedule; takes part where ``--schedule`` names one."""
 
 REFERENCES = ("ddp", "fsdp2")
 """The variants to which the others are compared; they take part in every wave."""

@@ -26,9 +26,10 @@ from sdp_compile.bench.contestant import Contestant, make_contestant
 from sdp_compile.bench.counting import counted
 from sdp_compile.bench.probe import meet, probe
 from sdp_compile.bench.profiling import profiled
+from sdp_compile.bench.scheduled import run_through
 from sdp_compile.bench.settings import BenchSettings
-from sdp_compile.bench.variants import LOCAL, VARIANTS, Variant
-from sdp_compile.bench.work import make_work
+from sdp_compile.bench.variants import LOCAL, SCHEDULES, VARIANTS, Variant
+from sdp_compile.bench.work import Work, make_work
 from sdp_compile.errors import SDPError
 from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
 from sdp_compile.processes import local_worker_environment
@@ -58,7 +59,14 @@ def main(pipe: Connection, variant: str, rank: int, port: int, log: str, setting
     os.dup2(output, 2)
     commands = _commands(pipe)
     try:
-        _serve(commands, pipe, {**VARIANTS, LOCAL.name: LOCAL}[variant], rank, port, BenchSettings.loads(settings))
+        _serve(
+            commands,
+            pipe,
+            {**VARIANTS, **SCHEDULES, LOCAL.name: LOCAL}[variant],
+            rank,
+            port,
+            BenchSettings.loads(settings),
+        )
     except BaseException as error:
         text = str(error) if isinstance(error, SDPError) else f"{type(error).__name__}: {error}"
         with suppress(OSError):
@@ -95,6 +103,12 @@ def _serve(
     settings: BenchSettings,
 ) -> None:
     device = _join(rank, port, settings)
+    if variant.kind == "schedule":
+        _send(pipe, _facts(make_work(settings, rank, "meta"), device))
+        while commands.get() != STOP:
+            run = run_through(variant, rank, device, settings)
+            _send(pipe, {"seconds": run["seconds"], "run": run})
+        return
     meter = memory.PeakMeter(device)
     contestant, facts = _prepare(variant, rank, device, settings, meter)
     _send(pipe, facts)
@@ -159,12 +173,19 @@ def _prepare(
             "as_predicted": predicted.holds(sent),
         },
         "flops": flops,
-        "samples": work.samples,
-        "tokens": work.tokens,
-        "parameters": sum(parameter.numel() for parameter in contestant.module.parameters()),
-        "device": str(device),
+        **_facts(work, device),
     }
     return contestant, facts
+
+
+def _facts(work: Work, device: torch.device) -> dict[str, Any]:
+    """Returns what is trained, and where."""
+    return {
+        "samples": work.samples,
+        "tokens": work.tokens,
+        "parameters": sum(parameter.numel() for parameter in work.model.parameters()),
+        "device": str(device),
+    }
 
 
 def _count(contestant: Contestant, variant: Variant) -> tuple[float, int]:

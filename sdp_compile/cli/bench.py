@@ -14,6 +14,7 @@ from sdp_compile.cli.json_file import write_json
 from sdp_compile.cli.model_line import tell_memory
 from sdp_compile.models.configuration import FACTORY, Configuration, Loaded, to_dict
 from sdp_compile.models.words import parse_model
+from sdp_compile.policies import resolve_schedule
 from sdp_compile.processes import interruptible
 from sdp_compile.progress import stages
 
@@ -22,6 +23,8 @@ def run(settings: BenchSettings, debug: bool = False) -> int:
     """Races, prints and writes. Returns 1 where a variant has no figures or its traffic differs from the formula."""
     if settings.plot_path is not None:
         check_plot(settings.plot_path)
+    if settings.schedule is not None:
+        resolve_schedule(settings.schedule)  # before torch is loaded
     from sdp_compile.bench import race
     from sdp_compile.bench.plot import write_plot
     from sdp_compile.bench.result import mistakes, summarise

@@ -23,10 +23,12 @@ def render(result: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text(), Text(_headline(result), style="bold"), Text()]
     if good:
         parts += [_time(good), _memory(good), _traffic(good)]
+    for schedule in result["schedules"]:
+        parts += [_schedule(result, schedule)] if schedule["status"] == "ok" else []
     profiled = [(variant["name"], variant["profile"]) for variant in good if variant.get("profile")]
     if profiled:
         parts.append(profile_table(profiled, "worker 0, by its trace"))
-    failed = [variant for variant in variants if variant["status"] != "ok"]
+    failed = [variant for variant in [*variants, *result["schedules"]] if variant["status"] != "ok"]
     if failed:
         parts.append(failed_table(failed))
     return Group(*parts)
@@ -45,10 +47,10 @@ def _headline(result: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def variant_table(title: str, *columns: str) -> Table:
-    """A table of figures with one row per variant."""
+def variant_table(title: str, *columns: str, first: str = "variant") -> Table:
+    """A table of figures with one row per variant, or per what ``first`` names."""
     table = Table(title=title, title_justify="left", title_style="italic", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("variant", no_wrap=True)
+    table.add_column(first, no_wrap=first == "variant")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -169,3 +171,48 @@ def failed_table(variants: Sequence[Mapping[str, Any]]) -> Table:
     for variant in variants:
         table.add_row(variant["name"], Text(variant["reason"], style="yellow"))
     return table
+
+
+def _schedule(result: Mapping[str, Any], schedule: Mapping[str, Any]) -> RenderableType:
+    """The phases of a schedule and its changes of plan; compiling apart."""
+    compiling = " + compile" * schedule["compiled"]
+    table = variant_table(
+        f"{result['settings']['schedule']}{compiling}: seconds of steps, and of changes of plan, "
+        "also in units of the run's median step",
+        "share",
+        "step",
+        "state\nMiB",
+        "change\nof plan",
+        "in\nsteps",
+        "MiB\nsent",
+        "step\nafter",
+        "in\nsteps",
+        first="phase",
+    )
+    for part in schedule["parts"]:
+        change, figures = part["change"], [""] * 5
+        if change is not None:
+            figures = [
+                f"{change['seconds']['median']:.3f}",
+                f"{change['steps']['median']:.2f}",
+                f"{change['sent'] / _MIB:.1f}",
+                f"{change['next_step_seconds']['median']:.3f}",
+                f"{change['next_steps']['median']:.2f}",
+            ]
+        table.add_row(
+            f"{part['phase']} {part['words']}",
+            f"{part['share']:.0%}" if part["share"] else "",
+            f"{part['step_seconds']['median']:.3f}",
+            f"{part['state'] / _MIB:.1f}",
+            *figures,
+        )
+    peers = [f"{ratio['median']:.2f} of {peer}'s" for peer, ratio in schedule["ratio"].items()]
+    return Group(
+        table,
+        Text(
+            f"Median step {schedule['step_seconds']['median']:.3f} s; mean step by shares "
+            f"{schedule['mean_step_seconds']['median']:.3f} s" + "".join(f", {peer}" for peer in peers) + ". "
+            f"First compilation {schedule['compile_seconds']['median']:.1f} s, "
+            f"first step {schedule['first_step_seconds']['median']:.3f} s."
+        ),
+    )

@@ -67,9 +67,12 @@ class InspectSettings:
             ("all", self.unfold, ("structure", *of_a_rank)),
             ("dot", self.exports.dot, graphs),
             ("graph-json", self.exports.graph_json, graphs),
+            ("schedule", self.words.schedule, ("phases",)),
         ):
             if given and self.view not in views:
                 raise SDPError(f"--{option} applies to the view {' and '.join(views)}, not to {self.view}.")
+        if self.view == "phases" and self.words.schedule is None:
+            raise SDPError("The view phases is that of a schedule. Add --schedule NAME or --schedule FILE.toml.")
 
     def options(self) -> dict[str, Any]:
         """Returns the view's own options, as `sdp_compile.inspector.show` takes them."""
@@ -91,7 +94,8 @@ def run(settings: InspectSettings) -> None:
     from sdp_compile.inspector import show
 
     passes = planned.pipeline(settings.words, "masked" if settings.lowering == "masked" else "sliced")
-    shown = show(planned.subject, settings.view, **settings.options(), **({"passes": passes} if passes else {}))
+    extra = {"passes": passes} if passes else {} if planned.schedule is None else {"schedule": planned.schedule}
+    shown = show(planned.subject, settings.view, **settings.options(), **extra)
     exports = settings.exports
     if exports.json == "-":
         write_text("-", _json(shown, planned))

@@ -24,7 +24,7 @@ def run(words: SubjectWords, output: Path, rank: int) -> None:
     with stages(1) as begin:
         begin("writing the page")
         text, passes = command(words, rank), planned.pipeline(words)
-        nbytes = write_report(planned.subject, output, rank, text, passes, planned.description)
+        nbytes = write_report(planned.subject, output, rank, text, passes, planned.description, planned.schedule)
     told = Console(stderr=True)
     told.print(model_line(planned.description), highlight=False, soft_wrap=True)
     told.print(f"{output}: {size(nbytes)}", markup=False, highlight=False, soft_wrap=True)
@@ -32,7 +32,8 @@ def run(words: SubjectWords, output: Path, rank: int) -> None:
 
 def command(words: SubjectWords, rank: int) -> str:
     """Returns the command that makes the same page again."""
-    parts = ["sdp-compile", "report", words.model, "--policy", str(words.policy), "--workers", str(words.workers)]
+    chosen = ["--policy", words.policy] if words.schedule is None else ["--schedule", words.schedule]
+    parts = ["sdp-compile", "report", words.model, *chosen, "--workers", str(words.workers)]
     parts += [] if words.coverage is None else ["--coverage", f"{words.coverage:g}"]
     parts += [] if words.masking is None else ["--masking", words.masking]
     parts += [] if words.node_size is None else ["--node-size", str(words.node_size)]

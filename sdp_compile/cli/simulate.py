@@ -14,6 +14,7 @@ from sdp_compile.bench.variants import LOCAL
 from sdp_compile.cli.clean_errors import FAILED
 from sdp_compile.cli.json_file import write_json
 from sdp_compile.cli.model_line import tell_memory, tell_notes
+from sdp_compile.command_words import check_file_words
 from sdp_compile.errors import SDPError
 from sdp_compile.models.configuration import Loaded, count_parameters, to_dict
 from sdp_compile.models.presets import PRESETS
@@ -24,7 +25,10 @@ from sdp_compile.progress import stages
 if TYPE_CHECKING:
     from sdp_compile.bench.simulated import Subject
     from sdp_compile.bench.work import Work
+    from sdp_compile.policies import Schedule
     from sdp_compile.simulator.cluster import Cluster
+    from sdp_compile.simulator.collectives import Algorithm
+    from sdp_compile.simulator.simulate import Strategy
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class SimulateSettings:
     """The options of one run: ``bench`` names the training, ``hardware`` the machines; ``validate`` probes this one.
 
     ``sensitivity`` also predicts other links between nodes and other batches, and ``preset`` is the short name by which
-    the model was given.
+    the model was given. ``schedule`` is predicted beside the variants.
     """
 
     bench: BenchSettings
@@ -82,6 +86,7 @@ class SimulateSettings:
     validate: bool = False
     sensitivity: bool = False
     preset: str | None = None
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
         if self.bench.workers % self.hardware.nodes:
@@ -91,6 +96,8 @@ class SimulateSettings:
             )
         if self.validate and self.hardware.nodes > 1:
             raise SDPError("--validate measures on this machine. Leave --nodes out.")
+        if self.schedule is not None:
+            check_file_words("--schedule", self.schedule, "a schedule's name")
 
     def sized(self) -> BenchSettings:
         """Returns ``bench`` with the default size of a named model: published, or small where weights are needed."""
@@ -101,11 +108,15 @@ class SimulateSettings:
 
 def run(settings: SimulateSettings, debug: bool = False) -> int:
     """Predicts, and measures with ``validate``; prints and writes. Returns the exit code."""
+    from sdp_compile.policies import resolve_schedule
+
+    schedule = None if settings.schedule is None else resolve_schedule(settings.schedule)  # before torch is loaded
     from sdp_compile.bench.sensitivity import sensitivity
     from sdp_compile.bench.simulated import Subject
     from sdp_compile.bench.work import make_work
     from sdp_compile.cli.simulate_report import render
     from sdp_compile.planning.buckets import DEFAULT_BUCKET_BYTES
+    from sdp_compile.simulator.phases import CHANGES
     from sdp_compile.simulator.simulate import ASSUMPTIONS
 
     bench, console = settings.sized(), Console(stderr=settings.bench.json_path == "-")
@@ -123,9 +134,11 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
     if settings.validate:
         cluster, measured = _measure(settings, bench, work, subject, debug)
         outcomes = subject.predict(bench.chosen, cluster, "ring", DEFAULT_BUCKET_BYTES)
+        phases = _schedule(schedule, subject, bench, cluster, "ring", DEFAULT_BUCKET_BYTES)
     else:
         cluster = _cluster(settings)
         outcomes = subject.predict(bench.chosen, cluster, settings.hardware.algorithm)
+        phases = _schedule(schedule, subject, bench, cluster, settings.hardware.algorithm)
     ratios = sensitivity(subject, bench.chosen, cluster, settings.hardware.algorithm) if settings.sensitivity else []
     result = {
         "version": 1,
@@ -134,7 +147,7 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
         "workers": bench.workers,
         "cluster": {**asdict(cluster), "measured": settings.validate},
         "memory": None if settings.validate else settings.hardware.memory * 1e9,
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": [*ASSUMPTIONS, *(CHANGES if phases else ())],
         "sensitivity": [asdict(ratio) for ratio in ratios],
         "variants": [
             {
@@ -146,6 +159,7 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
             }
             for outcome in outcomes
         ],
+        "schedule": phases and {"name": settings.schedule, **phases},
     }
     console.print(render(result))
     write_json(bench.json_path, result)
@@ -166,6 +180,36 @@ def _cluster(settings: SimulateSettings) -> Cluster:
         given.copy * 1e9,
         given.cores,
     )
+
+
+def _schedule(
+    schedule: Schedule | None,
+    subject: Subject,
+    bench: BenchSettings,
+    cluster: Cluster,
+    algorithm: Algorithm,
+    bucket_bytes: int | None = None,
+) -> dict[str, Any] | None:
+    """Returns what is predicted of a schedule, and of DDP and FSDP2 beside it."""
+    if schedule is None:
+        return None
+    from sdp_compile.inspector.phases import words
+    from sdp_compile.planning.nodes import Launch
+    from sdp_compile.planning.phases import planned_parts
+    from sdp_compile.simulator.phases import simulate_schedule
+    from sdp_compile.simulator.simulate import simulate
+
+    parts = planned_parts(subject.analysis, schedule, bench.workers, Launch(cluster.workers_per_node))
+    size = bench.bucket_bytes or bucket_bytes
+    found = simulate_schedule(parts, cluster, bucket_bytes=size, algorithm=algorithm).to_dict()
+    for row, one in zip(found["parts"], parts, strict=True):
+        row["words"] = words(schedule, one.part)
+    peers: tuple[Strategy, ...] = ("ddp", "fsdp2")
+    for peer in peers:
+        step = simulate(subject.dense, cluster, peer, bucket_bytes=bench.bucket_bytes, algorithm=algorithm)
+        found[peer] = step.to_dict()
+        found[f"of_{peer}"] = (found["step_seconds"] + found["changing_seconds"]) / step.seconds
+    return found
 
 
 def _measure(
@@ -189,7 +233,7 @@ def _measure(
     if local.reason:
         raise SDPError(f"This machine could not be measured: {local.reason}")
     cluster = measured_cluster(
-        local.probes, subject.dense.flops(), subject.dense.memory().gradients, settings.hardware.cores
+        local.answers, subject.dense.flops(), subject.dense.memory().gradients, settings.hardware.cores
     )
     rows = summarise(bench, entries)["variants"]
     return cluster, {row["name"]: row for row in rows}

@@ -42,6 +42,12 @@ def render(result: Mapping[str, Any]) -> RenderableType:
         parts.append(_errors(result))
     names = dict.fromkeys(ratio["name"] for ratio in result["sensitivity"])
     parts += [_ratios(name, [ratio for ratio in result["sensitivity"] if ratio["name"] == name]) for name in names]
+    if result["schedule"]:
+        parts += [
+            _phases(result["schedule"]),
+            _changes(result["schedule"]),
+            Text(_mean(result["schedule"]), style="bold"),
+        ]
     parts += [Text(f"- {assumption}", style="dim") for assumption in result["assumptions"]]
     parts += [Text(f"- {line}", style="yellow") for line in _too_large(result)]
     parts += [Text(f"- {row['name']}: {row['reason']}", style="yellow") for row in result["variants"] if row["reason"]]
@@ -51,11 +57,13 @@ def render(result: Mapping[str, Any]) -> RenderableType:
 def _too_large(result: Mapping[str, Any]) -> Iterator[str]:
     """Yields which variants do not fit into the memory of a worker."""
     memory = result["memory"]
-    for row in result["variants"]:
-        state = row["predicted"]["state"] if row["predicted"] else 0
+    held = [(row["name"], row["predicted"]["state"]) for row in result["variants"] if row["predicted"]]
+    for row in result["schedule"]["parts"] if result["schedule"] else ():
+        held += [(f"phase {row['phase']} ({row['words']})", row["predicted"]["state"])] if row["share"] else []
+    for name, state in held:
         if memory is not None and state > memory:
             yield (
-                f"{row['name']}: {state / 1e9:,.3g} GB of parameters, gradients and AdamW state do not fit into the "
+                f"{name}: {state / 1e9:,.3g} GB of parameters, gradients and AdamW state do not fit into the "
                 f"{memory / 1e9:,.3g} GB of a worker."
             )
 
@@ -102,6 +110,73 @@ def _steps(result: Mapping[str, Any]) -> Table:
             f"{step['state'] / 1e9:,.3g}",
         )
     return table
+
+
+def _phases(schedule: Mapping[str, Any]) -> Table:
+    """The step of each policy of a schedule, and their mean."""
+    table = variant_table(
+        f"{schedule['name']}: predicted step of each phase in milliseconds",
+        "share",
+        "step",
+        "of\nDDP",
+        "of\nFSDP2",
+        "ex-\nposed",
+        "MiB\nsent",
+        "bound",
+        "state\nGB",
+        "of\nDDP",
+        first="phase",
+    )
+    for row in schedule["parts"]:
+        if row["share"]:
+            step = row["predicted"]
+            table.add_row(
+                f"{row['phase']} {row['words']}",
+                f"{row['share']:.0%}",
+                _milliseconds(step["seconds"]),
+                Text(f"{step['seconds'] / schedule['ddp']['seconds']:.2f}", style="bold"),
+                f"{step['seconds'] / schedule['fsdp2']['seconds']:.2f}",
+                _milliseconds(step["exposed"]),
+                f"{step['sent'] / _MIB:,.1f}",
+                step["bound"],
+                f"{step['state'] / 1e9:,.3g}",
+                f"{step['state'] / schedule['ddp']['state']:.2f}",
+            )
+    return table
+
+
+def _changes(schedule: Mapping[str, Any]) -> Table:
+    """The changes of plan; how many mean steps each takes."""
+    table = variant_table(
+        "Predicted changes of plan, with AdamW",
+        "milli-\nseconds",
+        "in mean\nsteps",
+        "MiB sent\nby one",
+        "GiB sent\nin all",
+        "how often",
+        first="to",
+    )
+    for row in schedule["parts"]:
+        if (change := row["change"]) is not None:
+            table.add_row(
+                f"{row['phase']} {row['words']}",
+                _milliseconds(change["seconds"]),
+                Text(f"{change['seconds'] / schedule['step_seconds']:.2f}", style="bold"),
+                f"{change['sent'] / _MIB:,.1f}",
+                f"{change['total'] / 2**30:,.3g}",
+                f"{1000 * row['rate']:.3g} in 1,000 steps" if row["rate"] else "once",
+            )
+    return table
+
+
+def _mean(schedule: Mapping[str, Any]) -> str:
+    recurring = schedule["changing_seconds"]
+    more = f", {_milliseconds(recurring)} of them changes of plan that recur" if recurring else ""
+    return (
+        f"Mean step of {schedule['name']}: {_milliseconds(schedule['step_seconds'] + recurring)} ms{more}; "
+        f"{schedule['of_ddp']:.2f} of DDP's, {schedule['of_fsdp2']:.2f} of FSDP2's. "
+        f"Changes that happen once: {_milliseconds(schedule['once_seconds'])} ms in all."
+    )
 
 
 def _milliseconds(seconds: float) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdp_compile.cli.model_line import tell_notes
-from sdp_compile.command_words import check_passes_words, check_policy_words, policy_fields
+from sdp_compile.command_words import check_file_words, check_passes_words, check_policy_words, policy_fields
+from sdp_compile.errors import PolicyError
 from sdp_compile.models.configuration import Loaded, Size
 from sdp_compile.models.spec import check_inputs, load
 from sdp_compile.models.words import check_words
@@ -16,15 +17,18 @@ if TYPE_CHECKING:
     from sdp_compile.inspector.subject import Subject
     from sdp_compile.passes import Pass
     from sdp_compile.planning.holdings import LoweringKind
-    from sdp_compile.policies import Policy
+    from sdp_compile.policies import Schedule
 
 
 @dataclass(frozen=True)
 class SubjectWords:
-    """Which model, under which policy, for how many workers. Raises `SDPError` for words that cannot be right."""
+    """Which model, under which policy or schedule, for how many workers.
+
+    With ``schedule``, the plan is that of its first phase. Raises `SDPError` for words that cannot be right.
+    """
 
     model: str
-    policy: str | Policy = "auto"
+    policy: str = "auto"
     coverage: float | None = None
     masking: str | None = None
     workers: int = 4
@@ -33,11 +37,16 @@ class SubjectWords:
     size: Size | None = None
     passes: str | None = None
     node_size: int | None = None
+    schedule: str | None = None
 
     def __post_init__(self) -> None:
-        check_policy_words(
-            self.policy if isinstance(self.policy, str) else "auto", self.coverage, self.node_size, self.workers
-        )
+        check_policy_words(self.policy, self.coverage, self.node_size, self.workers)
+        if self.schedule is not None:
+            if self.policy != "auto" or self.coverage is not None or self.masking is not None:
+                raise PolicyError(
+                    f"--schedule {self.schedule} has policies of its own. Leave out --policy, --coverage and --masking."
+                )
+            check_file_words("--schedule", self.schedule, "a schedule's name")
         check_passes_words(self.passes)
         check_words(self.model, self.inputs, self.overrides, self.size)
 
@@ -49,6 +58,7 @@ class Planned:
     subject: Subject
     loaded: Loaded
     description: str
+    schedule: Schedule | None = None
 
     def pipeline(self, words: SubjectWords, lowering: LoweringKind = "sliced") -> tuple[Pass, ...]:
         """Returns the passes that ``--passes`` asks for; an empty tuple stands for the default ones."""
@@ -61,10 +71,15 @@ class Planned:
 
 def subject_of(words: SubjectWords) -> Planned:
     """Builds the model without weights, captures, analyses and plans it, with a progress bar on a terminal."""
-    from sdp_compile.policies import resolve_policy
+    from sdp_compile.policies import resolve_policy, resolve_schedule
 
     # Before torch is loaded, so that a wrong policy is refused at once.
-    policy = resolve_policy(words.policy, **policy_fields(words.coverage, words.masking, words.node_size))
+    schedule = None
+    if words.schedule is not None:
+        schedule = resolve_schedule(words.schedule).on_nodes(words.node_size)
+        policy = schedule.phases[0].policy
+    else:
+        policy = resolve_policy(words.policy, **policy_fields(words.coverage, words.masking, words.node_size))
     with stages(4) as begin:
         begin(f"building {words.model}")
         loaded = load(words.model, words.inputs, words.overrides, words.size, weights=False)
@@ -82,4 +97,4 @@ def subject_of(words: SubjectWords) -> Planned:
         begin("planning")
         subject = Subject(analysis, make_plan(analysis, policy, words.workers))
     tell_notes(loaded.configuration)
-    return Planned(subject, loaded, loaded.describe(words.model))
+    return Planned(subject, loaded, loaded.describe(words.model), schedule)

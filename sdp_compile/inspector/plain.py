@@ -18,7 +18,7 @@ _LIBRARY = re.compile(r".*/(?:site-packages|dist-packages|lib/python[^/]+)/")
 
 
 class View:
-    """Base class of the five views, which are frozen dataclasses of plain data."""
+    """Base class of the six views, which are frozen dataclasses of plain data."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the view as dicts, lists, strings and numbers, as ``--json`` writes it."""

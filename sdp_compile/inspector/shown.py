@@ -13,11 +13,13 @@ from sdp_compile.inspector.cost import CostView, cost_view
 from sdp_compile.inspector.diff import DiffView, diff_view
 from sdp_compile.inspector.graph import GraphView, graph_view
 from sdp_compile.inspector.owners import OwnersView, owners_view
+from sdp_compile.inspector.phases import PhasesView, phases_view
 from sdp_compile.inspector.plain import View
 from sdp_compile.inspector.render.cost import render_cost
 from sdp_compile.inspector.render.diff import render_diff
 from sdp_compile.inspector.render.graph import render_graph
 from sdp_compile.inspector.render.owners import render_owners
+from sdp_compile.inspector.render.phases import render_phases
 from sdp_compile.inspector.render.structure import render_structure
 from sdp_compile.inspector.structure import StructureView, structure_view
 from sdp_compile.inspector.subject import Subject
@@ -30,6 +32,7 @@ VIEWS: dict[str, Callable[..., View]] = {
     "graph": graph_view,
     "diff": diff_view,
     "cost": cost_view,
+    "phases": phases_view,
 }
 
 OF_A_RANK = ("graph", "diff")
@@ -81,10 +84,11 @@ def inspect(module: SDPModule, view: str = "structure", **options: Any) -> Shown
 
     Args:
         module: The compiled module.
-        view: ``"structure"``, ``"owners"``, ``"graph"``, ``"diff"`` or ``"cost"``.
+        view: ``"structure"``, ``"owners"``, ``"graph"``, ``"diff"``, ``"cost"`` or ``"phases"``.
         **options: ``graph`` and ``diff`` take ``rank``, ``mode`` and ``lowering`` (default: the module's own),
             ``module`` (a glob) and ``passes``; ``diff`` also takes ``pass_name`` and ``side_by_side=True``.
-            ``structure``, ``graph`` and ``diff`` take ``unfold=True``, which writes out repeated layers.
+            ``structure``, ``graph`` and ``diff`` take ``unfold=True``, which writes out repeated layers. ``phases``
+            takes ``schedule`` (default: the module's own).
 
     Returns:
         The view, ready to print.
@@ -96,6 +100,8 @@ def inspect(module: SDPModule, view: str = "structure", **options: Any) -> Shown
         options = {"rank": module.rank, "mode": module.mode, "lowering": module.lowering, **options}
         if options["lowering"] == module.lowering:
             options["passes"] = module.lowered.passes
+    if view == "phases":
+        options = {"schedule": module.schedule, **options}
     return show(Subject.of(module.lowered), view, **options)
 
 
@@ -119,6 +125,7 @@ _OPTIONS = {
     "graph": ("rank", "mode", "lowering", "module", "passes", "unfold"),
     "diff": ("rank", "mode", "lowering", "module", "passes", "pass_name", "unfold", "side_by_side"),
     "cost": (),
+    "phases": ("schedule",),
 }
 
 
@@ -132,5 +139,7 @@ def render(view: View, unfold: bool = False, side_by_side: bool = False) -> Rend
         return render_diff(view, unfold, side_by_side)
     if isinstance(view, OwnersView):
         return render_owners(view)
-    assert isinstance(view, CostView)
-    return render_cost(view)
+    if isinstance(view, CostView):
+        return render_cost(view)
+    assert isinstance(view, PhasesView)
+    return render_phases(view)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer
 
 from sdp_compile.lowering import Lowered
 from sdp_compile.planning.moves import Traffic
+from sdp_compile.policies import Schedule
 from sdp_compile.runtime.owners.majority import Repair
 
 
@@ -17,6 +18,7 @@ class Doors:
     """Methods of compiled modules that import what they call from the layers above."""
 
     lowered: Lowered
+    schedule: Schedule | None
 
     if TYPE_CHECKING:
 
@@ -94,7 +96,7 @@ class Doors:
         """Returns a view of what was compiled, for the terminal or a notebook.
 
         Args:
-            view: ``"structure"``, ``"owners"``, ``"graph"``, ``"diff"`` or ``"cost"``.
+            view: ``"structure"``, ``"owners"``, ``"graph"``, ``"diff"``, ``"cost"`` or ``"phases"``.
             options: The options of ``sdp-compile inspect`` for the view, such as ``rank`` or the glob ``module``.
 
         Returns:
@@ -116,4 +118,4 @@ class Doors:
         from sdp_compile.inspector import Subject
         from sdp_compile.report_page import write_report
 
-        write_report(Subject.of(self.lowered), path, self.rank)
+        write_report(Subject.of(self.lowered), path, self.rank, schedule=self.schedule)

@@ -37,17 +37,7 @@ def choose_schedule(settings: TrainSettings) -> Schedule:
     if settings.schedule is None:
         learning_rate = LearningRate(shape="cosine", warm_up=0.1, last=0.1)
         return Schedule([Phase(choose_policy(settings))], steps=settings.steps, learning_rate=learning_rate)
-    found = resolve_schedule(settings.schedule, steps=settings.steps)
-    if settings.node_size is None:
-        return found
-    phases = [
-        phase.replace(
-            policy=phase.policy.replace(node_size=settings.node_size),
-            alternate=None if phase.alternate is None else phase.alternate.replace(node_size=settings.node_size),
-        )
-        for phase in found.phases
-    ]
-    return found.replace(phases=phases)
+    return resolve_schedule(settings.schedule, steps=settings.steps).on_nodes(settings.node_size)
 
 
 def check_plans(analysis: Analysis, schedule: Schedule, workers: int) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from sdp_compile.bench.race import Entry, Turn
-from sdp_compile.bench.result import Spread, mistakes, paired_ratio, summarise
+from sdp_compile.bench.result import mistakes, summarise
 from sdp_compile.bench.settings import BenchSettings
+from sdp_compile.bench.spread import Spread, paired_ratio
 from sdp_compile.bench.variants import VARIANTS
 
 MEMORY = dict.fromkeys("parameters buffers gradients optimizer activations state peak".split(), 1)

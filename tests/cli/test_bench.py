@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 from sdp_compile.bench.overlap import overlap
+from sdp_compile.capture import capture
+from sdp_compile.planning.phases import planned_parts
+from sdp_compile.policies import resolve_schedule
+from sdp_compile.structure.analysis import analyse
+from tests.bench.models import residual
 from tests.cli.interrupting import interrupted
 
 pytestmark = pytest.mark.timeout(240)
@@ -59,6 +64,41 @@ def test_one_run_measures_all_variants_side_by_side(tmp_path: Path) -> None:
     assert "exposed" in result.stdout
 
 
+def test_the_phases_of_a_schedule(tmp_path: Path) -> None:
+    found, file = tmp_path / "bench.json", tmp_path / "own.toml"
+    phases = [
+        'share = 0.6\nresample_every = 20\npolicy = "neuron"\ncoverage = 0.5\ndesign = "rolling"',
+        'share = 0.4\npolicy = "block"\ncoverage = 0.5\nmasking = "backward"',
+    ]
+    file.write_text("".join(f"[[phase]]\n{phase}\n" for phase in phases))
+    result = bench(MODEL, *SMALL, "--variants", "ddp", "--schedule", str(file), "--json", str(found))
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(found.read_text())
+    assert [variant["name"] for variant in report["variants"]] == ["ddp"]
+    (schedule,) = report["schedules"]
+    assert schedule["name"] == "schedule" and len(schedule["runs"]) == 2
+    assert schedule["compile_seconds"]["low"] > 0 and schedule["ratio"]["ddp"]["median"] > 0
+    first, drawn, last = schedule["parts"]
+    assert (first["kind"], drawn["kind"], last["kind"]) == ("phase", "owners", "phase")
+    assert first["change"] is None
+    # What moved is what the plans say, and what is held what they count (parameters, gradients, AdamW, buffers).
+    parts = planned_parts(analyse(capture(*residual())), resolve_schedule(str(file)), 2)
+    for part, one in zip(schedule["parts"], parts, strict=True):
+        buffers = max(one.plan.memory(rank).buffers for rank in range(2))
+        most = max(one.plan.memory(rank).total for rank in range(2))
+        assert most <= part["state"] <= most + buffers + 64
+        if one.moves is not None:
+            assert (
+                part["change"]["total"] == one.moves.total and part["change"]["sent"] == one.moves.nbytes.sum(1).max()
+            )
+    for run in schedule["runs"]:
+        mean = 0.6 * run["parts"][0]["step"] + 0.4 * run["parts"][2]["step"]
+        assert run["seconds"] == pytest.approx(mean, rel=0.5)  # the slowest worker of each figure
+        assert all(0 < one["change"]["seconds"] for one in run["parts"][1:])
+    shown = " ".join(result.stdout.split())
+    assert "owners drawn again, every 20 steps" in shown and "First compilation" in shown
+
+
 def test_a_variant_that_fails_keeps_its_row_and_the_others_go_on(tmp_path: Path) -> None:
     """Without two blocks alike there is nothing to checkpoint."""
     found = tmp_path / "bench.json"
@@ -78,6 +118,9 @@ def test_a_variant_that_fails_keeps_its_row_and_the_others_go_on(tmp_path: Path)
         (["--replicas", "9"], ["--replicas 9"]),
         (["--plot", "picture.gif"], [".png", ".svg"]),
         (["--profile", "no/such/folder"], ["--profile no/such/folder"]),
+        (["--schedule", "growin"], ["Did you mean 'growing'"]),
+        (["--schedule", "growing", "--profile", "."], ["--profile and --schedule exclude"]),
+        (["--schedule", "growing", "--one-of", "4"], ["--schedule and --one-of exclude"]),
         (["--delay", "10gbe"], ["--delay belongs to --one-of"]),
         (["--one-of", "4", "--delay", "10gb"], ["--delay 10gb", "10gbe"]),
         (["--one-of", "4", "--delay", "1", "--links", "10gbe"], ["--delay and --links exclude"]),

@@ -92,6 +92,17 @@ def test_files_and_json(spec: str, tmp_path: Path) -> None:
     assert all(f"{path}: written" in error.replace("\n", "") for path in (svg, html, dot, graph))
 
 
+def test_the_phases_of_a_schedule(spec: str) -> None:
+    code, out, error = run("phases", spec, "--schedule", "growing", "--workers", "8", "--node-size", "4", "--json", "-")
+    assert code == 0, error
+    parts = json.loads(out)["parts"]
+    assert [part["policy"]["coverage"] for part in parts] == [0.5, 0.75, 1.0]
+    assert {part["policy"]["node_size"] for part in parts} == {4}
+    code, out, error = run("phases", spec, "--schedule", "growing")
+    assert code == 0 and "coverage 0.75" in out, error
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_the_structure_as_a_graph(spec: str, tmp_path: Path) -> None:
     graph, found = tmp_path / "axes.json", tmp_path / "found.json"
     code, _, error = run("structure", spec, "--graph-json", str(graph), "--json", str(found))
@@ -114,6 +125,10 @@ def test_the_structure_as_a_graph(spec: str, tmp_path: Path) -> None:
         (["graph", "a:b", "--rank", "4"], ["--rank 4", "0 to 3"]),
         (["cost", "a:b", "--rank", "1"], ["--rank", "graph and diff"]),
         (["owners", "a:b", "--dot", "x.dot"], ["--dot", "graph and structure"]),
+        (["phases", "a:b"], ["--schedule NAME"]),
+        (["cost", "a:b", "--schedule", "growing"], ["--schedule", "phases"]),
+        (["phases", "a:b", "--schedule", "growin"], ["Did you mean 'growing'"]),
+        (["phases", "a:b", "--schedule", "growing", "--masking", "forward"], ["Leave out --policy"]),
         (["graph", "a:b", "--pass", "slice"], ["--pass", "diff"]),
         (["graph", "a:b", "--mode", "test"], ["--mode", "train", "eval"]),
         (["graph", "a:b", "--policy", "newron"], ["newron", "neuron"]),

@@ -50,7 +50,7 @@ def test_the_phases_of_a_schedule(tmp_path: Path) -> None:
     rows = [line.split() for line in out[out.index("Phases") :].splitlines()]
     first, second = (next(row for row in rows if row[:1] == [share]) for share in ("70%", "30%"))
     most = max(plan.memory(rank).total for rank in range(4)) / plan.memory().total
-    assert f"{most:.0%}" in first and "all" in second
+    assert f"{most:.0%}" in first and "100%" in second
     code, _, error = run(MODEL, "--schedule", "growin")
     assert code == 2 and "Did you mean 'growing'" in error
     code, _, error = run(MODEL, "--schedule", "growing", "--coverage", "0.5")

@@ -53,6 +53,27 @@ def test_machines_by_name_and_single_figures_of_them(tmp_path: Path) -> None:
     assert " ".join(result.stdout.split()).count("do not fit into the") == 2
 
 
+def test_the_phases_of_a_schedule(tmp_path: Path) -> None:
+    found = tmp_path / "steps.json"
+    arguments = ["--workers", "16", "--nodes", "2", "--variants", "sdp-neuron", "--memory", "1e-6"]
+    result = simulate(MODEL, *arguments, "--schedule", "rolling", "--json", str(found))
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(found.read_text())
+    schedule = report["schedule"]
+    assert [(part["phase"], part["kind"]) for part in schedule["parts"]] == [(1, "phase"), (1, "owners"), (2, "phase")]
+    first, drawn, last = schedule["parts"]
+    assert first["change"] is None and first["predicted"]["state"] < last["predicted"]["state"]
+    assert first["predicted"]["sent"] < last["predicted"]["sent"] < schedule["ddp"]["sent"]
+    assert 0 < drawn["change"]["sent"] <= drawn["change"]["total"]
+    mean = 0.7 * first["predicted"]["seconds"] + 0.3 * last["predicted"]["seconds"]
+    recurring = 0.7 / 100 * drawn["change"]["seconds"]
+    for peer in ("ddp", "fsdp2"):  # also without rows of their own
+        assert schedule[f"of_{peer}"] == pytest.approx((mean + recurring) / schedule[peer]["seconds"])
+    shown = " ".join(result.stdout.split())
+    assert "owners drawn again, every 100 steps" in shown and "7 in 1,000 steps" in shown and "once" in shown
+    assert "phase 2 (neuron, backward, coverage 0.5): " in shown and "Mean step of rolling" in shown
+
+
 def test_a_preset_is_named_by_what_was_published(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     found = tmp_path / "steps.json"
@@ -118,6 +139,8 @@ def test_predicted_and_measured_stand_side_by_side(tmp_path: Path) -> None:
         (["--workers", "6", "--nodes", "4"], ["--workers 6", "--nodes 4"]),
         (["--validate", "--nodes", "2", "--workers", "4"], ["--validate", "--nodes"]),
         (["--variants", "zero3"], ["zero3"]),
+        (["--schedule", "growin"], ["Did you mean 'growing'"]),
+        (["--schedule", "absent.toml"], ["absent.toml", "no such file"]),
         (["--tflops", "0"], ["flops must be positive"]),
     ],
 )

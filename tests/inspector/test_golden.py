@@ -16,6 +16,7 @@ import pytest
 
 from sdp_compile.inspector import Subject, show
 from sdp_compile.inspector.shown import text
+from sdp_compile.policies import BlockPolicy, NeuronPolicy, Phase, Schedule
 from tests.inspector.subjects import tiny
 
 pytestmark = pytest.mark.timeout(120)
@@ -26,7 +27,18 @@ GOLDEN = Path(__file__).parent / "golden"
 TORCH_LINE = re.compile(r"(?<=\.py:)\d+(?=  return F\.)")
 """Line numbers in torch's own modules, which change with its version."""
 
-VIEWS = ("structure", "owners", "graph", "diff", "cost")
+VIEWS = ("structure", "owners", "graph", "diff", "cost", "phases")
+
+OPTIONS: dict[str, dict[str, Any]] = {"phases": {"schedule": "growing"}}
+"""Options that a view needs."""
+
+ALTERNATING = Schedule(
+    [
+        Phase(NeuronPolicy(coverage=0.5), share=0.75, alternate=BlockPolicy(replicas=2), alternate_every=4),
+        Phase(NeuronPolicy(coverage=1.0), share=0.25),
+    ],
+    steps=400,
+)
 
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "structure": ("structure", {}, {}),
@@ -51,6 +63,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "cost": ("cost", {}, {}),
     "cost_backward": ("cost", {"masking": "backward"}, {}),
     "cost_block": ("cost", {"policy": "block"}, {}),
+    "phases": ("phases", {}, {"schedule": "rolling"}),
+    "phases_steps": ("phases", {}, {"schedule": ALTERNATING}),
 }
 
 
@@ -83,7 +97,7 @@ def test_summary_of_a_plan() -> None:
 
 def test_json() -> None:
     """The names and types of all fields that ``--json`` writes."""
-    views = {view: show(tiny(), view).to_dict() for view in VIEWS}
+    views = {view: show(tiny(), view, **OPTIONS.get(view, {})).to_dict() for view in VIEWS}
     compared("json", "".join(f"{view}\n{described([data], 1)}" for view, data in views.items()))
 
 
@@ -123,4 +137,4 @@ def test_views_fold_and_do_not_grow_with_depth() -> None:
 
 
 def lines(subject: Subject, view: str) -> int:
-    return text(show(subject, view), width=80).count("\n")
+    return text(show(subject, view, **OPTIONS.get(view, {})), width=80).count("\n")

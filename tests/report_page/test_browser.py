@@ -18,6 +18,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 from sdp_compile import NeuronPolicy
 from sdp_compile.formatting import size
 from sdp_compile.inspector import Subject
+from sdp_compile.planning.making import make_plan
+from sdp_compile.policies import resolve_schedule
 from sdp_compile.report_page import listing, write_report
 from tests.report_page.browser import browser, open_page
 from tests.report_page.subjects import HOSTILE, Named, deep, gpt2, subject_of
@@ -190,6 +192,27 @@ def test_pointing_at_units_shows_their_owners(driver: Chrome, page: Path, subjec
     assert [one.text for one in all_of(driver, ".mine")] == [
         f"owns {count:,} of {plan.owners(name).__len__():,}" for name, count in zip(names, owned, strict=True)
     ]
+
+
+def test_a_phase_is_chosen(driver: Chrome, subject: Subject, tmp_path: Path) -> None:
+    path, schedule = tmp_path / "phases.html", resolve_schedule("growing")
+    write_report(subject, path, schedule=schedule)
+    open_page(driver, path)
+    assert [one.is_displayed() for one in all_of(driver, ".owners")] == [True, False, False]
+    click(driver, "#phase option[value='1']")
+    assert [one.is_displayed() for one in all_of(driver, ".owners")] == [False, True, False]
+    plan = make_plan(subject.analysis, schedule.phases[1].policy, 8)
+    click(driver, "#lane-1 option[value='3']")
+    names = [element.text for element in all_of(driver, ".family-name > .name") if element.is_displayed()]
+    expected = [f"owns {len(plan.owned(name, 3)):,} of {len(plan.owners(name)):,}" for name in names]
+    assert len(names) == 2 and [one.text for one in all_of(driver, ".mine") if one.is_displayed()] == expected
+    button = next(one for one in all_of(driver, ".strip button") if one.is_displayed())
+    ActionChains(driver).move_to_element(button).perform()
+    first = plan.owners(names[0]).runs
+    assert f"{len(next(iter(first))[1])} owners: " in text(driver, "#facts")
+    click(driver, "#phase option[value='2']")  # all workers own everything
+    assert [one.is_displayed() for one in all_of(driver, ".owners")] == [False, False, True]
+    assert text(driver, "#facts") == "" and driver.get_log("browser") == []
 
 
 def test_everything_works_by_keyboard(driver: Chrome, page: Path) -> None:

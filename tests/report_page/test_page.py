@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from typer.testing import CliRunner
 from sdp_compile import BlockPolicy, NeuronPolicy
 from sdp_compile.cli.main import app
 from sdp_compile.errors import SDPError
+from sdp_compile.formatting import size
 from sdp_compile.inspector import Subject, graph_view
-from sdp_compile.policies import resolve_policy
+from sdp_compile.planning.making import make_plan
+from sdp_compile.policies import Phase, Schedule, resolve_policy, resolve_schedule
 from sdp_compile.report_page import listing, write_report
 from sdp_compile.report_page.page import report_html
 from sdp_compile.toml import read_toml
@@ -73,6 +77,55 @@ def hostile() -> Subject:
 @pytest.fixture(scope="module")
 def layered() -> Subject:
     return subject_of(*deep(80), NeuronPolicy(coverage=0.5), 4)
+
+
+SCHEDULE = Schedule(
+    [
+        Phase(NeuronPolicy(coverage=0.25, design="rolling"), share=0.5, resample_every=10),
+        Phase(NeuronPolicy(coverage=0.5), share=0.25, alternate=NeuronPolicy(coverage=1.0), alternate_every=5),
+        Phase(NeuronPolicy(coverage=0.5, masking="backward"), share=0.25),
+    ],
+    steps=400,
+)
+
+
+def test_the_phases_of_a_schedule(hostile: Subject, tmp_path: Path) -> None:
+    plans = [make_plan(hostile.analysis, policy, 4) for policy in SCHEDULE.policies()]
+    html = report_html(replace(hostile, plan=plans[0]), schedule=SCHEDULE)
+    page = Page(html)
+    ids = page.of("id")
+    assert max(Counter(ids).values()) == 1 and "phases" in ids
+    assert {link[1:] for link in page.of("href") if link.startswith("#")} <= set(ids)
+    assert set(page.of("aria-labelledby")) <= set(ids)
+    shown = " ".join(" ".join(page.text).split())
+    for plan in plans:
+        most = max(plan.memory(rank).total for rank in range(4))
+        assert f"{most / plan.memory().total:.1%}" in shown and size(most) in shown
+        assert size(max(plan.communication(rank).total for rank in range(4))) in shown
+    assert size(int(plans[1].moves(plans[2]).nbytes.sum(1).max())) in shown
+    assert "owners drawn again, every 10 steps" in shown and "coverage 1; every 5 steps" in shown
+    # A map for each plan, the page's own in view; the one that comes back after its alternate is not repeated.
+    maps = [attributes for tag, attributes in page.elements if tag == "div" and attributes.get("class") == "owners"]
+    assert ["hidden" in one for one in maps] == [False, True, True, True, True]
+    options = [attributes for tag, attributes in page.elements if tag == "option" and "selected" in attributes]
+    assert [one["value"] for one in options] == ["0"]
+    toml = html.partition('aria-label="The schedule as TOML">')[2].partition("</pre>")[0]
+    (tmp_path / "schedule.toml").write_text(unescape(toml))
+    assert resolve_schedule(tmp_path / "schedule.toml") == SCHEDULE
+
+
+def test_the_map_of_the_plan_in_use_is_in_view(hostile: Subject) -> None:
+    """In the middle of training, also that of owners which were drawn again several times."""
+    for policy, number in ((SCHEDULE.policy_at(399), 4), (SCHEDULE.policy_at(150), 0)):
+        plan = make_plan(hostile.analysis, policy, 4)
+        page = Page(report_html(replace(hostile, plan=plan), schedule=SCHEDULE))
+        maps = [attributes for _, attributes in page.elements if attributes.get("class") == "owners"]
+        assert [at for at, one in enumerate(maps) if "hidden" not in one] == [number]
+
+
+def test_a_page_of_one_plan_has_no_phases(hostile: Subject) -> None:
+    ids = Page(report_html(hostile)).of("id")
+    assert "phases" not in ids and "phase" not in ids and "lane" in ids
 
 
 def test_a_page_is_well_formed_and_loads_nothing(hostile: Subject) -> None:

@@ -40,6 +40,10 @@ def bench(
     profile: Annotated[
         str | None, typer.Option(metavar="DIR", help="Write a trace per variant; state the exposed communication.")
     ] = None,
+    schedule: Annotated[
+        str | None,
+        options.schedule("Measure the phases of this schedule and its changes of plan, beside DDP and FSDP2."),
+    ] = None,
     one_of: Annotated[
         int | None,
         typer.Option(min=2, metavar="N", help="Run one worker of N on this device, its peers' traffic left out."),
@@ -78,6 +82,7 @@ def bench(
       sdp-compile bench
       sdp-compile bench --variants 'ddp,fsdp2,sdp-*' --no-compile
       sdp-compile bench transformers:gpt2 --set n_layer=6 --batch 8
+      sdp-compile bench --schedule growing --no-compile
       sdp-compile bench --workers 2 --json bench.json --plot bench.svg
       sdp-compile bench llama-134m --one-of 8 --dtype bfloat16
       sdp-compile bench --one-of 4 --device cpu --delay 10gbe --profile traces
@@ -86,6 +91,9 @@ def bench(
     ratios compare turns of the same round. Without MODEL it trains a GPT:
     6 layers, width 512, 8 heads, ffn 2048, sequence 128, float32. With
     MODEL the loss is its output's own, else the mean of its outputs.
+    --schedule compiles the model anew in each round and goes through the
+    phases; a change of plan is told in units of that run's median step.
+    Without --variants, it is measured beside DDP and FSDP2.
     --one-of measures the step and the peak memory of one worker on the
     device at hand and predicts its traffic. It also knows the models
     gpt2-124m, gpt2-350m, llama-134m, llama-500m, llama-1b, resnet-50 and
@@ -102,7 +110,7 @@ def bench(
         if one_of is not None:
             if delay is not None and links is not None:
                 raise SDPError("--delay and --links exclude each other. Leave one of them out.")
-            given = {"workers": workers != DEFAULT_WORKERS, "replicas": replicas}
+            given = {"workers": workers != DEFAULT_WORKERS, "replicas": replicas, "schedule": schedule}
             code = _one_of(
                 given,
                 debug,
@@ -160,6 +168,7 @@ def bench(
             json_path=json,
             plot_path=plot,
             profile_path=profile,
+            schedule=schedule,
         )
         code = run(settings, debug)
     raise typer.Exit(code)

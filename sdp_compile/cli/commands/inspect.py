@@ -20,6 +20,7 @@ class ViewName(str, Enum):
     graph = "graph"
     diff = "diff"
     cost = "cost"
+    phases = "phases"
 
 
 class Mode(str, Enum):
@@ -45,6 +46,7 @@ def inspect(
     passes: options.Passes = None,
     workers: options.Workers = DEFAULT_WORKERS,
     node_size: options.NodeSize = None,
+    schedule: Annotated[str | None, options.schedule("phases: show this schedule.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="graph, diff: show this worker's graph.")] = 0,
     mode: Annotated[Mode | None, typer.Option(help="graph, diff: show this mode's graph. Default: train.")] = None,
     lowering: Annotated[
@@ -80,6 +82,7 @@ def inspect(
       graph      a worker's rewritten graph as code, with your source lines
       diff       what each pass changed in it, and nothing else
       cost       memory, FLOPs and traffic of each worker against dense
+      phases     the same for each phase of a schedule, and what moves
 
     [bold]Examples[/bold]
       sdp-compile inspect structure torchvision:resnet18 --policy block
@@ -87,6 +90,7 @@ def inspect(
       sdp-compile inspect diff transformers:gpt2 --rank 1 --side-by-side
       sdp-compile inspect graph path/to/file.py:factory --module 'layers.0*'
       sdp-compile inspect cost transformers:gpt2 --svg cost.svg --json -
+      sdp-compile inspect phases transformers:gpt2 --schedule growing
 
     Exit codes: 0 shown; 1 unexpected failure; 2 wrong arguments, or a
     model, policy or file that cannot be used; 130 stopped by Ctrl-C.
@@ -108,6 +112,7 @@ def inspect(
                 options.size_of(small),
                 passes,
                 node_size,
+                schedule,
             ),
             rank=rank,
             mode=mode and mode.value,

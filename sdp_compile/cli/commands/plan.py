@@ -9,7 +9,6 @@ import typer
 from sdp_compile.cli import options
 from sdp_compile.cli.clean_errors import clean_errors
 from sdp_compile.command_words import DEFAULT_WORKERS
-from sdp_compile.errors import PolicyError
 
 
 def plan(
@@ -50,10 +49,6 @@ def plan(
     from sdp_compile.cli.subject import SubjectWords
 
     with clean_errors(debug):
-        if schedule is not None and (policy != "auto" or coverage is not None or masking is not None):
-            raise PolicyError(
-                f"--schedule {schedule} has policies of its own. Leave out --policy, --coverage and --masking."
-            )
         words = SubjectWords(
             model,
             policy,
@@ -64,5 +59,6 @@ def plan(
             tuple(overrides or ()),
             options.size_of(small),
             node_size=node_size,
+            schedule=schedule,
         )
-        run(PlanSettings(words, rank, schedule, json))
+        run(PlanSettings(words, rank, json))

@@ -20,6 +20,9 @@ def report(
     passes: options.Passes = None,
     workers: options.Workers = DEFAULT_WORKERS,
     node_size: options.NodeSize = None,
+    schedule: Annotated[
+        str | None, options.schedule("Show the phases of this schedule, and the graph of its first one.")
+    ] = None,
     rank: Annotated[int, typer.Option(min=0, help="Show this worker's rewritten graph.")] = 0,
     small: options.FullOrSmall = None,
     inputs: options.Inputs = None,
@@ -33,6 +36,7 @@ def report(
       sdp-compile report transformers:gpt2 --workers 8 -o gpt2.html
       sdp-compile report torchvision:resnet18 --input 2x3x64x64 --policy block
       sdp-compile report path/to/file.py:factory --policy my_policy.toml
+      sdp-compile report transformers:gpt2 --schedule growing
 
     Exit codes: 0 written; 1 unexpected failure; 2 wrong arguments, or a
     model, policy or file that cannot be used; 130 stopped by Ctrl-C.
@@ -52,5 +56,6 @@ def report(
             options.size_of(small),
             passes,
             node_size,
+            schedule,
         )
         run(words, output, rank)

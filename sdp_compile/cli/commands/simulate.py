@@ -74,6 +74,9 @@ def simulate(
     validate: Annotated[
         bool, typer.Option("--validate", help="Probe this machine, then predict and measure on it in one run.")
     ] = False,
+    schedule: Annotated[
+        str | None, options.schedule("Predict the phases of this schedule and its changes of plan, too.")
+    ] = None,
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Predict other links between nodes and other batches, too.")
     ] = False,
@@ -94,6 +97,7 @@ def simulate(
       sdp-compile simulate --workers 16 --nodes 16 --inter-bandwidth 1.2
       sdp-compile simulate llama-8b --hardware h100 --workers 64 --nodes 8
       sdp-compile simulate --workers 64 --nodes 8 --sensitivity
+      sdp-compile simulate --workers 64 --nodes 8 --schedule growing
       sdp-compile simulate --validate
 
     MODEL can also be gpt2-124m, llama-1b, llama-8b or llama-70b, of 2 x 1,024
@@ -149,6 +153,7 @@ def simulate(
             validate,
             sensitivity,
             model if model in PRESETS else None,
+            schedule,
         )
         code = run(settings, debug)
     raise typer.Exit(code)

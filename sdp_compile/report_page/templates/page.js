@@ -80,9 +80,10 @@ for (const root of $$("[data-moves]")) {
 }
 
 /* ---- owner map: one Tab stop per family, arrow keys within and between families ---- */
-const map = $(".map");
-if (map) {
-  const facts = $("#facts");
+const facts = $("#facts");
+const plans = $$(".owners");
+for (const plan of plans.filter((one) => $(".map", one))) {
+  const map = $(".map", plan);
   const tell = (button) => {
     const family = $(".family-name > .name", button.closest(".family")).textContent;
     facts.replaceChildren(element("b", {}, family), ...JSON.parse(button.dataset.facts).filter(Boolean).map((text) => element("span", {}, text)));
@@ -109,7 +110,7 @@ if (map) {
     next.focus();
   });
 
-  $("#lane").addEventListener("change", (event) => {
+  $(".lane", plan).addEventListener("change", (event) => {
     const lane = event.target.value;
     if (lane === "") delete map.dataset.lane;
     else map.dataset.lane = lane;
@@ -118,6 +119,14 @@ if (map) {
       const owned = family.dataset.owned.split(" ")[Number(lane)];
       $(".mine", family).textContent = lane === "" ? "" : `owns ${Number(owned).toLocaleString("en")} of ${Number(family.dataset.units).toLocaleString("en")}`;
     }
+  });
+}
+
+/* ---- phases: one map at a time ---- */
+if ($("#phase")) {
+  $("#phase").addEventListener("change", (event) => {
+    plans.forEach((plan, number) => { plan.hidden = number !== Number(event.target.value); });
+    if (facts) facts.replaceChildren();
   });
 }
 

@@ -173,3 +173,5 @@ def test_the_report_page_and_unknown_views(cut: SDPModule, tmp_path: Path) -> No
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     with pytest.raises(SDPError, match="structure, owners, graph, diff"):
         cut.inspect("nonsense")
+    with pytest.raises(SDPError, match="there is none"):
+        cut.inspect("phases")
