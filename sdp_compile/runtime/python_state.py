@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from sdp_compile.capture.attributes import INTERNAL, Alias, has_tensor
@@ -160,7 +161,8 @@ class PythonState:
     def own(self) -> None:
         """Makes the skeleton this state's own before it is changed."""
         if not self._is_own:
-            self.skeleton = clone(self.skeleton)
+            with _disable_current_modes():  # a mode in which a method runs may refuse to copy tensors
+                self.skeleton = clone(self.skeleton)
             self._is_own = True
 
     def mirror(self, module: nn.Module, path: str) -> None:
