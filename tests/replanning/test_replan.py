@@ -224,6 +224,9 @@ def unstepped(rank: int) -> None:
     sent = run.model.replan(policy("neuron"), [run.optimizer])
     assert sent.total == 0 and run.model.plan.digest == before
     assert all(one is other for one, other in zip(run.model.parameters(), same_parameters, strict=True))
+    alike = policy("neuron").replace(seed=7)  # cyclic owners do not depend on it
+    assert run.model.replan(alike, run.optimizer).total == 0
+    assert run.model.plan.digest == before and run.model.plan.policy == alike.describe()
     run.train(1)
     frozen = "layers.0.up.weight"
     run.model.get_parameter(frozen).requires_grad_(False)
