@@ -18,6 +18,7 @@ from safetensors.torch import load_file, load_model
 from torch import nn
 
 from sdp_compile.errors import SDPError
+from sdp_compile.integrations.scheduling import StepCounts
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.subnetwork import Subnetwork, unwrapped
 
@@ -38,6 +39,7 @@ class SDPAccelerator(Accelerator):  # type: ignore[misc]  # accelerate has no ty
             kwargs: Its keyword arguments.
         """
         super().__init__(*args, **kwargs)
+        self._steps = StepCounts(self._model_of)
         self.register_load_state_pre_hook(self._load_models)
 
     def prepare_model(
@@ -67,6 +69,7 @@ class SDPAccelerator(Accelerator):  # type: ignore[misc]  # accelerate has no ty
             known: torch.optim.Optimizer = super().prepare_optimizer(optimizer, device_placement)
             return known
         place = self.device_placement if device_placement is None else device_placement
+        self._steps.add(optimizer)
         prepared = FullStateOptimizer(self, optimizer, place)
         self._optimizers.append(prepared)
         return prepared
@@ -82,6 +85,15 @@ class SDPAccelerator(Accelerator):  # type: ignore[misc]  # accelerate has no ty
         if compiled is None:
             return super().get_state_dict(model, unwrap)
         return compiled.full_state_dict(cpu_offload=True)
+
+    def _model_of(self, optimizer: torch.optim.Optimizer) -> SDPModule | None:
+        """Returns the compiled model that an optimizer steps."""
+        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for model in self._models:
+            compiled = compiled_in(model)
+            if compiled is not None and any(id(parameter) in stepped for parameter in compiled.parameters()):
+                return compiled
+        return None
 
     def _load_models(self, models: list[nn.Module], folder: str) -> None:
         """Loads all models of a state if one of them is compiled, which cannot load the full tensors by itself."""
@@ -106,7 +118,7 @@ class SDPAccelerator(Accelerator):  # type: ignore[misc]  # accelerate has no ty
 class FullStateOptimizer(AcceleratedOptimizer):  # type: ignore[misc]  # accelerate has no types
     """A prepared optimizer with the full model's state, if it steps a compiled model."""
 
-    def __init__(self, accelerator: Accelerator, optimizer: torch.optim.Optimizer, device_placement: bool) -> None:
+    def __init__(self, accelerator: SDPAccelerator, optimizer: torch.optim.Optimizer, device_placement: bool) -> None:
         """Prepares an optimizer.
 
         Args:
@@ -117,34 +129,37 @@ class FullStateOptimizer(AcceleratedOptimizer):  # type: ignore[misc]  # acceler
         self._accelerator = accelerator
         super().__init__(optimizer, device_placement=device_placement, scaler=accelerator.scaler)
 
+    def step(self, closure: Any = None) -> None:
+        """Steps, unless gradients are accumulated. Then a model with a schedule gets the plan of the next step.
+
+        Args:
+            closure: What the optimizer's ``step()`` is called with.
+        """
+        super().step(closure)
+        if self.gradient_state.sync_gradients:
+            self._accelerator._steps.count(self.optimizer)
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as it would be for the original model, with parameter names. Collective."""
-        compiled = self._compiled()
+        compiled = self._accelerator._model_of(self.optimizer)
         if compiled is not None:
-            return compiled.full_optimizer_state_dict(self.optimizer, cpu_offload=True)
+            full = compiled.full_optimizer_state_dict(self.optimizer, cpu_offload=True)
+            return self._accelerator._steps.saved(self.optimizer, full)
         state: dict[str, Any] = super().state_dict()
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads this worker's part of a full state. Not collective.
+        """Loads this worker's part of a full state. Collective for a model with a schedule, which gets its plan.
 
         Args:
             state_dict: What `state_dict` returned, the same on all ranks.
         """
-        compiled = self._compiled()
+        compiled = self._accelerator._model_of(self.optimizer)
         if compiled is None:
             super().load_state_dict(state_dict)
         else:
+            self._accelerator._steps.restore(self.optimizer, state_dict)
             compiled.load_full_optimizer_state_dict(self.optimizer, state_dict)
-
-    def _compiled(self) -> SDPModule | None:
-        """Returns the compiled model that the optimizer steps."""
-        stepped = {id(parameter) for group in self.param_groups for parameter in group["params"]}
-        for model in self._accelerator._models:
-            compiled = compiled_in(model)
-            if compiled is not None and any(id(parameter) in stepped for parameter in compiled.parameters()):
-                return compiled
-        return None
 
 
 def compiled_in(model: nn.Module) -> SDPModule | None:

@@ -14,9 +14,10 @@ from torch.distributed.constants import default_pg_timeout
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
-from sdp_compile.compiler import PolicyLike
+from sdp_compile.compiler import PolicyOrSchedule
 from sdp_compile.integrations.compilation import Compilation, share_overflows
 from sdp_compile.integrations.in_place import compiled_of, put_in_place
+from sdp_compile.integrations.scheduling import StepCounts
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.optimizer.full_state import sliced_optimizer_state
 from sdp_compile.runtime.optimizer.moving import move_to_compiled
@@ -33,7 +34,7 @@ class SDPStrategy(DDPStrategy):
 
     def __init__(
         self,
-        policy: PolicyLike = "auto",
+        policy: PolicyOrSchedule = "auto",
         example_inputs: Any = None,
         *,
         compile_options: Mapping[str, Any] | None = None,
@@ -43,7 +44,7 @@ class SDPStrategy(DDPStrategy):
         """Notes how modules are compiled.
 
         Args:
-            policy: What is partitioned and how, as in `sdp_compile.compile`.
+            policy: What is partitioned and how, as in `sdp_compile.compile`. A schedule must know its number of steps.
             example_inputs: Inputs of one training call, as in `sdp_compile.compile`; by default each module's
                 ``example_input_array``.
             compile_options: Further keyword arguments of `sdp_compile.compile`.
@@ -56,6 +57,7 @@ class SDPStrategy(DDPStrategy):
         super().__init__(process_group_backend=process_group_backend, timeout=timeout)
         self._compilation = Compilation(policy, example_inputs, compile_options)
         self._set_up: list[nn.Module] = []
+        self._steps = StepCounts(self._module_of)
         self._backward_sync_control = _NoSync()
 
     @override
@@ -86,9 +88,25 @@ class SDPStrategy(DDPStrategy):
             The same optimizer.
         """
         move_to_compiled(optimizer)
+        self._steps.add(optimizer)
         if self._module_of(optimizer) is not None and not isinstance(optimizer, ShardedOptimizer):
             optimizer.register_load_state_dict_pre_hook(self._slice)
         return optimizer
+
+    @override
+    def optimizer_step(self, optimizer: Any, **kwargs: Any) -> Any:
+        """Steps an optimizer. Then a model with a schedule gets the plan of the next step, which is collective.
+
+        Args:
+            optimizer: An optimizer that was set up.
+            kwargs: What its ``step()`` is called with.
+
+        Returns:
+            What it returns.
+        """
+        result = super().optimizer_step(optimizer, **kwargs)
+        self._steps.count(optimizer)
+        return result
 
     @override
     def get_module_state_dict(self, module: nn.Module) -> dict[str, Any]:
@@ -127,7 +145,8 @@ class SDPStrategy(DDPStrategy):
         module = self._module_of(optimizer)
         if module is None:
             return super().get_optimizer_state(optimizer)
-        return module.full_optimizer_state_dict(optimizer, rank0_only=True, cpu_offload=True)
+        state = module.full_optimizer_state_dict(optimizer, rank0_only=True, cpu_offload=True)
+        return self._steps.saved(optimizer, state)
 
     @override
     def load_checkpoint(
@@ -153,7 +172,7 @@ class SDPStrategy(DDPStrategy):
 
     def _loadable(self, value: Any) -> Any:
         module = self._module_of(value) if isinstance(value, ShardedOptimizer) else None
-        return value if module is None else _Sharded(module, value)
+        return value if module is None else _Sharded(module, value, self._steps)
 
     def _module_of(self, optimizer: Optimizer) -> SDPModule | None:
         """Returns the compiled module whose parameters an optimizer steps."""
@@ -166,6 +185,7 @@ class SDPStrategy(DDPStrategy):
 
     def _slice(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
         """Cuts a full state that an optimizer is about to load; leaves this worker's own as it is."""
+        self._steps.restore(optimizer, state)
         module = self._module_of(optimizer)
         if module is None or _fits(optimizer, state):
             return None
@@ -182,13 +202,14 @@ class _NoSync(_BackwardSyncControl):
 class _Sharded:
     """A sharded optimizer that loads full states; Fabric finds the two methods of a stateful object."""
 
-    def __init__(self, module: SDPModule, optimizer: ShardedOptimizer) -> None:
-        self._module, self._optimizer = module, optimizer
+    def __init__(self, module: SDPModule, optimizer: ShardedOptimizer, steps: StepCounts) -> None:
+        self._module, self._optimizer, self._steps = module, optimizer, steps
 
     def state_dict(self) -> dict[str, Any]:
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._steps.restore(self._optimizer, state)
         self._module.load_full_optimizer_state_dict(self._optimizer, state)
 
 

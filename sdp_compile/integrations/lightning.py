@@ -17,7 +17,7 @@ from torch.distributed.constants import default_pg_timeout
 from torch.optim.optimizer import Optimizer
 from typing_extensions import override
 
-from sdp_compile.compiler import PolicyLike
+from sdp_compile.compiler import PolicyOrSchedule
 from sdp_compile.errors import SDPError
 from sdp_compile.integrations.compilation import Compilation, share_overflows
 from sdp_compile.runtime.module.sdp_module import SDPModule
@@ -34,7 +34,7 @@ class SDPStrategy(DDPStrategy):
 
     def __init__(
         self,
-        policy: PolicyLike = "auto",
+        policy: PolicyOrSchedule = "auto",
         example_inputs: Any = None,
         *,
         module: str = "model",
@@ -46,7 +46,8 @@ class SDPStrategy(DDPStrategy):
         """Notes what is compiled, and how.
 
         Args:
-            policy: What is partitioned and how, as in `sdp_compile.compile`.
+            policy: What is partitioned and how, as in `sdp_compile.compile`. A schedule that does not know its number
+                of steps gets the Trainer's.
             example_inputs: Inputs of one training call of the network, as in `sdp_compile.compile`; by default the
                 LightningModule's ``example_input_array``.
             module: The name of the network within the LightningModule.
@@ -92,7 +93,11 @@ class SDPStrategy(DDPStrategy):
         if self._compiled is None:
             self._check()
             share_overflows(self.precision_plugin)
-            self._compiled = self._compilation(self._network(), model, self.root_device)
+            assert self.lightning_module is not None
+            trainer = self.lightning_module.trainer
+            self._compiled = self._compilation(
+                self._network(), model, self.root_device, lambda: trainer.estimated_stepping_batches
+            )
             self._replace(self._compiled)
         return model
 
@@ -109,6 +114,21 @@ class SDPStrategy(DDPStrategy):
             kept = [parameter in inside or parameter.requires_grad for parameter in group["params"]]
             for key in {"params", "param_names"}.intersection(group):
                 group[key] = [value for value, is_kept in zip(group[key], kept, strict=True) if is_kept]
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Gives a network with a schedule the plan of the next step. Collective.
+
+        Args:
+            batch: The batch.
+            batch_idx: Its number.
+        """
+        assert self.lightning_module is not None
+        self._advance(self.lightning_module.trainer.global_step)
+
+    def _advance(self, step: int) -> None:
+        if self._compiled is not None and self._compiled.schedule is not None:
+            self._compiled.advance(step, self.optimizers)
 
     @override
     @contextmanager
@@ -168,7 +188,7 @@ class SDPStrategy(DDPStrategy):
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Loads this worker's slices of the optimizers' full states.
+        """Loads this worker's slices of the optimizers' full states, by the plan of the checkpoint's step.
 
         Args:
             checkpoint: The checkpoint.
@@ -176,6 +196,7 @@ class SDPStrategy(DDPStrategy):
         if self._compiled is None:
             super().load_optimizer_state_dict(checkpoint)
             return
+        self._advance(checkpoint["global_step"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             self._compiled.load_full_optimizer_state_dict(optimizer, state)
 

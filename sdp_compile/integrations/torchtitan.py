@@ -16,12 +16,13 @@ from torchtitan.models.common.moe import MoE
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.tools import utils
 
-from sdp_compile.compiler import PolicyLike, sdp_compile
+from sdp_compile.compiler import PolicyOrSchedule, sdp_compile
 from sdp_compile.errors import SDPError
+from sdp_compile.integrations.scheduling import STEPS_DONE, with_steps
 from sdp_compile.runtime.module.sdp_module import SDPModule
 
 
-def sdp_spec(spec: ModelSpec, policy: PolicyLike, example_inputs: Any = None, **options: Any) -> ModelSpec:
+def sdp_spec(spec: ModelSpec, policy: PolicyOrSchedule, example_inputs: Any = None, **options: Any) -> ModelSpec:
     """Returns a model specification with which torchtitan's Trainer trains each process's subnetwork.
 
     Its ``parallelize_fn`` initialises the whole model and compiles it with ``reduction="sum"``, in place of FSDP.
@@ -29,7 +30,8 @@ def sdp_spec(spec: ModelSpec, policy: PolicyLike, example_inputs: Any = None, **
 
     Args:
         spec: A specification from torchtitan's model registry.
-        policy: What is partitioned and how, as in `sdp_compile.compile`.
+        policy: What is partitioned and how, as in `sdp_compile.compile`. A schedule that does not know its number of
+            steps gets ``training.steps``.
         example_inputs: Inputs of one training call, as in `sdp_compile.compile`; by default tokens and positions of
             the Trainer's batch, which are what torchtitan's text data gives.
         options: Further keyword arguments of `sdp_compile.compile`.
@@ -128,7 +130,7 @@ def _compiled(
     parallel_dims: Any,
     training: Any,
     compile_config: Any,
-    policy: PolicyLike,
+    policy: PolicyOrSchedule,
     example_inputs: Any,
     options: Mapping[str, Any],
     **_others: Any,
@@ -144,6 +146,7 @@ def _compiled(
         tokens = torch.zeros(training.local_batch_size, training.seq_len, dtype=torch.long, device=device)
         positions = torch.arange(training.seq_len, device=device).expand(tokens.shape).contiguous()
         example_inputs = {"tokens": tokens, "positions": positions}
+    policy = with_steps(policy, lambda: training.steps)
     compiled = sdp_compile(model, policy, example_inputs, **{"reduction": "sum", **options})
     rows = training.local_batch_size * parallel_dims.dp_replicate * parallel_dims.dp_shard
     vars(compiled)["_accumulation"] = Accumulation(compiled, max(1, training.global_batch_size // rows))
@@ -185,20 +188,29 @@ def _save_full_states(optimizers: Any, model_parts: list[nn.Module], _parallel_d
     if isinstance(model_parts[0], SDPModule):
         # The container is an optimizer itself, but steps nothing: its optimizers do, and are checked then.
         optimizers.param_groups.clear()
+        vars(optimizers)[STEPS_DONE] = 0
         vars(optimizers)["zero_grad"] = partial(_begin_step, optimizers, model_parts[0])
         vars(optimizers)["state_dict"] = partial(_full_state, optimizers, model_parts[0])
         vars(optimizers)["load_state_dict"] = partial(_load_full_state, optimizers, model_parts[0])
 
 
 def _begin_step(optimizers: Any, module: SDPModule, set_to_none: bool = True) -> None:
-    """Counts micro-batches from here, beside what ``zero_grad`` does."""
+    """Follows a schedule, and counts micro-batches from here, beside what ``zero_grad`` does."""
     vars(module)["_accumulation"].begin()
+    _advance(optimizers, module)
+    vars(optimizers)[STEPS_DONE] += 1
     type(optimizers).zero_grad(optimizers, set_to_none)
+
+
+def _advance(optimizers: Any, module: SDPModule) -> None:
+    """Gives a module with a schedule the plan of the next step. Collective where the plan changes."""
+    if module.schedule is not None:
+        module.advance(vars(optimizers)[STEPS_DONE], list(optimizers))
 
 
 def _full_state(optimizers: Any, module: SDPModule) -> dict[str, Any]:
     """Returns the states of all optimizers as torchtitan lays them out, with full tensors. Collective."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, Any] = {} if module.schedule is None else {STEPS_DONE: vars(optimizers)[STEPS_DONE]}
     for optimizer in optimizers:
         init_optim_state(optimizer)
         state = module.full_optimizer_state_dict(optimizer, cpu_offload=True)
@@ -213,7 +225,10 @@ def _full_state(optimizers: Any, module: SDPModule) -> dict[str, Any]:
 
 
 def _load_full_state(optimizers: Any, module: SDPModule, flat: Mapping[str, Any]) -> None:
-    """Loads this worker's slices of what `_full_state` returned."""
+    """Loads this worker's slices of what `_full_state` returned, by the plan of the step after it."""
+    if STEPS_DONE in flat:
+        vars(optimizers)[STEPS_DONE] = flat[STEPS_DONE]
+        _advance(optimizers, module)
     for optimizer in optimizers:
         groups = []
         states: dict[str, dict[str, Any]] = {}

@@ -7,7 +7,6 @@ so nobody reads outdated ones and no worker stores the full model. Evaluating an
 
 from __future__ import annotations
 
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,13 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sdp_compile.capture.quiet import preserved_rng
-from sdp_compile.compiler import PolicyLike, sdp_compile
+from sdp_compile.compiler import PolicyOrSchedule, sdp_compile
 from sdp_compile.errors import SDPError
-from sdp_compile.policies import resolve_policy
+from sdp_compile.integrations.recorder import CalledError, Recorder
+from sdp_compile.integrations.scheduling import resolved, with_steps
+from sdp_compile.policies import Schedule
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.state.statistics import calibrate, running_statistics
 
@@ -52,8 +54,9 @@ class SDPTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        policy: PolicyLike = "auto",
+        policy: PolicyOrSchedule = "auto",
         masking: str | None = None,
+        scheduled_rate: bool = False,
         example_inputs: Any = None,
         compile_options: Mapping[str, Any] | None = None,
         calibration_samples: int = 256,
@@ -63,8 +66,10 @@ class SDPTrainer(Trainer):
 
         Args:
             args: The Trainer's positional arguments, the model first.
-            policy: What is partitioned and how, as in `sdp_compile.compile`.
+            policy: What is partitioned and how, as in `sdp_compile.compile`. A schedule that does not know its number
+                of steps gets that of the training.
             masking: ``"forward"`` or ``"backward"``, in place of the policy's own.
+            scheduled_rate: Whether the learning rate follows the schedule's, in place of ``lr_scheduler_type``.
             example_inputs: Inputs of one training call of the model. By default they are those that ``compute_loss``
                 passes for the first rows of ``train_dataset``.
             compile_options: Further keyword arguments of `sdp_compile.compile`.
@@ -73,10 +78,11 @@ class SDPTrainer(Trainer):
             kwargs: The Trainer's keyword arguments.
 
         Raises:
-            SDPError: If the model is compiled already, or the arguments ask for another kind of parallelism.
+            SDPError: If the model is compiled already, or the arguments do not fit together, or ask for another kind of
+                parallelism.
         """
         self.compiled: SDPModule | None = None
-        self._policy = resolve_policy(policy, **({} if masking is None else {"masking": masking}))
+        self._policy, self._scheduled_rate = resolved(policy, masking, scheduled_rate), scheduled_rate
         self._example_inputs, self._compile_options = example_inputs, dict(compile_options or {})
         self._calibration_samples = calibration_samples
         self._source: Any = None
@@ -90,6 +96,8 @@ class SDPTrainer(Trainer):
             )
         super().__init__(*args, **kwargs)
         self._refuse()
+        if isinstance(self._policy, Schedule):
+            self.add_callback(_BeforeStep(self._advance))
         original = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # of PEFT
         if self.label_smoother is not None and original._get_name() in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
             # The Trainer asks for shifted labels by the name of the class, which the compiled model does not have.
@@ -104,6 +112,26 @@ class SDPTrainer(Trainer):
             model: The model whose parameters are optimized; by default the compiled one.
         """
         return super().create_optimizer(self._ready() if model is None else model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Returns the Trainer's learning rate scheduler, or that of the schedule with ``scheduled_rate``.
+
+        Args:
+            num_training_steps: The number of steps.
+            optimizer: The optimizer; by default the Trainer's.
+        """
+        if not self._scheduled_rate or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        schedule = with_steps(self._policy, lambda: num_training_steps)
+        assert isinstance(schedule, Schedule)
+        self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, schedule.rate)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _advance(self, step: int) -> None:
+        """Gives the compiled model the plan of a step of its schedule. Collective."""
+        if isinstance(self._policy, Schedule) and self.compiled is not None:
+            self.compiled.advance(step, self._plain_optimizer())
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> Any:
         if not training:
@@ -157,6 +185,7 @@ class SDPTrainer(Trainer):
         if checkpoint is None or not all(map(os.path.isfile, names)):
             return
         assert self.compiled is not None
+        self._advance(self.state.global_step)
         state, schedule = (torch.load(name, map_location="cpu", weights_only=True) for name in names)
         self.compiled.load_full_optimizer_state_dict(self._plain_optimizer(), state)
         self.lr_scheduler.load_state_dict(schedule)
@@ -165,17 +194,20 @@ class SDPTrainer(Trainer):
 
     def _ready(self) -> SDPModule:
         """Returns the compiled model with the values of the original, which may have loaded others since."""
+        policy = with_steps(self._policy, lambda: self.state.max_steps or self.args.max_steps)
         if self.compiled is None or self._source is not self.model:
             # An earlier evaluation has put autocast into forward.
             original: Any = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             original._is_accelerate_prepared = False
             examples = self._examples()
             with self.accelerator.autocast():
-                self.compiled = sdp_compile(original, self._policy, examples, **self._compile_options)
+                self.compiled = sdp_compile(original, policy, examples, **self._compile_options)
             self._prepared = None
             self._source, self._known = self.model, _versions(self.model)
         elif not self._is_released() and self._known != _versions(self.model):
             self.compiled.load_full_state_dict(self.model.state_dict())
+        if isinstance(policy, Schedule):
+            vars(self.compiled)["schedule"] = policy  # another training may have another number of steps
         return self.compiled
 
     def _is_released(self) -> bool:
@@ -254,8 +286,8 @@ class SDPTrainer(Trainer):
         inputs = self._prepare_inputs(batch)
         items = self._get_num_items_in_batch([inputs], self.args.device)
         try:
-            self.compute_loss(_Recorder(self.model), inputs, num_items_in_batch=items)
-        except _CalledError as call:
+            self.compute_loss(Recorder(self.model), inputs, num_items_in_batch=items)
+        except CalledError as call:
             return call.arguments
         raise SDPError(
             "compute_loss() does not call the model that it is given, so SDPTrainer does not know its inputs. Pass "
@@ -287,25 +319,15 @@ class SDPTrainer(Trainer):
             )
 
 
-class _CalledError(Exception):
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        super().__init__()
-        self.arguments = arguments
+class _BeforeStep(TrainerCallback):
+    """Does something before the first micro-batch of each step."""
 
+    def __init__(self, action: Callable[[int], None]) -> None:
+        self._action = action
 
-class _Recorder(nn.Module):
-    """Stands for a model and stops at its first call."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        vars(self)["_model"] = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["_model"], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        names = list(inspect.signature(self._model.forward).parameters)
-        raise _CalledError({**dict(zip(names, args, strict=False)), **kwargs})
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Passes on the number of steps done."""
+        self._action(state.global_step)
 
 
 def _versions(model: nn.Module) -> tuple[int, ...]:

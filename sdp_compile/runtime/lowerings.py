@@ -42,7 +42,7 @@ class Lowerings:
     def __init__(self, lowered: Lowered) -> None:
         self.lowered = lowered
         self._variants: dict[str, _Variant] = {}
-        self._known = {lowered.plan.digest: lowered}
+        self._known = {_key(lowered.plan): lowered}
 
     def add(
         self, name: str, key: str, captured: Capture, precision: Precision, module: Subnetwork, device: torch.device
@@ -82,7 +82,7 @@ class Lowerings:
         Raises:
             SDPError: If the passes fail.
         """
-        known = self._known.get(plan.digest)
+        known = self._known.get(_key(plan))
         if known is None:
             known = lower(self.lowered.analysis, plan, self.lowered.rank, passes)
         return known
@@ -102,7 +102,7 @@ class Lowerings:
         """
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        self._known[lowered.plan.digest] = self.lowered = lowered
+        self._known[_key(lowered.plan)] = self.lowered = lowered
         programs = {key: copy_program(program) for key, program in lowered.programs.items()}
         for program in programs.values():
             retarget_devices(program.graph, lowered.analysis.capture.device, device)
@@ -129,3 +129,8 @@ class Lowerings:
         state = {name: captured.state[name] for name in names}
         tensors = slice_tensors(again.holdings, replace(captured, state=state), {}, device)
         return again.programs[variant.key], tensors
+
+
+def _key(plan: Plan) -> str:
+    """Identifies a plan; two policies may give the workers the same units, and a schedule asks for the policy."""
+    return f"{plan.digest} {plan.policy}"

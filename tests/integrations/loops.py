@@ -1,4 +1,7 @@
-"""Twenty steps with clipping and accumulation: written by hand, and simulated densely with the original eager model."""
+"""Twenty steps with clipping and accumulation: written by hand, and simulated densely with the original eager model.
+
+With a schedule the plan and the learning rate follow it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from sdp_compile import NeuronPolicy, Plan, SDPModule, sdp_compile
+from sdp_compile import NeuronPolicy, Phase, Plan, Schedule, SDPModule, plan, sdp_compile
 from tests.runtime.models import Transformer, batch, loss_of
 from tests.runtime.test_end_to_end import masked_gradients
 
@@ -20,6 +24,16 @@ BATCHES = 20
 """Of an epoch, so that training takes two."""
 
 POLICY = NeuronPolicy(coverage=0.5)
+
+SCHEDULE = Schedule(
+    [
+        Phase(POLICY, share=0.25),
+        Phase(NeuronPolicy(coverage=0.75, design="random"), share=0.45, resample_every=4, learning_rate=0.5),
+        Phase(POLICY.replace(masking="backward"), share=0.2),
+        Phase(NeuronPolicy(coverage=1.0), share=0.1),
+    ]
+)
+"""Without its number of steps. The step that is saved is within the second phase, after other owners were drawn."""
 
 
 def seed_of(rank: int, number: int) -> int:
@@ -44,14 +58,17 @@ def optimizer_of(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.05)
 
 
-def compiled(dtype: torch.dtype = torch.float64) -> SDPModule:
-    return sdp_compile(original(dtype), POLICY, (batch_of(0, 0),))
+def compiled(dtype: torch.dtype = torch.float64, policy: Any = POLICY) -> SDPModule:
+    return sdp_compile(original(dtype), policy, (batch_of(0, 0),))
 
 
 def by_hand(rank: int, module: SDPModule, optimizer: Any = None, steps: int = STEPS, autocast: Any = None) -> Any:
     """Trains, and returns the full model's state."""
     optimizer = optimizer or optimizer_of(module.parameters())
+    scheduler = None if module.schedule is None else LambdaLR(optimizer, module.schedule.rate)
     for step in range(steps):
+        if scheduler is not None:
+            module.advance(step, optimizer)
         for part in range(ACCUMULATED):
             with nullcontext() if part == ACCUMULATED - 1 else module.no_sync():
                 with autocast or nullcontext():
@@ -59,22 +76,31 @@ def by_hand(rank: int, module: SDPModule, optimizer: Any = None, steps: int = ST
                 (value / ACCUMULATED).backward()
         nn.utils.clip_grad_norm_(module.parameters(), MAX_NORM)
         optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
         optimizer.zero_grad()
     return module.full_state_dict()
 
 
-def simulated(plan: Plan) -> dict[str, Tensor]:
-    """The full model's state, by the original eager model with masked parameters."""
+def plans_of(schedule: Schedule, workers: int) -> list[Plan]:
+    """The plan of each step."""
+    return [plan(original(), schedule.policy_at(step), (batch_of(0, 0),), workers=workers) for step in range(STEPS)]
+
+
+def simulated(plans: list[Plan], rate: Any = lambda step: 1.0) -> dict[str, Tensor]:
+    """The full model's state, by the original eager model with masked parameters, given the plan of each step."""
     model = original()
     optimizer = optimizer_of(model.parameters())
+    scheduler = LambdaLR(optimizer, rate)
     norms = []
-    for step in range(STEPS):
+    for step, one in enumerate(plans):
         numbers = range(ACCUMULATED * step, ACCUMULATED * (step + 1))
-        seeds = {worker: [seed_of(worker, number) for number in numbers] for worker in range(plan.workers)}
-        for key, gradient in masked_gradients(model, NAME, plan, seeds).items():
+        seeds = {worker: [seed_of(worker, number) for number in numbers] for worker in range(one.workers)}
+        for key, gradient in masked_gradients(model, NAME, one, seeds).items():
             model.get_parameter(key).grad = gradient / ACCUMULATED
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM))
         optimizer.step()
+        scheduler.step()
     assert all(norm > 2 * MAX_NORM for norm in norms)  # clipping matters
     return model.state_dict()
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sdp_compile as sdp
 from tests.distributed import run_workers
+from tests.integrations.loops import SCHEDULE
 from tests.integrations.simulated import set_gradients
 
 pytestmark = pytest.mark.timeout(400)
@@ -27,16 +28,18 @@ def network(dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 5)).double()
 
 
-def compiled(dropout: float = 0.0) -> sdp.SDPModule:
-    return sdp.compile(network(dropout), POLICY, torch.randn(4, 6).double())
+def compiled(dropout: float = 0.0, policy: Any = POLICY) -> sdp.SDPModule:
+    return sdp.compile(network(dropout), policy, torch.randn(4, 6).double())
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
 
 
-def schedule_of(optimizer: torch.optim.Optimizer) -> Any:
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.95**step)
+def schedule_of(optimizer: torch.optim.Optimizer, model: Any = None) -> Any:
+    """The scheduler of the learning rate; the rate is that of the model's schedule if it has one."""
+    own = getattr(model, "schedule", None)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, (lambda step: 0.95**step) if own is None else own.rate)
 
 
 def data(workers: int) -> DataLoader[Any]:
@@ -46,13 +49,13 @@ def data(workers: int) -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, y), batch_size=4)
 
 
-def prepared(accelerator: Any, dropout: float = 0.0) -> Any:
+def prepared(accelerator: Any, dropout: float = 0.0, policy: Any = POLICY) -> Any:
     """The model, the optimizer, the data and the schedule, as every script of Accelerate prepares them."""
-    model = compiled(dropout)
+    model = compiled(dropout, policy)
     optimizer = optimizer_of(model)
     # Prepared schedules step once for each process.
     accelerator.step_scheduler_with_optimizer = False
-    return accelerator.prepare(model, optimizer, data(dist.get_world_size()), schedule_of(optimizer))
+    return accelerator.prepare(model, optimizer, data(dist.get_world_size()), schedule_of(optimizer, model))
 
 
 def train(accelerator: Any, parts: Any, first: int, last: int) -> tuple[list[Any], list[float]]:
@@ -74,11 +77,13 @@ def train(accelerator: Any, parts: Any, first: int, last: int) -> tuple[list[Any
     return batches, norms
 
 
-def by_hand(batches: list[Any]) -> tuple[dict[str, Tensor], list[float]]:
-    model, norms = compiled(), []
+def by_hand(batches: list[Any], policy: Any = POLICY) -> tuple[dict[str, Tensor], list[float]]:
+    model, norms = compiled(policy=policy), []
     optimizer = optimizer_of(model)
-    schedule = schedule_of(optimizer)
+    schedule = schedule_of(optimizer, model)
     for step in range(STEPS):
+        if model.schedule is not None:
+            model.advance(step, optimizer)
         (x, y), (u, v) = batches[2 * step : 2 * step + 2]
         with model.no_sync():
             (F.mse_loss(model(x), y) / 2).backward()
@@ -192,3 +197,53 @@ def relatives(accelerator: Any, folder: Path) -> None:
 def test_it_equals_the_loop_by_hand_and_the_original_with_masks(tmp_path: Path) -> None:
     run_workers(trained, 4, 4, tmp_path / "four", None, limit=150.0)
     run_workers(trained, 2, 2, tmp_path / "two", tmp_path / "four", limit=150.0)
+
+
+def follows_a_schedule(rank: int, workers: int, folder: Path) -> None:
+    """Changes of plan between steps, and a resume within the second phase."""
+    os.environ.update(LOCAL_WORLD_SIZE=str(workers), MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    from sdp_compile.integrations.accelerate import SDPAccelerator
+
+    schedule = SCHEDULE.replace(steps=STEPS)
+    accelerator = SDPAccelerator(cpu=True, gradient_accumulation_steps=2)
+    parts = prepared(accelerator, policy=schedule)
+    batches, norms = train(accelerator, parts, 0, SAVED)
+    accelerator.save_state(str(folder))
+    assert parts[0].plan.policy == schedule.policy_at(SAVED).describe()
+    more = train(accelerator, parts, SAVED, STEPS)
+    batches, norms = batches + more[0], norms + more[1]
+    assert parts[0].plan.policy == schedule.policy_at(STEPS).describe()
+    state = accelerator.get_state_dict(parts[0])
+    hand, expected = by_hand(batches, schedule)
+    assert same(hand, state) and norms == expected and min(norms) > CLIP
+
+    accelerator.free_memory()
+    resumed = prepared(accelerator, policy=schedule)
+    accelerator.load_state(str(folder))
+    assert resumed[0].plan.policy == schedule.policy_at(SAVED).describe()
+    assert train(accelerator, resumed, SAVED, STEPS)[1] == norms[SAVED:]
+    assert same(accelerator.get_state_dict(resumed[0]), state)
+
+    # Two optimizers of one model: a step is done when both have stepped.
+    accelerator.free_memory()
+    model = compiled(policy=schedule)
+    first, last = (
+        torch.optim.AdamW(part.parameters(), lr=1e-2) for part in (model.get_submodule("0"), model.get_submodule("3"))
+    )
+    model, first, last, loader = accelerator.prepare(model, first, last, data(workers))
+    reference = compiled(policy=schedule)
+    whole = torch.optim.AdamW(reference.parameters(), lr=1e-2)
+    for step, (x, y) in zip(range(7), loader, strict=False):
+        accelerator.backward(F.mse_loss(model(x), y))
+        reference.advance(step, whole)
+        (F.mse_loss(reference(x), y) / 2).backward()  # as backward() does for accumulation over two
+        assert model.plan.policy == reference.plan.policy
+        for optimizer in (first, last, whole):
+            optimizer.step()
+            optimizer.zero_grad()
+    assert same(model.full_state_dict(), reference.full_state_dict())
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_it_follows_a_schedule(workers: int, tmp_path: Path) -> None:
+    run_workers(follows_a_schedule, workers, workers, tmp_path, limit=150.0)

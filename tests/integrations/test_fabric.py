@@ -19,6 +19,7 @@ from tests.integrations.loops import (
     MAX_NORM,
     POLICY,
     SAVED_AT,
+    SCHEDULE,
     STEPS,
     as_under_torchrun,
     assert_same,
@@ -28,6 +29,7 @@ from tests.integrations.loops import (
     loss,
     optimizer_of,
     original,
+    plans_of,
     simulated,
 )
 
@@ -40,13 +42,21 @@ def fabric_of(**options: Any) -> Any:
 
     from sdp_compile.integrations.fabric import SDPStrategy
 
-    strategy = SDPStrategy(POLICY, options.pop("example_inputs", (batch_of(0, 0),)))
+    strategy = SDPStrategy(options.pop("policy", POLICY), options.pop("example_inputs", (batch_of(0, 0),)))
     fabric = Fabric(accelerator="cpu", devices=dist.get_world_size(), strategy=strategy, **options)
     fabric.launch()
     return fabric
 
 
-def train(fabric: Any, model: Any, optimizer: Any, start: int = 0, stop: int = STEPS, save: Path | None = None) -> Any:
+def train(
+    fabric: Any,
+    model: Any,
+    optimizer: Any,
+    start: int = 0,
+    stop: int = STEPS,
+    save: Path | None = None,
+    scheduler: Any = None,
+) -> Any:
     for step in range(start, stop):
         for part in range(ACCUMULATED):
             with fabric.no_backward_sync(model, enabled=part < ACCUMULATED - 1):
@@ -55,8 +65,12 @@ def train(fabric: Any, model: Any, optimizer: Any, start: int = 0, stop: int = S
         fabric.clip_gradients(model, optimizer, max_norm=MAX_NORM)
         optimizer.step()
         optimizer.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
         if save is not None and step == SAVED_AT - 1:
             fabric.save(save, {"model": model, "optimizer": optimizer, "step": step + 1})
+    if scheduler is not None:
+        assert model.plan.policy == SCHEDULE.phases[-1].policy.describe()
     return model.full_state_dict()
 
 
@@ -79,7 +93,7 @@ def stops_and_resumes(rank: int, folder: Path) -> None:
     assert_same(train(fabric, model, optimizer, start=SAVED_AT), expected)
 
     if rank == 0:
-        dense = simulated(reference.plan)
+        dense = simulated([reference.plan] * STEPS)
         for key, value in dense.items():
             torch.testing.assert_close(expected[key], value, rtol=1e-9, atol=1e-9)
         saved = torch.load(path, weights_only=True)
@@ -88,6 +102,46 @@ def stops_and_resumes(rank: int, folder: Path) -> None:
         optimizer_of(plain.parameters()).load_state_dict(saved["optimizer"])
         shapes = [state["exp_avg"].shape for state in saved["optimizer"]["state"].values()]
         assert shapes == [parameter.shape for parameter in plain.parameters()]
+    dist.barrier()
+
+
+def follows_a_schedule(rank: int, folder: Path) -> None:
+    """Changes of plan between steps, with plain and sharded optimizers, and a resume within the second phase."""
+    as_under_torchrun()
+    schedule, path = SCHEDULE.replace(steps=STEPS), folder / "scheduled.pt"
+    fabric = fabric_of(policy=schedule)
+    expected = by_hand(rank, compiled(policy=schedule))
+
+    def begun(make: Any = optimizer_of) -> Any:
+        model = original()
+        model, optimizer = fabric.setup(model, make(model.parameters()))
+        return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, model.schedule.rate)
+
+    model, optimizer, scheduler = begun()
+    assert_same(train(fabric, model, optimizer, save=path, scheduler=scheduler), expected)
+    for first in ("model", "optimizer"):  # whichever is loaded first
+        model, optimizer, scheduler = begun()
+        state = {"model": model, "optimizer": optimizer}
+        fabric.load(path, {first: state.pop(first), **state}, strict=False)
+        scheduler.last_epoch = SAVED_AT - 1
+        scheduler.step()
+        assert model.plan.policy == schedule.policy_at(SAVED_AT).describe()
+        assert_same(train(fabric, model, optimizer, start=SAVED_AT, scheduler=scheduler), expected)
+
+    model = fabric.setup_module(original())
+    parts = fabric.setup_optimizers(sdp.ShardedOptimizer(model, torch.optim.AdamW, lr=3e-3, weight_decay=0.05))
+    train(fabric, model, parts, stop=SAVED_AT)
+    fabric.save(path, {"model": model, "optimizer": parts})
+    resumed = fabric.setup_module(original())
+    others = fabric.setup_optimizers(sdp.ShardedOptimizer(resumed, torch.optim.AdamW, lr=3e-3, weight_decay=0.05))
+    fabric.load(path, {"model": resumed, "optimizer": others})
+    assert resumed.plan.policy == model.plan.policy == schedule.policy_at(SAVED_AT).describe()
+    assert_same(train(fabric, resumed, others, start=SAVED_AT), train(fabric, model, parts, start=SAVED_AT))
+
+    if rank == 0:
+        dense = simulated(plans_of(schedule, dist.get_world_size()), schedule.rate)
+        for key, value in dense.items():
+            torch.testing.assert_close(expected[key], value, rtol=1e-9, atol=1e-9)
     dist.barrier()
 
 
@@ -232,6 +286,11 @@ def test_four_workers_stop_and_resume(tmp_path: Path) -> None:
 
 def test_two_workers_stop_and_resume_and_what_people_do(tmp_path: Path) -> None:
     run_workers(two_workers, 2, tmp_path, limit=350)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_it_follows_a_schedule(workers: int, tmp_path: Path) -> None:
+    run_workers(follows_a_schedule, workers, tmp_path, limit=350)
 
 
 def test_unknown_options_are_refused() -> None:

@@ -21,6 +21,7 @@ from tests.integrations.loops import (
     MAX_NORM,
     POLICY,
     SAVED_AT,
+    SCHEDULE,
     STEPS,
     as_under_torchrun,
     assert_same,
@@ -30,6 +31,7 @@ from tests.integrations.loops import (
     loss,
     optimizer_of,
     original,
+    plans_of,
     simulated,
 )
 
@@ -128,7 +130,7 @@ def stops_and_resumes(rank: int, folder: Path) -> None:
     assert torch.equal(predicted, full(batch_of(rank, 0)))
 
     if rank == 0:
-        for key, value in simulated(reference.plan).items():
+        for key, value in simulated([reference.plan] * STEPS).items():
             torch.testing.assert_close(expected[key], value, rtol=1e-9, atol=1e-9)
         saved = torch.load(folder / f"step={STEPS}.ckpt", weights_only=False)
         plain = Lit()
@@ -187,6 +189,67 @@ class Manual(Lit):
         self.clip_gradients(optimizer, gradient_clip_val=MAX_NORM)
         optimizer.step()
         optimizer.zero_grad()
+
+
+class Scheduled(Lit):
+    """Follows the learning rate of its schedule, and notes the policies of its steps."""
+
+    def training_step(self, x: Tensor, index: int) -> Tensor:
+        self.policies = [*getattr(self, "policies", []), self.model.plan.policy]
+        return super().training_step(x, index)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = optimizer_of(self.parameters())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.model.schedule.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class ScheduledManual(Manual):
+    """Does the same by manual optimization."""
+
+    def training_step(self, x: Tensor, index: int) -> None:
+        super().training_step(x, index)
+        if index % ACCUMULATED == ACCUMULATED - 1:
+            self.lr_schedulers().step()
+
+    configure_optimizers = Scheduled.configure_optimizers
+
+
+def follows_a_schedule(rank: int, folder: Path) -> None:
+    """Changes of plan, validation in between, and a resume within the second phase."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from sdp_compile.integrations.lightning import SDPStrategy
+
+    as_under_torchrun()
+    schedule = SCHEDULE.replace(steps=STEPS)
+    expected = by_hand(rank, compiled(policy=schedule))
+    module = Scheduled()
+    saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=SAVED_AT, save_top_k=-1)
+    # The number of steps is the Trainer's: two epochs.
+    trainer = trainer_of(
+        -1, SDPStrategy(SCHEDULE), max_epochs=2, callbacks=[saving], enable_checkpointing=True, val_check_interval=6
+    )
+    trainer.fit(module, batches(rank), batches(rank, 2))
+    assert module.model.schedule == schedule
+    assert module.policies[::ACCUMULATED] == [schedule.policy_at(step).describe() for step in range(STEPS)]
+    assert_same(module.model.full_state_dict(), expected)
+
+    resumed = Scheduled()
+    path = folder / f"step={SAVED_AT}.ckpt"
+    trainer_of(strategy=SDPStrategy(SCHEDULE)).fit(resumed, batches(rank), ckpt_path=path)
+    assert resumed.policies == module.policies[ACCUMULATED * SAVED_AT :]
+    assert_same(resumed.model.full_state_dict(), expected)
+
+    by_itself = ScheduledManual()
+    strategy = SDPStrategy(schedule)
+    trainer_of(strategy=strategy, gradient_clip_val=None, accumulate_grad_batches=1).fit(by_itself, batches(rank))
+    assert_same(by_itself.model.full_state_dict(), expected)
+
+    if rank == 0:
+        for key, value in simulated(plans_of(schedule, dist.get_world_size()), schedule.rate).items():
+            torch.testing.assert_close(expected[key], value, rtol=1e-9, atol=1e-9)
+    dist.barrier()
 
 
 class Nested(Lit):
@@ -262,6 +325,11 @@ def two_workers(rank: int, folder: Path) -> None:
 
 def test_four_workers_stop_and_resume(tmp_path: Path) -> None:
     run_workers(stops_and_resumes, 4, tmp_path, limit=350)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_it_follows_a_schedule(workers: int, tmp_path: Path) -> None:
+    run_workers(follows_a_schedule, workers, tmp_path, limit=350)
 
 
 def test_two_workers_stop_and_resume_and_what_people_do(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import sdp_compile as sdp
 from sdp_compile.errors import SDPError
 from tests.distributed import run_workers
 from tests.integrations import titan
-from tests.integrations.loops import assert_same
+from tests.integrations.loops import SCHEDULE, assert_same
 from tests.integrations.simulated import set_gradients
 from tests.integrations.titan import (
     ACCUMULATED,
@@ -70,15 +70,17 @@ def valid_tokens(step: int) -> Tensor:
 
 
 def by_hand(
-    rank: int, schedule: Any, dtype: str, kind: str = "llama3", steps: int = STEPS
+    rank: int, schedule: Any, dtype: str, kind: str = "llama3", steps: int = STEPS, policy: Any = POLICY
 ) -> tuple[sdp.SDPModule, Logged]:
     (inputs, _), logged = batch_of(0, 0), []
     example = {"tokens": inputs["input"], "positions": inputs["positions"]}
-    model = sdp.compile(original(dtype, kind), POLICY, example, reduction="sum")
+    model = sdp.compile(original(dtype, kind), policy, example, reduction="sum")
     optimizer = optimizer_of(model)
     (scheduler,) = schedule.build(optimizers=[optimizer], training_steps=STEPS)
     for step in range(steps):
         losses, valid = [], valid_tokens(step)
+        if model.schedule is not None:
+            model.advance(step, optimizer)
         for part, batch in enumerate(batches_of(rank, step)):
             with model.no_sync() if part < ACCUMULATED - 1 else nullcontext():
                 losses.append(loss_of(model, batch, valid))
@@ -166,6 +168,31 @@ def trains(rank: int, folder: Path) -> None:
         dist.barrier()
 
 
+def follows_a_schedule(rank: int, folder: Path) -> None:
+    """Changes of plan, and a resume within the second phase."""
+    titan.on_cpu()
+    schedule = SCHEDULE.replace(steps=STEPS)
+    with titan.in_float64():
+        config = config_of(folder, "float64", policy=SCHEDULE, enable=True)
+        hand, expected = by_hand(rank, config.lr_scheduler, "float64", policy=schedule)
+        state = hand.full_state_dict()
+        trainer, logged = trainer_of(config)
+        trainer.train()
+        trainer.close()
+        assert trainer.model_parts[0].schedule == schedule  # the number of steps is the Trainer's
+        assert logged == expected
+        assert_same(trainer.model_parts[0].state_dict(), state)
+
+        config = config_of(folder, "float64", policy=SCHEDULE, enable=True, load_step=SAVED_AT, load_only=True)
+        resumed, logged = trainer_of(config)
+        resumed.checkpointer.load(step=SAVED_AT)
+        assert resumed.model_parts[0].plan.policy == schedule.policy_at(SAVED_AT).describe()
+        resumed.train()
+        resumed.close()
+        assert logged == expected[SAVED_AT:]
+        assert_same(resumed.model_parts[0].state_dict(), state)
+
+
 def habits(rank: int, folder: Path, four: Path) -> None:
     """Other models and dtypes, asynchronous saving, and what other runs and torchtitan without subnetworks saved."""
     from safetensors.torch import load_file
@@ -228,6 +255,11 @@ def two_workers(rank: int, folder: Path, four: Path) -> None:
 def test_it_equals_the_loop_by_hand_and_the_original_with_masks(tmp_path: Path) -> None:
     run_workers(trains, 4, tmp_path / "four", limit=400)
     run_workers(two_workers, 2, tmp_path / "two", tmp_path / "four", limit=400)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_it_follows_a_schedule(workers: int, tmp_path: Path) -> None:
+    run_workers(follows_a_schedule, workers, tmp_path, limit=400)
 
 
 def test_refuses_masks_that_the_trainer_makes_and_experts() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import sdp_compile as sdp
 from tests.distributed import run_workers
+from tests.integrations.loops import SCHEDULE
 from tests.integrations.simulated import set_gradients
 
 pytestmark = pytest.mark.timeout(400)
@@ -115,6 +116,7 @@ def trainer(folder: Path, model: Any, **options: Any) -> Any:
 
         def training_step(self, module: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
             self.batches = [*getattr(self, "batches", []), (dict(inputs), num_items_in_batch)]
+            self.policies = [*getattr(self, "policies", []), self.compiled.plan.policy]
             assert getattr(module, "_orig_mod", module) is self.compiled
             assert all(parameter.is_meta for parameter in self.model.parameters())  # nobody reads outdated values
             result: Tensor = super().training_step(module, inputs, num_items_in_batch)
@@ -133,7 +135,8 @@ def trainer(folder: Path, model: Any, **options: Any) -> Any:
         "report_to": [],
         "disable_tqdm": True,
     }
-    own = {key: options.pop(key) for key in ("policy", "masking", "compute_loss_func", "optimizers") if key in options}
+    names = ("policy", "masking", "scheduled_rate", "compute_loss_func", "optimizers")
+    own = {key: options.pop(key) for key in names if key in options}
     arguments = TrainingArguments(str(folder), **{**settings, **options})
     result = Recording(model, arguments, train_dataset=texts(70), eval_dataset=texts(8), **{"policy": POLICY, **own})
     result.recorder = Recorder()
@@ -154,14 +157,18 @@ def schedule_of(optimizer: torch.optim.Optimizer) -> Any:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, (STEPS - step) / STEPS))
 
 
-def by_hand(batches: list[Any], decayed: set[str]) -> tuple[dict[str, Tensor], list[float]]:
+def by_hand(batches: list[Any], decayed: set[str], policy: Any = POLICY) -> tuple[dict[str, Tensor], list[float]]:
     """The loop that a user would write with ``sdp.compile``."""
     inputs, items = batches[0]
-    module = sdp.compile(build(), POLICY, {**inputs, "num_items_in_batch": items})
+    module = sdp.compile(build(), policy, {**inputs, "num_items_in_batch": items})
     module.train()
     optimizer = optimizer_of(module, decayed)
     schedule, norms = schedule_of(optimizer), []
+    if module.schedule is not None:
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, module.schedule.rate)
     for step in range(STEPS):
+        if module.schedule is not None:
+            module.advance(step, optimizer)
         for number, (inputs, items) in enumerate(batches[2 * step : 2 * step + 2]):
             loss = module(**inputs, num_items_in_batch=items)["loss"] * dist.get_world_size()
             if number == 0:
@@ -283,6 +290,43 @@ def relatives(folder: Path, state: dict[str, Tensor]) -> None:
         trainer(folder / "refused", build(), optimizers=(torch.optim.AdamW(build().parameters()), None))
     with pytest.raises(sdp.SDPError, match="per_device_train_batch_size"):
         trainer(folder / "refused", build(), auto_find_batch_size=True)
+
+
+def follows_a_schedule(rank: int, workers: int, folder: Path) -> None:
+    """Changes of plan, evaluation in between, a resume within the second phase, and a second training."""
+    warnings.simplefilter("ignore")
+    launched(workers)
+    schedule = SCHEDULE.replace(steps=STEPS)
+    options: dict[str, Any] = {"policy": SCHEDULE, "scheduled_rate": True, "eval_strategy": "steps", "eval_steps": 6}
+    first = trainer(folder, build(), **options)
+    first.train()
+    assert first.compiled.schedule == schedule  # the number of steps is the Trainer's
+    assert first.policies[::2] == [schedule.policy_at(step).describe() for step in range(STEPS)]
+    state = {key: value.clone() for key, value in first.model.state_dict().items()}
+    hand, norms = by_hand(first.batches, decayed_names(), schedule)
+    assert first.recorder.norms == norms and min(norms) > CLIP
+    assert all(torch.equal(state[key], hand[key]) for key in hand)
+
+    second = trainer(folder, build(), **options)
+    second.train(resume_from_checkpoint=str(folder / f"checkpoint-{SAVED}"))
+    assert second.policies == first.policies[2 * SAVED :]
+    assert second.recorder.norms == first.recorder.norms[SAVED:]
+    assert all(torch.equal(second.model.state_dict()[key], state[key]) for key in state)
+
+    second.args.max_steps, second.policies = 8, []
+    second.train()
+    shorter = SCHEDULE.replace(steps=8)
+    assert second.policies[::2] == [shorter.policy_at(step).describe() for step in range(8)]
+
+    with pytest.raises(sdp.SDPError, match="phases of the schedule"):
+        trainer(folder, build(), policy=SCHEDULE, masking="backward")
+    with pytest.raises(sdp.SDPError, match="needs a schedule"):
+        trainer(folder, build(), scheduled_rate=True)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_it_follows_a_schedule(workers: int, tmp_path: Path) -> None:
+    run_workers(follows_a_schedule, workers, workers, tmp_path, limit=300.0)
 
 
 @pytest.mark.parametrize("workers", [2, 4])

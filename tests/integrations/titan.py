@@ -98,7 +98,9 @@ def original(dtype: str, kind: str = "llama3", seed: int = SEED) -> nn.Module:
     return model
 
 
-def config_of(folder: Path, dtype: str, kind: str = "llama3", steps: int = STEPS, **checkpoint: Any) -> Any:
+def config_of(
+    folder: Path, dtype: str, kind: str = "llama3", steps: int = STEPS, policy: Any = POLICY, **checkpoint: Any
+) -> Any:
     """A configuration as a user writes it, with batches by number."""
     titan = on_cpu()
     from torchtitan.components.checkpointer import CheckpointManager
@@ -132,7 +134,7 @@ def config_of(folder: Path, dtype: str, kind: str = "llama3", steps: int = STEPS
             self.number = state["number"]
 
     config = titan.Trainer.Config(
-        model_spec=sdp_spec(spec_of(kind), POLICY),
+        model_spec=sdp_spec(spec_of(kind), policy),
         dump_folder=str(folder),
         loss=CrossEntropyLoss.Config(),
         optimizer=default_adamw(lr=RATE),
