@@ -19,7 +19,7 @@ from sdp_compile.capture.diagnosis import located
 from sdp_compile.capture.export import Exported
 from sdp_compile.capture.guards import size_guards
 from sdp_compile.capture.originals import originals_of
-from sdp_compile.capture.refuse import refuse_collectives, refuse_transforms, refuse_written
+from sdp_compile.capture.refuse import refuse_collectives, refuse_transforms, refuse_written, vmap_refusal
 from sdp_compile.capture.regions import inline_regions
 from sdp_compile.errors import CaptureError
 from sdp_compile.ir.program import InputSpec, Mode, Program
@@ -180,9 +180,7 @@ def _copy_body(exported: ExportedProgram, graph: fx.Graph, env: dict[fx.Node, An
         elif node.op == "get_attr":
             value = getattr(exported.graph_module, node.target)
             if not isinstance(value, fx.GraphModule):
-                raise CaptureError(
-                    f"The exported graph has an unexpected attribute {node.target!r} of type {type(value).__name__}."
-                )
+                raise vmap_refusal(*node.users, node)  # what an autograd.Function is called with there
             regions[node] = value
         elif not inline_regions(graph, env, node, regions):
             env[node] = graph.node_copy(node, lambda old: env[old])

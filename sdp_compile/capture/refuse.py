@@ -172,15 +172,24 @@ def refuse_transforms(graph: fx.Graph) -> None:
                     "captured graph cannot hold. Write the derivative with ordinary tensor operators, or differentiate "
                     "outside of the model."
                 )
-            raise CaptureError(
-                f"The model uses torch.func.vmap, or an operator that is built on it{where}. A graph cannot be "
-                "partitioned inside of it: write this part with batched operators, such as torch.bmm, torch.matmul or "
-                "torch.einsum."
-            )
+            raise vmap_refusal(node, *node.users)
         raise CaptureError(
             f"The model calls {module}.{name}{where}, which a graph of tensor operators cannot hold. Write this part "
             "with ordinary tensor operators, or call it outside of the model."
         )
+
+
+def vmap_refusal(*nodes: fx.Node) -> CaptureError:
+    """Returns the error for a model that uses `torch.func.vmap`.
+
+    Args:
+        nodes: Nodes of the place, of which the first with a line is named.
+    """
+    where = next(filter(None, map(_at, nodes)), "")
+    return CaptureError(
+        f"The model uses torch.func.vmap, or an operator that is built on it{where}. A graph cannot be partitioned "
+        "inside of it: write this part with batched operators, such as torch.bmm, torch.matmul or torch.einsum."
+    )
 
 
 def _at(node: fx.Node) -> str:

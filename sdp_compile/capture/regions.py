@@ -77,9 +77,15 @@ def inline_regions(
         if enabled and not grad:
             raise CaptureError(f"torch.enable_grad() inside torch.no_grad() cannot be captured{_source(node)}.")
         arguments = [env[old] if isinstance(old, fx.Node) else old for old in operands]
-        if not enabled:
-            arguments = [_detached(graph, argument) for argument in arguments]
-        env[node] = _inline(graph, regions[region], arguments, bool(enabled) and grad)  # type: ignore[index]
+        if enabled:
+            env[node] = _inline(graph, regions[region], arguments, grad)  # type: ignore[index]
+            return True
+        detached: dict[Any, Any] = {
+            _detached(graph, argument): argument for argument in arguments if isinstance(argument, fx.Node)
+        }
+        inside: dict[Any, Any] = {argument: inner for inner, argument in detached.items()}
+        results = _inline(graph, regions[region], [inside.get(one, one) for one in arguments], False)  # type: ignore[index]
+        env[node] = [detached.get(_tensor_of(result), result) for result in results]
         return True
     if node.target is _autocast:
         settings, region, operands = node.args[:4], node.args[4], node.args[5:]  # type: ignore[assignment]
@@ -134,6 +140,33 @@ def _detached(graph: fx.Graph, value: Any) -> Any:
     node.meta = {key: item for key, item in value.meta.items() if key in ("nn_module_stack", "stack_trace")}
     node.meta["val"] = fake.detach()
     return node
+
+
+def _tensor_of(value: Any) -> Any:
+    """Returns the node of the tensor that a value is, found through operators that return an argument as it is.
+
+    ``x.to(x.dtype)``, ``x.contiguous()`` or dropout in evaluation are ``x`` itself, also without gradients. Capture
+    takes the last such operator for ``x`` from then on.
+    """
+    while isinstance(value, fx.Node) and (given := _returned_argument(value)) is not None:
+        value = given
+    return value
+
+
+def _returned_argument(node: fx.Node) -> fx.Node | None:
+    """Returns the argument that a node's operator returns as it is, without writing to it; None if it is another."""
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+        return None
+    if not isinstance(node.meta.get("val"), torch.Tensor) or any("val" not in one.meta for one in node.all_input_nodes):
+        return None
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: one.meta["val"])
+    try:
+        result = node.target(*args, **kwargs)
+    except (
+        Exception
+    ):  # it ran when it was captured, perhaps in a mode that is not there now; it is taken for a new tensor
+        return None
+    return next((one for one in node.all_input_nodes if result is one.meta["val"]), None)
 
 
 def _source(node: fx.Node) -> str:

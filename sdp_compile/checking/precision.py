@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -53,6 +54,26 @@ class InFloat64(TorchDispatchMode):
         kwargs = kwargs or {}
         if func not in _REINTERPRETING and (_narrow(args) or _narrow(kwargs.values())):
             args, kwargs = pytree.tree_map_only(torch.dtype, lambda dtype: _WIDER.get(dtype, dtype), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+class CastsOfFloat32(TorchFunctionMode):
+    """Context in which a cast to float32 returns a float64 tensor itself, as it would return one of float32.
+
+    For the oracle of a float32 model. Without gradients it matters whether a cast makes a new tensor: ``x.float()`` is
+    ``x`` then, with its gradient.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        wanted = args[1:] or tuple(kwargs.values())
+        is_cast = (func is torch.Tensor.float and not wanted) or (
+            func in (torch.Tensor.to, torch.Tensor.type) and wanted == (torch.float32,) and set(kwargs) <= {"dtype"}
+        )
+        if is_cast and args[0].dtype == torch.float64:
+            return args[0]
         return func(*args, **kwargs)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from sdp_compile.capture.inputs import Call, with_batch
 from sdp_compile.capture.memos import Memos
 from sdp_compile.checking.compare import Deviation, deviations, gradient_floor, relative_error
 from sdp_compile.checking.oracle import Run, randomise, run_compiled, run_original
-from sdp_compile.checking.precision import InFloat64, widened
+from sdp_compile.checking.precision import CastsOfFloat32, InFloat64, widened
 from sdp_compile.checking.trials import Trial, trials
 from sdp_compile.checking.verdict import Comparison
 from sdp_compile.ir.program import InputSpec
@@ -96,6 +98,11 @@ class Verification:
         """Leaves out what functions with a cache keep: it may have been computed in lower precision before."""
         return Memos(self.model)
 
+    @property
+    def _casts(self) -> AbstractContextManager[Any]:
+        dtypes = {tensor.dtype for tensor in self.plan.state.values() if tensor.dtype.is_floating_point}
+        return CastsOfFloat32() if dtypes == {torch.float32} else nullcontext()
+
     def compare(self, module: SDPModule, rank: int, only_example: bool = False) -> Iterator[Comparison]:
         """Yields the comparisons of one rank's subnetwork in each mode.
 
@@ -147,7 +154,7 @@ class Verification:
         torch.manual_seed(self.seed if seed is None else seed)
         try:
             self._memos.begin(self.model)
-            with self._memos, InFloat64():
+            with self._memos, self._casts, InFloat64():
                 return run_original(self.model, call.args, call.kwargs, mask, trial.calls)
         except Exception as error:
             raise NotComparable(

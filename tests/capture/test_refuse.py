@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch._higher_order_ops.associative_scan import associative_scan
 from torch.autograd import forward_ad
 
@@ -133,6 +134,12 @@ def mapped_without_use(y: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def mapped_over_indices(y: torch.Tensor) -> torch.Tensor:
+    """As masks of transformers are made."""
+    with TransformGetItemToIndex():
+        return y * torch.vmap(lambda index: y[index, 0])(torch.arange(4))[:, None]
+
+
 def scanned(y: torch.Tensor) -> torch.Tensor:
     return associative_scan(torch.add, y, 0, combine_mode="generic")
 
@@ -151,6 +158,7 @@ def tangent_by_level(y: torch.Tensor) -> torch.Tensor:
     [
         (mapped, r"uses torch\.func\.vmap.*models\.py.*torch\.bmm"),
         (mapped_without_use, r"uses torch\.func\.vmap.*models\.py.*torch\.bmm"),
+        (mapped_over_indices, r"uses torch\.func\.vmap.*torch\.bmm"),
         (scanned, r"uses torch\.func\.vmap, or an operator that is built on it.*torch\.bmm"),
         (tangent, "derivatives in forward mode .*Write the derivative"),
         (tangent_by_level, "derivatives in forward mode .*Write the derivative"),

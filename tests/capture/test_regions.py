@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from sdp_compile import check
 from sdp_compile.capture import capture
 from sdp_compile.capture.regions import (
     autocast_devices,
@@ -53,6 +54,67 @@ def test_gradients_stop_where_the_model_stops_them(function: Callable[..., Any])
         gradients(model, found.square().sum()).values(), gradients(model, expected.square().sum()).values(), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def cast_before_use(y: torch.Tensor) -> torch.Tensor:
+    """The usual statistics in float32: after ``y.float()``, ``y`` still has its gradient."""
+    with torch.no_grad():
+        scale = y.float().square().mean(-1, keepdim=True)
+    return y * scale
+
+
+def cast_and_returned(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        same = y.to(y.dtype)
+    return same * 2
+
+
+def cast_in_regions(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        same = nn.functional.dropout(y, 0.5, False).type_as(y)
+        with torch.autocast("cpu", torch.bfloat16):
+            same = same.float()
+    return same * y
+
+
+def cast_again(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        same, other = y.float().contiguous(), (y * 2).float()
+        with torch.no_grad():
+            third = same.to(torch.float32).float()
+    return same * other * third
+
+
+@torch.no_grad()
+def chosen(y: torch.Tensor) -> torch.Tensor:
+    return y.float().contiguous().topk(3).indices
+
+
+def cast_in_a_decorated_function(y: torch.Tensor) -> torch.Tensor:
+    return y + y.gather(-1, chosen(y)).sum(-1, keepdim=True)
+
+
+def new_tensors(y: torch.Tensor) -> torch.Tensor:
+    """Views, copies and other dtypes are tensors of their own, without a gradient."""
+    with torch.no_grad():
+        parts = (y.view(-1), y.double().float(), y.float() * 1.0, y.to(torch.float32, copy=True), y.reshape(y.shape))
+    return y * (parts[0].sum() + parts[1] + parts[2] + parts[3] + parts[4])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [cast_before_use, cast_and_returned, cast_in_regions, cast_again, cast_in_a_decorated_function, new_tensors],
+)
+def test_what_an_operator_returns_as_it_is_keeps_its_gradient(function: Callable[..., Any]) -> None:
+    model, x = Then(function), torch.randn(4, 6)
+    found, expected = run(model, capture(model, x), "train", x), model(x)
+    assert torch.equal(found, expected)
+    wanted = gradients(model, expected.square().sum())
+    for name, one in gradients(model, found.square().sum()).items():
+        torch.testing.assert_close(one, wanted[name], rtol=1e-5, atol=1e-6)
+        assert one.abs().sum() > 0
+    result = check(model, "neuron", (x,), workers=2)
+    assert result.verdict in ("exact", "refused"), result.reason  # nothing to cut is refused
 
 
 class WithAutocast(nn.Module):

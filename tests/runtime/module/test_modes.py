@@ -251,3 +251,18 @@ def test_an_attribute_of_a_part_is_no_mode() -> None:
     module: Any = compiled(Net().double(), X)
     with pytest.raises((ValueError, SDPError)):
         module.encoder.train("yes")
+
+
+class KeepsADistribution(KeepsFrozen):
+    """Has an object with tensors, which are copied when its own ``train()`` first changes a mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prior = torch.distributions.Normal(torch.rand(3), 1 + torch.rand(3))
+
+
+def test_switching_copies_objects_with_tensors() -> None:
+    model = KeepsADistribution().double()
+    module = compiled(model, (X,))
+    for mode in (False, True):
+        assert_same(module.train(mode), model.train(mode), X)
