@@ -145,8 +145,8 @@ def _detached(graph: fx.Graph, value: Any) -> Any:
 def _tensor_of(value: Any) -> Any:
     """Returns the node of the tensor that a value is, found through operators that return an argument as it is.
 
-    ``x.to(x.dtype)``, ``x.contiguous()`` or dropout in evaluation are ``x`` itself, also without gradients. Capture
-    takes the last such operator for ``x`` from then on.
+    ``x.to(x.dtype)``, ``x.mul_(2)`` or dropout in evaluation are ``x`` itself, also without gradients. Capture takes
+    the last such operator for ``x`` from then on.
     """
     while isinstance(value, fx.Node) and (given := _returned_argument(value)) is not None:
         value = given
@@ -154,9 +154,11 @@ def _tensor_of(value: Any) -> Any:
 
 
 def _returned_argument(node: fx.Node) -> fx.Node | None:
-    """Returns the argument that a node's operator returns as it is, without writing to it; None if it is another."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+    """Returns the argument that a node's operator returns as it is or after writing to it; None if it is another."""
+    if not isinstance(node.target, torch._ops.OpOverload):
         return None
+    if node.target._schema.is_mutable:
+        return _written(node, node.target._schema)
     if not isinstance(node.meta.get("val"), torch.Tensor) or any("val" not in one.meta for one in node.all_input_nodes):
         return None
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda one: one.meta["val"])
@@ -167,6 +169,18 @@ def _returned_argument(node: fx.Node) -> fx.Node | None:
     ):  # it ran when it was captured, perhaps in a mode that is not there now; it is taken for a new tensor
         return None
     return next((one for one in node.all_input_nodes if result is one.meta["val"]), None)
+
+
+def _written(node: fx.Node, schema: torch.FunctionSchema) -> fx.Node | None:
+    """Returns the argument that an operator writes to and returns, such as that of ``x.mul_(2)``."""
+    returned = schema.returns[0].alias_info if len(schema.returns) == 1 else None
+    for number, argument in enumerate(schema.arguments):
+        written = argument.alias_info
+        if returned is not None and written is not None and written.is_write:
+            value = node.args[number] if number < len(node.args) else node.kwargs.get(argument.name)
+            if written.before_set == returned.before_set and isinstance(value, fx.Node):
+                return value
+    return None
 
 
 def _source(node: fx.Node) -> str:

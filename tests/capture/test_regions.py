@@ -101,11 +101,51 @@ def new_tensors(y: torch.Tensor) -> torch.Tensor:
     return y * (parts[0].sum() + parts[1] + parts[2] + parts[3] + parts[4])
 
 
+def limited(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        same = y.clamp_(-0.3, 0.3)
+    return same * 2
+
+
+def scaled_in_place(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        y.mul_(0.5).add_(1)
+        total = y.sum()
+    return y * y + total
+
+
+def view_written(y: torch.Tensor) -> torch.Tensor:
+    part = y[:, 1:4]
+    with torch.no_grad():
+        part.zero_()
+        y[0] = 1.0
+    return y * y + part.sum()
+
+
+def replaced(y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        y.copy_(y.clamp(-0.2, 0.2))
+        torch.mul(y, 3, out=y)
+        other = nn.functional.relu(y, inplace=True)
+    return y * other
+
+
 @pytest.mark.parametrize(
     "function",
-    [cast_before_use, cast_and_returned, cast_in_regions, cast_again, cast_in_a_decorated_function, new_tensors],
+    [
+        limited,
+        scaled_in_place,
+        view_written,
+        replaced,
+        cast_before_use,
+        cast_and_returned,
+        cast_in_regions,
+        cast_again,
+        cast_in_a_decorated_function,
+        new_tensors,
+    ],
 )
-def test_what_an_operator_returns_as_it_is_keeps_its_gradient(function: Callable[..., Any]) -> None:
+def test_what_an_operator_returns_as_it_is_or_written_to_keeps_its_gradient(function: Callable[..., Any]) -> None:
     model, x = Then(function), torch.randn(4, 6)
     found, expected = run(model, capture(model, x), "train", x), model(x)
     assert torch.equal(found, expected)
