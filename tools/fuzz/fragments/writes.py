@@ -32,6 +32,31 @@ def in_place(d: Draft) -> None:
     d.add(f"y = {layer}(h)\n{d.chance.choice(ways)}\nh = h + y")
 
 
+@fragment(weight=1.5)
+def without_gradients(d: Draft) -> None:
+    """What an operator returns as it is, or writes to, keeps its gradient; what is new has none."""
+    layer = d.set("fresh", d.dense(d.width))
+    ways = (
+        "scale = y.float().square().mean()\ny = y * scale",
+        "same = y.to(y.dtype)\ny = same + y",
+        "y.mul_(0.5).add_(1)",
+        "y[:, 0] = 0",
+        "same = y.clamp_(-1, 1)\ny = same * 2",
+        f"part = y.narrow({d.features}, 0, 4)\npart.zero_()\ntotal = part.sum()\ny = y + total",
+        "y.copy_(y.tanh())",
+        "same = torch.nn.functional.dropout(y.contiguous(), 0.5, False).type_as(y)\ny = y * same",
+        f"chosen = y.float().topk(2, {d.features}).indices\n"
+        f"y = y.gather({d.features}, chosen).sum({d.features}, keepdim=True)",
+        "new = (y * 2).float()\ny = y * new",
+        "view = y.view(-1)\ny = y + view.mean()",
+    )
+    inside, _, outside = d.chance.choice(ways).rpartition("\ny = ")
+    if not inside:
+        inside, outside = outside, "y"
+    inside = inside.replace("\n", "\n    ")
+    d.add(f"y = {layer}(h)\nwith torch.no_grad():\n    {inside}\ny = {outside}\nh = h + y")
+
+
 @fragment()
 def on_a_copy(d: Draft) -> None:
     ways = (
