@@ -22,6 +22,9 @@ from sdp_compile.runtime.waiting.state import State, Watch
 LOOK_EVERY = 1.0
 """How often, in seconds, a worker looks whether anybody asks."""
 
+_CALL_WITHIN = 3.0
+"""For how many seconds a process that ends waits for its thread's last call of the store."""
+
 _DESTROYED = "destroyed its process group"
 
 
@@ -40,6 +43,7 @@ class Observer:
         self._group, self._process = weakref.ref(group), os.getpid()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sdp_compile observer", daemon=True)
+        _running.add(self)
         self._thread.start()
 
     def close(self, why: str) -> None:
@@ -51,7 +55,7 @@ class Observer:
         if os.getpid() != self._process or not self._thread.is_alive():
             return
         self._closing.set()
-        self._thread.join(2 * LOOK_EVERY)
+        self._thread.join(_CALL_WITHIN)
         with suppress(RuntimeError):  # the process that serves the store has ended before this one
             self.board.write(State(left=why))
 
@@ -73,7 +77,13 @@ class Observer:
                     is_told = True
         except RuntimeError:
             pass  # the process that serves the store has ended
+        finally:
+            _running.discard(self)
 
+
+_running: set[Observer] = set()
+"""Those whose thread runs, also when their group is gone. A process must not end before them: a thread that is within a
+call of torch when the interpreter ends aborts the process."""
 
 _observers: WeakKeyDictionary[dist.ProcessGroup, Observer] = WeakKeyDictionary()
 """Those of this process by common group."""
@@ -91,9 +101,8 @@ def observe(group: dist.ProcessGroup) -> None:
         _observers[group] = Observer(group)
     except (AttributeError, RuntimeError):
         return  # a store that cannot be shared by threads
-    if len(_observers) == 1:
-        atexit.unregister(_leave)
-        atexit.register(_leave)
+    atexit.unregister(_leave)
+    atexit.register(_leave)
 
 
 def board_of(rank: int, members: tuple[int, ...]) -> Board | None:
@@ -116,5 +125,5 @@ def _leave() -> None:
     error = getattr(sys, "last_value", None)
     first = (str(error).splitlines() or [""])[0]
     why = "ended without an error" if error is None else f"ended with {type(error).__name__}: {first}"
-    for observer in list(_observers.values()):
+    for observer in list(_running):
         observer.close(why)
