@@ -10,6 +10,9 @@ from typing import Any
 from sdp_compile.errors import PassError, PolicyError, SDPError
 
 DEFAULT_WORKERS = 4
+DEFAULT_SCHEDULE = "dense-tail"
+"""What `sdp-compile train` trains by, with sharded state, where nothing else is asked for."""
+
 DEFAULT_COVERAGE = 0.5
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from sdp_compile.bench.race import Entry
@@ -20,7 +20,8 @@ def summarise_schedule(entry: Entry, good: Mapping[str, Entry]) -> dict[str, Any
         entry: Its measurements.
         good: All entries with figures by name.
     """
-    head = {"name": entry.variant.name, "label": entry.variant.label, "compiled": entry.variant.compiled}
+    variant = entry.variant
+    head = {"name": variant.name, "label": variant.label, "compiled": variant.compiled, "sharded": variant.sharded}
     if entry.reason:
         return {**head, "status": "failed", "reason": entry.reason, "details": entry.details}
     runs = [slowest([answer["run"] for answer in of_all]) for of_all in entry.answers]
@@ -36,7 +37,10 @@ def summarise_schedule(entry: Entry, good: Mapping[str, Entry]) -> dict[str, Any
         "step_seconds": spread(lambda run: run["step"]),
         "mean_step_seconds": spread(lambda run: run["seconds"]),
         "ratio": ratios(entry, good),
-        "parts": [_part(number, part, spread) for number, part in enumerate(runs[0]["parts"])],
+        "parts": [
+            {**_part(number, part, spread), "ratio": _ratios_of_part(number, runs, entry, good)}
+            for number, part in enumerate(runs[0]["parts"])
+        ],
         "runs": runs,
     }
 
@@ -49,6 +53,15 @@ def slowest(answers: list[Any]) -> Any:
     if isinstance(first, list):
         return [slowest(list(items)) for items in zip(*answers, strict=True)]
     return max(answers) if isinstance(first, float | int) and not isinstance(first, bool) else first
+
+
+def _ratios_of_part(
+    number: int, runs: Sequence[Run], entry: Entry, good: Mapping[str, Entry]
+) -> dict[str, dict[str, float]]:
+    """Returns the ratios of a part's steps to those of each reference, in the same round."""
+    seconds = [run["parts"][number]["step"] for run in runs]
+    turns = [replace(turn, seconds=own) for turn, own in zip(entry.turns, seconds, strict=True)]
+    return ratios(replace(entry, turns=turns), good)
 
 
 def _part(number: int, part: Mapping[str, Any], spread: Callable[..., dict[str, float]]) -> dict[str, Any]:

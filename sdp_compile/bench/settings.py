@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sdp_compile.bench.variants import REFERENCES, SCHEDULES, Variant, choose
+from sdp_compile.bench.variants import REFERENCES, SCHEDULES, VARIANTS, Variant, choose
 from sdp_compile.command_words import (
     DEFAULT_COVERAGE,
     DEFAULT_WORKERS,
@@ -35,7 +35,8 @@ class BenchSettings:
         warmup: Untimed steps before the first turn.
         batch: Samples per worker; None takes those of the model's inputs.
         coverage, replicas: Owners per unit; at most one of the two.
-        variants: Names or patterns of variants; empty for all, or for DDP and FSDP2 with a schedule.
+        variants: Names or patterns of variants; empty for all, or for DDP, FSDP2 and the schedule's with a schedule. All
+            of the schedule's take part if none of them is among those named.
         compile: Whether compiled variants take part.
         bucket_bytes: Size of a gradient bucket; None takes each library's default.
         timeout: Longest time, in seconds, for a variant's start and for each turn.
@@ -82,11 +83,13 @@ class BenchSettings:
             raise PolicyError(f"--replicas {self.replicas} exceeds --workers {self.workers}.")
         if self.workers < 2:
             raise SDPError(f"--workers {self.workers}: a comparison needs at least 2 workers.")
-        choose(self.variants, self.compile)
-        if self.schedule is not None:
+        if self.schedule is None:
+            choose(self.variants, self.compile)
+        else:
             check_file_words("--schedule", self.schedule, "a schedule's name")
             if self.profile_path is not None:
                 raise SDPError("--profile and --schedule exclude each other. Leave one of them out.")
+            choose(self.variants, self.compile, VARIANTS | SCHEDULES)
         if self.model != GPT:
             check_words(self.model, self.inputs, self.overrides, self.size)
         elif self.inputs or self.overrides or self.size:
@@ -98,12 +101,14 @@ class BenchSettings:
     @property
     def chosen(self) -> tuple[Variant, ...]:
         """The variants that take part."""
-        peers = choose(self.variants, self.compile)
         if self.schedule is None:
-            return peers
+            return choose(self.variants, self.compile)
+        chosen = choose(self.variants, self.compile, VARIANTS | SCHEDULES)
         if not self.variants:
-            peers = tuple(variant for variant in peers if variant.base in REFERENCES)
-        return (*peers, *choose((), self.compile, SCHEDULES))
+            return tuple(one for one in chosen if one.base in REFERENCES or one.kind == "schedule")
+        if any(one.kind == "schedule" for one in chosen):
+            return chosen
+        return (*chosen, *choose((), self.compile, SCHEDULES))
 
     @property
     def policy_fields(self) -> dict[str, Any]:

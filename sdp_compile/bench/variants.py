@@ -55,16 +55,19 @@ BASES = (
 LOCAL = Variant("local", "local", "dense, no communication")
 """Trains without communication. The simulator measures the machine with it; it does not take part in a bench."""
 
-_SCHEDULE = Variant("schedule", "schedule", "SDP, the phases of a schedule")
-
-SCHEDULES = {variant.name: variant for variant in (_SCHEDULE, replace(_SCHEDULE, compiled=True))}
-"""Trains by a schedule; takes part where ``--schedule`` names one."""
+_SCHEDULES = (
+    Variant("schedule", "schedule", "SDP, the phases of a schedule"),
+    Variant("schedule-sharded", "schedule", "SDP, the phases of a schedule, sharded state", sharded=True),
+)
 
 REFERENCES = ("ddp", "fsdp2")
 """The variants to which the others are compared; they take part in every wave."""
 
 # The eager and compiled form of a variant are neighbours, so that they run in the same wave and can be compared.
 VARIANTS = {variant.name: variant for base in BASES for variant in (base, replace(base, compiled=True))}
+
+SCHEDULES = {variant.name: variant for base in _SCHEDULES for variant in (base, replace(base, compiled=True))}
+"""Train by a schedule; take part where ``--schedule`` names one."""
 
 
 def choose(

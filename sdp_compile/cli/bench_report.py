@@ -175,12 +175,13 @@ def failed_table(variants: Sequence[Mapping[str, Any]]) -> Table:
 
 def _schedule(result: Mapping[str, Any], schedule: Mapping[str, Any]) -> RenderableType:
     """The phases of a schedule and its changes of plan; compiling apart."""
-    compiling = " + compile" * schedule["compiled"]
+    form = ", sharded state" * schedule["sharded"] + ", compiled" * schedule["compiled"]
     table = variant_table(
-        f"{result['settings']['schedule']}{compiling}: seconds of steps, and of changes of plan, "
+        f"{result['settings']['schedule']}{form}: seconds of steps, and of changes of plan, "
         "also in units of the run's median step",
         "share",
         "step",
+        "of\nDDP",
         "state\nMiB",
         "change\nof plan",
         "in\nsteps",
@@ -203,6 +204,7 @@ def _schedule(result: Mapping[str, Any], schedule: Mapping[str, Any]) -> Rendera
             f"{part['phase']} {part['words']}",
             f"{part['share']:.0%}" if part["share"] else "",
             f"{part['step_seconds']['median']:.3f}",
+            f"{part['ratio']['ddp']['median']:.2f}" if "ddp" in part["ratio"] else "",
             f"{part['state'] / _MIB:.1f}",
             *figures,
         )

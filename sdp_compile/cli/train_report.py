@@ -15,15 +15,15 @@ _MIB = 2**20
 
 def render(report: Mapping[str, Any]) -> RenderableType:
     """Returns what each worker owns, and the assembled model's results."""
-    run, policy = report["run"], report["policy"]
-    workers = report["workers"]
+    run, policy, workers = report["run"], report["policy"], report["workers"]
+    how = run["schedule"] or f"{policy['policy']}, {_owners(policy)}"
     title = Text(
         f"GPT, {workers[0]['dense_parameters']:,} parameters · {len(workers)} workers · "
-        f"{policy['policy']}, {_owners(policy)} · {run['steps']} steps · {run['device']}",
+        f"{how}{', sharded state' * run['sharded']} · {run['steps']} steps · {run['device']}",
         style="bold",
     )
     phases = [held(report["phases"])] if len(report["phases"]) > 1 else []
-    return Group(Text(), title, Text(), *phases, owned(workers), outcome(report))
+    return Group(Text(), title, Text(), *phases, owned(workers, len(phases) > 0), outcome(report))
 
 
 def _owners(policy: Mapping[str, Any]) -> str:
@@ -48,9 +48,15 @@ def held(phases: list[Mapping[str, Any]]) -> Table:
     return table
 
 
-def owned(workers: list[Mapping[str, Any]]) -> Table:
-    """Returns one row per worker: what it holds, measured, against the dense model."""
-    table = Table(title="What each worker owns", title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
+def owned(workers: list[Mapping[str, Any]], has_phases: bool = False) -> Table:
+    """Returns one row per worker: what it holds, measured, against the dense model.
+
+    Args:
+        workers: The part ``workers`` of the report.
+        has_phases: Whether it is that of one phase among several.
+    """
+    title = "What each worker owns" + " in the phase in which it holds most" * has_phases
+    table = Table(title=title, title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
     for heading in ("worker", "parameters", "share", "gradients\n+ optimizer", "dense", "share", "with\nparameters"):
         table.add_column(heading, justify="right")
     for worker in workers:

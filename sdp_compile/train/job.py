@@ -129,6 +129,7 @@ def run(settings: TrainSettings, device: str) -> None:
                 "resumed_from_step": checkpoints.step,
                 "tokens": tokens,
                 "seed": settings.seed,
+                "schedule": settings.schedule,
                 "device": device,
                 "reduction": settings.reduction,
                 "sharded": settings.sharded,

@@ -39,6 +39,7 @@ def test_a_change_counts_in_steps_of_its_own_run() -> None:
     (row,) = result["schedules"]
     assert row["ratio"]["ddp"] == {"median": 0.5, "low": 0.5, "high": 0.5}
     first, last = row["parts"]
+    assert first["ratio"]["ddp"]["median"] == last["ratio"]["ddp"]["median"] == 0.5
     assert first["change"] is None and first["state"] == 20  # that of the worker that holds most
     assert last["change"]["steps"] == {"median": 2.0, "low": 2.0, "high": 2.0}
     assert last["change"]["next_steps"]["median"] == 2.0
@@ -59,11 +60,14 @@ def test_a_schedule_that_fails_keeps_its_row_and_its_reason() -> None:
 
 def test_who_takes_part() -> None:
     names = [variant.name for variant in BenchSettings(schedule="growing").chosen]
-    assert names == ["ddp", "ddp+compile", "fsdp2", "fsdp2+compile", "schedule", "schedule+compile"]
+    assert names == ["ddp", "ddp+compile", "fsdp2", "fsdp2+compile", *SCHEDULES]
+    assert len(SCHEDULES) == 4
     names = [variant.name for variant in BenchSettings(schedule="growing", compile=False).chosen]
-    assert names == ["ddp", "fsdp2", "schedule"]
+    assert names == ["ddp", "fsdp2", "schedule", "schedule-sharded"]
     some = BenchSettings(schedule="growing", variants=("sdp-neuron",), compile=False).chosen
-    assert [variant.name for variant in some] == ["sdp-neuron", "schedule"]
+    assert [variant.name for variant in some] == ["sdp-neuron", "schedule", "schedule-sharded"]
+    one = BenchSettings(schedule="growing", variants=("ddp", "schedule-sharded"), compile=False).chosen
+    assert [(variant.name, variant.sharded) for variant in one] == [("ddp", False), ("schedule-sharded", True)]
     assert not SCHEDULES.keys() & VARIANTS.keys()
     with pytest.raises(SDPError, match="exclude each other"):
         BenchSettings(schedule="growing", profile_path=".")

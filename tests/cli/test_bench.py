@@ -75,8 +75,11 @@ def test_the_phases_of_a_schedule(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(found.read_text())
     assert [variant["name"] for variant in report["variants"]] == ["ddp"]
-    (schedule,) = report["schedules"]
-    assert schedule["name"] == "schedule" and len(schedule["runs"]) == 2
+    schedule, sharded = report["schedules"]
+    assert (schedule["name"], sharded["name"]) == ("schedule", "schedule-sharded") and len(schedule["runs"]) == 2
+    assert all(one["ratio"]["ddp"]["median"] > 0 for one in schedule["parts"])
+    for whole, shared in zip(schedule["parts"], sharded["parts"], strict=True):
+        assert shared["state"] <= whole["state"]  # two workers own what one of two holds alone
     assert schedule["compile_seconds"]["low"] > 0 and schedule["ratio"]["ddp"]["median"] > 0
     first, drawn, last = schedule["parts"]
     assert (first["kind"], drawn["kind"], last["kind"]) == ("phase", "owners", "phase")

@@ -47,7 +47,8 @@ def test_report_has_the_promised_form(trained: tuple[str, Path, dict[str, Any]])
     }
     assert len(report["train_loss"]) == len(report["baseline"]["train_loss"]) == 12
     assert [worker["rank"] for worker in report["workers"]] == [0, 1, 2, 3]
-    assert report["policy"]["coverage"] == 0.5
+    assert report["policy"]["coverage"] == 0.5 and report["run"]["schedule"] == "dense-tail"
+    assert [phase["policy"]["coverage"] for phase in report["phases"]] == [0.5, 1.0]
     assert report["tokens_per_second"] > 0
     assert report["plan_digest"]
 
@@ -76,14 +77,31 @@ def test_the_baselines_have_as_much_time(trained: tuple[str, Path, dict[str, Any
         assert f"{name}, equal time" in printed
 
 
-def test_a_worker_holds_half(trained: tuple[str, Path, dict[str, Any]]) -> None:
-    """Bytes of the dense state are counted by hand: AdamW in float32, and a step counter per parameter."""
+def test_a_worker_holds_less_than_half_in_every_phase(trained: tuple[str, Path, dict[str, Any]]) -> None:
+    """Bytes of the dense state are counted by hand: AdamW in float32, and a step counter per parameter.
+
+    At the end a worker has all parameters, and a quarter of their gradients and moments.
+    """
     parameters = list(GPT(GPTConfig()).parameters())
     dense = sum(parameter.numel() for parameter in parameters)
     for worker in trained[2]["workers"]:
         assert worker["dense_state_bytes"] == 16 * dense + 4 * len(parameters)
-        assert worker["parameters"] < 0.54 * dense
-        assert worker["state_bytes"] <= 0.56 * worker["dense_state_bytes"]
+        assert worker["parameters"] == dense
+        assert worker["state_bytes"] == pytest.approx((1 + 3 / 4) / 4 * worker["dense_state_bytes"], rel=0.01)
+    first, last = trained[2]["phases"]
+    assert first["state_bytes"] < last["state_bytes"] == max(one["state_bytes"] for one in trained[2]["workers"])
+
+
+def test_a_policy_has_a_single_phase(tmp_path: Path) -> None:
+    for options, is_sharded in ((["--coverage", "0.5"], False), (["--policy", "neuron", "--sharded"], True)):
+        result = run(*TRAIN, *options, "--steps", "2", "--output", str(tmp_path))
+        assert result.returncode == 0, result.stderr
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report["run"]["schedule"] is None and len(report["phases"]) == 1
+        assert report["run"]["sharded"] is is_sharded
+        for worker in report["workers"]:
+            assert worker["parameters"] < 0.54 * worker["dense_parameters"]
+            assert worker["state_bytes"] <= (0.36 if is_sharded else 0.56) * worker["dense_state_bytes"]
 
 
 def test_the_written_model_is_the_one_that_was_validated(trained: tuple[str, Path, dict[str, Any]]) -> None:

@@ -93,7 +93,8 @@ def bench(
     MODEL the loss is its output's own, else the mean of its outputs.
     --schedule compiles the model anew in each round and goes through the
     phases; a change of plan is told in units of that run's median step.
-    Without --variants, it is measured beside DDP and FSDP2.
+    Without --variants, it is measured beside DDP and FSDP2. Its own variants
+    are schedule and schedule-sharded.
     --one-of measures the step and the peak memory of one worker on the
     device at hand and predicts its traffic. It also knows the models
     gpt2-124m, gpt2-350m, llama-134m, llama-500m, llama-1b, resnet-50 and

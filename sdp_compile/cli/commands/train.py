@@ -10,7 +10,7 @@ import typer
 
 from sdp_compile.cli import options
 from sdp_compile.cli.clean_errors import clean_errors
-from sdp_compile.command_words import DEFAULT_WORKERS
+from sdp_compile.command_words import DEFAULT_SCHEDULE, DEFAULT_WORKERS
 from sdp_compile.errors import DistributedError, PolicyError
 from sdp_compile.train.settings import TrainSettings, joined_workers
 
@@ -40,13 +40,13 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME|FILE.toml",
-            help="Policy that decides who owns what. Default: neuron.",
+            help="Policy that decides who owns what, in all steps.",
             autocompletion=options.complete_policy,
         ),
     ] = None,
     schedule: Annotated[
         str | None,
-        options.schedule("Schedule of policies instead of one policy."),
+        options.schedule(f"Schedule of policies. Default: {DEFAULT_SCHEDULE}, or one policy if options name its fields."),
     ] = None,
     coverage: options.Coverage = None,
     masking: options.Masking = None,
@@ -60,8 +60,12 @@ def train(
         ),
     ] = Reduction.mean,
     sharded: Annotated[
-        bool, typer.Option("--sharded", help="Split gradients and optimizer state of each unit among its owners.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--sharded/--no-sharded",
+            help="Split gradients and optimizer state of each unit among its owners. Default: with the default schedule.",
+        ),
+    ] = None,
     level: Annotated[Level | None, typer.Option(help="Use the built-in policy of this name.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for the initial weights and the batches.")] = 0,
     baseline: Annotated[
@@ -105,11 +109,16 @@ def train(
       sdp-compile train
       sdp-compile train --workers 2 --steps 50 --baseline
       sdp-compile train --policy block --coverage 0.25 --workers 8
+      sdp-compile train --policy neuron --coverage 0.5
       sdp-compile train --masking backward
       sdp-compile train --policy my_policy.toml --output runs/one
-      sdp-compile train --schedule growing --sharded --steps 600 --baseline
+      sdp-compile train --schedule growing --steps 600 --baseline
       sdp-compile train --checkpoint runs/one --keep 3 --resume auto
       sdp-compile train --checkpoint runs/one --max-restarts 3 --min-workers 3
+
+    By default it trains halves of the model, then all of it, with gradients
+    and optimizer state split among owners: four workers never hold more than
+    0.44 of what data parallelism does, two 0.63.
 
     Under torchrun it joins the existing process group instead of starting
     workers. With --checkpoint, SIGTERM and SIGUSR1 save a checkpoint and
@@ -128,6 +137,7 @@ def train(
             raise PolicyError(f"--policy {policy} and --level {level.value} exclude each other. Leave one out.")
         if schedule is not None and (policy is not None or level is not None):
             raise PolicyError(f"--schedule {schedule} has policies of its own. Leave out --policy and --level.")
+        is_default = all(option is None for option in (schedule, policy, level, coverage, masking))
         joined = joined_workers(workers)
         if joined and max_restarts:
             raise DistributedError("--max-restarts is torchrun's here: give it to torchrun, before the command.")
@@ -135,13 +145,13 @@ def train(
             workers=joined or workers or DEFAULT_WORKERS,
             steps=steps,
             policy=policy or (level.value if level else "neuron"),
-            schedule=schedule,
+            schedule=DEFAULT_SCHEDULE if is_default else schedule,
             coverage=coverage,
             masking=masking and masking.value,
             node_size=node_size,
             passes=passes,
             reduction=reduction.value,
-            sharded=sharded,
+            sharded=is_default if sharded is None else sharded,
             seed=seed,
             baseline=baseline,
             output=str(output),
