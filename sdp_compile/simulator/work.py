@@ -69,9 +69,9 @@ def work_of(plan: Plan, rank: int, flops: Flops, cluster: Cluster, sharded: bool
 
 
 def state_of(plan: Plan, rank: int, sharded: bool) -> float:
-    """Returns the bytes of parameters, gradients and AdamW state that ``rank`` holds."""
+    """Returns the bytes of parameters, gradients and AdamW state that ``rank`` holds; with ``sharded``, after backward."""
     memory = plan.memory(rank)
-    return memory.parameters + memory.gradients + 2 * _shard(plan, rank) if sharded else memory.total
+    return memory.parameters + 3 * _shard(plan, rank) if sharded else memory.total
 
 
 def _exchanged(plan: Plan, rank: int) -> tuple[float, float, float]:
@@ -90,7 +90,7 @@ def _exchanged(plan: Plan, rank: int) -> tuple[float, float, float]:
 
 
 def _shard(plan: Plan, rank: int) -> float:
-    """Returns the bytes of the parameters whose optimizer state ``rank`` holds."""
+    """Returns the bytes of the parameters whose gradients and optimizer state ``rank`` holds."""
     return sum(
         piece.numel * tensor.dtype.itemsize / len(piece.owners)
         for name, tensor in plan.state.items()

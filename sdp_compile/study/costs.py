@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdp_compile.emulation.emulate import Emulation
-from sdp_compile.ownership.owners import is_member
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Phase, Policy, Schedule
+from sdp_compile.simulator.work import state_of
 from sdp_compile.study.spec import Contestant, Match, Study
 
 
@@ -97,18 +97,8 @@ class Costs:
         whole = plan.flops() / dense.flops()
         # Backward masking computes everything but the gradients of weights that a worker does not own.
         flops = forward if policy.masking == "forward" else (2 * whole + forward) / 3
-        state = max(self._state(plan, rank) for rank in ranks) / dense.memory().total
+        state = max(state_of(plan, rank, self._contestant.sharded) for rank in ranks) / dense.memory().total
         return Cost(flops, self._time(policy, plan, flops), state)
-
-    def _state(self, plan: Plan, rank: int) -> float:
-        """Returns the bytes of parameters, gradients and AdamW state that a worker holds."""
-        memory = plan.memory(rank)
-        if not self._contestant.sharded:
-            return memory.total
-        pieces = [piece for name in plan.state if plan.is_trainable(name) for piece in plan.pieces(name)]
-        mine = [piece for piece in pieces if is_member(rank, piece.owners)]
-        kept = sum(piece.numel / len(piece.owners) for piece in mine) / max(sum(piece.numel for piece in mine), 1)
-        return memory.parameters + kept * (memory.total - memory.parameters)
 
     def _owned_flops(self, plan: Plan, policy: Policy) -> float:
         """Returns the forward FLOPs of what a worker owns, on average."""

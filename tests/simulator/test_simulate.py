@@ -215,3 +215,14 @@ def test_the_size_of_a_bucket_is_the_best_and_grows_with_latency() -> None:
 def test_the_cluster_must_have_the_plans_workers() -> None:
     with pytest.raises(SDPError, match="4 workers, the cluster has 8"):
         simulate(plan(4, NeuronPolicy(coverage=0.5)), cluster(8))
+
+
+@pytest.mark.parametrize("workers", [2, 4, 8])
+def test_owners_split_gradients_and_moments(workers: int) -> None:
+    """At full coverage each of N owners keeps all parameters, and of gradients and two moments an Nth."""
+    whole = plan(workers, NeuronPolicy(coverage=1.0))
+    sharded = simulate(whole, cluster(workers), "sdp-sharded")
+    assert sharded.state / whole.memory().total == pytest.approx((1 + 3 / workers) / 4, rel=0.01)
+    alone = plan(workers, BlockPolicy(replicas=1))
+    owned = simulate(alone, cluster(workers), "sdp").state
+    assert simulate(alone, cluster(workers), "sdp-sharded").state < owned < whole.memory().total
