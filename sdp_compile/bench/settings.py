@@ -35,8 +35,8 @@ class BenchSettings:
         warmup: Untimed steps before the first turn.
         batch: Samples per worker; None takes those of the model's inputs.
         coverage, replicas: Owners per unit; at most one of the two.
-        variants: Names or patterns of variants; empty for all, or for DDP, FSDP2 and the schedule's with a schedule. All
-            of the schedule's take part if none of them is among those named.
+        variants: Names or patterns of variants; empty for all, or for DDP, FSDP2 and the schedule's with a schedule,
+            whose own variants all take part if none of them is named.
         compile: Whether compiled variants take part.
         bucket_bytes: Size of a gradient bucket; None takes each library's default.
         timeout: Longest time, in seconds, for a variant's start and for each turn.

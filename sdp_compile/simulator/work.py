@@ -69,7 +69,7 @@ def work_of(plan: Plan, rank: int, flops: Flops, cluster: Cluster, sharded: bool
 
 
 def state_of(plan: Plan, rank: int, sharded: bool) -> float:
-    """Returns the bytes of parameters, gradients and AdamW state that ``rank`` holds; with ``sharded``, after backward."""
+    """Returns the bytes of parameters, gradients and AdamW state that ``rank`` holds after backward."""
     memory = plan.memory(rank)
     return memory.parameters + 3 * _shard(plan, rank) if sharded else memory.total
 

@@ -46,7 +46,9 @@ def train(
     ] = None,
     schedule: Annotated[
         str | None,
-        options.schedule(f"Schedule of policies. Default: {DEFAULT_SCHEDULE}, or one policy if options name its fields."),
+        options.schedule(
+            f"Schedule of policies. Default: {DEFAULT_SCHEDULE}, without --policy and options of a policy."
+        ),
     ] = None,
     coverage: options.Coverage = None,
     masking: options.Masking = None,
@@ -63,7 +65,7 @@ def train(
         bool | None,
         typer.Option(
             "--sharded/--no-sharded",
-            help="Split gradients and optimizer state of each unit among its owners. Default: with the default schedule.",
+            help="Split gradients and optimizer state of each unit among its owners. Default: in the default schedule.",
         ),
     ] = None,
     level: Annotated[Level | None, typer.Option(help="Use the built-in policy of this name.")] = None,
