@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sdp_compile.study.page import noise_scale, study_html
 from sdp_compile.study.plot import write_plot
-from sdp_compile.study.results import Standing, standings
+from sdp_compile.study.results import Standing, standings, swept
 from sdp_compile.study.runner import Runner
 from sdp_compile.study.spec import Study
 from sdp_compile.study.tasks import TASKS, make_task
@@ -54,7 +54,9 @@ def study(
     against = baseline or found.contestants[0].name
     results = standings(rows, goal, against)
     console = Console()
-    console.print(Group(Text(), outcome(results, goal, against), cost(results)))
+    tried = swept(runner.tuning_rows(), goal)
+    sweep = [rates(tried, goal)] if tried else []
+    console.print(Group(Text(), outcome(results, goal, against), cost(results), *sweep))
     scale = noise_scale(rows)
     if scale is not None:
         samples = found.batch * found.workers
@@ -88,6 +90,15 @@ def cost(results: Sequence[Standing]) -> Table:
     for one in results:
         figures = (f"{one.time:.2f}", f"{one.flops:.2f}", f"{one.state:.2f}")
         shown.add_row(_name(one), f"{one.peak:g}", str(one.steps), *figures)
+    return shown
+
+
+def rates(tried: Mapping[str, Mapping[float, float]], goal: str) -> Table:
+    """Returns what each contestant reached with each learning rate, on the data that chooses one."""
+    every = sorted({rate for one in tried.values() for rate in one})
+    shown = _table(f"Learning rates tried: {goal} on other data", *(f"{rate:g}" for rate in every))
+    for name, one in tried.items():
+        shown.add_row(name, *(f"{one[rate]:.4f}" if rate in one else "" for rate in every))
     return shown
 
 

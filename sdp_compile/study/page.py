@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sdp_compile.study.plot import svg
-from sdp_compile.study.results import Standing
+from sdp_compile.study.results import Standing, swept
 from sdp_compile.study.spec import Study
 
 Row = Mapping[str, Any]
@@ -31,16 +31,13 @@ def study_html(
         loader=PackageLoader("sdp_compile.study"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     phases = {row["contestant"]: row["phases"] for row in rows}
-    swept: dict[str, dict[float, float]] = {}
-    for row in tuning:
-        swept.setdefault(row["contestant"], {})[row["peak"]] = row["result"][goal]
     page: str = environment.get_template("study.html.j2").render(
         study=study,
         results=results,
         goal=goal,
         baseline=baseline,
         phases=phases,
-        swept=swept,
+        swept=swept(tuning, goal),
         noise_scale=noise_scale(rows),
         versions=sorted({row["versions"] for row in rows}),
         picture=svg(rows, results, goal),

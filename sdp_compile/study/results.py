@@ -49,6 +49,19 @@ def best_peak(rows: Iterable[Row], goal: str) -> float:
     return float(min(rows, key=lambda row: badness(row, goal))["peak"])
 
 
+def swept(rows: Iterable[Row], goal: str) -> dict[str, dict[float, float]]:
+    """Returns the figure of each learning rate that each contestant tried.
+
+    Args:
+        rows: The runs that choose learning rates.
+        goal: The figure.
+    """
+    found: dict[str, dict[float, float]] = {}
+    for row in rows:
+        found.setdefault(row["contestant"], {})[row["peak"]] = float(row["result"][goal])
+    return found
+
+
 def badness(row: Row, goal: str) -> float:
     """Returns the figure of a run that is to be small; infinity if it is not a number."""
     value = float(row["result"][goal])

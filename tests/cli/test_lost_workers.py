@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import sdp_compile.cli.train as command
 from sdp_compile.checkpoint.folder import whole_checkpoints
 from sdp_compile.checkpoint.reading import Checkpoint
+from sdp_compile.command_words import DEFAULT_SCHEDULE
 from sdp_compile.errors import SDPError
 from sdp_compile.train.settings import TrainSettings
 from tests.cli.dying import ATTEMPTS, ONCE
@@ -55,7 +56,8 @@ def launched(folder: Path, monkeypatch: pytest.MonkeyPatch, *deaths: list[Any], 
     for name, value in environment(*deaths).items():
         monkeypatch.setenv(name, value)
     options = {"steps": 6, "every": 2, "resume": "auto", "output": str(folder), "checkpoint": str(folder / "saved")}
-    command.train(TrainSettings(**{**options, **settings}))
+    default = {"schedule": DEFAULT_SCHEDULE, "sharded": True}  # of the command line
+    command.train(TrainSettings(**{**default, **options, **settings}))
 
 
 def result_of(folder: Path) -> tuple[list[float], dict[str, torch.Tensor], dict[str, Any]]:

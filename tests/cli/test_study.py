@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sdp_compile.cli.main import app
+from sdp_compile.study.results import read_rows
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -54,6 +55,24 @@ def test_that_a_study_runs_prints_and_plots(tmp_path: Path) -> None:
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
+
+
+def test_that_it_shows_what_each_contestant_tried(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(STUDY.replace("[0.01]", "[0.01, 0.02]"))
+    code, out, error = run(file)
+    assert code == 0, error
+    words = [line.split() for line in out[out.index("Learning rates tried: ") :].splitlines()]
+    assert ["contestant", "0.01", "0.02"] in words
+    tried = {row[0]: [float(value) for value in row[1:]] for row in words if row and row[0] in ("dense", "tail")}
+    assert len(tried) == 2
+    rows = read_rows(tmp_path / "own.jsonl")
+    for name, values in tried.items():
+        tuning = {row["peak"]: row["result"]["loss"] for row in rows if row["tunes"] and row["contestant"] == name}
+        assert values == pytest.approx([tuning[0.01], tuning[0.02]], abs=1e-4)
+        assert {row["peak"] for row in rows if not row["tunes"] and row["contestant"] == name} == {
+            min(tuning, key=lambda peak: tuning[peak])
+        }
 
 
 @pytest.mark.parametrize(
