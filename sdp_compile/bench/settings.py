@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,13 +84,11 @@ class BenchSettings:
             raise PolicyError(f"--replicas {self.replicas} exceeds --workers {self.workers}.")
         if self.workers < 2:
             raise SDPError(f"--workers {self.workers}: a comparison needs at least 2 workers.")
-        if self.schedule is None:
-            choose(self.variants, self.compile)
-        else:
+        choose(self.variants, self.compile, self._known)
+        if self.schedule is not None:
             check_file_words("--schedule", self.schedule, "a schedule's name")
             if self.profile_path is not None:
                 raise SDPError("--profile and --schedule exclude each other. Leave one of them out.")
-            choose(self.variants, self.compile, VARIANTS | SCHEDULES)
         if self.model != GPT:
             check_words(self.model, self.inputs, self.overrides, self.size)
         elif self.inputs or self.overrides or self.size:
@@ -101,14 +100,18 @@ class BenchSettings:
     @property
     def chosen(self) -> tuple[Variant, ...]:
         """The variants that take part."""
+        chosen = choose(self.variants, self.compile, self._known)
         if self.schedule is None:
-            return choose(self.variants, self.compile)
-        chosen = choose(self.variants, self.compile, VARIANTS | SCHEDULES)
+            return chosen
         if not self.variants:
             return tuple(one for one in chosen if one.base in REFERENCES or one.kind == "schedule")
         if any(one.kind == "schedule" for one in chosen):
             return chosen
         return (*chosen, *choose((), self.compile, SCHEDULES))
+
+    @property
+    def _known(self) -> Mapping[str, Variant]:
+        return VARIANTS if self.schedule is None else VARIANTS | SCHEDULES
 
     @property
     def policy_fields(self) -> dict[str, Any]:
