@@ -14,8 +14,6 @@ from sdp_compile.policies import Policy
 from tests.library_models import MODELS
 from tests.oracle import randomise, relative_error, scalar, tensors_of
 
-pytestmark = pytest.mark.timeout(600)
-
 
 class ConvolutionBlock(nn.Module):
     """Batch normalisation and dropout behave differently in the two modes."""

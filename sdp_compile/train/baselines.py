@@ -20,7 +20,7 @@ from sdp_compile.train.loop import Training, Windows, train_loop, validation_los
 from sdp_compile.train.memory import measure
 from sdp_compile.train.settings import TrainSettings
 
-_TIMED_STEPS = 8
+_TIMED_STEPS = 8  # and at most half of the run's
 _FIRST_STEPS = 2  # not timed: they allocate
 
 
@@ -96,8 +96,9 @@ class Baselines:
     def _step_seconds(self, model: GPT) -> float:
         """Returns the time of a step, in seconds, the same on all ranks, without training the model."""
         model = copy.deepcopy(model)
+        steps = max(1, min(_TIMED_STEPS, self.settings.steps // 2))
         self._train(model, _FIRST_STEPS)
-        seconds = torch.tensor(self._train(model, _TIMED_STEPS)[1].seconds / _TIMED_STEPS, dtype=torch.float64)
+        seconds = torch.tensor(self._train(model, steps)[1].seconds / steps, dtype=torch.float64)
         seconds = seconds.to(self.validation.device)
         dist.all_reduce(seconds)
         return float(seconds) / dist.get_world_size()

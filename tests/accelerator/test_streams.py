@@ -18,8 +18,6 @@ from sdp_compile.runtime.comm.streams import Begun, Pending, Step
 from tests.distributed import run_workers
 from tests.runtime.models import batch, build, loss_of
 
-pytestmark = pytest.mark.timeout(200)
-
 
 def with_nccl(rank: int, device: str) -> dict[str, Tensor]:
     """One process with NCCL: three steps of AdamW, in which the host never waits for the device after the first."""

@@ -9,8 +9,6 @@ from tests.accelerator.training import CASES, STEPS, run_case
 from tests.distributed import run_workers
 from tests.runtime.test_end_to_end import WORKERS, check_owners, everything
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.mark.parametrize(
     ("name", "policy"),

@@ -19,8 +19,6 @@ from sdp_compile.errors import SDPError
 from sdp_compile.runtime.comm.traffic import sent_bytes
 from sdp_compile.simulator.cluster import Link
 
-pytestmark = pytest.mark.timeout(300)
-
 MODEL = f"{Path(__file__).parent / 'models.py'}:wide"
 DELAY = "10"
 """Milliseconds per MiB."""

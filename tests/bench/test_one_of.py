@@ -21,8 +21,6 @@ from sdp_compile.bench.one_of.variants import VARIANTS
 from sdp_compile.errors import PolicyError, SDPError
 from tests.bench.models import Residual
 
-pytestmark = pytest.mark.timeout(300)
-
 MODEL = f"{Path(__file__).parent / 'models.py'}:residual"
 FLOAT = 4
 

@@ -22,7 +22,7 @@ from sdp_compile.errors import DistributedError, SDPError
 from tests.checkpoint.training import Run, same
 from tests.distributed import run_workers
 
-pytestmark = [pytest.mark.timeout(200), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 WORKERS = 3
 

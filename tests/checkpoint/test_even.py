@@ -14,7 +14,7 @@ import sdp_compile as sdp
 from sdp_compile.checkpoint import model as models
 from tests.distributed import run_workers
 
-pytestmark = [pytest.mark.timeout(200), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 WORKERS = 4
 TOKENS = torch.tensor([[1, 2, 3], [4, 5, 6]])

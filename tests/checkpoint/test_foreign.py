@@ -17,7 +17,7 @@ from tests.checkpoint.training import Run, same
 from tests.distributed import run_workers
 from tests.runtime.models import build
 
-pytestmark = [pytest.mark.timeout(200), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 
 def write(folder: Path, prefix: str, name: str = "transformer") -> Run:

@@ -14,7 +14,7 @@ from sdp_compile.errors import SDPError
 from tests.checkpoint.training import Run, same
 from tests.distributed import run_workers
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 WORKERS = 4  # each unit has 2 owners
 

@@ -10,7 +10,7 @@ import pytest
 from tests.checkpoint.training import Run
 from tests.distributed import run_workers
 
-pytestmark = [pytest.mark.timeout(200), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 
 def saves(rank: int, folder: Path) -> list[list[tuple[int, int]]]:

@@ -23,7 +23,7 @@ from tests.checkpoint.training import Run, same
 from tests.distributed import run_workers
 from tests.runtime.models import build
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 WORKERS = 4  # each unit has 2 owners
 

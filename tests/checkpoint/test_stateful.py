@@ -14,7 +14,7 @@ import sdp_compile as sdp
 from tests.checkpoint.training import Run, same
 from tests.distributed import run_workers
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 
 def saved(rank: int, folder: Path, name: str, kind: str, sharded: bool, asynchronous: bool) -> Any:

@@ -23,8 +23,6 @@ from sdp_compile.errors import SDPError
 from sdp_compile.train.settings import TrainSettings
 from tests.cli.dying import ATTEMPTS, ONCE
 
-pytestmark = pytest.mark.timeout(600)
-
 ROOT = Path(__file__).parents[2]
 BATCH = TrainSettings.batch
 TRAIN = ["-m", "tests.cli.dying", "train", "--steps", "6", "--every", "2", "--resume", "auto"]

@@ -10,8 +10,6 @@ from typer.testing import CliRunner
 from sdp_compile.cli.main import app
 from sdp_compile.study.results import read_rows
 
-pytestmark = pytest.mark.timeout(200)
-
 STUDY = """
 task = "teacher"
 steps = 8

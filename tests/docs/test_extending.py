@@ -20,8 +20,6 @@ import sdp_compile as sdp
 from tests.distributed import run_workers
 from tests.oracle import assert_exact, randomise
 
-pytestmark = pytest.mark.timeout(200)
-
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples" / "extend"
 PAGES = {

@@ -13,7 +13,7 @@ import sdp_compile as sdp
 from tests.distributed import run_workers
 from tests.runtime.models import ResidualNet, Transformer
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 WORKERS, STEPS, SEED = 4, 20, 5
 

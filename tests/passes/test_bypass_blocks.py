@@ -163,7 +163,6 @@ def test_a_skip_path_of_another_shape_is_an_error() -> None:
         BypassBlocks().run(program, context)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_it_equals_multiplying_the_parameters_of_the_block_by_zero(case: models.Case) -> None:
     prepared = Prepared(case)

@@ -43,7 +43,6 @@ def test_the_branch_is_computed_and_zeros_are_added() -> None:
         return add_1""")
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_it_equals_multiplying_the_parameters_of_the_block_by_zero(case: models.Case) -> None:
     prepared = Prepared(case)

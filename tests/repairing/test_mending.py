@@ -16,7 +16,7 @@ from sdp_compile.cli.main import app
 from tests.checkpoint.training import Run
 from tests.distributed import run_workers
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 
 def saved(rank: int, folder: Path) -> tuple[Path, Path]:

@@ -21,7 +21,7 @@ from tests.distributed import run_workers
 from tests.repairing.faults import WORKERS, Run, equal_bits, message_of
 from tests.runtime.models import batch, build
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 
 def names_of(level: str) -> tuple[str, str]:

@@ -103,7 +103,6 @@ def compiled(rank: int) -> Any:
     return module.full_state_dict(), texts, errors, state
 
 
-@pytest.mark.timeout(300)
 def test_compile_takes_the_option() -> None:
     wanted = small(10).state_dict()
     for rank, (state, texts, errors, partly) in enumerate(run_workers(compiled, 2, limit=250)):

@@ -158,7 +158,6 @@ def check(program: list[tuple[str, int, int, int]], policy: NeuronPolicy) -> boo
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(STEP, min_size=2, max_size=7), st.sampled_from(["disjoint", "all"]))
-@pytest.mark.timeout(600)
 def test_random_graphs_are_exact(program: list[tuple[str, int, int, int]], axes: Any) -> None:
     check(program, NeuronPolicy(replicas=3 if axes == "all" else 2, axes=axes, scope="all"))
 

@@ -52,7 +52,6 @@ def load(folder: Path, text: str = STUDY) -> Study:
     return Study.load(path)
 
 
-@pytest.mark.timeout(300)
 def test_that_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     study, out, seen = load(tmp_path), tmp_path / "study.jsonl", list[dict[str, Any]]()
 

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tools.kills.__main__ import faults, read
 from tools.kills.trial import WORKERS, drawn
 
@@ -23,11 +21,10 @@ def campaign(
     command = [sys.executable, *code, "--kills", str(kills), "--out", str(out), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, "--patience", PATIENCE], capture_output=True, text=True, timeout=280, cwd=ROOT, env=environment
+        [*command, "--patience", PATIENCE], capture_output=True, text=True, timeout=580, cwd=ROOT, env=environment
     )
 
 
-@pytest.mark.timeout(300)
 def test_workers_that_are_killed_resume(tmp_path: Path) -> None:
     out = tmp_path / "kills.jsonl"
     kinds = "--kind", "neuron sharded", "--kind", "block"
@@ -57,7 +54,6 @@ sys.exit(main())
 """
 
 
-@pytest.mark.timeout(300)
 def test_a_wrong_bit_is_seen(tmp_path: Path) -> None:
     out = tmp_path / "kills.jsonl"
     done = campaign(out, 1, "--kind", "block", code=("-c", SABOTAGE))

@@ -26,7 +26,7 @@ from sdp_compile.train.recovery import Recovery
 from sdp_compile.train.settings import TrainSettings
 from tests.distributed import run_workers
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 WORKERS = 4
 CUT = "layers.0.mlp.up.weight"

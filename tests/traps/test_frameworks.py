@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -17,8 +16,6 @@ from transformers import Trainer, TrainingArguments
 import sdp_compile as sdp
 from tests.distributed import run_workers
 from tests.traps.small import compiled, raised
-
-pytestmark = pytest.mark.timeout(300)
 
 
 class Classifier(nn.Module):

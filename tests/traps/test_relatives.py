@@ -22,7 +22,6 @@ import sdp_compile as sdp
 from tests.distributed import run_workers
 from tests.traps.small import POLICY, assert_owners_agree, original, owned, raised
 
-pytestmark = pytest.mark.timeout(250)
 WORKERS = 4
 
 

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.distributed import run_workers
 from tests.traps.small import compiled, original, raised, train
 
-pytestmark = pytest.mark.timeout(200)
 WORKERS = 4
 
 

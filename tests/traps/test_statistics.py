@@ -6,15 +6,12 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 
 from tests.distributed import run_workers
 from tests.traps.small import backward, compiled, original, raised
-
-pytestmark = pytest.mark.timeout(200)
 
 
 def agc(parameters: list[nn.Parameter]) -> None:

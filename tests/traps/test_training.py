@@ -22,7 +22,6 @@ from tests.traps.small import (
     train,
 )
 
-pytestmark = pytest.mark.timeout(200)
 WORKERS = 4
 
 

@@ -23,8 +23,6 @@ from tests.runtime.contract.test_tokens import POLICIES, Case, batches
 from tests.runtime.models import build
 from tests.runtime.stub import CYCLIC, SCATTERED, network
 
-pytestmark = pytest.mark.timeout(200)
-
 
 def sums(rank: int, workers: int) -> None:
     warnings.simplefilter("ignore")

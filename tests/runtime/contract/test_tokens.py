@@ -6,7 +6,6 @@ import warnings
 from contextlib import nullcontext
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
@@ -25,8 +24,6 @@ from tests.runtime.contract.oracle import (
 )
 from tests.runtime.models import build
 from tests.runtime.stub import CYCLIC, SCATTERED, network
-
-pytestmark = pytest.mark.timeout(300)
 
 POLICIES: dict[str, Any] = {
     "neuron": lambda: NeuronPolicy(coverage=0.5),

@@ -17,7 +17,6 @@ from sdp_compile.planning.plan import Plan
 from tests.distributed import run_workers
 from tests.runtime.full_results.residual import POLICIES, WORKERS, averaged, batch, loss_of, network
 
-pytestmark = pytest.mark.timeout(300)
 ORDERS = (1.0, 2.0, 3.0, float("inf"))
 HUGE = 1e9
 

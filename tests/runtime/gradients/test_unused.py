@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import sdp_compile as sdp
 from tests.distributed import run_workers
 
-pytestmark = pytest.mark.timeout(300)
 WORKERS = 4
 HEADS = ("first", "second")
 

@@ -17,7 +17,6 @@ from tests.runtime.connected import gradients, loss_of
 from tests.runtime.levels.nodes import cyclic, plan_on_nodes, subnet_on_nodes
 from tests.runtime.stub import Subnet, batch, network, oracle_gradients
 
-pytestmark = pytest.mark.timeout(300)
 BUCKET_BYTES = 300
 """Small, so that there are several rounds."""
 

@@ -90,7 +90,6 @@ def test_attributes_of_ours_are_among_the_names() -> None:
     }
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["module", "parameter", "buffer"])
 def test_parts_under_all_names_compute_train_and_copy_as_the_original(kind: str) -> None:
     named = Named(all_names() if kind == "module" else own_names(), kind)
@@ -116,7 +115,6 @@ def test_parts_under_all_names_compute_train_and_copy_as_the_original(kind: str)
         assert module(x.float()).dtype == torch.float32
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("lowering", ["sliced", "masked"])
 def test_workers_hold_their_slices_under_these_names(lowering: Any) -> None:
     model = randomise(Named(own_names(), "module")).double()
@@ -135,7 +133,6 @@ def test_workers_hold_their_slices_under_these_names(lowering: Any) -> None:
         assert torch.equal(held.reshape(-1), state[name][mask]), name
 
 
-@pytest.mark.timeout(300)
 def test_torch_compile_finds_parts_under_our_names() -> None:
     model = randomise(Named(own_names(), "module")).double()
     x = torch.randn(5, 3, dtype=torch.float64)

@@ -13,8 +13,6 @@ from tests.distributed import run_workers
 from tests.runtime.connected import WORKERS, connected, loss_of
 from tests.runtime.stub import SCATTERED
 
-pytestmark = pytest.mark.timeout(200)
-
 
 def closures(rank: int) -> None:
     module = connected(rank, SCATTERED)

@@ -17,7 +17,7 @@ from tests.distributed import run_workers
 from tests.runtime.connected import WORKERS, connected, loss_of
 from tests.runtime.stub import CYCLIC
 
-pytestmark = [pytest.mark.timeout(200), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 Act = Callable[[int, int, nn.Module, torch.optim.Optimizer], Any]
 """What is done between backward and step: (rank, step, module, optimizer); "skip" skips the step."""

@@ -18,7 +18,6 @@ from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.runtime.owners import comparison
 from tests.distributed import run_workers
 
-pytestmark = pytest.mark.timeout(200)
 WORKERS, STEPS = 4, 20
 
 

@@ -11,8 +11,6 @@ from torch import nn
 from sdp_compile import BlockPolicy, GradScaler, NeuronPolicy, ShardedOptimizer, sdp_compile
 from tests.distributed import run_workers
 
-pytestmark = pytest.mark.timeout(300)
-
 
 def network() -> nn.Module:
     torch.manual_seed(0)

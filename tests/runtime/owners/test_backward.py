@@ -14,7 +14,7 @@ from tests.distributed import run_workers
 from tests.runtime.connected import WORKERS, connected, loss_of
 from tests.runtime.stub import CYCLIC
 
-pytestmark = [pytest.mark.timeout(200), pytest.mark.filterwarnings("ignore:.*calibrate")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*calibrate")
 
 
 class Spy(comparison.Comparison):

@@ -38,7 +38,6 @@ ZOO = {
 }
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ZOO)
 def test_torchvision_models_have_the_blocks_one_counts_by_hand(name: str) -> None:
     size, blocks, share, layers = ZOO[name]

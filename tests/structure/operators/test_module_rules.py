@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -208,7 +207,6 @@ def test_layers() -> None:
     assert cut_of("disjoint", 2) == {name: cut for name, (_build, cut) in LAYERS.items()}
 
 
-@pytest.mark.timeout(300)
 def test_layers_along_all_axes() -> None:
     found = cut_of("all", 3)
     assert "layers.1.weight_hh_l0" in found["lstm"] and "layers.1.weight_hh_l1_reverse" in found["bidirectional gru"]
