@@ -133,6 +133,21 @@ def nested(placements: Sequence[Placement]) -> list[Ownership]:
     return [_prefixes(placement) for placement in placements]
 
 
+@design("core")
+def core(placements: Sequence[Placement]) -> list[Ownership]:
+    """Gives the first units to all cells, and each other unit to one cell, so that the mean coverage is that asked for.
+
+    What all share meets everything in training, and what is private sends nothing.
+
+    Args:
+        placements: The families to place.
+
+    Returns:
+        The ownership of each family.
+    """
+    return [_cored(placement) for placement in placements]
+
+
 def _rotated(placement: Placement, rotation: int) -> Ownership:
     """Gives each unit the ``share`` cells from its slot onwards, all rotated by ``rotation`` cells."""
     labels = placement.slot_of_units() * (placement.slots + 1) + placement.shares
@@ -231,6 +246,14 @@ def _prefixes(placement: Placement) -> Ownership:
     return Ownership.from_runs(
         (stop - start, placement.owners(np.flatnonzero(widths >= stop).tolist())) for start, stop in pairwise(bounds)
     )
+
+
+def _cored(placement: Placement) -> Ownership:
+    cells, mean = placement.slots, float(placement.shares.mean())
+    shared = round(placement.units * (mean - 1) / (cells - 1)) if cells > 1 else placement.units
+    private = np.arange(placement.units - shared, dtype=np.int64) * cells // max(placement.units - shared, 1)
+    common = [(shared, placement.owners(range(cells)))] if shared else []
+    return Ownership.from_runs([*common, *((1, placement.owners([cell])) for cell in private.tolist())])
 
 
 def _geometric(count: int, total: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -97,8 +97,13 @@ class Costs:
         whole = plan.flops() / dense.flops()
         # Backward masking computes everything but the gradients of weights that a worker does not own.
         flops = forward if policy.masking == "forward" else (2 * whole + forward) / 3
-        state = max(state_of(plan, rank, self._contestant.sharded) for rank in ranks) / dense.memory().total
+        state = max(self._state(plan, rank) for rank in ranks) / dense.memory().total
         return Cost(flops, self._time(policy, plan, flops), state)
+
+    def _state(self, plan: Plan, rank: int) -> float:
+        """Returns the bytes that a worker holds: with local steps, the values and the momentum of outer steps, too."""
+        copies = (2 if self._contestant.local_steps > 1 else 0) + (1 if self._contestant.mean_of_last else 0)
+        return state_of(plan, rank, self._contestant.sharded) + copies * plan.memory(rank).parameters
 
     def _owned_flops(self, plan: Plan, policy: Policy) -> float:
         """Returns the forward FLOPs of what a worker owns, on average."""

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+from torch import nn
 
 import sdp_compile
 from sdp_compile.compiler import plan as plan_of
@@ -16,6 +17,7 @@ from sdp_compile.study.costs import Costs
 from sdp_compile.study.noise import noise_scale
 from sdp_compile.study.spec import Run, Study
 from sdp_compile.study.tasks import Part, Shape, Task, make_task
+from sdp_compile.study.training import InStep, LocalSteps, TailMean
 
 
 def run(study: Study, one: Run) -> dict[str, Any]:
@@ -39,28 +41,36 @@ def run(study: Study, one: Run) -> dict[str, Any]:
     torch.manual_seed(one.seed)
     model = task.build(shape)
     dense = plan_of(task.build(Shape()), NeuronPolicy(coverage=1.0), (example,), workers=study.workers)
-    emulation = emulate(model, contestant.schedule.phases[0].policy, (example,), workers=study.workers, seed=one.seed)
+    is_local = contestant.local_steps > 1
+    emulation = emulate(
+        model,
+        contestant.schedule.phases[0].policy,
+        (example,),
+        workers=study.workers,
+        reduction="tokens" if is_local else "mean",  # one worker's tokens at a time are one worker's gradient
+        seed=one.seed,
+    )
     costs = Costs(study, contestant, emulation, dense)
     steps = costs.steps(contestant.schedule, one.match)
     schedule = emulation.schedule = study.schedule_of(contestant, steps)
-    optimizer = torch.optim.AdamW(emulation.parameters(), weight_decay=study.weight_decay)
+    training = (LocalSteps if is_local else InStep)(emulation, task.loss, study, contestant)
+    tail = TailMean(emulation, round(steps * (1 - contestant.mean_of_last)))
     generators = [torch.Generator().manual_seed(10_000 * (one.seed + 1) + worker) for worker in range(study.workers)]
     marks = {round(steps * (number + 1) / study.evaluations) for number in range(study.evaluations)}
     part: Part = "tuning" if one.tunes else "final"
     curve, recent, time_spent, flops_spent = list[dict[str, float]](), list[float](), 0.0, 0.0
     emulation.train()
     for step in range(steps):
-        emulation.advance(step)
-        for group in optimizer.param_groups:
-            group["lr"] = one.peak * schedule.rate(step)
+        is_changed = emulation.advance(step)
         batches = [task.draw(batch, generator) for generator in generators]
-        losses = emulation.step(batches, task.loss, optimizer, max_norm=study.clip)
+        losses = training.step(batches, one.peak * schedule.rate(step), is_changed)
+        tail.add(step)
         cost, samples = costs.policy_at(schedule, step), batch / study.batch
         time_spent, flops_spent = time_spent + cost.time * samples, flops_spent + cost.flops * samples
         recent.append(float(losses.mean()))
         if step + 1 in marks:
             point = {"step": step + 1, "time": time_spent, "flops": flops_spent}
-            point |= {"training_loss": sum(recent) / len(recent), **evaluated(task, emulation, part)}
+            point |= {"training_loss": sum(recent) / len(recent), **evaluated(task, tail.full_model(), part)}
             if contestant.is_dense:
                 point["noise_scale"] = _noise_scale(task, emulation, batch, one.seed)
             curve.append(point)
@@ -89,9 +99,9 @@ def run(study: Study, one: Run) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def evaluated(task: Task, emulation: Emulation, part: Part) -> dict[str, float]:
-    """Returns the figures of the full model, with running statistics of its own."""
-    model = emulation.full_model().eval()
+def evaluated(task: Task, model: nn.Module, part: Part) -> dict[str, float]:
+    """Returns the figures of a full model, with running statistics of its own."""
+    model.eval()
     inputs = task.calibration()
     if inputs:
         calibrate(model, inputs)

@@ -19,6 +19,9 @@ from sdp_compile.toml import read_toml
 Match = Literal["steps", "time", "flops"]
 """What a contestant has as much of as dense data parallelism."""
 
+_VARIED = {"rate_by_owners", "moments", "mean_of_last", "local_steps"}
+"""Fields of a contestant that most leave alone; a run without them is identified without them."""
+
 
 class Contestant(PolicyModel):
     """One way to train.
@@ -33,6 +36,12 @@ class Contestant(PolicyModel):
         drop_branch: The share of residual branches that are dropped.
         sharded: Whether the owners of a unit split its gradients and optimizer state. That changes what is held, and
             the time of a step, but no value.
+        rate_by_owners: The learning rate of each parameter is multiplied with the share of the workers that own it, to
+            this power: 0.5 is the square root of a unit's batch, 1 is linear.
+        moments: Whether AdamW keeps its moments where the plan changes, or begins with new ones.
+        mean_of_last: The full model is the mean over the last steps, of this share of all.
+        local_steps: With more than 1, each worker trains alone for so many steps; then the owners of a unit take a step
+            with Nesterov's momentum by their mean change (DiLoCo, arXiv 2311.08105).
         match: What it has as much of as dense data parallelism.
     """
 
@@ -58,6 +67,18 @@ class Contestant(PolicyModel):
 
     sharded: bool = False
     """Whether the owners of a unit split its gradients and optimizer state."""
+
+    rate_by_owners: Annotated[float, Field(ge=0)] = 0.0
+    """The power of the share of owners with which learning rates are multiplied."""
+
+    moments: Literal["keep", "clear"] = "keep"
+    """What happens to AdamW's moments where the plan changes."""
+
+    mean_of_last: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of the steps over which the full model's values are averaged."""
+
+    local_steps: Annotated[int, Field(ge=1)] = 1
+    """Steps that each worker takes alone, between outer steps."""
 
     match: tuple[Match, ...] = ("time",)
     """What it has as much of as dense data parallelism."""
@@ -182,7 +203,8 @@ class Study(PolicyModel):
         contestant = self.contestant(run.contestant)
         shared = self.model_dump(mode="json", exclude={"contestants", "seeds", "learning_rates", "tuning_seed"})
         own = {
-            **contestant.model_dump(mode="json", exclude={"schedule", "name", "match"}),
+            **contestant.model_dump(mode="json", exclude={"schedule", "name", "match", *_VARIED}),
+            **contestant.model_dump(mode="json", include=_VARIED, exclude_defaults=True),
             "schedule": contestant.schedule.describe(),
         }
         ran = {key: value for key, value in asdict(run).items() if key != "contestant"}

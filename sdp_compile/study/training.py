@@ -1,0 +1,195 @@
+"""How a run of a study trains: in step, as a process group would, or with local steps; and what else it varies."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdp_compile.emulation.emulate import Emulation
+from sdp_compile.planning.plan import Plan
+from sdp_compile.planning.regions import Region
+from sdp_compile.study.spec import Contestant, Study
+from sdp_compile.study.tasks import Batch
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+_OUTER_RATE, _OUTER_MOMENTUM = 0.7, 0.9  # of DiLoCo, arXiv 2311.08105, section 3.1
+
+
+class InStep:
+    """Trains all workers in step, with one AdamW of the full parameters.
+
+    Args:
+        emulation: What is trained.
+        loss: The loss of a subnetwork on a batch.
+        study: Weight decay and clipping.
+        contestant: How rates follow owners, and what happens to moments where the plan changes.
+    """
+
+    def __init__(self, emulation: Emulation, loss: Loss, study: Study, contestant: Contestant) -> None:
+        self._emulation, self._loss, self._clip, self._contestant = emulation, loss, study.clip, contestant
+        named = dict(emulation.named_parameters())
+        groups = [[one] for one in named.values()] if contestant.rate_by_owners else [list(named.values())]
+        self._optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=study.weight_decay)
+        self._names = list(named)
+        self._rates = self._relative_rates()
+
+    def step(self, batches: Sequence[Batch], rate: float, is_changed: bool) -> Tensor:
+        """Trains one step.
+
+        Args:
+            batches: One batch for each worker.
+            rate: The learning rate.
+            is_changed: Whether the plan has changed before it.
+
+        Returns:
+            The losses of all workers, shape (workers,).
+        """
+        if is_changed:
+            self._rates = self._relative_rates()
+            if self._contestant.moments == "clear":
+                self._optimizer.state.clear()
+        for group, relative in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * relative
+        return self._emulation.step(batches, self._loss, self._optimizer, max_norm=self._clip)
+
+    def _relative_rates(self) -> list[float]:
+        power = self._contestant.rate_by_owners
+        if not power:
+            return [1.0]
+        return [owned_share(self._emulation.plan, name) ** power for name in self._names]
+
+
+class LocalSteps:
+    """Trains each worker alone for some steps; then the owners of each element take an outer step by their mean change.
+
+    Each worker has an AdamW of its own, and the outer optimizer is SGD with Nesterov's momentum. A change of plan comes
+    between rounds: the workers of a new plan begin with the full model's values and with moments of zero.
+
+    Args:
+        emulation: What is trained, with ``reduction="tokens"``, so that one worker's gradient can be asked for.
+        loss: The loss of a subnetwork on a batch.
+        study: Weight decay and clipping.
+        contestant: How many steps a round has.
+
+    Source: DiLoCo, arXiv 2311.08105, for the owners of each element instead of all workers.
+    """
+
+    def __init__(self, emulation: Emulation, loss: Loss, study: Study, contestant: Contestant) -> None:
+        self._emulation, self._loss, self._study = emulation, loss, study
+        self._steps, self._done = contestant.local_steps, 0
+        self._full = dict(emulation.named_parameters())
+        self._outer = torch.optim.SGD(self._full.values(), lr=_OUTER_RATE, momentum=_OUTER_MOMENTUM, nesterov=True)
+        self._begin()
+
+    def step(self, batches: Sequence[Batch], rate: float, is_changed: bool) -> Tensor:
+        """Trains one step of each worker, and takes the outer step after the last one of a round; see `InStep.step`."""
+        if is_changed:
+            self._begin()
+        start = {name: one.detach().clone() for name, one in self._full.items()}
+        losses = [
+            self._local_step(worker, batch, rate, start if self._done == 0 else None)
+            for worker, batch in enumerate(batches)
+        ]
+        self._done += 1
+        if self._done == self._steps:
+            self._outer_step(start)
+            self._done = 0
+        else:
+            self._put(start)
+        return torch.stack(losses)
+
+    def _begin(self) -> None:
+        values = self._full.items()
+        self._own = [{name: nn.Parameter(one.detach().clone()) for name, one in values} for _ in self._workers()]
+        self._optimizers = [torch.optim.AdamW(own.values(), weight_decay=self._study.weight_decay) for own in self._own]
+        self._done = 0
+
+    def _local_step(self, worker: int, batch: Batch, rate: float, start: dict[str, Tensor] | None) -> Tensor:
+        own, optimizer = self._own[worker], self._optimizers[worker]
+        if start is not None:
+            with torch.no_grad():
+                for name, value in start.items():
+                    own[name].copy_(value)
+        self._put(own)
+        self._emulation.zero_grad()
+        mine = [1.0 if one == worker else 0.0 for one in self._workers()]
+        batches = [batch if one == worker else None for one in self._workers()]
+        losses = self._emulation.backward(batches, self._loss_of_one, tokens=mine)
+        for name, full in self._full.items():
+            own[name].grad = full.grad
+        if self._study.clip is not None:
+            nn.utils.clip_grad_norm_(own.values(), self._study.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        self._emulation.zero_grad()
+        return losses[worker]
+
+    def _loss_of_one(self, model: nn.Module, batch: Batch | None) -> Tensor:
+        if batch is not None:
+            return self._loss(model, batch)
+        return torch.stack([0 * one.sum() for one in model.parameters()]).sum()
+
+    @torch.no_grad()
+    def _outer_step(self, start: dict[str, Tensor]) -> None:
+        self._put(start)
+        for name, full in self._full.items():
+            full.grad = torch.zeros_like(full)
+            for piece in self._emulation.plan.pieces(name):
+                region = Region(piece.index)
+                for worker in piece.owners:
+                    change = start[name] - self._own[worker][name]
+                    region.add(full.grad, region.read(change), 1 / len(piece.owners))
+        self._outer.step()
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Any]) -> None:
+        for name, full in self._full.items():
+            full.copy_(values[name])
+
+    def _workers(self) -> range:
+        return range(self._emulation.workers)
+
+
+class TailMean:
+    """The mean of the full parameters over the last steps of a run.
+
+    Args:
+        emulation: What is trained.
+        first: The first step that counts.
+    """
+
+    def __init__(self, emulation: Emulation, first: int) -> None:
+        self._emulation, self._first, self._count = emulation, first, 0
+        self._means: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, step: int) -> None:
+        """Counts the values after a step, if it is one of the last."""
+        if step < self._first:
+            return
+        self._count += 1
+        values = [one.detach() for one in self._emulation.parameters()]
+        if not self._means:
+            self._means = [one.clone() for one in values]
+        torch._foreach_lerp_(self._means, values, 1 / self._count)
+
+    @torch.no_grad()
+    def full_model(self) -> nn.Module:
+        """Returns the full model, with the mean of what was counted if anything was."""
+        model = copy.copy(self._emulation.full_model())
+        for one, mean in zip(model.parameters(), self._means, strict=False):
+            one.copy_(mean)
+        return model
+
+
+def owned_share(plan: Plan, name: str) -> float:
+    """Returns the share of the workers that own an element of a parameter, on average."""
+    pieces = plan.pieces(name)
+    owned = sum(piece.numel * len(piece.owners) for piece in pieces)
+    return owned / max(sum(piece.numel for piece in pieces), 1) / plan.workers
