@@ -45,21 +45,24 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def best_peak(rows: Iterable[Row], goal: str) -> float:
-    """Returns the learning rate of the best of some runs."""
-    return float(min(rows, key=lambda row: badness(row, goal))["peak"])
+    """Returns the learning rate whose runs are best on average."""
+    tried: dict[float, list[float]] = {}
+    for row in rows:
+        tried.setdefault(float(row["peak"]), []).append(badness(row, goal))
+    return min(tried, key=lambda peak: mean(tried[peak]))
 
 
 def swept(rows: Iterable[Row], goal: str) -> dict[str, dict[float, float]]:
-    """Returns the figure of each learning rate that each contestant tried.
+    """Returns the figure of each learning rate that each contestant tried, the mean over seeds.
 
     Args:
         rows: The runs that choose learning rates.
         goal: The figure.
     """
-    found: dict[str, dict[float, float]] = {}
+    found: dict[str, dict[float, list[float]]] = {}
     for row in rows:
-        found.setdefault(row["contestant"], {})[row["peak"]] = float(row["result"][goal])
-    return found
+        found.setdefault(row["contestant"], {}).setdefault(row["peak"], []).append(float(row["result"][goal]))
+    return {name: {peak: mean(values) for peak, values in tried.items()} for name, tried in found.items()}
 
 
 def badness(row: Row, goal: str) -> float:

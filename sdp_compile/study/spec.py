@@ -110,7 +110,7 @@ class Study(PolicyModel):
         steps: Steps of dense data parallelism: the time that all contestants have.
         batch: Samples per worker and step.
         seeds: Seeds of the runs that are reported.
-        tuning_seed: The seed of the runs that choose learning rates.
+        tuning_seeds: Seeds of the runs that choose learning rates, by their mean.
         learning_rates: The peaks that each contestant tries; it takes the one that is best on held-out data that the
             reported figures do not use.
         learning_rate: How the learning rate changes, the same for all: that of a contestant's schedule does not count.
@@ -128,7 +128,7 @@ class Study(PolicyModel):
     steps: Annotated[int, Field(ge=1)]
     batch: Annotated[int, Field(ge=1)]
     seeds: tuple[int, ...] = (0, 1, 2)
-    tuning_seed: int = 1000
+    tuning_seeds: tuple[int, ...] = (1000,)
     learning_rates: tuple[float, ...]
     learning_rate: LearningRate = LearningRate()
     clip: float | None = 1.0
@@ -137,7 +137,7 @@ class Study(PolicyModel):
     step_time: Mapping[str, float] = {}
     contestants: tuple[Contestant, ...]
 
-    @field_validator("seeds", "learning_rates", mode="before")
+    @field_validator("seeds", "tuning_seeds", "learning_rates", mode="before")
     @classmethod
     def _as_tuple(cls, values: Any) -> Any:
         return tuple(values) if isinstance(values, list) else values
@@ -158,8 +158,8 @@ class Study(PolicyModel):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two contestants are called {twice!r}.")
-        if not self.learning_rates or not self.seeds:
-            raise ValueError("learning_rates and seeds need one entry at least.")
+        if not (self.learning_rates and self.seeds and self.tuning_seeds):
+            raise ValueError("learning_rates, seeds and tuning_seeds need one entry at least.")
         return self
 
     @classmethod
@@ -194,14 +194,14 @@ class Study(PolicyModel):
             peak: The learning rate; None to choose one.
         """
         for match in contestant.match if peak is not None else contestant.match[:1]:
-            for seed in (self.tuning_seed,) if peak is None else self.seeds:
+            for seed in self.tuning_seeds if peak is None else self.seeds:
                 for rate in self.learning_rates if peak is None else (peak,):
                     yield Run(contestant.name, match, seed, rate, peak is None)
 
     def key(self, run: Run) -> str:
         """Returns what identifies a run by everything that its result depends on."""
         contestant = self.contestant(run.contestant)
-        shared = self.model_dump(mode="json", exclude={"contestants", "seeds", "learning_rates", "tuning_seed"})
+        shared = self.model_dump(mode="json", exclude={"contestants", "seeds", "learning_rates", "tuning_seeds"})
         own = {
             **contestant.model_dump(mode="json", exclude={"schedule", "name", "match", *_VARIED}),
             **contestant.model_dump(mode="json", include=_VARIED, exclude_defaults=True),

@@ -21,7 +21,7 @@ def test_results_are_those_of_the_study_as_it_stands(path: Path) -> None:
     for row in rows:
         fields = {field: row[field] for field in ("contestant", "match", "seed", "peak", "tunes")}
         assert study.key(Run(**fields)) == row["key"], fields
-        assert row["seed"] in (*study.seeds, study.tuning_seed)
+        assert row["seed"] in (*study.seeds, *study.tuning_seeds)
 
 
 def test_there_are_studies_with_results() -> None:
