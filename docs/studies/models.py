@@ -1,6 +1,5 @@
 """The models of the studies for `sdp-compile bench`, which measures the time of their steps."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,8 +13,7 @@ from sdp_compile.study.tasks import Shape, make_task
 
 def small_gpt() -> tuple[nn.Module, tuple[Tensor]]:
     """The GPT of `sdp-compile bench` with half of its heads and hidden units."""
-    heads, hidden = GPT_CONFIG.heads // 2, GPT_CONFIG.hidden // 2
-    config = replace(GPT_CONFIG, heads=heads, hidden=hidden, head_width=GPT_CONFIG.width // GPT_CONFIG.heads)
+    config = GPT_CONFIG.smaller(0.5)
     return GPT(config), (torch.randint(config.vocabulary, (GPT_BATCH, config.sequence)),)
 
 

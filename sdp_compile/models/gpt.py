@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,15 @@ class GPTConfig:
     head_width: int | None = None
     dropout: float = 0.0
     drop_branch: float = 0.0
+
+    def smaller(self, share: float) -> GPTConfig:
+        """Returns the sizes of a subnetwork: as deep and as wide, with a share of the heads and of the hidden units."""
+        return replace(
+            self,
+            heads=max(1, round(self.heads * share)),
+            hidden=max(1, round(self.hidden * share)),
+            head_width=self.head_width or self.width // self.heads,
+        )
 
 
 class Attention(nn.Module):

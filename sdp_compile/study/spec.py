@@ -201,7 +201,11 @@ class Study(PolicyModel):
     def key(self, run: Run) -> str:
         """Returns what identifies a run by everything that its result depends on."""
         contestant = self.contestant(run.contestant)
-        shared = self.model_dump(mode="json", exclude={"contestants", "seeds", "learning_rates", "tuning_seeds"})
+        # Where a data set lies does not matter.
+        options = {key: value for key, value in self.options.items() if key != "folder"}
+        shared = self.replace(options=options).model_dump(
+            mode="json", exclude={"contestants", "seeds", "learning_rates", "tuning_seeds"}
+        )
         own = {
             **contestant.model_dump(mode="json", exclude={"schedule", "name", "match", *_VARIED}),
             **contestant.model_dump(mode="json", include=_VARIED, exclude_defaults=True),

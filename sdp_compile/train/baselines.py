@@ -71,7 +71,7 @@ class Baselines:
             The part ``same_time`` of the report.
         """
         torch.manual_seed(self.settings.seed)
-        small = GPT(smaller(self.config, smallest_share(self.schedule, analysis))).to(self.validation.device)
+        small = GPT(self.config.smaller(smallest_share(self.schedule, analysis))).to(self.validation.device)
         contestants = {"dense": copy.deepcopy(self.model), "small": small}
         result: dict[str, Any] = {"seconds": seconds}
         for name, model in contestants.items():
@@ -123,16 +123,6 @@ def smallest_share(schedule: Schedule, analysis: Analysis) -> float:
     workers = dist.get_world_size()
     coverages = [make_plan(analysis, policy, workers).coverage().cut for policy in schedule.policies()]
     return min(1.0 if coverage is None else coverage.mean / workers for coverage in coverages)
-
-
-def smaller(config: GPTConfig, share: float) -> GPTConfig:
-    """Returns the GPT of a subnetwork's size: as deep, with a share of the heads and of the hidden units."""
-    return replace(
-        config,
-        heads=max(1, round(config.heads * share)),
-        hidden=max(1, round(config.hidden * share)),
-        head_width=config.head_width or config.width // config.heads,
-    )
 
 
 def _clip(model: nn.Module, max_norm: float) -> object:
