@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from sdp_compile.study.page import noise_scale, study_html
+from sdp_compile.study.page import noise_words, study_html
 from sdp_compile.study.plot import write_plot
 from sdp_compile.study.results import Standing, standings, swept
 from sdp_compile.study.runner import Runner
@@ -38,7 +38,7 @@ def study(
     make_task(found.task, found.options)
 
     def tell(row: dict[str, Any], left: int) -> None:
-        figures = ", ".join(f"{key} {value:.4f}" for key, value in row["result"].items())
+        figures = ", ".join(f"{key} {value:.4f}" for key, value in row["result"].items() if value is not None)
         stage = "tunes" if row["tunes"] else f"equal {row['match']}"
         print(
             f"{row['contestant']} ({stage}, seed {row['seed']}, {row['peak']:g}, {row['steps']} steps): {figures} "
@@ -57,10 +57,9 @@ def study(
     tried = swept(runner.tuning_rows(), goal)
     sweep = [rates(tried, goal)] if tried else []
     console.print(Group(Text(), outcome(results, goal, against), cost(results), *sweep))
-    scale = noise_scale(rows)
-    if scale is not None:
-        samples = found.batch * found.workers
-        console.print(f"Noise scale at the end of dense training: {scale:.0f} samples; a step has {samples}.")
+    noise = noise_words(found, rows)
+    if noise is not None:
+        console.print(noise)
     missing = runner.missing()
     if missing:
         console.print(f"{missing} runs are missing.")

@@ -38,14 +38,19 @@ def study_html(
         baseline=baseline,
         phases=phases,
         swept=swept(tuning, goal),
-        noise_scale=noise_scale(rows),
+        noise=noise_words(study, rows),
         versions=sorted({row["versions"] for row in rows}),
         picture=svg(rows, results, goal),
     )
     return page
 
 
-def noise_scale(rows: Sequence[Row]) -> float | None:
-    """Returns the median noise scale at the end of the runs of dense data parallelism; None if none was measured."""
-    found = sorted(row["curve"][-1]["noise_scale"] for row in rows if "noise_scale" in row["curve"][-1])
-    return found[len(found) // 2] if found else None
+def noise_words(study: Study, rows: Sequence[Row]) -> str | None:
+    """Returns a sentence with the median noise scale at the end of dense training; None if none was measured."""
+    values = [row["curve"][-1]["noise_scale"] for row in rows if "noise_scale" in row["curve"][-1]]
+    found = sorted(float("inf") if value is None else value for value in values)
+    if not found:
+        return None
+    median = found[len(found) // 2]
+    scale = "too large to be measured" if median == float("inf") else f"{median:.0f} samples"
+    return f"Noise scale at the end of dense training: {scale}; a step has {study.batch * study.workers}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -58,7 +59,7 @@ def run(study: Study, one: Run) -> dict[str, Any]:
     generators = [torch.Generator().manual_seed(10_000 * (one.seed + 1) + worker) for worker in range(study.workers)]
     marks = {round(steps * (number + 1) / study.evaluations) for number in range(study.evaluations)}
     part: Part = "tuning" if one.tunes else "final"
-    curve, recent, time_spent, flops_spent = list[dict[str, float]](), list[float](), 0.0, 0.0
+    curve, recent, time_spent, flops_spent = list[dict[str, float | None]](), list[float](), 0.0, 0.0
     emulation.train()
     for step in range(steps):
         is_changed = emulation.advance(step)
@@ -69,7 +70,7 @@ def run(study: Study, one: Run) -> dict[str, Any]:
         time_spent, flops_spent = time_spent + cost.time * samples, flops_spent + cost.flops * samples
         recent.append(float(losses.mean()))
         if step + 1 in marks:
-            point = {"step": step + 1, "time": time_spent, "flops": flops_spent}
+            point: dict[str, float | None] = {"step": step + 1, "time": time_spent, "flops": flops_spent}
             point |= {"training_loss": sum(recent) / len(recent), **evaluated(task, tail.full_model(), part)}
             if contestant.is_dense:
                 point["noise_scale"] = _noise_scale(task, emulation, batch, one.seed)
@@ -108,11 +109,15 @@ def evaluated(task: Task, model: nn.Module, part: Part) -> dict[str, float]:
     return task.evaluate(model, part)
 
 
-def _noise_scale(task: Task, emulation: Emulation, batch: int, seed: int) -> float:
-    """Returns the noise scale of the full model in training, on samples that nobody trains on in this order."""
+def _noise_scale(task: Task, emulation: Emulation, batch: int, seed: int) -> float | None:
+    """Returns the noise scale of the full model in training, on samples that nobody trains on in this order.
+
+    None stands for one that is too large to be measured: JSON has no infinity.
+    """
     generator = torch.Generator().manual_seed(seed)
     small = max(1, batch // 4)
-    return noise_scale(task, emulation.full_model(), [task.draw(small, generator) for _ in range(_NOISE_BATCHES)])
+    scale = noise_scale(task, emulation.full_model(), [task.draw(small, generator) for _ in range(_NOISE_BATCHES)])
+    return scale if math.isfinite(scale) else None
 
 
 _NOISE_BATCHES = 16

@@ -15,6 +15,7 @@ from sdp_compile.errors import PolicyError, SDPError
 from sdp_compile.policies import NeuronPolicy
 from sdp_compile.study.costs import Costs
 from sdp_compile.study.noise import noise_scale
+from sdp_compile.study.page import noise_words
 from sdp_compile.study.results import append_row, read_rows, standings
 from sdp_compile.study.run import run
 from sdp_compile.study.runner import Runner
@@ -214,3 +215,14 @@ def test_that_a_key_changes_with_everything_that_the_result_depends_on(tmp_path:
     assert len(set(keys)) == len(keys)
     assert load(tmp_path, STUDY.replace("seeds = [0, 1]", "seeds = [0, 1, 2]")).key(one) == keys[0]
     assert load(tmp_path, STUDY.replace('"small"', '"half"')).key(Run("half", "time", 0, 0.01, False)) == keys[0]
+
+
+def test_a_noise_scale_that_is_too_large_is_said() -> None:
+    study = Study(task="teacher", steps=10, batch=8, learning_rates=(0.1,), contestants=())
+
+    def words(*scales: float | None) -> str | None:
+        return noise_words(study, [{"curve": [{"noise_scale": 1.0}, {"noise_scale": scale}]} for scale in scales])
+
+    assert words() is None and noise_words(study, [{"curve": [{"loss": 1.0}]}]) is None
+    assert words(7.0, None, 90.0) == "Noise scale at the end of dense training: 90 samples; a step has 32."
+    assert "too large to be measured" in str(words(7.0, None, None))
