@@ -250,10 +250,13 @@ def _prefixes(placement: Placement) -> Ownership:
 
 def _cored(placement: Placement) -> Ownership:
     cells, mean = placement.slots, float(placement.shares.mean())
-    shared = round(placement.units * (mean - 1) / (cells - 1)) if cells > 1 else placement.units
-    private = np.arange(placement.units - shared, dtype=np.int64) * cells // max(placement.units - shared, 1)
-    common = [(shared, placement.owners(range(cells)))] if shared else []
-    return Ownership.from_runs([*common, *((1, placement.owners([cell])) for cell in private.tolist())])
+    align = placement.align if placement.units >= placement.align * cells else 1
+    groups = -(-placement.units // align)
+    core = round(groups * (mean - 1) / (cells - 1)) if cells > 1 else groups
+    owners = [placement.owners(range(cells))] * core
+    owners += [placement.owners([private * cells // (groups - core)]) for private in range(groups - core)]
+    labels = np.repeat(np.arange(groups), align)[: placement.units]
+    return Ownership.from_runs((1, owners[label]) for label in labels.tolist())
 
 
 def _geometric(count: int, total: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -155,12 +155,20 @@ class NeuronPolicy(Policy):
     def _check_crossings(self, structure: Structure, chosen: dict[str, tuple[str, Placement]], workers: int) -> None:
         """Checks parameters that several axes cut. Nested sets always have a worker in common, others may have none."""
         shares = {
-            name: float(placement.shares[0]) / placement.slots
+            name: float(1 if design == "core" else placement.shares[0]) / placement.slots
             for name, (design, placement) in chosen.items()
             if design != "nested"
         }
         parameters = dict.fromkeys(parameter for name in chosen for parameter in structure.by_name[name].parameters)
-        check_crossings(structure, parameters, shares, workers)
+        try:
+            check_crossings(structure, parameters, shares, workers)
+        except PolicyError:
+            if all(design != "core" for design, _ in chosen.values()):
+                raise
+            raise PolicyError(
+                "axes='all' cuts a parameter along several axes, and design='core' gives a private unit one owner, so "
+                "that private units that meet there have none in common. Use another design, or axes='disjoint'."
+            ) from None
 
 
 def _place(chosen: dict[str, tuple[str, Placement]]) -> dict[str, Ownership]:

@@ -16,7 +16,7 @@ from sdp_compile.policies.fields import PolicyModel
 from sdp_compile.policies.registry import resolve_policy
 from sdp_compile.toml import to_toml
 
-_UNSEEDED = ("cyclic", "balanced", "nested")
+_UNSEEDED = ("cyclic", "balanced", "nested", "core")
 """The designs of the package that give the same owners with every seed."""
 
 

@@ -73,7 +73,7 @@ def travel_findings(plan: Plan) -> Iterator[Finding]:
 
 def _remedy(plan: Plan) -> str:
     """Returns a number of slots with which each unit has owners on two nodes and a step stays inside a node."""
-    if plan.policy.get("policy") not in ("neuron", "block", "auto") or plan.policy.get("design") == "nested":
+    if plan.policy.get("policy") not in ("neuron", "block", "auto") or plan.policy.get("design") in ("nested", "core"):
         return ""
     replicas = {family.replicas for family in plan.families}
     fitting = [

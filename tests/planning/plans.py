@@ -47,7 +47,7 @@ def plans(draw: st.DrawFn) -> tuple[Structure, Plan]:
     workers = draw(st.integers(1, 6))
     fields = {
         "replicas": draw(st.integers(1, workers)),
-        "design": draw(st.sampled_from(["cyclic", "balanced", "random", "nested"])),
+        "design": draw(st.sampled_from(["cyclic", "balanced", "random", "nested", "core"])),
         "axes": draw(st.sampled_from(["disjoint", "all"])),
         "align": draw(st.sampled_from([1, 2])),
         "node_size": draw(st.sampled_from([None, *(size for size in range(1, workers + 1) if workers % size == 0)])),

@@ -16,7 +16,7 @@ from sdp_compile.errors import PolicyError
 from sdp_compile.ownership.owners import Ownership
 from sdp_compile.policies import Design, NeuronPolicy, Placement, design, designs
 from sdp_compile.policies.placement import grid
-from tests.synthetic import mlp
+from tests.synthetic import convolutions, mlp
 
 workers = st.integers(1, 24)
 
@@ -106,6 +106,34 @@ def test_nested_gives_prefixes_of_the_mean_coverage(workers, coverage, units):
     assert counts[0] == units and counts.min() >= 1
     # Each width is rounded to whole units, and at least one.
     assert abs(counts.mean() / units - cells.replicas / workers) <= 1 / units
+
+
+@given(
+    st.integers(2, 12), coverages, st.integers(1, 70), st.sampled_from([1, 1, 4]), st.sampled_from(["axis", "block"])
+)
+def test_core_gives_the_first_units_to_all_and_the_others_to_one(workers, coverage, units, align, kind):
+    cells = grid(workers, coverage, None, None)
+    if not feasible(cells, units):
+        return
+    (owners,) = designs()["core"]([placement(units, cells, align=align, kind=kind)])
+    everyone = tuple(range(workers))
+    each = len(everyone) // cells.slots  # of one cell
+    sizes = [len(owners[unit]) for unit in range(units)]
+    core = sizes.count(workers)
+    assert set(sizes) <= {workers, each} and [tuple(owners[unit]) for unit in range(core)] == [everyone] * core
+    assert sizes[core:] == [each] * (units - core) or each == workers
+    assert all(len(owners.owned(rank)) for rank in range(workers))
+    private = owners.loads(np.ones(units), workers) - core
+    step = align if units >= align * cells.slots else 1
+    assert private.max() - private.min() <= step + (step > 1) * step
+    assert core % step == 0 or core == units
+    # The core is rounded to whole units.
+    assert abs(sum(sizes) / units - cells.replicas) <= (workers - each) * step / units
+
+
+def test_private_units_of_two_axes_that_meet_would_have_no_owner():
+    with pytest.raises(PolicyError, match=r"design='core'.*another design"):
+        NeuronPolicy(axes="all", coverage=0.75, design="core").partition(convolutions(), 4)
 
 
 def test_balanced_axes_even_out_over_layers():
