@@ -137,7 +137,7 @@ def nested(placements: Sequence[Placement]) -> list[Ownership]:
 def core(placements: Sequence[Placement]) -> list[Ownership]:
     """Gives the first units to all cells, and each other unit to one cell, so that the mean coverage is that asked for.
 
-    What all share meets everything in training, and what is private sends nothing.
+    The core trains beside everything. With as many cells as workers, gradients of the others are not sent at all.
 
     Args:
         placements: The families to place.
@@ -191,11 +191,7 @@ def _dealt(placement: Placement) -> Ownership:
 
 
 def _rolled(placement: Placement) -> Ownership:
-    if len(set(placement.shares.tolist())) > 1:
-        raise PolicyError(
-            f"design='rolling' moves owners from unit to unit, but the units of {placement.family!r} have different "
-            "numbers of owners. Use design='random', or leave out the rules that give them these."
-        )
+    _equal_share(placement, "rolling")
     if placement.kind == "block":
         cells = balanced_cells(placement.weights, placement.shares, placement.slots)
         cells = np.roll(cells, -placement.seed, axis=0)
@@ -203,6 +199,17 @@ def _rolled(placement: Placement) -> Ownership:
     slots = np.roll(placement.slot_of_units(), -placement.seed * placement.align)
     labels = slots * (placement.slots + 1) + placement.shares
     return _from_cell(placement.workers, placement.slots, placement.stride, tuple(runs_of(labels)), 0)
+
+
+def _equal_share(placement: Placement, design: str) -> int:
+    """Returns how many cells own each unit; an error if units differ."""
+    shares = set(placement.shares.tolist())
+    if len(shares) > 1:
+        raise PolicyError(
+            f"design={design!r} places all units alike, but those of {placement.family!r} have different numbers of "
+            "owners. Use design='random', or leave out the rules that give them these."
+        )
+    return int(shares.pop())
 
 
 def _drawn(placement: Placement) -> Ownership:
@@ -240,7 +247,7 @@ def _generator(seed: int, purpose: str) -> np.random.Generator:
 
 
 def _prefixes(placement: Placement) -> Ownership:
-    mean = float(placement.shares.mean())
+    mean = float(_equal_share(placement, "nested"))
     widths = np.maximum(1, np.floor(_geometric(placement.slots, mean) * placement.units + 0.5)).astype(np.int64)
     bounds = [0, *sorted(set(widths.tolist()))]
     return Ownership.from_runs(
@@ -249,7 +256,7 @@ def _prefixes(placement: Placement) -> Ownership:
 
 
 def _cored(placement: Placement) -> Ownership:
-    cells, mean = placement.slots, float(placement.shares.mean())
+    cells, mean = placement.slots, _equal_share(placement, "core")
     align = placement.align if placement.units >= placement.align * cells else 1
     groups = -(-placement.units // align)
     core = round(groups * (mean - 1) / (cells - 1)) if cells > 1 else groups

@@ -154,20 +154,17 @@ class NeuronPolicy(Policy):
 
     def _check_crossings(self, structure: Structure, chosen: dict[str, tuple[str, Placement]], workers: int) -> None:
         """Checks parameters that several axes cut. Nested sets always have a worker in common, others may have none."""
-        shares = {
-            name: float(1 if design == "core" else placement.shares[0]) / placement.slots
-            for name, (design, placement) in chosen.items()
-            if design != "nested"
-        }
-        parameters = dict.fromkeys(parameter for name in chosen for parameter in structure.by_name[name].parameters)
+        parameters = list(dict.fromkeys(one for name in chosen for one in structure.by_name[name].parameters))
+        placed = {name: (design, placement) for name, (design, placement) in chosen.items() if design != "nested"}
+        shares = {name: float(placement.shares[0]) / placement.slots for name, (_, placement) in placed.items()}
+        check_crossings(structure, parameters, shares, workers)
+        private = {name: 1 / placement.slots for name, (design, placement) in placed.items() if design == "core"}
         try:
-            check_crossings(structure, parameters, shares, workers)
+            check_crossings(structure, parameters, {**shares, **private}, workers)
         except PolicyError:
-            if all(design != "core" for design, _ in chosen.values()):
-                raise
             raise PolicyError(
-                "axes='all' cuts a parameter along several axes, and design='core' gives a private unit one owner, so "
-                "that private units that meet there have none in common. Use another design, or axes='disjoint'."
+                "axes='all' cuts a parameter along several axes, and with design='core' private units that meet there "
+                "may have no owner in common. Use another design, or axes='disjoint'."
             ) from None
 
 

@@ -55,7 +55,7 @@ def run(study: Study, one: Run) -> dict[str, Any]:
     steps = costs.steps(contestant.schedule, one.match)
     schedule = emulation.schedule = study.schedule_of(contestant, steps)
     training = (LocalSteps if is_local else InStep)(emulation, task.loss, study, contestant)
-    tail = TailMean(emulation, round(steps * (1 - contestant.mean_of_last)))
+    tail = TailMean(emulation, steps - math.ceil(steps * contestant.mean_of_last))
     generators = [torch.Generator().manual_seed(10_000 * (one.seed + 1) + worker) for worker in range(study.workers)]
     marks = {round(steps * (number + 1) / study.evaluations) for number in range(study.evaluations)}
     part: Part = "tuning" if one.tunes else "final"
@@ -65,6 +65,8 @@ def run(study: Study, one: Run) -> dict[str, Any]:
         is_changed = emulation.advance(step)
         batches = [task.draw(batch, generator) for generator in generators]
         losses = training.step(batches, one.peak * schedule.rate(step), is_changed)
+        if step + 1 == steps:
+            training.close()
         tail.add(step)
         cost, samples = costs.policy_at(schedule, step), batch / study.batch
         time_spent, flops_spent = time_spent + cost.time * samples, flops_spent + cost.flops * samples

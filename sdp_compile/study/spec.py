@@ -87,12 +87,29 @@ class Contestant(PolicyModel):
     def is_dense(self) -> bool:
         """Whether it is dense data parallelism of the full model."""
         is_whole = all(policy == NeuronPolicy(coverage=1.0) for policy in self.schedule.policies())
-        return is_whole and (self.share, self.dropout, self.drop_branch) == (1.0, 0.0, 0.0)
+        return is_whole and (self.share, self.dropout, self.drop_branch, self.local_steps) == (1.0, 0.0, 0.0, 1)
 
     @field_validator("schedule", mode="before")
     @classmethod
     def _resolved(cls, schedule: Any) -> Any:
         return resolve_schedule(schedule)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.local_steps > 1:
+            contrary = {
+                "rate_by_owners": self.rate_by_owners,
+                'moments = "clear"': self.moments == "clear",
+                "sharded": self.sharded,
+                'match = "time"': "time" in self.match,
+            }
+            found = [field for field, is_there in contrary.items() if is_there]
+            if found:
+                raise ValueError(
+                    f"local_steps={self.local_steps} does not go with {' and '.join(found)}: each worker has its own "
+                    "AdamW, and the time of a step was not measured. Match steps or flops, and leave out the others."
+                )
+        return self
 
     @field_validator("match", mode="before")
     @classmethod
@@ -201,11 +218,7 @@ class Study(PolicyModel):
     def key(self, run: Run) -> str:
         """Returns what identifies a run by everything that its result depends on."""
         contestant = self.contestant(run.contestant)
-        # Where a data set lies does not matter.
-        options = {key: value for key, value in self.options.items() if key != "folder"}
-        shared = self.replace(options=options).model_dump(
-            mode="json", exclude={"contestants", "seeds", "learning_rates", "tuning_seeds"}
-        )
+        shared = self.model_dump(mode="json", exclude={"contestants", "seeds", "learning_rates", "tuning_seeds"})
         own = {
             **contestant.model_dump(mode="json", exclude={"schedule", "name", "match", *_VARIED}),
             **contestant.model_dump(mode="json", include=_VARIED, exclude_defaults=True),

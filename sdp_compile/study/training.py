@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,9 @@ class InStep:
             group["lr"] = rate * relative
         return self._emulation.step(batches, self._loss, self._optimizer, max_norm=self._clip)
 
+    def close(self) -> None:
+        """Ends training; there is nothing left to do."""
+
     def _relative_rates(self) -> list[float]:
         power = self._contestant.rate_by_owners
         if not power:
@@ -67,8 +70,8 @@ class InStep:
 class LocalSteps:
     """Trains each worker alone for some steps; then the owners of each element take an outer step by their mean change.
 
-    Each worker has an AdamW of its own, and the outer optimizer is SGD with Nesterov's momentum. A change of plan comes
-    between rounds: the workers of a new plan begin with the full model's values and with moments of zero.
+    Each worker has an AdamW of its own, and the outer optimizer is SGD with Nesterov's momentum. A change of plan ends
+    a round early: the workers of the new plan begin with the full model's values and with moments of zero.
 
     Args:
         emulation: What is trained, with ``reduction="tokens"``, so that one worker's gradient can be asked for.
@@ -80,41 +83,53 @@ class LocalSteps:
     """
 
     def __init__(self, emulation: Emulation, loss: Loss, study: Study, contestant: Contestant) -> None:
-        self._emulation, self._loss, self._study = emulation, loss, study
-        self._steps, self._done = contestant.local_steps, 0
-        self._full = dict(emulation.named_parameters())
+        self._emulation, self._loss, self._study, self._steps = emulation, loss, study, contestant.local_steps
+        self._full, self._done = dict(emulation.named_parameters()), 0
         self._outer = torch.optim.SGD(self._full.values(), lr=_OUTER_RATE, momentum=_OUTER_MOMENTUM, nesterov=True)
         self._begin()
 
     def step(self, batches: Sequence[Batch], rate: float, is_changed: bool) -> Tensor:
         """Trains one step of each worker, and takes the outer step after the last one of a round; see `InStep.step`."""
         if is_changed:
+            self.close()
             self._begin()
         start = {name: one.detach().clone() for name, one in self._full.items()}
-        losses = [
-            self._local_step(worker, batch, rate, start if self._done == 0 else None)
-            for worker, batch in enumerate(batches)
-        ]
+        losses = [self._local_step(worker, batch, rate, start) for worker, batch in enumerate(batches)]
+        self._put(start)
         self._done += 1
         if self._done == self._steps:
-            self._outer_step(start)
-            self._done = 0
-        else:
-            self._put(start)
+            self.close()
         return torch.stack(losses)
 
+    @torch.no_grad()
+    def close(self) -> None:
+        """Takes the outer step of a round, if any step of it was done."""
+        if not self._done:
+            return
+        for name, full in self._full.items():
+            full.grad = torch.zeros_like(full)
+            for own, owned in zip(self._own, self._owned, strict=True):
+                full.grad += torch.where(owned[name], full - own[name], 0) / self._owners[name].clamp(min=1)
+        self._outer.step()
+        self._emulation.zero_grad()
+        self._done = 0
+
     def _begin(self) -> None:
-        values = self._full.items()
+        values, plan = self._full.items(), self._emulation.plan
         self._own = [{name: nn.Parameter(one.detach().clone()) for name, one in values} for _ in self._workers()]
+        self._owned = [
+            {name: owned_mask(plan, name, one, worker) for name, one in values} for worker in self._workers()
+        ]
+        self._owners = {name: torch.stack([owned[name] for owned in self._owned]).sum(0) for name, _ in values}
         self._optimizers = [torch.optim.AdamW(own.values(), weight_decay=self._study.weight_decay) for own in self._own]
         self._done = 0
 
-    def _local_step(self, worker: int, batch: Batch, rate: float, start: dict[str, Tensor] | None) -> Tensor:
+    def _local_step(self, worker: int, batch: Batch, rate: float, start: dict[str, Tensor]) -> Tensor:
         own, optimizer = self._own[worker], self._optimizers[worker]
-        if start is not None:
-            with torch.no_grad():
-                for name, value in start.items():
-                    own[name].copy_(value)
+        with torch.no_grad():
+            for name, value in start.items():
+                # What others own stays as it was: weight decay must not touch it.
+                own[name].copy_(torch.where(self._owned[worker][name], own[name], value) if self._done else value)
         self._put(own)
         self._emulation.zero_grad()
         mine = [1.0 if one == worker else 0.0 for one in self._workers()]
@@ -127,7 +142,6 @@ class LocalSteps:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        self._emulation.zero_grad()
         return losses[worker]
 
     def _loss_of_one(self, model: nn.Module, batch: Batch | None) -> Tensor:
@@ -136,19 +150,7 @@ class LocalSteps:
         return torch.stack([0 * one.sum() for one in model.parameters()]).sum()
 
     @torch.no_grad()
-    def _outer_step(self, start: dict[str, Tensor]) -> None:
-        self._put(start)
-        for name, full in self._full.items():
-            full.grad = torch.zeros_like(full)
-            for piece in self._emulation.plan.pieces(name):
-                region = Region(piece.index)
-                for worker in piece.owners:
-                    change = start[name] - self._own[worker][name]
-                    region.add(full.grad, region.read(change), 1 / len(piece.owners))
-        self._outer.step()
-
-    @torch.no_grad()
-    def _put(self, values: dict[str, Any]) -> None:
+    def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, full in self._full.items():
             full.copy_(values[name])
 
@@ -193,3 +195,13 @@ def owned_share(plan: Plan, name: str) -> float:
     pieces = plan.pieces(name)
     owned = sum(piece.numel * len(piece.owners) for piece in pieces)
     return owned / max(sum(piece.numel for piece in pieces), 1) / plan.workers
+
+
+def owned_mask(plan: Plan, name: str, like: Tensor, worker: int) -> Tensor:
+    """Returns which elements of a parameter a worker owns, bool of the parameter's shape."""
+    mask = torch.zeros_like(like, dtype=torch.float32)
+    for piece in plan.pieces(name):
+        if worker in piece.owners and piece.numel:
+            region = Region(piece.index)
+            region.add(mask, torch.ones(region.shape, device=mask.device), 1.0)
+    return mask > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil
 
@@ -131,9 +132,20 @@ def test_core_gives_the_first_units_to_all_and_the_others_to_one(workers, covera
     assert abs(sum(sizes) / units - cells.replicas) <= (workers - each) * step / units
 
 
+@pytest.mark.parametrize("name", ["core", "nested", "rolling"])
+def test_units_with_shares_of_their_own_are_refused_where_all_are_placed_alike(name):
+    cells = grid(4, 0.5, None, None)
+    task = replace(placement(6, cells, kind="block"), shares=np.array([2, 2, 2, 2, 2, 4]))
+    with pytest.raises(PolicyError, match=f"design='{name}' places all units alike"):
+        designs()[name]([task])
+
+
 def test_private_units_of_two_axes_that_meet_would_have_no_owner():
     with pytest.raises(PolicyError, match=r"design='core'.*another design"):
         NeuronPolicy(axes="all", coverage=0.75, design="core").partition(convolutions(), 4)
+    mixed = NeuronPolicy(axes="all", coverage=0.25, rules={"convs.0.weight": {"design": "core"}})
+    with pytest.raises(PolicyError, match="replicas="):  # that would not help: other axes lack owners, too
+        mixed.partition(convolutions(), 4)
 
 
 def test_balanced_axes_even_out_over_layers():

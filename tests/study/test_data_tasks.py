@@ -100,7 +100,7 @@ def test_pickles_that_are_not_cifars_are_not_opened(tmp_path: Path) -> None:
     write_cifar(tmp_path, 10)
     for path in (tmp_path / "cifar-10-batches-py").iterdir():
         path.write_bytes(pickle.dumps({"data": Hostile()}))
-    with pytest.raises(SDPError, match="python version of CIFAR10"):
+    with pytest.raises(SDPError, match="cifar-10-batches-py in it"):
         make_task("cifar10", {"folder": str(tmp_path)})
     assert not (tmp_path / "pwned").exists()
 
@@ -110,6 +110,12 @@ def test_folders_of_images(tmp_path: Path) -> None:
     task = make_task("images", {"folder": str(tmp_path), "size": 24, **SMALL})
     check_images(task, 24, 3)
     assert learns(task, 40, 0.01)[1] > 0.8
+    with pytest.raises(SDPError, match="two held-out"):
+        lonely = tmp_path / "lonely"
+        for part in ("train", "val"):
+            (lonely / part / "n01").mkdir(parents=True)
+            (lonely / part / "n01" / "0.JPEG").symlink_to(tmp_path / "train" / "n01" / "0.JPEG")
+        make_task("images", {"folder": str(lonely)})
     (tmp_path / "val" / "n03").rename(tmp_path / "val" / "n04")
     with pytest.raises(SDPError, match="same classes"):
         make_task("images", {"folder": str(tmp_path)})
@@ -148,7 +154,7 @@ def test_documents(kind: str, tmp_path: Path) -> None:
     assert x.shape == y.shape == (5, 16) and torch.equal(x[:, 1:], y[:, :-1])
     before, after = learns(task, 30, 0.01)
     assert after < before - 0.5
-    limited = make_task("documents", {"folder": str(tmp_path), "bytes": 3000, **options})
+    limited = make_task("documents", {"folder": str(tmp_path), "bytes": 3000, **options, "windows": 2})
     assert 2500 < len(vars(limited)["_training"]) + len(vars(limited)["_held_out"]) < 3500
 
 
@@ -157,7 +163,7 @@ def test_documents(kind: str, tmp_path: Path) -> None:
     [
         (TEXTS, {"column": "content"}, ["0.jsonl", "'content'"]),
         ([*TEXTS[:3], 7], {}, ["1.jsonl", "int instead of text"]),
-        (["short"], {}, ["1 documents", "sixteenth"]),
+        (TEXTS[:20], {}, ["windows=256", "sequence=48", "Raise bytes=8000000"]),
         (TEXTS, {"folder": "absent"}, ["'absent'", "*.parquet", "*.jsonl"]),
         (TEXTS, {"folder": ""}, ["option folder"]),
     ],
@@ -171,29 +177,28 @@ def test_text_that_cannot_be_is_named(
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize(("name", "words"), [("cifar10", "unpacked there"), ("images", "train/CLASS")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("cifar10", "cifar-10-batches-py in it"), ("cifar100", "cifar-100-python"), ("images", "train/CLASS")],
+)
 def test_images_that_are_absent_are_named(name: str, words: str, tmp_path: Path) -> None:
     for folder in ("", str(tmp_path)):
         with pytest.raises(SDPError, match=words):
             make_task(name, {"folder": folder})
 
 
-def test_that_a_study_runs_on_them_wherever_they_lie(tmp_path: Path) -> None:
-    """Subnetworks are cut along what a smaller model has less of; a moved data set keeps its results."""
-    write_images(tmp_path / "there")
-    (tmp_path / "moved").symlink_to(tmp_path / "there")
-
-    def study(folder: str, size: int) -> Study:
-        options = {"folder": str(tmp_path / folder), "size": size, **SMALL}
-        contestants = (
-            Contestant(name="tail", schedule="dense-tail", match="flops"),
-            Contestant(name="small", share=0.5),
-        )
-        return Study(task="images", options=options, steps=4, batch=2, learning_rates=(0.01,), contestants=contestants)
-
+def test_that_a_study_runs_on_them(tmp_path: Path) -> None:
+    """Subnetworks are cut along what a smaller model has less of; another folder's results are others."""
+    write_images(tmp_path)
+    options = {"folder": str(tmp_path), "size": 16, **SMALL}
+    contestants = (
+        Contestant(name="tail", schedule="dense-tail", match="flops"),
+        Contestant(name="small", share=0.5, match="steps"),
+    )
+    study = Study(task="images", options=options, steps=4, batch=2, learning_rates=(0.01,), contestants=contestants)
     one = Run("tail", "flops", 0, 0.01, False)
-    found = run(study("there", 16), one)
+    found = run(study, one)
     assert found["phases"][0]["state"] < 0.75 and found["steps"] > 4
-    small = run(study("moved", 16), Run("small", "steps", 0, 0.01, False))
+    small = run(study, Run("small", "steps", 0, 0.01, False))
     assert small["state"] == pytest.approx(found["phases"][0]["state"], abs=0.02)
-    assert study("there", 16).key(one) == study("moved", 16).key(one) != study("there", 24).key(one)
+    assert study.key(one) != study.replace(options={**options, "folder": str(tmp_path / "other")}).key(one)

@@ -193,8 +193,21 @@ def test_that_mistakes_are_named(change: tuple[str, str], message: str, tmp_path
 def test_that_tasks_and_results_that_cannot_be_are_named(tmp_path: Path) -> None:
     with pytest.raises(SDPError, match="Did you mean 'digits'"):
         make_task("digit", {})
-    with pytest.raises(SDPError, match="does not take these options"):
+    with pytest.raises(SDPError, match="has no option 'depth'"):
         make_task("teacher", {"depth": 3})
+    for name, options, words in (
+        ("text", {"windows": 0}, "windows of the task 'text' must be a whole number from 1, got 0"),
+        ("text", {"sequence": "48"}, "sequence .* got '48'"),
+        ("text", {"heads": True}, "heads .* got True"),
+        ("text", {"heads": 64}, "width=48 is too small for heads=64"),
+        ("text", {"bytes": 100_000, "windows": 5_000}, "need 480001"),
+        ("digits", {"noise": -0.1}, "noise .* number from 0"),
+        ("digits", {"training": 1796}, "leaves nothing to hold out"),
+        ("documents", {"folder": 3}, "folder .* must be text, got 3"),
+    ):
+        with pytest.raises(SDPError, match=words):
+            make_task(name, options)
+    assert make_task("digits", {"training": 1795, "noise": 0}).options()["training"] == 1795
     path = tmp_path / "rows.jsonl"
     path.write_text('{"no": "key"}\n{"key": "a"}\n')
     with pytest.raises(SDPError, match="line 1 is no result"):

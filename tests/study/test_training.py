@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sdp_compile as sdp
+from sdp_compile.errors import PolicyError
 from sdp_compile.study.run import run
 from sdp_compile.study.spec import Contestant, Run, Study
 from sdp_compile.study.tasks import Batch
@@ -48,69 +49,91 @@ def assert_equal(emulation: sdp.Emulation, expected: nn.Module) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def restricted(model: nn.Module, units: list[int]) -> nn.Module:
+class Masked(nn.Module):
     """The subnetwork with some hidden units, written by hand: the others give 0."""
-    mask = torch.zeros(HIDDEN, dtype=torch.float64)
-    mask[units] = 1
 
-    class Masked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.whole = model
+    def __init__(self, whole: nn.Module, units: Tensor) -> None:
+        super().__init__()
+        self.whole, self.units = whole, units
 
-        def forward(self, x: Tensor) -> Tensor:
-            up, act, down = self.whole
-            return down(act(up(x)) * mask)
-
-    return Masked()
+    def forward(self, x: Tensor) -> Tensor:
+        up, act, down = self.whole.children()
+        result: Tensor = down(act(up(x)) * self.units)
+        return result
 
 
-@pytest.mark.parametrize(("coverage", "weight_decay"), [(1.0, 0.0), (1.0, 0.1), (0.5, 0.0), (0.5, 0.1), (0.25, 0.1)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("coverage", "masking"), [(1.0, "forward"), (0.5, "forward"), (0.25, "forward"), (0.5, "backward")]
+)
 def test_local_steps_are_each_workers_own_and_an_outer_step(
-    model: nn.Module, coverage: float, weight_decay: float
+    model: nn.Module, coverage: float, masking: Any, weight_decay: float
 ) -> None:
-    """By hand: N masked models with AdamW, and Nesterov's momentum on the mean change of the owners of each element."""
-    study = STUDY.replace(weight_decay=weight_decay, clip=0.05)
-    emulation = emulated(model, coverage, reduction="tokens")
-    training = LocalSteps(emulation, loss_of, study, contestant(local_steps=3))
-    plan, everything = emulation.plan, list(range(HIDDEN))
-    units = [plan.owned(plan.families[0], rank).tolist() if plan.families else everything for rank in range(WORKERS)]
-    owners = torch.zeros(HIDDEN, dtype=torch.float64)
-    for own in units:
-        owners[own] += 1
+    """By hand: N masked models with AdamW, and Nesterov's momentum on the mean change of the owners of each element.
 
+    Rounds have 3 steps; the first ends early, because the plan changes, and the last, because training ends.
+    """
+    study = STUDY.replace(weight_decay=weight_decay, clip=0.05)
+    emulation = emulated(model, 1.0, reduction="tokens")
+    training = LocalSteps(emulation, loss_of, study, contestant(local_steps=3, match="steps"))
     expected = copy.deepcopy(model)
     outer = torch.optim.SGD(expected.parameters(), lr=0.7, momentum=0.9, nesterov=True)
-    workers = [copy.deepcopy(model) for _ in range(WORKERS)]
-    inner = [torch.optim.AdamW(one.parameters(), weight_decay=weight_decay) for one in workers]
+    masks, workers, inner = [torch.ones(HIDDEN, dtype=torch.float64)] * WORKERS, list[nn.Module](), list[Any]()
+
+    def outer_step() -> None:
+        for name, full in expected.named_parameters():
+            own = [of_parameter(name, mask, full) for mask in masks]
+            changes = [mask * (full - one.get_parameter(name)) for mask, one in zip(own, workers, strict=True)]
+            full.grad = (sum(changes) / sum(own)).detach()
+        outer.step()
+
     for step, batches in enumerate(draw(9)):
-        rate = 0.01 / (step + 1)
-        if step % 3 == 0:
+        rate, is_changed = 0.01 / (step + 1), step == 2
+        if is_changed:
+            outer_step()
+            emulation.replan(sdp.NeuronPolicy(coverage=coverage, masking=masking))
+            plan = emulation.plan
+            if plan.families:
+                masks = [torch.zeros(HIDDEN, dtype=torch.float64) for _ in range(WORKERS)]
+                for rank, mask in enumerate(masks):
+                    mask[plan.owned(plan.families[0], rank).tolist()] = 1
+        if step == 0 or is_changed:
+            workers = [copy.deepcopy(expected) for _ in range(WORKERS)]
+            inner = [torch.optim.AdamW(one.parameters(), weight_decay=weight_decay) for one in workers]
+        elif step in (5, 8):
             for one in workers:
                 one.load_state_dict(expected.state_dict())
-        losses = training.step(batches, rate, False)
+        losses = training.step(batches, rate, is_changed)
         for rank, (one, optimizer, batch) in enumerate(zip(workers, inner, batches, strict=True)):
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
-            loss = loss_of(restricted(one, units[rank]), batch)
+            before = {name: value.detach().clone() for name, value in one.named_parameters()}
+            loss = loss_of(Masked(one, masks[rank]) if masking == "forward" else one, batch)
             loss.backward()
+            own = {name: of_parameter(name, masks[rank], value) for name, value in one.named_parameters()}
+            for name, value in one.named_parameters():
+                assert value.grad is not None
+                value.grad *= own[name]
             nn.utils.clip_grad_norm_(one.parameters(), 0.05)
             optimizer.step()
-            assert float(losses[rank]) == pytest.approx(loss.item(), rel=1e-9)
-        if step % 3 == 2:
-            for name, full in expected.named_parameters():
-                total = torch.zeros_like(full)
-                for rank, one in enumerate(workers):
-                    own = torch.zeros(HIDDEN, dtype=torch.float64)
-                    own[units[rank]] = 1
-                    weight = {"0.weight": own[:, None] / owners[:, None], "0.bias": own / owners}.get(name)
-                    weight = (
-                        own / owners if name == "2.weight" else torch.tensor(1 / WORKERS) if weight is None else weight
-                    )
-                    total += weight * (full - one.get_parameter(name)).detach()
-                full.grad = total
-            outer.step()
+            with torch.no_grad():
+                for name, value in one.named_parameters():
+                    value.copy_(own[name] * value + (1 - own[name]) * before[name])
+            assert losses[rank].item() == pytest.approx(loss.item(), rel=1e-9)
+        if step in (4, 7):
+            outer_step()
         assert_equal(emulation, expected)
+    training.close()
+    outer_step()
+    assert_equal(emulation, expected)
+    training.close()  # nothing is left
+    assert_equal(emulation, expected)
+
+
+def of_parameter(name: str, units: Tensor, parameter: Tensor) -> Tensor:
+    """Which elements of a parameter belong to hidden units."""
+    shaped = {"0.weight": units[:, None], "0.bias": units, "2.weight": units}.get(name, torch.ones(1))
+    return shaped.double().expand_as(parameter)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])
@@ -180,7 +203,9 @@ def test_what_is_varied_changes_a_run_and_its_name_but_not_that_of_others() -> N
         "mean": {"mean_of_last": 0.5},
         "local": {"local_steps": 3},
     }
-    contestants = tuple(Contestant(name=name, schedule="dense-tail", **one) for name, one in variations.items())
+    contestants = tuple(
+        Contestant(name=name, schedule="dense-tail", match="steps", **one) for name, one in variations.items()
+    )
     study = Study(task="teacher", options=options, steps=12, batch=4, learning_rates=(0.01,), contestants=contestants)
     runs = {name: Run(name, "steps", 0, 0.01, False) for name in variations}
     assert len({study.key(one) for one in runs.values()}) == len(runs)
@@ -188,3 +213,29 @@ def test_what_is_varied_changes_a_run_and_its_name_but_not_that_of_others() -> N
     assert len({result["result"]["loss"] for result in results.values()}) == len(runs)
     states = {name: result["state"] for name, result in results.items()}
     assert states == pytest.approx({"plain": 1, "rates": 1, "moments": 1, "mean": 1.25, "local": 1.5}, abs=0.01)
+
+
+def test_rounds_that_are_longer_than_a_run_or_a_phase_train_too() -> None:
+    options = {"inputs": 8, "hidden": 16, "teacher": 8}
+    own = Contestant(name="local", schedule="dense-tail", match="steps", local_steps=100)
+    study = Study(task="teacher", options=options, steps=24, batch=8, learning_rates=(0.01,), contestants=(own,))
+    assert not own.replace(schedule=sdp.Schedule([sdp.Phase(sdp.NeuronPolicy(coverage=1.0))])).is_dense
+    losses = {}
+    for steps in (1, 24):
+        one = study.replace(steps=steps, evaluations=1) if steps > 1 else study.replace(steps=2, evaluations=1)
+        losses[steps] = run(one, Run("local", "steps", 0, 0.01, False))["result"]["loss"]
+    assert losses[24] < 0.9 * losses[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"rate_by_owners": 0.5}, "rate_by_owners"),
+        ({"moments": "clear"}, "moments"),
+        ({"sharded": True}, "sharded"),
+        ({"match": "time"}, 'match = "time"'),
+    ],
+)
+def test_what_local_steps_contradict_is_refused(values: dict[str, Any], word: str) -> None:
+    with pytest.raises(PolicyError, match=word):
+        Contestant(**{"name": "own", "local_steps": 2, "match": "flops", **values})

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdp_compile.errors import SDPError
 from sdp_compile.study.tasks.base import Batch, Part, Shape, Task
 
 
@@ -36,6 +37,11 @@ class Digits(Task):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
+        if self.training > len(digits.target) - 2:
+            raise SDPError(
+                f"training={self.training} leaves nothing to hold out: there are {len(digits.target)} images, and both "
+                "held-out parts need one."
+            )
         images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         object.__setattr__(self, "_images", images[order])

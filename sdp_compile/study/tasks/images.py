@@ -50,10 +50,14 @@ class _Pictures(Task):
         assert torchvision
         try:
             training, held_out, classes = self._read(Path(self.folder).expanduser())
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError):  # torchvision's own words speak of a download
             raise SDPError(
-                f"The task {self.name!r} finds no data in folder={self.folder!r}: {error}. {self._expected()}"
+                f"The task {self.name!r} finds no data in folder={self.folder!r}. {self._expected()}"
             ) from None
+        if min(len(training), len(held_out) - 1) < 1:
+            raise SDPError(
+                f"The task {self.name!r} needs an image to train on and two held-out ones in {self.folder!r}."
+            )
         object.__setattr__(self, "_training", training)
         object.__setattr__(self, "_held_out", held_out)
         object.__setattr__(self, "_classes", classes)
@@ -122,7 +126,10 @@ class Cifar10(_Pictures):
         return training, held_out, len(training.classes)
 
     def _expected(self) -> str:
-        return f"It takes the python version of {self.name.upper()}, unpacked there."
+        place = "cifar-100-python" if self.name == "cifar100" else "cifar-10-batches-py"
+        return (
+            f"It must have {place} in it, unpacked from the python version of {self.name.upper()}, with all its files."
+        )
 
     def _transform(self, augments: bool) -> Any:
         from torchvision.transforms import v2
@@ -158,7 +165,7 @@ class Images(_Pictures):
         return training, held_out, len(training.classes)
 
     def _expected(self) -> str:
-        return "It takes a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG."
+        return "It must have train/CLASS/*.JPEG and val/CLASS/*.JPEG in it."
 
     def _transform(self, augments: bool) -> Any:
         from torchvision.transforms import v2

@@ -39,7 +39,16 @@ class Text(Task):
     windows: int = 256
 
     def __post_init__(self) -> None:
+        if self.width < self.heads:
+            raise SDPError(f"width={self.width} is too small for heads={self.heads}: each head needs a width of 1.")
         corpus = self._corpus()
+        needed = 2 * self.windows * self.sequence + 1  # so that windows of one part share no byte with the other's
+        if len(corpus.validation) < needed or len(corpus.training) <= self.sequence:
+            raise SDPError(
+                f"{len(corpus.training)} bytes of text are for training and {len(corpus.validation)} held out, but "
+                f"windows={self.windows} of sequence={self.sequence} bytes in each of two parts need {needed}. "
+                f"Raise bytes={self.bytes}, give more text, or lower the others."
+            )
         object.__setattr__(self, "_training", _as_tensor(corpus.training))
         object.__setattr__(self, "_held_out", _as_tensor(corpus.validation))
 
@@ -97,13 +106,7 @@ class Documents(Text):
             size += len(document)
             if size >= self.bytes:
                 break
-        corpus = Corpus(b"\n\n".join(parts[0]), b"\n\n".join(parts[1]), number)
-        if min(len(corpus.training), len(corpus.validation)) <= self.sequence:
-            raise SDPError(
-                f"{self.folder} has {number} documents, {size} bytes, in the column {self.column!r}. The task "
-                f"'documents' holds out a sixteenth of them, which must have more than sequence={self.sequence} bytes."
-            )
-        return corpus
+        return Corpus(b"\n\n".join(parts[0]), b"\n\n".join(parts[1]), number)
 
 
 def _documents(paths: Iterable[Path], column: str) -> Iterator[bytes]:
