@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sdp_compile.emulation.emulate import Emulation
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Phase, Policy, Schedule
+from sdp_compile.policies.placement import grid
 from sdp_compile.simulator.work import state_of
 from sdp_compile.study.spec import Contestant, Match, Study
 
@@ -113,7 +114,9 @@ class Costs:
 
     def _time(self, policy: Policy, plan: Plan, flops: float) -> float:
         known: Mapping[str, float] = self._study.step_time
-        coverage = plan.families[0].replicas / plan.workers if plan.families else 1.0
+        # Designs such as "core" give units different numbers of owners; their mean is what the policy asks for.
+        asked = grid(plan.workers, policy.coverage, policy.replicas, policy.slots)
+        coverage = asked.replicas / plan.workers
         small = "" if self._contestant.share == 1 else f"small {self._contestant.share:g}"
         key = small or f"{policy.masking} {coverage:g}"
         measured = known.get(f"sharded {key}") if self._contestant.sharded else None

@@ -104,6 +104,9 @@ def test_costs_of_a_step() -> None:
     # A worker has half of the parameters, and half of their gradients and moments.
     assert sharded.policy(NeuronPolicy(coverage=0.5)).state == pytest.approx(0.5 * (1 + 3 / 2) / 4, abs=0.01)
     assert sharded.policy(NeuronPolicy(coverage=1.0)).state == pytest.approx((1 + 3 / 4) / 4, abs=0.01)
+    timed = Costs(study.replace(step_time={"forward 0.5": 0.55}), contestant, emulation, costs_dense)
+    for design in ("cyclic", "core", "nested"):  # whatever the number of owners of each unit
+        assert timed.policy(NeuronPolicy(coverage=0.5, design=design)).time == 0.55
     dense = costs.policy(NeuronPolicy(coverage=1.0))
     assert (dense.flops, dense.time, dense.state) == (1.0, 1.0, 1.0)
     mixed = sdp.Phase(NeuronPolicy(coverage=0.5), alternate=NeuronPolicy(coverage=1.0), alternate_every=4)
