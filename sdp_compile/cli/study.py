@@ -15,6 +15,7 @@ from rich.text import Text
 from sdp_compile.study.page import noise_words, study_html
 from sdp_compile.study.plot import write_plot
 from sdp_compile.study.results import Standing, standings, swept
+from sdp_compile.study.run import check
 from sdp_compile.study.runner import Runner
 from sdp_compile.study.spec import Study
 from sdp_compile.study.tasks import TASKS, make_task
@@ -48,7 +49,8 @@ def study(
         )
 
     runner = Runner(found, out, tell)
-    if not show_only:
+    if not show_only and runner.missing():
+        check(found)
         runner.all(jobs)
     goal, rows = TASKS[found.task].goal, runner.rows()
     against = baseline or found.contestants[0].name

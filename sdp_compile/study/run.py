@@ -10,15 +10,40 @@ import torch
 from torch import nn
 
 import sdp_compile
+from sdp_compile.capture import capture
+from sdp_compile.compiler import check_phases
 from sdp_compile.compiler import plan as plan_of
 from sdp_compile.emulation.emulate import Emulation, emulate
+from sdp_compile.errors import SDPError
 from sdp_compile.policies import NeuronPolicy
 from sdp_compile.runtime.state.statistics import calibrate
+from sdp_compile.structure.analysis import Analysis, analyse
 from sdp_compile.study.costs import Costs
 from sdp_compile.study.noise import noise_scale
 from sdp_compile.study.spec import Run, Study
 from sdp_compile.study.tasks import Part, Shape, Task, make_task
 from sdp_compile.study.training import InStep, LocalSteps, TailMean
+
+
+def check(study: Study) -> None:
+    """Captures the models of a study and plans every phase of every contestant, before hours of runs are spent.
+
+    Args:
+        study: The study.
+
+    Raises:
+        SDPError: If a policy or a schedule does not fit the model. The error names the contestant.
+    """
+    task, analyses = make_task(study.task, study.options), dict[Shape, Analysis]()
+    example = task.draw(2, torch.Generator().manual_seed(0))[0]
+    for contestant in study.contestants:
+        shape = contestant.shape
+        try:
+            if shape not in analyses:
+                analyses[shape] = analyse(capture(task.build(shape), (example,)))
+            check_phases(analyses[shape], contestant.schedule, study.workers)
+        except SDPError as error:
+            raise SDPError(f"The contestant {contestant.name!r} cannot run. {error}") from None
 
 
 def run(study: Study, one: Run) -> dict[str, Any]:
@@ -36,11 +61,10 @@ def run(study: Study, one: Run) -> dict[str, Any]:
     """
     begin = time.monotonic()
     contestant, task = study.contestant(one.contestant), make_task(study.task, study.options)
-    shape = Shape(contestant.share, contestant.dropout, contestant.drop_branch)
     batch = contestant.batch or study.batch
     example = task.draw(2, torch.Generator().manual_seed(0))[0]
     torch.manual_seed(one.seed)
-    model = task.build(shape)
+    model = task.build(contestant.shape)
     dense = plan_of(task.build(Shape()), NeuronPolicy(coverage=1.0), (example,), workers=study.workers)
     is_local = contestant.local_steps > 1
     emulation = emulate(

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from sdp_compile.policies import LearningRate, NeuronPolicy, Phase, Schedule, resolve_schedule
 from sdp_compile.policies.fields import PolicyModel
+from sdp_compile.study.tasks.base import Shape
 from sdp_compile.toml import read_toml
 
 Match = Literal["steps", "time", "flops"]
@@ -84,10 +85,15 @@ class Contestant(PolicyModel):
     """What it has as much of as dense data parallelism."""
 
     @property
+    def shape(self) -> Shape:
+        """Which model of the task it trains."""
+        return Shape(self.share, self.dropout, self.drop_branch)
+
+    @property
     def is_dense(self) -> bool:
         """Whether it is dense data parallelism of the full model."""
         is_whole = all(policy == NeuronPolicy(coverage=1.0) for policy in self.schedule.policies())
-        return is_whole and (self.share, self.dropout, self.drop_branch, self.local_steps) == (1.0, 0.0, 0.0, 1)
+        return is_whole and self.shape == Shape() and self.local_steps == 1
 
     @field_validator("schedule", mode="before")
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -184,7 +183,7 @@ class TailMean:
     @torch.no_grad()
     def full_model(self) -> nn.Module:
         """Returns the full model, with the mean of what was counted if anything was."""
-        model = copy.copy(self._emulation.full_model())
+        model = self._emulation.full_model()
         for one, mean in zip(model.parameters(), self._means, strict=False):
             one.copy_(mean)
         return model

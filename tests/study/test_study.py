@@ -17,7 +17,7 @@ from sdp_compile.study.costs import Costs
 from sdp_compile.study.noise import noise_scale
 from sdp_compile.study.page import noise_words
 from sdp_compile.study.results import append_row, read_rows, standings
-from sdp_compile.study.run import run
+from sdp_compile.study.run import check, run
 from sdp_compile.study.runner import Runner
 from sdp_compile.study.spec import Run, Study
 from sdp_compile.study.tasks import Batch, Shape, Teacher, make_task
@@ -111,6 +111,21 @@ def test_costs_of_a_step() -> None:
     assert (dense.flops, dense.time, dense.state) == (1.0, 1.0, 1.0)
     mixed = sdp.Phase(NeuronPolicy(coverage=0.5), alternate=NeuronPolicy(coverage=1.0), alternate_every=4)
     assert costs.phase(mixed).flops == pytest.approx(0.75 * 0.5 + 0.25, abs=0.01) and costs.phase(mixed).state == 1.0
+
+
+def test_that_policies_that_do_not_fit_are_named_before_anything_runs(tmp_path: Path) -> None:
+    check(load(tmp_path))
+    for own, words in (
+        ('policy = "block"', "no residual"),
+        ('policy = "neuron"\n[contestant.rules]\n"blocks.2.*" = { coverage = 0.25 }', "matches no parameter"),
+        (
+            '[[contestant.phase]]\nshare = 0.5\npolicy = "neuron"\n[[contestant.phase]]\nshare = 0.5\npolicy = "block"',
+            "",
+        ),
+    ):
+        study = load(tmp_path, f'{STUDY}\n[[contestant]]\nname = "odd one"\n{own}\n')
+        with pytest.raises(SDPError, match=f"The contestant 'odd one' cannot run.*{words}"):
+            check(study)
 
 
 def test_noise_scale_of_known_noise() -> None:
