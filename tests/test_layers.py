@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "sdp_compile"
 
 LAYERS = (
     ("errors", "_version", "formatting"),
-    ("registry", "toml", "progress", "processes", "restarts", "command_words"),
+    ("registry", "toml", "progress", "processes", "restarts", "command_words", "hardware"),
     ("ir",),
     ("ops",),
     ("capture",),

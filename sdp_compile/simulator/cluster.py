@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sdp_compile.errors import SDPError
+from sdp_compile.hardware import Hardware
 from sdp_compile.runtime.comm.traffic import CollectiveKind
 
 
@@ -76,6 +77,20 @@ class Cluster:
     copy: float = float("inf")
     cores: int | None = None
     factors: Mapping[CollectiveKind, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, hardware: Hardware, workers: int) -> Cluster:
+        """Returns the cluster of a number of workers, which the nodes of ``hardware`` must divide."""
+        return cls(
+            hardware.nodes,
+            workers // hardware.nodes,
+            Link.of(hardware.intra_latency * 1e-6, hardware.intra_bandwidth * 1e9),
+            Link.of(hardware.inter_latency * 1e-6, hardware.inter_bandwidth * 1e9),
+            hardware.tflops * 1e12,
+            hardware.update * 1e9,
+            hardware.copy * 1e9,
+            hardware.cores,
+        )
 
     def __post_init__(self) -> None:
         for name in ("nodes", "workers_per_node", "cores"):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdp_compile.emulation.emulate import Emulation
+from sdp_compile.hardware import Hardware
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Phase, Policy, Schedule
 from sdp_compile.policies.placement import grid
+from sdp_compile.simulator.cluster import Cluster
+from sdp_compile.simulator.simulate import Strategy, simulate
 from sdp_compile.simulator.work import state_of
 from sdp_compile.study.spec import Contestant, Match, Study
 
@@ -113,6 +116,9 @@ class Costs:
         return sum(plan.flops(rank) for rank in range(plan.workers)) / plan.workers
 
     def _time(self, policy: Policy, plan: Plan, flops: float) -> float:
+        hardware = self._study.hardware
+        if hardware is not None:
+            return self._predicted(plan, hardware)
         known: Mapping[str, float] = self._study.step_time
         # Designs such as "core" give units different numbers of owners; their mean is what the policy asks for.
         asked = grid(plan.workers, policy.coverage, policy.replicas, policy.slots)
@@ -123,3 +129,17 @@ class Costs:
         if measured is None:
             measured = known.get(key, 1.0 if not small and not plan.families else flops)
         return float(measured)
+
+    def _predicted(self, plan: Plan, hardware: Hardware) -> float:
+        """Returns the simulator's time of a step over that of dense data parallelism, for as many samples."""
+        cluster, batch = Cluster.of(hardware, plan.workers), self._contestant.batch or self._study.batch
+
+        def seconds(one: Plan, strategy: Strategy, samples: int) -> float:  # a plan has the FLOPs of the examples
+            return simulate(one, replace(cluster, flops=cluster.flops * EXAMPLES / samples), strategy).seconds
+
+        own = seconds(plan, "sdp-sharded" if self._contestant.sharded else "sdp" if plan.families else "ddp", batch)
+        return own / seconds(self._dense, "ddp", self._study.batch) / (batch / self._study.batch)
+
+
+EXAMPLES = 2
+"""Samples of the inputs with which models are captured."""

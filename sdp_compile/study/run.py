@@ -18,7 +18,7 @@ from sdp_compile.errors import SDPError
 from sdp_compile.policies import NeuronPolicy
 from sdp_compile.runtime.state.statistics import calibrate
 from sdp_compile.structure.analysis import Analysis, analyse
-from sdp_compile.study.costs import Costs
+from sdp_compile.study.costs import EXAMPLES, Costs
 from sdp_compile.study.noise import noise_scale
 from sdp_compile.study.spec import Run, Study
 from sdp_compile.study.tasks import Part, Shape, Task, make_task
@@ -35,7 +35,7 @@ def check(study: Study) -> None:
         SDPError: If a policy or a schedule does not fit the model. The error names the contestant.
     """
     task, analyses = make_task(study.task, study.options), dict[Shape, Analysis]()
-    example = task.draw(2, torch.Generator().manual_seed(0))[0]
+    example = task.draw(EXAMPLES, torch.Generator().manual_seed(0))[0]
     for contestant in study.contestants:
         shape = contestant.shape
         try:
@@ -62,7 +62,7 @@ def run(study: Study, one: Run) -> dict[str, Any]:
     begin = time.monotonic()
     contestant, task = study.contestant(one.contestant), make_task(study.task, study.options)
     batch = contestant.batch or study.batch
-    example = task.draw(2, torch.Generator().manual_seed(0))[0]
+    example = task.draw(EXAMPLES, torch.Generator().manual_seed(0))[0]
     torch.manual_seed(one.seed)
     model = task.build(contestant.shape)
     dense = plan_of(task.build(Shape()), NeuronPolicy(coverage=1.0), (example,), workers=study.workers)

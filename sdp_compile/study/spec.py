@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
+from sdp_compile.hardware import HARDWARE, Hardware
 from sdp_compile.policies import LearningRate, NeuronPolicy, Phase, Schedule, resolve_schedule
 from sdp_compile.policies.fields import PolicyModel
 from sdp_compile.study.tasks.base import Shape
@@ -19,6 +20,9 @@ from sdp_compile.toml import read_toml
 
 Match = Literal["steps", "time", "flops"]
 """What a contestant has as much of as dense data parallelism."""
+
+_OF_MACHINES = {one.name for one in fields(Hardware)} - {"algorithm", "memory"}
+"""What a study can say of the machines of a cluster."""
 
 _VARIED = {"rate_by_owners", "moments", "mean_of_last", "local_steps"}
 """Fields of a contestant that most leave alone; a run without them is identified without them."""
@@ -142,6 +146,9 @@ class Study(PolicyModel):
         evaluations: How often the full model is evaluated in a run.
         step_time: The time of a step over dense data parallelism's, by "MASKING COVERAGE" or "small SHARE", or
             the same after "sharded " where state is. What is missing takes the share of the FLOPs.
+        cluster: Machines for which the simulator predicts the time of a step, instead of ``step_time``: ``hardware``
+            names some that `sdp-compile simulate` knows, and its other options, such as ``nodes`` and
+            ``inter_bandwidth``, have the same names and units.
         contestants: Who takes part.
     """
 
@@ -158,7 +165,16 @@ class Study(PolicyModel):
     weight_decay: float = 0.0
     evaluations: Annotated[int, Field(ge=1)] = 8
     step_time: Mapping[str, float] = {}
+    cluster: Mapping[str, Any] = {}
     contestants: tuple[Contestant, ...]
+
+    @property
+    def hardware(self) -> Hardware | None:
+        """The machines of ``cluster``; None without."""
+        if not self.cluster:
+            return None
+        own = {key: value for key, value in self.cluster.items() if key != "hardware"}
+        return Hardware(**{**HARDWARE[self.cluster.get("hardware", "default")], **own})
 
     @field_validator("seeds", "tuning_seeds", "learning_rates", mode="before")
     @classmethod
@@ -183,7 +199,24 @@ class Study(PolicyModel):
             raise ValueError(f"two contestants are called {twice!r}.")
         if not (self.learning_rates and self.seeds and self.tuning_seeds):
             raise ValueError("learning_rates, seeds and tuning_seeds need one entry at least.")
+        self._check_cluster()
         return self
+
+    def _check_cluster(self) -> None:
+        name, known = self.cluster.get("hardware", "default"), {"hardware", *_OF_MACHINES}
+        unknown = [key for key in self.cluster if key not in known]
+        if unknown:
+            raise ValueError(f"cluster has no field {unknown[0]!r}. Its fields are {', '.join(sorted(known))}.")
+        for key, value in self.cluster.items():
+            if key != "hardware" and (type(value) not in (int, float) or not value > 0):
+                raise ValueError(f"{key}={value!r} must be a number above 0.")
+        if name not in HARDWARE:
+            raise ValueError(f"hardware={name!r} is not known. There are {', '.join(HARDWARE)}.")
+        if self.cluster and self.step_time:
+            raise ValueError("step_time has measured steps and cluster predicts them: leave one of them out.")
+        nodes = self.cluster.get("nodes", 1)
+        if type(nodes) is not int or nodes < 1 or self.workers % nodes:
+            raise ValueError(f"nodes={nodes!r} must be a whole number that divides workers={self.workers}.")
 
     @classmethod
     def load(cls, path: Path) -> Study:
@@ -224,7 +257,8 @@ class Study(PolicyModel):
     def key(self, run: Run) -> str:
         """Returns what identifies a run by everything that its result depends on."""
         contestant = self.contestant(run.contestant)
-        shared = self.model_dump(mode="json", exclude={"contestants", "seeds", "learning_rates", "tuning_seeds"})
+        left_out = {"contestants", "seeds", "learning_rates", "tuning_seeds", *([] if self.cluster else ["cluster"])}
+        shared = self.model_dump(mode="json", exclude=left_out)
         own = {
             **contestant.model_dump(mode="json", exclude={"schedule", "name", "match", *_VARIED}),
             **contestant.model_dump(mode="json", include=_VARIED, exclude_defaults=True),

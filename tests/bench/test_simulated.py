@@ -14,7 +14,8 @@ from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.bench.simulated import Subject
 from sdp_compile.bench.variants import BASES
 from sdp_compile.bench.work import make_work
-from sdp_compile.cli.simulate import Hardware, SimulateSettings
+from sdp_compile.cli.simulate import SimulateSettings
+from sdp_compile.hardware import Hardware
 from sdp_compile.models.presets import PRESETS
 
 WORKERS, NODE_SIZE = 16, 4

@@ -12,7 +12,9 @@ from torch import nn
 
 import sdp_compile as sdp
 from sdp_compile.errors import PolicyError, SDPError
+from sdp_compile.hardware import Hardware
 from sdp_compile.policies import NeuronPolicy
+from sdp_compile.simulator import Cluster, simulate
 from sdp_compile.study.costs import Costs
 from sdp_compile.study.noise import noise_scale
 from sdp_compile.study.page import noise_words
@@ -111,6 +113,65 @@ def test_costs_of_a_step() -> None:
     assert (dense.flops, dense.time, dense.state) == (1.0, 1.0, 1.0)
     mixed = sdp.Phase(NeuronPolicy(coverage=0.5), alternate=NeuronPolicy(coverage=1.0), alternate_every=4)
     assert costs.phase(mixed).flops == pytest.approx(0.75 * 0.5 + 0.25, abs=0.01) and costs.phase(mixed).state == 1.0
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_times_that_the_simulator_predicts(sharded: bool) -> None:
+    """As `simulate` says for models that are captured with the samples of a step."""
+    machines = {"hardware": "h100-10gbe", "nodes": 2, "tflops": 0.001}
+    study = Study(task="teacher", steps=10, batch=8, learning_rates=(0.1,), contestants=(), cluster=machines)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
+    small = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    cluster = Cluster.of(Hardware(nodes=2, tflops=0.001, inter_bandwidth=1.25, inter_latency=50.0), 4)
+
+    def planned(one: nn.Module, coverage: float, samples: int) -> sdp.Plan:
+        return sdp.plan(one, NeuronPolicy(coverage=coverage), (torch.randn(samples, 16),), workers=4)
+
+    def seconds(one: nn.Module, coverage: float, strategy: Any, samples: int = 8) -> float:
+        return simulate(planned(one, coverage, samples), cluster, strategy).seconds
+
+    def costs(one: nn.Module, **values: Any) -> Costs:
+        emulation = sdp.emulate(one, NeuronPolicy(coverage=0.5), (torch.randn(2, 16),), workers=4)
+        own = load_contestant({"name": "own", "policy": "neuron", "sharded": sharded, **values})
+        return Costs(study, own, emulation, planned(model, 1.0, 2))
+
+    dense = seconds(model, 1.0, "ddp")
+    own = "sdp-sharded" if sharded else "sdp"
+    half, whole = (costs(model).policy(NeuronPolicy(coverage=share)).time for share in (0.5, 1.0))
+    assert half == pytest.approx(seconds(model, 0.5, own) / dense)
+    assert whole == pytest.approx(seconds(model, 1.0, own if sharded else "ddp") / dense)
+    larger = costs(model, batch=32).policy(NeuronPolicy(coverage=0.5)).time  # of as many samples
+    assert 4 * larger == pytest.approx(seconds(model, 0.5, own, samples=32) / dense)
+    if not sharded:
+        found = costs(small, share=0.5).policy(NeuronPolicy(coverage=1.0)).time
+        assert found == pytest.approx(seconds(small, 1.0, "ddp") / dense)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "words"),
+    [
+        ({"hardwear": "h100"}, "no field 'hardwear'"),
+        ({"hardware": "h200"}, "hardware='h200' is not known"),
+        ({"nodes": 3}, "divides workers=4"),
+        ({"nodes": 0}, "nodes=0"),
+        ({"nodes": 2.0}, "nodes=2.0"),
+        ({"tflops": "30"}, "tflops='30' must be a number above 0"),
+        ({"memory": 40.0}, "no field 'memory'"),
+    ],
+)
+def test_clusters_that_cannot_be_are_named(cluster: dict[str, Any], words: str) -> None:
+    with pytest.raises(PolicyError, match=words):
+        Study(task="teacher", steps=10, batch=8, learning_rates=(0.1,), contestants=(), cluster=cluster)
+    with pytest.raises(PolicyError, match="leave one of them out"):
+        Study(
+            task="teacher",
+            steps=10,
+            batch=8,
+            learning_rates=(0.1,),
+            contestants=(),
+            cluster={"nodes": 2},
+            step_time={"forward 0.5": 0.6},
+        )
 
 
 def test_that_policies_that_do_not_fit_are_named_before_anything_runs(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from sdp_compile.bench.settings import BenchSettings
 from sdp_compile.cli import options
 from sdp_compile.cli.clean_errors import clean_errors
 from sdp_compile.cli.commands import race_options
-from sdp_compile.cli.simulate import HARDWARE, Hardware
 from sdp_compile.command_words import DEFAULT_WORKERS
+from sdp_compile.hardware import HARDWARE, Hardware
 from sdp_compile.models.presets import PRESETS, Preset
 
 _GIVEN = Hardware()
