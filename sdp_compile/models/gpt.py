@@ -92,10 +92,19 @@ class Layer(nn.Module):
 
     def _kept(self, branch: Tensor) -> Tensor:
         """Drops the branch of some samples in training: stochastic depth (arXiv 1603.09382)."""
-        if not self.drop_branch or not self.training:
-            return branch
-        keep = 1 - self.drop_branch
-        return branch * torch.empty_like(branch[:, :1, :1]).bernoulli_(keep) / keep
+        return kept_branches(branch, self.drop_branch, self.training)
+
+
+def kept_branches(branch: Tensor, drop: float, training: bool) -> Tensor:
+    """Returns the output of a residual branch, in training zero for a share ``drop`` of the samples, at random.
+
+    Source: "Deep Networks with Stochastic Depth", arXiv 1603.09382; what is kept is scaled up, as in Dropout.
+    """
+    if not drop or not training:
+        return branch
+    keep = 1 - drop
+    one_each = branch[(slice(None), *[slice(1)] * (branch.dim() - 1))]
+    return branch * torch.empty_like(one_each).bernoulli_(keep) / keep
 
 
 def _dropped(x: Tensor, share: float, training: bool) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
+from sdp_compile.models.gpt import kept_branches
 from sdp_compile.study.tasks.base import Batch, Part, Shape, Task
 
 
@@ -77,13 +78,11 @@ class _Block(nn.Module):
         self.up, self.up_norm = nn.Conv2d(width, hidden, 3, padding=1, bias=False), nn.BatchNorm2d(hidden)
         self.down, self.down_norm = nn.Conv2d(hidden, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
         self.drop = nn.Dropout2d(shape.dropout) if shape.dropout else nn.Identity()
-        self.keep = 1 - shape.drop_branch
+        self.drop_branch = shape.drop_branch
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_norm(self.down(self.drop(torch.relu(self.up_norm(self.up(x))))))
-        if self.keep < 1 and self.training:
-            out = out * torch.empty_like(out[:, :1, :1, :1]).bernoulli_(self.keep) / self.keep
-        return out
+        return kept_branches(out, self.drop_branch, self.training)
 
 
 class _Residual(nn.Module):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
+from sdp_compile.models.gpt import kept_branches
 from sdp_compile.study.tasks.base import Batch, Part, Shape, Task
 
 Labelled = Sequence[tuple[Any, int]]
@@ -189,13 +190,11 @@ class _Branch(nn.Module):
         self.drop = nn.Dropout2d(shape.dropout) if shape.dropout else nn.Identity()
         is_same = inputs == outputs and stride == 1
         self.skip = nn.Identity() if is_same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-        self.keep = 1 - shape.drop_branch
+        self.drop_branch = shape.drop_branch
 
     def forward(self, x: Tensor) -> Tensor:
         branch: Tensor = self.down(self.drop(torch.relu(self.down_norm(self.up(torch.relu(self.up_norm(x)))))))
-        if self.keep < 1 and self.training:
-            branch = branch * torch.empty_like(branch[:, :1, :1, :1]).bernoulli_(self.keep) / self.keep
-        result: Tensor = self.skip(x) + branch
+        result: Tensor = self.skip(x) + kept_branches(branch, self.drop_branch, self.training)
         return result
 
 
