@@ -165,6 +165,8 @@ class Schedule(PolicyModel):
         phases: The phases, in order. Their shares add up to 1.
         steps: The number of steps. A schedule of several phases needs it where it is used.
         learning_rate: How the learning rate changes, for `rate`.
+        rate_by_owners: While the model follows the schedule, optimizers multiply the learning rate of each parameter
+            with the share of the workers that own it, to this power: 0.5 is its square root, and 0 leaves it.
 
     Raises:
         PolicyError: A field does not exist or its value is not valid.
@@ -178,6 +180,9 @@ class Schedule(PolicyModel):
 
     learning_rate: LearningRate = LearningRate()
     """How the learning rate changes."""
+
+    rate_by_owners: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """The power of a parameter's share of owners with which its learning rate is multiplied."""
 
     def __init__(self, phases: Any = None, /, **values: Any) -> None:
         if phases is not None:
@@ -249,6 +254,8 @@ class Schedule(PolicyModel):
     def rate(self, step: int) -> float:
         """Returns the learning rate of a step as a share of its peak, for ``torch.optim.lr_scheduler.LambdaLR``.
 
+        What ``rate_by_owners`` does comes on top, when optimizers step.
+
         Args:
             step: The step, from 0.
 
@@ -277,8 +284,10 @@ class Schedule(PolicyModel):
     def describe(self) -> dict[str, Any]:
         """Returns the schedule as plain data, with the keys of its TOML form."""
         steps = {} if self.steps is None else {"steps": self.steps}
+        by_owners = {"rate_by_owners": self.rate_by_owners} if self.rate_by_owners else {}
         return {
             **steps,
+            **by_owners,
             "learning_rate": self.learning_rate.model_dump(),
             "phase": [phase.describe() for phase in self.phases],
         }

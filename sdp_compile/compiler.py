@@ -25,6 +25,7 @@ from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.handshake import Handshake, fingerprint
 from sdp_compile.runtime.module.connecting import connect
 from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.optimizer.guard import follow_schedule
 from sdp_compile.runtime.optimizer.originals import remember_original
 from sdp_compile.runtime.state.initialisation import slice_tensors
 from sdp_compile.simulator import Cluster, simulate
@@ -121,7 +122,7 @@ def sdp_compile(
             plan.check_order(bucket_bytes_of(pipeline))
         lowered = lower(analysis, plan, rank, pipeline)
         module = assemble(lowered, model)
-        vars(module)["schedule"] = schedule
+        follow_schedule(module, schedule)
         options = (
             f"passes: {', '.join(map(repr, pipeline))}",
             f"comm_dtype: {comm_dtype}",

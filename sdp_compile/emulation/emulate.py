@@ -31,6 +31,7 @@ from sdp_compile.planning.moves import check_same_model
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Schedule, resolve_policy
 from sdp_compile.runtime.module.sdp_module import SDPModule
+from sdp_compile.runtime.optimizer.guard import follow_schedule
 from sdp_compile.runtime.probing.elementwise import check_elementwise
 from sdp_compile.runtime.tensors import local_tensors
 from sdp_compile.structure.analysis import Analysis, analyse
@@ -124,6 +125,7 @@ class Emulation(nn.Module):
         self._random = parts.RandomNumbers(plan.workers, seed)
         self._is_merged = True
         self._follow(plan)
+        follow_schedule(self, None)
 
     @property
     def workers(self) -> int:

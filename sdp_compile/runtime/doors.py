@@ -53,7 +53,8 @@ class Doors:
         """Does what the schedule asks for before a step: if that step has another policy, `replan`. Collective.
 
         Call it before every step with the number of steps done, also after resuming. Only steps that change the plan
-        cost anything. The learning rate is not changed: pass `Schedule.rate` to a scheduler.
+        cost anything. The learning rate is not changed: pass `Schedule.rate` to a scheduler. What the schedule's
+        ``rate_by_owners`` does, optimizers of the model's parameters do in their steps.
 
         Args:
             step: The number of steps done, the same on all workers.

@@ -10,6 +10,7 @@ from sdp_compile.errors import DistributedError, SDPError
 from sdp_compile.ir.program import Capture
 from sdp_compile.planning.holdings import Holdings
 from sdp_compile.planning.plan import Plan
+from sdp_compile.policies import Schedule
 from sdp_compile.runtime.peers import Peers
 
 _WRAPPED = ("_orig_mod", "module", "_forward_module", "sdp_module")
@@ -24,12 +25,14 @@ class Subnetwork(nn.Module):
         capture: The original model as captured, with the constants of all graphs that were added since.
         number: Identifies the module in this process; compiled graphs use it to find the gradient engine.
         peers: Its connection to the other workers; None without a process group.
+        schedule: What `advance` follows; None for a model that was compiled with a policy.
     """
 
     holdings: Holdings
     capture: Capture
     number: int
     peers: Peers | None
+    schedule: Schedule | None = None
 
     @property
     def plan(self) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -10,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from sdp_compile.errors import SDPError
 from sdp_compile.study.results import append_row, best_peak, read_rows
 from sdp_compile.study.spec import Contestant, Run, Study
 from sdp_compile.study.tasks import TASKS
@@ -29,8 +31,13 @@ class Runner:
         self._rows = {row["key"]: row for row in read_rows(path)}
 
     def all(self, jobs: int) -> None:
-        """Runs what is missing, ``jobs`` runs at a time, each on one thread."""
-        with _pool(jobs) as pool:
+        """Runs what is missing, ``jobs`` runs at a time, each on one thread.
+
+        Raises:
+            SDPError: If another study writes to the file.
+        """
+        with _alone(self._path), _pool(jobs) as pool:
+            self._rows |= {row["key"]: row for row in read_rows(self._path)}  # what another one has left meanwhile
             self._run(pool, jobs, self._tuning())
             self._run(pool, jobs, self._reported())
 
@@ -93,6 +100,17 @@ def _row(study: Study, one: Run) -> dict[str, Any]:
     from sdp_compile.study.run import run
 
     return {"key": study.key(one), **run(study, one)}
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Locks a file of results, so that no run is made twice."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SDPError(f"Another study writes to {path}. Wait for it, or name another file with --out.") from None
+        yield
 
 
 @contextmanager

@@ -73,8 +73,8 @@ class Contestant(PolicyModel):
     sharded: bool = False
     """Whether the owners of a unit split its gradients and optimizer state."""
 
-    rate_by_owners: Annotated[float, Field(ge=0)] = 0.0
-    """The power of the share of owners with which learning rates are multiplied."""
+    rate_by_owners: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """The power of the share of owners with which learning rates are multiplied; None for the schedule's."""
 
     moments: Literal["keep", "clear"] = "keep"
     """What happens to AdamW's moments where the plan changes."""
@@ -94,6 +94,11 @@ class Contestant(PolicyModel):
         return Shape(self.share, self.dropout, self.drop_branch)
 
     @property
+    def power(self) -> float:
+        """The power of the share of owners with which its learning rates are multiplied."""
+        return self.schedule.rate_by_owners if self.rate_by_owners is None else self.rate_by_owners
+
+    @property
     def is_dense(self) -> bool:
         """Whether it is dense data parallelism of the full model."""
         is_whole = all(policy == NeuronPolicy(coverage=1.0) for policy in self.schedule.policies())
@@ -108,7 +113,7 @@ class Contestant(PolicyModel):
     def _fit_together(self) -> Self:
         if self.local_steps > 1:
             contrary = {
-                "rate_by_owners": self.rate_by_owners,
+                "rate_by_owners": self.power,
                 'moments = "clear"': self.moments == "clear",
                 "sharded": self.sharded,
                 'match = "time"': "time" in self.match,
@@ -240,7 +245,9 @@ class Study(PolicyModel):
 
     def schedule_of(self, contestant: Contestant, steps: int) -> Schedule:
         """Returns a contestant's schedule over a number of steps, with the learning rate of the study."""
-        return contestant.schedule.replace(steps=steps, learning_rate=self.learning_rate)
+        return contestant.schedule.replace(
+            steps=steps, learning_rate=self.learning_rate, rate_by_owners=contestant.power
+        )
 
     def runs(self, contestant: Contestant, peak: float | None) -> Iterator[Run]:
         """Yields the runs of a contestant: those that choose a learning rate, or the reported ones with it.

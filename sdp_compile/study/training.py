@@ -26,16 +26,12 @@ class InStep:
         emulation: What is trained.
         loss: The loss of a subnetwork on a batch.
         study: Weight decay and clipping.
-        contestant: How rates follow owners, and what happens to moments where the plan changes.
+        contestant: What happens to moments where the plan changes.
     """
 
     def __init__(self, emulation: Emulation, loss: Loss, study: Study, contestant: Contestant) -> None:
         self._emulation, self._loss, self._clip, self._contestant = emulation, loss, study.clip, contestant
-        named = dict(emulation.named_parameters())
-        groups = [[one] for one in named.values()] if contestant.rate_by_owners else [list(named.values())]
-        self._optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=study.weight_decay)
-        self._names = list(named)
-        self._rates = self._relative_rates()
+        self._optimizer = torch.optim.AdamW(emulation.parameters(), weight_decay=study.weight_decay)
 
     def step(self, batches: Sequence[Batch], rate: float, is_changed: bool) -> Tensor:
         """Trains one step.
@@ -48,22 +44,13 @@ class InStep:
         Returns:
             The losses of all workers, shape (workers,).
         """
-        if is_changed:
-            self._rates = self._relative_rates()
-            if self._contestant.moments == "clear":
-                self._optimizer.state.clear()
-        for group, relative in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * relative
+        if is_changed and self._contestant.moments == "clear":
+            self._optimizer.state.clear()
+        self._optimizer.param_groups[0]["lr"] = rate
         return self._emulation.step(batches, self._loss, self._optimizer, max_norm=self._clip)
 
     def close(self) -> None:
         """Ends training; there is nothing left to do."""
-
-    def _relative_rates(self) -> list[float]:
-        power = self._contestant.rate_by_owners
-        if not power:
-            return [1.0]
-        return [owned_share(self._emulation.plan, name) ** power for name in self._names]
 
 
 class LocalSteps:
@@ -187,13 +174,6 @@ class TailMean:
         for one, mean in zip(model.parameters(), self._means, strict=False):
             one.copy_(mean)
         return model
-
-
-def owned_share(plan: Plan, name: str) -> float:
-    """Returns the share of the workers that own an element of a parameter, on average."""
-    pieces = plan.pieces(name)
-    owned = sum(piece.numel * len(piece.owners) for piece in pieces)
-    return owned / max(sum(piece.numel for piece in pieces), 1) / plan.workers
 
 
 def owned_mask(plan: Plan, name: str, like: Tensor, worker: int) -> Tensor:

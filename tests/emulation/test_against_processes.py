@@ -30,6 +30,7 @@ SCHEDULES: dict[str, sdp.Schedule] = {
     "drawn again": phases(HALF.replace(design="random"), HALF.replace(design="rolling"), resample_every=4),
     "one owner each": phases(sdp.NeuronPolicy(coverage=0.25), sdp.BlockPolicy(coverage=0.25, rescale=True)),
     "alternating": phases(HALF, alternate=BACKWARD, alternate_every=3),
+    "rates by owners": phases(HALF, BACKWARD, sdp.NeuronPolicy(coverage=1.0)).replace(rate_by_owners=0.5),
 }
 
 

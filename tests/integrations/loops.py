@@ -31,7 +31,8 @@ SCHEDULE = Schedule(
         Phase(NeuronPolicy(coverage=0.75, design="random"), share=0.45, resample_every=4, learning_rate=0.5),
         Phase(POLICY.replace(masking="backward"), share=0.2),
         Phase(NeuronPolicy(coverage=1.0), share=0.1),
-    ]
+    ],
+    rate_by_owners=0.5,
 )
 """Without its number of steps. The step that is saved is within the second phase, after other owners were drawn."""
 
@@ -87,20 +88,22 @@ def plans_of(schedule: Schedule, workers: int) -> list[Plan]:
     return [plan(original(), schedule.policy_at(step), (batch_of(0, 0),), workers=workers) for step in range(STEPS)]
 
 
-def simulated(plans: list[Plan], rate: Any = lambda step: 1.0) -> dict[str, Tensor]:
+def simulated(plans: list[Plan], schedule: Schedule | None = None) -> dict[str, Tensor]:
     """The full model's state, by the original eager model with masked parameters, given the plan of each step."""
-    model = original()
-    optimizer = optimizer_of(model.parameters())
-    scheduler = LambdaLR(optimizer, rate)
-    norms = []
+    model, norms = original(), []
+    optimizer = optimizer_of([{"params": [one]} for one in model.parameters()])
+    peak = optimizer.defaults["lr"]
     for step, one in enumerate(plans):
         numbers = range(ACCUMULATED * step, ACCUMULATED * (step + 1))
         seeds = {worker: [seed_of(worker, number) for number in numbers] for worker in range(one.workers)}
         for key, gradient in masked_gradients(model, NAME, one, seeds).items():
             model.get_parameter(key).grad = gradient / ACCUMULATED
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM))
+        for group, (key, _) in zip(optimizer.param_groups, model.named_parameters(), strict=True):
+            if schedule is not None:
+                owned = torch.stack([one.mask(key, worker) for worker in range(one.workers)]).double().mean().item()
+                group["lr"] = peak * schedule.rate(step) * owned**schedule.rate_by_owners
         optimizer.step()
-        scheduler.step()
     assert all(norm > 2 * MAX_NORM for norm in norms)  # clipping matters
     return model.state_dict()
 

@@ -139,7 +139,7 @@ def follows_a_schedule(rank: int, folder: Path) -> None:
     assert_same(train(fabric, resumed, others, start=SAVED_AT), train(fabric, model, parts, start=SAVED_AT))
 
     if rank == 0:
-        dense = simulated(plans_of(schedule, dist.get_world_size()), schedule.rate)
+        dense = simulated(plans_of(schedule, dist.get_world_size()), schedule)
         for key, value in dense.items():
             torch.testing.assert_close(expected[key], value, rtol=1e-9, atol=1e-9)
     dist.barrier()

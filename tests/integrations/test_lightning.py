@@ -247,7 +247,7 @@ def follows_a_schedule(rank: int, folder: Path) -> None:
     assert_same(by_itself.model.full_state_dict(), expected)
 
     if rank == 0:
-        for key, value in simulated(plans_of(schedule, dist.get_world_size()), schedule.rate).items():
+        for key, value in simulated(plans_of(schedule, dist.get_world_size()), schedule).items():
             torch.testing.assert_close(expected[key], value, rtol=1e-9, atol=1e-9)
     dist.barrier()
 

@@ -91,6 +91,23 @@ def test_that_a_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert again["curve"][-1]["time"] == pytest.approx(24)
 
 
+def test_that_two_studies_do_not_write_to_one_file(tmp_path: Path) -> None:
+    study, out = load(tmp_path), tmp_path / "study.jsonl"
+
+    def start_another(row: dict[str, Any], left: int) -> None:
+        with pytest.raises(SDPError, match=r"study\.jsonl.*--out"):
+            Runner(study, out, lambda row, left: None).all(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Runner(study, out, start_another).all(1)
+    one = Runner(study, out, lambda row, left: None)  # knows of one run; the others are made before it begins
+    Runner(study, out, lambda row, left: None).all(2)
+    one.all(1)
+    rows = read_rows(out)
+    assert len({row["key"] for row in rows}) == len(rows) and one.missing() == 0
+
+
 def test_costs_of_a_step() -> None:
     study = Study(task="teacher", steps=10, batch=4, learning_rates=(0.1,), contestants=())
     contestant = load_contestant({"name": "one", "policy": "neuron"})

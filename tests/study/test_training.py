@@ -35,6 +35,9 @@ def draw(steps: int) -> list[list[Batch]]:
     return [[(torch.randn(5, 6).double(), torch.randn(5, 3).double()) for _ in range(WORKERS)] for _ in range(steps)]
 
 
+HALF = sdp.NeuronPolicy(coverage=0.5)
+
+
 def emulated(model: nn.Module, coverage: float, **settings: Any) -> sdp.Emulation:
     policy = sdp.NeuronPolicy(coverage=coverage)
     return sdp.emulate(model, policy, (torch.randn(2, 6).double(),), workers=WORKERS, **settings).train()
@@ -139,7 +142,9 @@ def of_parameter(name: str, units: Tensor, parameter: Tensor) -> Tensor:
 @pytest.mark.parametrize("power", [0.5, 1.0])
 def test_rates_follow_owners(model: nn.Module, power: float) -> None:
     emulation, expected = emulated(model, 0.5), emulated(model, 0.5)
-    training = InStep(emulation, loss_of, STUDY, contestant(rate_by_owners=power))
+    own = contestant(rate_by_owners=power, schedule=sdp.Schedule([sdp.Phase(HALF)], rate_by_owners=2.0))
+    emulation.schedule = STUDY.schedule_of(own, 4)
+    training = InStep(emulation, loss_of, STUDY, own)
     shared = [one for name, one in expected.named_parameters() if name == "2.bias"]
     cut = [one for name, one in expected.named_parameters() if name != "2.bias"]
     optimizer = torch.optim.AdamW([{"params": cut}, {"params": shared}], weight_decay=0.0)
@@ -231,6 +236,7 @@ def test_rounds_that_are_longer_than_a_run_or_a_phase_train_too() -> None:
     ("values", "word"),
     [
         ({"rate_by_owners": 0.5}, "rate_by_owners"),
+        ({"schedule": sdp.Schedule([sdp.Phase(HALF)], rate_by_owners=0.5)}, "rate_by_owners"),
         ({"moments": "clear"}, "moments"),
         ({"sharded": True}, "sharded"),
         ({"match": "time"}, 'match = "time"'),

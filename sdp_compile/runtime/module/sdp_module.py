@@ -25,6 +25,7 @@ from sdp_compile.runtime.module.programs import Programs
 from sdp_compile.runtime.module.user_names import OwnNames, UserNames
 from sdp_compile.runtime.optimizer import full_state as optimizer_state
 from sdp_compile.runtime.optimizer.clipping import clip_grad_norm_
+from sdp_compile.runtime.optimizer.guard import follow_schedule
 from sdp_compile.runtime.parts import WithAttributes, open_container
 from sdp_compile.runtime.peers import weighted
 from sdp_compile.runtime.python_state import PythonState
@@ -49,11 +50,9 @@ class SDPModule(OwnNames, Doors, WithAttributes, UserNames, Subnetwork, GraphPer
         mode: ``"train"`` or ``"eval"``.
         programs: The graph of each mode, as it is or was last run.
         number: Identifies the module in this process; compiled graphs use it to find the gradient engine.
-        schedule: What `advance` follows; None for a model that was compiled with a policy.
     """
 
     lowered: Lowered
-    schedule: Schedule | None = None
     _is_orphan = False
 
     def __init__(
@@ -343,7 +342,7 @@ def _rebuild(
     is_orphan: bool,
 ) -> SDPModule:
     module = SDPModule(lowered, tensors, programs, capture)
-    vars(module)["schedule"] = schedule
+    follow_schedule(module, schedule)
     if is_orphan and module.workers > 1:
         module._is_orphan = True
         refuse_backward(module)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sdp_compile.errors import DistributedError, SDPError
+from sdp_compile.policies import Schedule
 from sdp_compile.runtime.full_results.statistic import SliceStatistic, refuse
 from sdp_compile.runtime.gradients.engine import GradientEngine, engine_of
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
@@ -20,6 +21,7 @@ from sdp_compile.runtime.levels.equalise import equalise
 from sdp_compile.runtime.optimizer.origin import check_origin
 from sdp_compile.runtime.optimizer.originals import refuse_original, refuse_replaced
 from sdp_compile.runtime.optimizer.owner_check import check_step
+from sdp_compile.runtime.owners import rates
 from sdp_compile.runtime.probing.elementwise import check_elementwise, needs_broadcast
 
 _installed = False
@@ -34,8 +36,22 @@ def install_optimizer_guard() -> None:
         _installed = True
 
 
+def follow_schedule(model: rates.Rated, schedule: Schedule | None) -> None:
+    """Gives a model a schedule, and lets all optimizers of its parameters follow its learning rates by owners."""
+    vars(model)["schedule"] = schedule
+    rates.watch(model)
+    install_optimizer_guard()
+
+
 @torch.compiler.disable(reason="All workers compare what they step; compile optimizer.step without fullgraph=True.")  # type: ignore[untyped-decorator]
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    args, kwargs = _checked_step(optimizer, args, kwargs) or (args, kwargs)
+    other = rates.stand_in(optimizer)
+    return (args if other is None else (other, *args[1:])), kwargs
+
+
+def _checked_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Checks a step, or returns its arguments with a closure that does. Collective."""
     refuse_replaced(optimizer)
     engines = engines_of(optimizer)
     if not engines:
@@ -99,6 +115,7 @@ def _check_gradients(optimizer: Optimizer) -> None:
 
 @torch.compiler.disable(reason="All workers compare what they step; compile optimizer.step without fullgraph=True.")  # type: ignore[untyped-decorator]
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    rates.take_over(optimizer, args[0])
     for engine, parameters in engines_of(optimizer).items():
         is_sharded = isinstance(engine.reduction, ReduceScatter)  # each value was computed by one worker
         if not is_sharded and needs_broadcast(optimizer, parameters[0].device, engine.unequal_devices):

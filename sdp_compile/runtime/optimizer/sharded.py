@@ -18,6 +18,7 @@ from sdp_compile.runtime.gradients.shard_layout import ShardLayout, parameters_o
 from sdp_compile.runtime.optimizer.guard import install_optimizer_guard
 from sdp_compile.runtime.optimizer.param_groups import keep_dtypes
 from sdp_compile.runtime.optimizer.shard_values import bound, publish
+from sdp_compile.runtime.owners import rates
 from sdp_compile.runtime.probing.elementwise import check_elementwise, check_name
 from sdp_compile.runtime.sharding.shards import Shard
 from sdp_compile.runtime.state.full_state import device_of, enter
@@ -70,6 +71,8 @@ class ShardedOptimizer(Optimizer):
         super().__init__(module.parameters() if params is None else params, known)
         groups = [{**_options(group), "params": self._shard_parameters(group)} for group in self.param_groups]
         self._inner = optimizer(groups, **defaults)
+        for one in (self, self._inner):  # `step` multiplies the rates of shards
+            rates.leave_alone(one)
         check_elementwise(self._inner, device_of(module), flat=True)
         self.state = self._inner.state
         install_optimizer_guard()
@@ -137,8 +140,11 @@ class ShardedOptimizer(Optimizer):
         self._check_parameters(parameters)
         self._follow_options()
         check_elementwise(self._inner, device_of(self.module), flat=True)
+        factors, shards = rates.factors(self.module), self._layout.shards
+        known = {shard.parameter: factors[name] for name in factors for shard in shards.get(name, ())}
         with bound(self._layout, parameters):
-            self._inner.step()
+            with rates.scaled(self._inner, known) as inner:
+                inner.step()
             self._adopt()  # some optimizers keep state in their groups
             publish(self._layout, parameters, self.reduction)
         return loss
