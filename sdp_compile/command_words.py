@@ -11,6 +11,7 @@ from sdp_compile.errors import PassError, PolicyError, SDPError
 
 DEFAULT_WORKERS = 4
 DEFAULT_SCHEDULE = "dense-tail"
+DEFAULT_RATE_BY_OWNERS = 0.5
 """What `sdp-compile train` trains by, with sharded state, where nothing else is asked for."""
 
 DEFAULT_COVERAGE = 0.5

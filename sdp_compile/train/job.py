@@ -121,6 +121,7 @@ def run(settings: TrainSettings, device: str) -> None:
             "policy": schedule.phases[0].policy.describe(),
             "phases": held,
             "learning_rate": schedule.learning_rate.model_dump(),
+            "rate_by_owners": schedule.rate_by_owners,
             "plan_digest": worker.plan.digest,
             "repairs": recovery.repairs,
             "run": {

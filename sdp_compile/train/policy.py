@@ -36,8 +36,11 @@ def choose_schedule(settings: TrainSettings) -> Schedule:
 
     if settings.schedule is None:
         learning_rate = LearningRate(shape="cosine", warm_up=0.1, last=0.1)
-        return Schedule([Phase(choose_policy(settings))], steps=settings.steps, learning_rate=learning_rate)
-    return resolve_schedule(settings.schedule, steps=settings.steps).on_nodes(settings.node_size)
+        schedule = Schedule([Phase(choose_policy(settings))], steps=settings.steps, learning_rate=learning_rate)
+    else:
+        schedule = resolve_schedule(settings.schedule, steps=settings.steps).on_nodes(settings.node_size)
+    power = settings.rate_by_owners
+    return schedule if power is None else schedule.replace(rate_by_owners=power)
 
 
 def check_plans(analysis: Analysis, schedule: Schedule, workers: int) -> None:

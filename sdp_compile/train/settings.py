@@ -31,6 +31,8 @@ class TrainSettings:
         output: the folder for ``model.safetensors``, and for ``report.json`` unless ``json_path`` names another file.
         batch: samples per worker and step.
         learning_rate: the peak of the schedule.
+        rate_by_owners: the power of a parameter's share of owners with which its learning rate is multiplied; None for
+            the schedule's.
         sharded: whether owners split the optimizer state of what they share.
         checkpoint: the folder for checkpoints; None saves none.
         every: saves a checkpoint after so many steps.
@@ -60,6 +62,7 @@ class TrainSettings:
     batch: int = 8
     learning_rate: float = 2e-3
     reduction: str = "mean"
+    rate_by_owners: float | None = None
     sharded: bool = False
     checkpoint: str | None = None
     every: int = 50

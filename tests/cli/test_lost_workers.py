@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import sdp_compile.cli.train as command
 from sdp_compile.checkpoint.folder import whole_checkpoints
 from sdp_compile.checkpoint.reading import Checkpoint
-from sdp_compile.command_words import DEFAULT_SCHEDULE
+from sdp_compile.command_words import DEFAULT_RATE_BY_OWNERS, DEFAULT_SCHEDULE
 from sdp_compile.errors import SDPError
 from sdp_compile.train.settings import TrainSettings
 from tests.cli.dying import ATTEMPTS, ONCE
@@ -54,7 +54,7 @@ def launched(folder: Path, monkeypatch: pytest.MonkeyPatch, *deaths: list[Any], 
     for name, value in environment(*deaths).items():
         monkeypatch.setenv(name, value)
     options = {"steps": 6, "every": 2, "resume": "auto", "output": str(folder), "checkpoint": str(folder / "saved")}
-    default = {"schedule": DEFAULT_SCHEDULE, "sharded": True}  # of the command line
+    default = {"schedule": DEFAULT_SCHEDULE, "rate_by_owners": DEFAULT_RATE_BY_OWNERS, "sharded": True}
     command.train(TrainSettings(**{**default, **options, **settings}))
 
 

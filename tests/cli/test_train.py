@@ -46,6 +46,7 @@ def test_report_has_the_promised_form(trained: tuple[str, Path, dict[str, Any]])
     assert len(report["train_loss"]) == len(report["baseline"]["train_loss"]) == 7
     assert [worker["rank"] for worker in report["workers"]] == [0, 1, 2, 3]
     assert report["policy"]["coverage"] == 0.5 and report["run"]["schedule"] == "dense-tail"
+    assert report["rate_by_owners"] == 0.5 and report["learning_rate"]["shape"] == "stable"
     assert [phase["policy"]["coverage"] for phase in report["phases"]] == [0.5, 1.0]
     assert report["tokens_per_second"] > 0
     assert report["plan_digest"]
@@ -95,7 +96,7 @@ def test_a_policy_has_a_single_phase(tmp_path: Path) -> None:
         result = run(*TRAIN, *options, "--steps", "2", "--output", str(tmp_path))
         assert result.returncode == 0, result.stderr
         report = json.loads((tmp_path / "report.json").read_text())
-        assert report["run"]["schedule"] is None and len(report["phases"]) == 1
+        assert report["run"]["schedule"] is None and len(report["phases"]) == 1 and not report["rate_by_owners"]
         assert report["run"]["sharded"] is is_sharded
         for worker in report["workers"]:
             assert worker["parameters"] < 0.54 * worker["dense_parameters"]

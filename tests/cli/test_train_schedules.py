@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 TRAIN = [sys.executable, "-m", "sdp_compile.cli.main", "train", "--workers", "2"]
 
 SCHEDULE = """
+rate_by_owners = 1.0
+
 [learning_rate]
 shape = "stable"
 warm_up = 0.3
@@ -59,6 +61,7 @@ def test_that_a_run_goes_on_in_its_phase_bit_by_bit(tmp_path: Path) -> None:
     phases = report["phases"]
     assert [phase["steps"] for phase in phases] == [4, 2, 2]
     assert [phase["policy"]["policy"] for phase in phases] == ["neuron", "block", "neuron"]
+    assert report["rate_by_owners"] == 1.0
     assert phases[0]["resample_every"] == 2 and phases[0]["policy"]["design"] == "rolling"
     most = max(phase["state_bytes"] for phase in phases)
     assert most == phases[2]["state_bytes"] == max(worker["state_bytes"] for worker in report["workers"])
@@ -79,9 +82,11 @@ def test_that_a_run_goes_on_in_its_phase_bit_by_bit(tmp_path: Path) -> None:
 
 def test_that_sharded_states_go_on_bit_by_bit_and_never_hold_what_data_parallelism_does(tmp_path: Path) -> None:
     options, saved = ["--steps", "4", "--schedule", "growing", "--sharded"], tmp_path / "saved"
+    options += ["--rate-by-owners", "0.25"]
     whole = run(*options, "--output", tmp_path / "whole", "--checkpoint", saved, "--every", "3")
     assert whole.returncode == 0, whole.stderr
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    assert report["rate_by_owners"] == 0.25
     shares = [phase["state_share"] for phase in report["phases"]]
     # Two owners: all parameters, and half of gradients and AdamW's two moments.
     assert shares == sorted(shares) and shares[-1] == pytest.approx((1 + 0.5 + 1) / 4, abs=0.01)
@@ -100,6 +105,8 @@ def test_that_sharded_states_go_on_bit_by_bit_and_never_hold_what_data_paralleli
         (["--schedule", "growing", "--policy", "block"], ["--schedule growing", "Leave out --policy"]),
         (["--schedule", "growing", "--coverage", "0.5"], ["--coverage", "each phase"]),
         (["--schedule", "growing", "--steps", "2"], ["steps=2", "3 phases"]),
+        (["--schedule", "growing", "--rate-by-owners", "-1"], ["--rate-by-owners"]),
+        (["--schedule", "growing", "--rate-by-owners", "nan"], ["--rate-by-owners"]),
     ],
 )
 def test_that_a_schedule_that_cannot_be_is_one_clean_message(options: list[str], words: list[str]) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from sdp_compile.cli import options
 from sdp_compile.cli.clean_errors import clean_errors
-from sdp_compile.command_words import DEFAULT_SCHEDULE, DEFAULT_WORKERS
+from sdp_compile.command_words import DEFAULT_RATE_BY_OWNERS, DEFAULT_SCHEDULE, DEFAULT_WORKERS
 from sdp_compile.errors import DistributedError, PolicyError
 from sdp_compile.train.settings import TrainSettings, joined_workers
 
@@ -66,6 +66,15 @@ def train(
         typer.Option(
             "--sharded/--no-sharded",
             help="Split gradients and optimizer state of each unit among its owners. Default: in the default schedule.",
+        ),
+    ] = None,
+    rate_by_owners: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="POWER",
+            help="Multiply the learning rate of each parameter with the share of the workers that own it, to this "
+            f"power. Default: {DEFAULT_RATE_BY_OWNERS:g} in the default schedule, otherwise the schedule's.",
         ),
     ] = None,
     level: Annotated[Level | None, typer.Option(help="Use the built-in policy of this name.")] = None,
@@ -153,6 +162,7 @@ def train(
             node_size=node_size,
             passes=passes,
             reduction=reduction.value,
+            rate_by_owners=DEFAULT_RATE_BY_OWNERS if is_default and rate_by_owners is None else rate_by_owners,
             sharded=is_default if sharded is None else sharded,
             seed=seed,
             baseline=baseline,
