@@ -79,7 +79,7 @@ class Phase(PolicyModel):
             one that draws, such as ``"rolling"`` or ``"random"``.
         alternate: A policy for every ``alternate_every``-th step.
         alternate_every: How often ``alternate`` has its turn.
-        learning_rate: What the learning rate of the schedule is multiplied with in this phase.
+        learning_rate: What the learning rate of the schedule is multiplied by in this phase.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -100,7 +100,7 @@ class Phase(PolicyModel):
     """How often ``alternate`` has its turn."""
 
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """What the learning rate of the schedule is multiplied with."""
+    """What the learning rate of the schedule is multiplied by."""
 
     def __init__(self, policy: Any = None, /, **values: Any) -> None:
         if policy is not None:
@@ -166,7 +166,7 @@ class Schedule(PolicyModel):
         steps: The number of steps. A schedule of several phases needs it where it is used.
         learning_rate: How the learning rate changes, for `rate`.
         rate_by_owners: While the model follows the schedule, optimizers multiply the learning rate of each parameter
-            with the share of the workers that own it, to this power: 0.5 is its square root, and 0 leaves it.
+            by the share of the workers that own it, to this power: 0.5 is its square root, and 0 leaves it.
 
     Raises:
         PolicyError: A field does not exist or its value is not valid.
@@ -182,7 +182,7 @@ class Schedule(PolicyModel):
     """How the learning rate changes."""
 
     rate_by_owners: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """The power of a parameter's share of owners with which its learning rate is multiplied."""
+    """The power of a parameter's share of owners by which its learning rate is multiplied."""
 
     def __init__(self, phases: Any = None, /, **values: Any) -> None:
         if phases is not None:

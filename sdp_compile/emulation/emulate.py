@@ -127,6 +127,10 @@ class Emulation(nn.Module):
         self._follow(plan)
         follow_schedule(self, None)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        follow_schedule(self, self.schedule)
+
     @property
     def workers(self) -> int:
         """The number of workers."""
@@ -184,7 +188,7 @@ class Emulation(nn.Module):
         Raises:
             SDPError: If a batch is missing, or a loss is not a scalar.
         """
-        weights = self._weights(batches, tokens)
+        weights = parts.checked_weights(self.workers, self._reduction, batches, tokens)
         parts.check_loss_function(loss_fn)
         means, losses = self._means, [torch.empty(0)] * self.workers
         means.clear()
@@ -336,15 +340,3 @@ class Emulation(nn.Module):
     def _tensors(self) -> dict[str, Tensor]:
         """Returns the full model's tensors by canonical name."""
         return {name: registry[key] for name, (registry, key) in self._places.items()}
-
-    def _weights(self, batches: Sequence[Any], tokens: Sequence[float] | None) -> Sequence[float]:
-        """Returns what the gradients of each worker count, after checking the arguments of `backward`."""
-        for what, values in (("batches", batches), ("tokens", tokens)):
-            if values is not None and (not isinstance(values, Sequence) or len(values) != self.workers):
-                found = len(values) if isinstance(values, Sequence) else type(values).__name__
-                raise SDPError(f"{what} must be a list with one entry for each of {self.workers} workers, got {found}.")
-        if (tokens is None) == (self._reduction == "tokens"):
-            raise SDPError(
-                "tokens= is for reduction='tokens', which needs it: the number of tokens of each worker's batch."
-            )
-        return [1.0] * self.workers if tokens is None else [float(count) for count in tokens]

@@ -65,6 +65,31 @@ def places_of(model: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
     return result
 
 
+def checked_weights(
+    workers: int, reduction: str, batches: Sequence[Any], tokens: Sequence[float] | None
+) -> Sequence[float]:
+    """Returns what the gradients of each worker count.
+
+    Args:
+        workers: The number of workers.
+        reduction: How the gradients of the owners of a unit make up its gradient.
+        batches: The batches that a user passed.
+        tokens: The numbers of tokens that a user passed.
+
+    Raises:
+        SDPError: If there is not one batch for each worker, or ``tokens`` does not go with the reduction.
+    """
+    for what, values in (("batches", batches), ("tokens", tokens)):
+        if values is not None and (not isinstance(values, Sequence) or len(values) != workers):
+            found = len(values) if isinstance(values, Sequence) else type(values).__name__
+            raise SDPError(f"{what} must be a list with one entry for each of {workers} workers, got {found}.")
+    if (tokens is None) == (reduction == "tokens"):
+        raise SDPError(
+            "tokens= is for reduction='tokens', which needs it: the number of tokens of each worker's batch."
+        )
+    return [1.0] * workers if tokens is None else [float(count) for count in tokens]
+
+
 def check_loss_function(loss_fn: Any) -> None:
     """Raises `SDPError` for a loss function that takes outputs and labels."""
     where = getattr(loss_fn, "__module__", "") or ""

@@ -28,6 +28,7 @@ from sdp_compile.runtime.gradients.hooks import ArrivalHook, Hook
 from sdp_compile.runtime.levels.equalise import equalise
 from sdp_compile.runtime.module.sdp_module import SDPModule
 from sdp_compile.runtime.optimizer.originals import remember_replaced
+from sdp_compile.runtime.optimizer.owner_check import forget_parameters
 from sdp_compile.runtime.optimizer.sharded import ShardedOptimizer
 from sdp_compile.runtime.owners.comparison import check_values
 from sdp_compile.runtime.state.full_state import device_of
@@ -87,6 +88,8 @@ def replan(module: Any, policy: Any, optimizer: Optimizer | Sequence[Optimizer] 
     _swap(module, lowered, new)
     for one in followers:
         one.adopt()
+    for known in optimizers:
+        forget_parameters(known)
     return traffic(module.workers, ((move, errand.dtype.itemsize) for errand in errands for move in errand.moves))
 
 

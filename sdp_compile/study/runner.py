@@ -104,12 +104,19 @@ def _row(study: Study, one: Run) -> dict[str, Any]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Locks a file of results, so that no run is made twice."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SDPError(f"Another study writes to {path}. Wait for it, or name another file with --out.") from None
+    """Locks a file of results, so that no run is made twice.
+
+    Raises:
+        SDPError: If another study has locked it, or it cannot be written.
+    """
+    try:
+        file = path.open("a")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SDPError(f"Another study writes to {path}. Wait for it, or name another file with --out.") from None
+    except OSError as error:
+        raise SDPError(f"{path} cannot be written: {error.strerror}. Name another file with --out.") from None
+    with file:
         yield
 
 

@@ -24,7 +24,7 @@ Match = Literal["steps", "time", "flops"]
 _OF_MACHINES = {one.name for one in fields(Hardware)} - {"algorithm", "memory"}
 """What a study can say of the machines of a cluster."""
 
-_VARIED = {"rate_by_owners", "moments", "mean_of_last", "local_steps"}
+_VARIED = {"moments", "mean_of_last", "local_steps"}
 """Fields of a contestant that most leave alone; a run without them is identified without them."""
 
 
@@ -41,7 +41,7 @@ class Contestant(PolicyModel):
         drop_branch: The share of residual branches that are dropped.
         sharded: Whether the owners of a unit split its gradients and optimizer state. That changes what is held, and
             the time of a step, but no value.
-        rate_by_owners: The learning rate of each parameter is multiplied with the share of the workers that own it, to
+        rate_by_owners: The learning rate of each parameter is multiplied by the share of the workers that own it, to
             this power: 0.5 is the square root of a unit's batch, 1 is linear.
         moments: Whether AdamW keeps its moments where the plan changes, or begins with new ones.
         mean_of_last: The full model is the mean over the last steps, of this share of all.
@@ -74,7 +74,7 @@ class Contestant(PolicyModel):
     """Whether the owners of a unit split its gradients and optimizer state."""
 
     rate_by_owners: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """The power of the share of owners with which learning rates are multiplied; None for the schedule's."""
+    """The power of the share of owners by which learning rates are multiplied; None for the schedule's."""
 
     moments: Literal["keep", "clear"] = "keep"
     """What happens to AdamW's moments where the plan changes."""
@@ -95,7 +95,7 @@ class Contestant(PolicyModel):
 
     @property
     def power(self) -> float:
-        """The power of the share of owners with which its learning rates are multiplied."""
+        """The power of the share of owners by which its learning rates are multiplied."""
         return self.schedule.rate_by_owners if self.rate_by_owners is None else self.rate_by_owners
 
     @property
@@ -267,9 +267,10 @@ class Study(PolicyModel):
         left_out = {"contestants", "seeds", "learning_rates", "tuning_seeds", *([] if self.cluster else ["cluster"])}
         shared = self.model_dump(mode="json", exclude=left_out)
         own = {
-            **contestant.model_dump(mode="json", exclude={"schedule", "name", "match", *_VARIED}),
+            **contestant.model_dump(mode="json", exclude={"schedule", "name", "match", "rate_by_owners", *_VARIED}),
             **contestant.model_dump(mode="json", include=_VARIED, exclude_defaults=True),
-            "schedule": contestant.schedule.describe(),
+            **({"rate_by_owners": contestant.power} if contestant.power else {}),
+            "schedule": contestant.schedule.replace(rate_by_owners=0.0).describe(),
         }
         ran = {key: value for key, value in asdict(run).items() if key != "contestant"}
         text = json.dumps([shared, own, ran], sort_keys=True)

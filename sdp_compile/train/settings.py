@@ -31,7 +31,7 @@ class TrainSettings:
         output: the folder for ``model.safetensors``, and for ``report.json`` unless ``json_path`` names another file.
         batch: samples per worker and step.
         learning_rate: the peak of the schedule.
-        rate_by_owners: the power of a parameter's share of owners with which its learning rate is multiplied; None for
+        rate_by_owners: the power of a parameter's share of owners by which its learning rate is multiplied; None for
             the schedule's.
         sharded: whether owners split the optimizer state of what they share.
         checkpoint: the folder for checkpoints; None saves none.

@@ -73,7 +73,7 @@ def train(
         typer.Option(
             min=0,
             metavar="POWER",
-            help="Multiply the learning rate of each parameter with the share of the workers that own it, to this "
+            help="Multiply the learning rate of each parameter by the share of the workers that own it, to this "
             f"power. Default: {DEFAULT_RATE_BY_OWNERS:g} in the default schedule, otherwise the schedule's.",
         ),
     ] = None,

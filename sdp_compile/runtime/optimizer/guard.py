@@ -22,6 +22,7 @@ from sdp_compile.runtime.optimizer.origin import check_origin
 from sdp_compile.runtime.optimizer.originals import refuse_original, refuse_replaced
 from sdp_compile.runtime.optimizer.owner_check import check_step
 from sdp_compile.runtime.owners import rates
+from sdp_compile.runtime.owners.division import is_stand_in
 from sdp_compile.runtime.probing.elementwise import check_elementwise, needs_broadcast
 
 _installed = False
@@ -45,9 +46,11 @@ def follow_schedule(model: rates.Rated, schedule: Schedule | None) -> None:
 
 @torch.compiler.disable(reason="All workers compare what they step; compile optimizer.step without fullgraph=True.")  # type: ignore[untyped-decorator]
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    args, kwargs = _checked_step(optimizer, args, kwargs) or (args, kwargs)
-    other = rates.stand_in(optimizer)
-    return (args if other is None else (other, *args[1:])), kwargs
+    if is_stand_in(optimizer):  # of an optimizer whose step calls that of its base class
+        return None
+    result = _checked_step(optimizer, args, kwargs)
+    rates.prepare(optimizer)
+    return result
 
 
 def _checked_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -115,7 +118,8 @@ def _check_gradients(optimizer: Optimizer) -> None:
 
 @torch.compiler.disable(reason="All workers compare what they step; compile optimizer.step without fullgraph=True.")  # type: ignore[untyped-decorator]
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    rates.take_over(optimizer, args[0])
+    if is_stand_in(optimizer):
+        return
     for engine, parameters in engines_of(optimizer).items():
         is_sharded = isinstance(engine.reduction, ReduceScatter)  # each value was computed by one worker
         if not is_sharded and needs_broadcast(optimizer, parameters[0].device, engine.unequal_devices):

@@ -26,7 +26,7 @@ from sdp_compile.runtime.comm.meeting import Meeting, Statement, mixed, share_of
 from sdp_compile.runtime.comm.verdict import OUTSIDE, ROUNDING, Details
 from sdp_compile.runtime.gradients.engine import GradientEngine, engines
 from sdp_compile.runtime.gradients.reduce_scatter import ReduceScatter
-from sdp_compile.runtime.owners import backward
+from sdp_compile.runtime.owners import backward, rates
 from sdp_compile.runtime.owners.backward import leave_out
 from sdp_compile.runtime.owners.checksums import fetched
 from sdp_compile.runtime.owners.comparison import Comparison, Item, is_late, items, read
@@ -125,7 +125,8 @@ class StepCheck:
         if waits:
             comparison, finite = (Comparison([], False), list) if late is None else (late.comparison, late.finite)
         rounding = _rounding(optimizer, own)
-        options = [{**_options(optimizer, group, count), ROUNDING: rounding} for group in optimizer.param_groups]
+        extra = {ROUNDING: rounding, "rate_by_owners": rates.powers([engine.holdings.plan for engine in own])}
+        options = [{**_options(optimizer, group, count), **extra} for group in optimizer.param_groups]
         without = {
             engine.key(n) for engine, names in self._stepped for n in engine.unused.missing(engine.hooked, names)
         }
@@ -210,6 +211,13 @@ def check_step(optimizer: Optimizer, own: Sequence[GradientEngine]) -> None:
         with torch._C.DisableTorchFunctionSubclass():  # this worker's part of a gradient, not the full model's
             watch.late[group] = watch.checks[group].meet(optimizer, members, watch.count, watch.late.get(group))
     watch.count += 1
+
+
+def forget_parameters(optimizer: Optimizer) -> None:
+    """Lets go of the parameters that an optimizer has held until now, as its model has got another plan."""
+    watch = _watches.get(optimizer)
+    if watch is not None:
+        watch.parameters, watch.checks = [], {}
 
 
 def begin_anew(engine: GradientEngine, optimizers: Iterable[Optimizer]) -> None:

@@ -1,34 +1,28 @@
-"""Learning rates by owners: what fewer workers train, on the mean of fewer samples, may take smaller steps.
-
-A step runs on a stand-in of the optimizer: the same object but for its groups, which are divided into parts with rates
-of their own. So the groups of the optimizer itself are as the user made them at any time: for hooks and closures in a
-step, schedulers, checkpoints and logs, and after a step that failed.
-"""
+"""Learning rates by owners: what fewer workers train, on the mean of fewer samples, may take smaller steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from sdp_compile.errors import SDPError
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Schedule
+from sdp_compile.runtime.owners.division import Division
 
 Factors = Mapping[nn.Parameter, float]
-
-_RATE, _GROUPS = "lr", "param_groups"
-_NOT_OPTIONS = ("params", "param_names")
+_CLOSURE = "closure"
 
 _models: WeakSet[Any] = WeakSet()
 _factors: WeakKeyDictionary[Any, dict[tuple[str, float], Mapping[str, float]]] = WeakKeyDictionary()
-_divisions: WeakKeyDictionary[Optimizer, _Division] = WeakKeyDictionary()
-_stand_ins: WeakKeyDictionary[Optimizer, _Division] = WeakKeyDictionary()
+_divisions: WeakKeyDictionary[Optimizer, Division] = WeakKeyDictionary()
+_hooked: WeakKeyDictionary[Optimizer, tuple[RemovableHandle, RemovableHandle]] = WeakKeyDictionary()
 _exempt: WeakSet[Optimizer] = WeakSet()
 
 
@@ -55,7 +49,7 @@ def owned_share(plan: Plan, name: str) -> float:
 
 
 def factors(model: Rated) -> Mapping[str, float]:
-    """Returns what the learning rate of each parameter is multiplied with, by name; empty where that is nothing."""
+    """Returns what the learning rate of each parameter is multiplied by, by name; empty where that is nothing."""
     power = 0.0 if model.schedule is None else model.schedule.rate_by_owners
     if not power:
         return {}
@@ -65,6 +59,12 @@ def factors(model: Rated) -> Mapping[str, float]:
         known.clear()
         known[key] = {name: owned_share(model.plan, name) ** power for name in parameters}
     return known[key]
+
+
+def powers(plans: Sequence[Plan]) -> str:
+    """Returns the ``rate_by_owners`` of the models with these plans, as text."""
+    schedules = [model.schedule for model in _models if any(model.plan is one for one in plans)]
+    return ", ".join(sorted({str(one.rate_by_owners) for one in schedules if one is not None}))
 
 
 def watch(model: Rated) -> None:
@@ -77,14 +77,10 @@ def leave_alone(optimizer: Optimizer) -> None:
     _exempt.add(optimizer)
 
 
-def stand_in(optimizer: Optimizer) -> Optimizer | None:
-    """Returns what takes the place of an optimizer in its step; None if all its learning rates are as they are.
-
-    Raises:
-        SDPError: If its groups have no learning rate.
-    """
-    if optimizer in _exempt or optimizer in _stand_ins:
-        return None
+def prepare(optimizer: Optimizer) -> None:
+    """Lets the step that an optimizer is about to take follow learning rates by owners; see `watch`."""
+    if optimizer in _exempt:
+        return
     known = {
         parameter: of_model[name]
         for model in _models
@@ -92,22 +88,16 @@ def stand_in(optimizer: Optimizer) -> Optimizer | None:
         for name, parameter in model.named_parameters()
         if name in of_model
     }
-    return _stand_in(optimizer, known)
-
-
-def take_over(optimizer: Optimizer, other: Any) -> None:
-    """Takes over what a step has changed in a stand-in.
-
-    Args:
-        optimizer: The optimizer.
-        other: Its stand-in, or anything else, which is left alone.
-
-    Raises:
-        SDPError: If the step has changed the options of a group, in another way for each of its parts.
-    """
-    division = _stand_ins.get(other) if isinstance(other, Optimizer) and other is not optimizer else None
-    if division is not None:
-        division.take_over(optimizer, other)
+    if _division(optimizer, known) is None:
+        return
+    if optimizer not in _hooked:
+        before = optimizer.register_step_pre_hook(_before_step)
+        _hooked[optimizer] = before, optimizer.register_step_post_hook(_after_step)
+    before, after = _hooked[optimizer]
+    # What the user's hooks change counts for this step, and they see what it has changed.
+    hooks: tuple[Any, Any] = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    hooks[0].move_to_end(before.id)
+    hooks[1].move_to_end(after.id, last=False)
 
 
 @contextmanager
@@ -116,7 +106,7 @@ def scaled(optimizer: Optimizer, known: Factors) -> Iterator[Optimizer]:
 
     Args:
         optimizer: The optimizer.
-        known: What the learning rate of each parameter is multiplied with; others keep theirs.
+        known: What the learning rate of each parameter is multiplied by; others keep theirs.
 
     Yields:
         What to step; the optimizer itself if all its learning rates are as they are.
@@ -124,95 +114,49 @@ def scaled(optimizer: Optimizer, known: Factors) -> Iterator[Optimizer]:
     Raises:
         SDPError: If its groups have no learning rate, or the step changes options in another way for each part.
     """
-    other = _stand_in(optimizer, known) or optimizer
-    yield other
-    take_over(optimizer, other)
+    division = _division(optimizer, known)
+    yield optimizer if division is None else division.stand_in(optimizer)
+    if division is not None:
+        division.take_over(optimizer)
 
 
-class _Division:
-    """The groups of an optimizer in parts with different rates.
-
-    The parts are the same objects at each step, because `torch.compile` compiles steps for them.
-
-    Args:
-        parameters: The parameters of each group.
-        known: What the learning rate of each parameter is multiplied with; others keep theirs.
-    """
-
-    def __init__(self, parameters: Sequence[Sequence[nn.Parameter]], known: Factors) -> None:
-        self._key = _key(parameters, known)
-        self._parts = [_parts(members, known) for members in parameters]
-        self._given: list[dict[str, tuple[Any, int]]] = []
-
-    def serves(self, parameters: Sequence[Sequence[nn.Parameter]], known: Factors) -> bool:
-        """Whether groups with these parameters have these parts."""
-        return _key(parameters, known) == self._key
-
-    def stand_in(self, optimizer: Optimizer) -> Optimizer:
-        """Returns an optimizer with everything of another one, and the parts in place of its groups."""
-        for group, parts in zip(optimizer.param_groups, self._parts, strict=True):
-            if _RATE not in group:
-                raise SDPError(
-                    f"{type(optimizer).__name__} has no learning rate 'lr' in its groups, and the model's schedule has "
-                    "rate_by_owners. Use an optimizer that has one, or a schedule without rate_by_owners."
-                )
-            for factor, part in parts:
-                part.update((key, value) for key, value in group.items() if key not in _NOT_OPTIONS)
-                part[_RATE] = group[_RATE] * factor
-        self._given = [{key: (value, _version(value)) for key, value in parts[0][1].items()} for parts in self._parts]
-        result: Optimizer = object.__new__(type(optimizer))
-        vars(result).update(vars(optimizer))
-        result.param_groups = [part for parts in self._parts for _, part in parts]
-        _stand_ins[result] = self
-        return result
-
-    def take_over(self, optimizer: Optimizer, other: Optimizer) -> None:
-        """Gives an optimizer the attributes of its stand-in, and its groups what is the same in all of their parts."""
-        vars(optimizer).update((key, value) for key, value in vars(other).items() if key != _GROUPS)
-        for group, parts, given in zip(optimizer.param_groups, self._parts, self._given, strict=True):
-            first = parts[0][1]
-            for key in (key for key in first if key not in _NOT_OPTIONS and _is_changed(first[key], given.get(key))):
-                in_place = key in given and first[key] is given[key][0]  # once for each part
-                if key == _RATE or in_place or any(_differ(part.get(key), first[key]) for _, part in parts):
-                    raise SDPError(
-                        f"{type(optimizer).__name__} changes {key!r} of its groups by what they hold, and learning "
-                        "rates by owners divide them. Use another optimizer, or a schedule without rate_by_owners."
-                    )
-                group[key] = first[key]
-
-
-def _stand_in(optimizer: Optimizer, known: Factors) -> Optimizer | None:
-    parameters = [group["params"] for group in optimizer.param_groups]
-    if all(known.get(one, 1.0) == 1.0 for members in parameters for one in members):
+def _division(optimizer: Optimizer, known: Factors) -> Division | None:
+    """Returns how the groups of an optimizer are divided; None if all learning rates are as they are."""
+    layout = tuple(tuple(known.get(one, 1.0) for one in group["params"]) for group in optimizer.param_groups)
+    if all(factor == 1.0 for of_group in layout for factor in of_group):
+        _divisions.pop(optimizer, None)
         return None
     division = _divisions.get(optimizer)
-    if division is None or not division.serves(parameters, known):
-        division = _divisions[optimizer] = _Division(parameters, known)
-    return division.stand_in(optimizer)
+    if division is None or division.layout != layout:
+        division = _divisions[optimizer] = Division(type(optimizer), layout)
+    return division
 
 
-def _key(parameters: Sequence[Sequence[nn.Parameter]], known: Factors) -> list[list[tuple[int, float]]]:
-    return [[(id(one), known.get(one, 1.0)) for one in members] for members in parameters]
+@torch.compiler.disable(reason="The groups of the optimizer are divided.")  # type: ignore[untyped-decorator]
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    division = _divisions.get(optimizer)
+    if division is None:
+        return None
+    if len(args) > 1 and callable(args[1]):
+        args = (args[0], _filling(division, optimizer, args[1]), *args[2:])
+    elif callable(kwargs.get(_CLOSURE)):
+        kwargs = {**kwargs, _CLOSURE: _filling(division, optimizer, kwargs[_CLOSURE])}
+    return (division.stand_in(optimizer), *args[1:]), kwargs
 
 
-def _parts(members: Sequence[nn.Parameter], known: Factors) -> list[tuple[float, dict[str, Any]]]:
-    """Returns the parts of a group; one without parameters if the group has none."""
-    found: dict[float, list[nn.Parameter]] = {} if members else {1.0: []}
-    for one in members:
-        found.setdefault(known.get(one, 1.0), []).append(one)
-    return [(factor, {"params": some}) for factor, some in found.items()]
+@torch.compiler.disable(reason="The groups of the optimizer are divided.")  # type: ignore[untyped-decorator]
+def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    division = _divisions.get(optimizer)
+    if division is not None:
+        division.take_over(optimizer)
 
 
-def _version(value: Any) -> int:
-    """Returns a number that changes with every change in place."""
-    return value._version if isinstance(value, Tensor) else 0
+def _filling(division: Division, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+    """Returns a closure after which the step has the options that the closure has set."""
 
+    def filling() -> Any:
+        loss = closure()
+        division.fill(optimizer)
+        return loss
 
-def _is_changed(value: Any, given: tuple[Any, int] | None) -> bool:
-    return given is None or _differ(value, given[0]) or _version(value) != given[1]
-
-
-def _differ(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is not other and not torch.equal(one, other)
-    return one is not other and bool(one != other)
+    return filling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -131,9 +132,49 @@ def copied(rank: int) -> list[tuple[bool, float]]:
     return result
 
 
+def old_parameters(rank: int) -> list[bool]:
+    """Whether parameters are still there that the change of plan has replaced."""
+    result = []
+    for sharded in (False, True):
+        model = sdp.compile(transformer(), schedule(0.5), (batch(0, 0)[:, :-1],))
+        parts = sdp.ShardedOptimizer(model, torch.optim.AdamW) if sharded else torch.optim.AdamW(model.parameters())
+        for step in range(CHANGE):
+            model.advance(step, parts)
+            loss_of(model, batch(rank, step)).backward()
+            parts.step()
+            parts.zero_grad()
+        before = [weakref.ref(one) for one in model.parameters()]
+        model.advance(CHANGE, parts)
+        gc.collect()
+        current = set(map(id, model.parameters()))
+        result += [(one := reference()) is not None and id(one) not in current for reference in before]
+    return result
+
+
+def changed_on_one(rank: int) -> str:
+    model = sdp.compile(transformer(), schedule(0.5), (batch(0, 0)[:, :-1],))
+    if rank == 1:
+        model.schedule = schedule(1.0)
+    loss_of(model, batch(rank, 0)).backward()
+    try:
+        torch.optim.AdamW(model.parameters()).step()
+    except sdp.DistributedError as error:
+        return str(error)
+    return "no error"
+
+
+def test_rates_that_differ_between_workers_are_an_error_on_all() -> None:
+    for message in run_workers(changed_on_one, 2):
+        assert "rate_by_owners" in message and "0.5" in message and "1.0" in message
+
+
 def test_copies_of_a_model_keep_its_rates() -> None:
     for change, expected in run_workers(copied, WORKERS)[0]:
         assert change == pytest.approx(expected, rel=1e-6)
+
+
+def test_that_nothing_keeps_parameters_of_an_earlier_plan() -> None:
+    assert not any(run_workers(old_parameters, WORKERS)[0])
 
 
 # -- groups of an optimizer ------------------------------------------------------------------------------------------
@@ -179,29 +220,99 @@ def changes(model: sdp.Emulation, optimizer: torch.optim.Optimizer) -> dict[str,
 EXPECTED = {"0.weight": 0.5**1.5, "0.bias": 0.5**1.5, "2.weight": 0.5**1.5, "2.bias": 0.5}
 
 
-def test_a_step_that_fails_leaves_the_groups_to_the_next_one(model: sdp.Emulation) -> None:
+def test_a_step_that_fails_changes_no_group(model: sdp.Emulation) -> None:
     def fail(group: dict[str, Any]) -> None:
-        raise RuntimeError("out of memory")
-
-    optimizer = Descent(model.parameters(), fail)
-    (own,) = optimizer.param_groups
-    with pytest.raises(RuntimeError, match="out of memory"):
-        step(model, optimizer)
-    optimizer.after = lambda group: None
-    assert changes(model, optimizer) == pytest.approx(EXPECTED)
-    assert optimizer.param_groups == [own] and optimizer.param_groups[0] is own and own["lr"] == 0.5
-
-
-def test_a_state_after_a_step_that_failed_has_the_groups_of_the_user(model: sdp.Emulation) -> None:
-    def fail(group: dict[str, Any]) -> None:
+        group["seen"] = group.get("seen", 0) + 1
         raise RuntimeError("out of memory")
 
     optimizer = Descent(model.parameters(), fail)
     before = optimizer.state_dict()["param_groups"]
+    (own,) = optimizer.param_groups
     with pytest.raises(RuntimeError, match="out of memory"):
         step(model, optimizer)
     assert optimizer.state_dict()["param_groups"] == before
-    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups == [own] and optimizer.param_groups[0] is own and own["lr"] == 0.5
+    optimizer.after = lambda group: None
+    assert changes(model, optimizer) == pytest.approx(EXPECTED)
+
+
+def test_hooks_of_the_user_see_and_change_the_optimizer_itself(model: sdp.Emulation) -> None:
+    optimizer = Descent(model.parameters(), lambda group: None)
+    seen: list[Any] = []
+
+    def before(one: Any, args: Any, kwargs: Any) -> Any:
+        one.count = getattr(one, "count", 0) + 1
+        one.param_groups[0]["lr"] = 0.5 * one.count
+        return (one, *args[1:]), kwargs
+
+    def after(one: Any, args: Any, kwargs: Any) -> None:
+        one.count = getattr(one, "count", 0) + 10
+        seen.append((one is optimizer, len(one.param_groups), one.param_groups[0]["lr"]))
+
+    optimizer.register_step_post_hook(after)
+    first = changes(model, optimizer)
+    optimizer.register_step_pre_hook(before)  # after our own
+    second = changes(model, optimizer)
+    third = changes(model, optimizer)
+    assert first == pytest.approx(EXPECTED)
+    assert second == pytest.approx({name: 11 * rate for name, rate in EXPECTED.items()})
+    assert third == pytest.approx({name: 22 * rate for name, rate in EXPECTED.items()})
+    assert seen == [(True, 1, 0.5), (True, 1, 5.5), (True, 1, 11.0)] and optimizer.count == 32  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_closure_may_set_the_rate(model: sdp.Emulation, by_name: bool) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+
+    def closure() -> Tensor:
+        optimizer.param_groups[0]["lr"] = 0.25
+        model.zero_grad()
+        batches = [torch.randn(3, 6).double() for _ in range(WORKERS)]
+        return model.backward(batches, lambda worker, inputs: worker(inputs).pow(2).mean()).mean()
+
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    found = {name: ((before[name] - one).norm() / one.grad.norm()).item() for name, one in model.named_parameters()}
+    assert found == pytest.approx({name: rate / 2 for name, rate in EXPECTED.items()})
+
+
+class Twice(torch.optim.SGD):
+    """Steps twice: by its base class, and itself."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        for group in self.param_groups:
+            for one in group["params"]:
+                one -= group["lr"] * one.grad
+        self.steps = getattr(self, "steps", 0) + 1
+        self.own = self.helper  # a method of the stand-in, for a moment
+
+    def helper(self) -> int:
+        return len(self.param_groups)
+
+
+def test_steps_that_call_those_of_a_base_class(model: sdp.Emulation) -> None:
+    optimizer = Twice(model.parameters(), lr=0.5)
+    optimizer.own = optimizer.helper  # type: ignore[method-assign]
+    for number in range(1, 4):
+        assert changes(model, optimizer) == pytest.approx({name: 2 * rate for name, rate in EXPECTED.items()})
+        assert optimizer.steps == number and len(optimizer.param_groups) == 1
+        assert optimizer.own() == 1  # type: ignore[attr-defined]
+
+
+def copies(model: sdp.Emulation) -> dict[str, sdp.Emulation]:
+    return {
+        "deep": copy.deepcopy(model),
+        "shallow": copy.copy(model),
+        "pickled": pickle.loads(pickle.dumps(model)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["deep", "shallow", "pickled"])
+def test_copies_of_an_emulation_keep_its_rates(model: sdp.Emulation, kind: str) -> None:
+    one = copies(model)[kind]
+    assert changes(one, Descent(one.parameters(), lambda group: None)) == pytest.approx(EXPECTED)
 
 
 def test_options_that_each_step_changes_stay_with_the_group(model: sdp.Emulation) -> None:
@@ -209,23 +320,31 @@ def test_options_that_each_step_changes_stay_with_the_group(model: sdp.Emulation
         group["steps"] = group.get("steps", 0) + 1
 
     optimizer = Descent(model.parameters(), count)
+    before = optimizer.state_dict()
     for number in range(1, 4):
         assert changes(model, optimizer) == pytest.approx(EXPECTED)
         (own,) = optimizer.param_groups
         assert own["steps"] == number and own["lr"] == 0.5 and len(own["params"]) == 4
+    optimizer.load_state_dict(before)
+    step(model, optimizer)
+    assert optimizer.param_groups[0]["steps"] == 1
 
 
-@pytest.mark.parametrize("kind", ["by what it holds", "in place", "rate"])
+@pytest.mark.parametrize("kind", ["by what it holds", "in place", "list", "tensor", "rate"])
 def test_options_that_a_step_computes_from_a_group_are_refused(model: sdp.Emulation, kind: str) -> None:
     def change(group: dict[str, Any]) -> None:
         if kind == "by what it holds":
             group["distance"] = sum(one.norm().item() for one in group["params"])
         elif kind == "in place":
             group["count"].add_(1)
+        elif kind == "list":
+            group["list"].append(1)
+        elif kind == "tensor":
+            group["number"] = torch.randn(3)
         else:
             group["lr"] *= 0.9
 
-    optimizer = Descent(model.parameters(), change, count=torch.zeros(()))
+    optimizer = Descent(model.parameters(), change, count=torch.zeros(()), list=[], number=0)
     with pytest.raises(sdp.SDPError, match="rate_by_owners"):
         step(model, optimizer)
     assert len(optimizer.param_groups) == 1
@@ -233,9 +352,30 @@ def test_options_that_a_step_computes_from_a_group_are_refused(model: sdp.Emulat
 
 def test_an_optimizer_without_a_rate_is_refused(model: sdp.Emulation) -> None:
     optimizer = Descent(model.parameters(), lambda group: None)
+    optimizer.param_groups[0]["lr"] = None
+    with pytest.raises(sdp.SDPError, match="'lr'"):
+        step(model, optimizer)
     del optimizer.param_groups[0]["lr"]
     with pytest.raises(sdp.SDPError, match="'lr'"):
         step(model, optimizer)
+
+
+def test_a_group_of_others_needs_no_rate(model: sdp.Emulation) -> None:
+    other = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    other.grad = torch.ones_like(other)
+    optimizer = Descent([{"params": list(model.parameters())}, {"params": [other]}], lambda group: None)
+    del optimizer.param_groups[1]["lr"]
+    assert changes(model, optimizer) == pytest.approx(EXPECTED)
+    assert other.tolist() == [0, 0, 0]
+
+
+def test_an_optimizer_with_a_finaliser_is_refused(model: sdp.Emulation) -> None:
+    class Finalised(Descent):
+        def __del__(self) -> None:
+            pass
+
+    with pytest.raises(sdp.SDPError, match="finaliser"):
+        step(model, Finalised(model.parameters(), lambda group: None))
 
 
 def test_groups_of_the_user_and_parameters_of_others(model: sdp.Emulation) -> None:
@@ -270,8 +410,18 @@ def test_optimizers_are_not_kept_alive(model: sdp.Emulation) -> None:
     assert reference() is None
 
 
-def test_steps_that_are_compiled(model: sdp.Emulation) -> None:
+def test_steps_that_are_compiled_are_compiled_once(model: sdp.Emulation) -> None:
+    compiled = 0
+
+    def counting(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        nonlocal compiled
+        compiled += 1
+        return graph.forward
+
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    optimizer.step = torch.compile(optimizer.step, backend="eager")  # type: ignore[method-assign]
-    for _ in range(3):
+    optimizer.step = torch.compile(optimizer.step, backend=counting)  # type: ignore[method-assign]
+    for number in range(12):
         assert changes(model, optimizer) == pytest.approx(EXPECTED)
+        if number == 2:
+            after_some = compiled
+    assert compiled == after_some > 0
