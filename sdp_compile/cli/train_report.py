@@ -17,9 +17,10 @@ def render(report: Mapping[str, Any]) -> RenderableType:
     """Returns what each worker owns, and the assembled model's results."""
     run, policy, workers = report["run"], report["policy"], report["workers"]
     how = run["schedule"] or f"{policy['policy']}, {_owners(policy)}"
+    how += ", sharded state" * run["sharded"] + ", rates by owners" * bool(report["rate_by_owners"])
     title = Text(
-        f"GPT, {workers[0]['dense_parameters']:,} parameters · {len(workers)} workers · "
-        f"{how}{', sharded state' * run['sharded']} · {run['steps']} steps · {run['device']}",
+        f"GPT, {workers[0]['dense_parameters']:,} parameters · {len(workers)} workers · {how} · {run['steps']} steps · "
+        f"{run['device']}",
         style="bold",
     )
     phases = [held(report["phases"])] if len(report["phases"]) > 1 else []
