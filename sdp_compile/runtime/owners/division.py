@@ -89,9 +89,10 @@ class Division:
         """Gives an optimizer what a step has changed in its stand-in, and in all parts of a group alike."""
         try:
             after = {key: value for key, value in vars(self._other).items() if key != _GROUPS}
-            changed = [key for key, value in after.items() if value is not self._put.get(key)]
+            put = self._put
+            changed = [key for key, value in after.items() if key not in put or value is not put[key]]
             vars(optimizer).update((key, _rebound(after[key], self._other, optimizer)) for key in changed)
-            for key in self._put.keys() - after.keys():
+            for key in put.keys() - after.keys():
                 vars(optimizer).pop(key, None)
             for group, parts, given in zip(optimizer.param_groups, self._parts, self._given, strict=True):
                 group.update(_changed(parts, given, optimizer))

@@ -122,6 +122,8 @@ def scaled(optimizer: Optimizer, known: Factors) -> Iterator[Optimizer]:
 
 def _division(optimizer: Optimizer, known: Factors) -> Division | None:
     """Returns how the groups of an optimizer are divided; None if all learning rates are as they are."""
+    if "param_groups" not in vars(optimizer):  # those of another optimizer, which will step
+        return None
     layout = tuple(tuple(known.get(one, 1.0) for one in group["params"]) for group in optimizer.param_groups)
     if all(factor == 1.0 for of_group in layout for factor in of_group):
         _divisions.pop(optimizer, None)

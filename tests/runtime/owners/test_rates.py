@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -258,6 +259,49 @@ def test_hooks_of_the_user_see_and_change_the_optimizer_itself(model: sdp.Emulat
     assert second == pytest.approx({name: 11 * rate for name, rate in EXPECTED.items()})
     assert third == pytest.approx({name: 22 * rate for name, rate in EXPECTED.items()})
     assert seen == [(True, 1, 0.5), (True, 1, 5.5), (True, 1, 11.0)] and optimizer.count == 32  # type: ignore[attr-defined]
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Has the groups of another optimizer, which it steps."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.state = inner, inner.state
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+        self._patch_step_function()
+
+    @property
+    def param_groups(self) -> Any:  # type: ignore[override]
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: Any) -> None:
+        self.inner.param_groups = groups
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.last = None
+        self.inner.step()
+
+
+class Sharing(torch.optim.SGD):
+    """Steps another optimizer of the same groups, as SAM does."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__(inner.param_groups, lr=1.0)
+        self.inner, self.param_groups = inner, inner.param_groups
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.last = None
+        self.inner.step()
+
+
+@pytest.mark.parametrize("wrapper", [Wrapper, Sharing])
+def test_wrappers_of_optimizers(model: sdp.Emulation, wrapper: Any) -> None:
+    inner = Descent(model.parameters(), lambda group: None)
+    optimizer = wrapper(inner)
+    for _ in range(2):
+        assert changes(model, optimizer) == pytest.approx(EXPECTED)
+        assert len(inner.param_groups) == 1 and inner.param_groups[0]["lr"] == 0.5
+        assert "last" in vars(optimizer)
 
 
 @pytest.mark.parametrize("by_name", [False, True])
