@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from sdp_compile.errors import SDPError
@@ -125,7 +127,7 @@ def _pool(jobs: int) -> Iterator[Executor]:
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started
     try:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin) as pool:
             yield pool
     finally:
         if before is None:
@@ -134,7 +136,16 @@ def _pool(jobs: int) -> Iterator[Executor]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _one_thread() -> None:
+def _begin() -> None:
+    """Prepares a process for runs, each on one thread. It ends with the study, also if that is killed."""
+    parent = parent_process()
+    assert parent is not None
+    Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with(sentinel: int) -> None:
+    wait_for([sentinel])
+    os._exit(1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from typer.testing import CliRunner
 from sdp_compile.cli.main import app
 from sdp_compile.study.results import read_rows
 
+ROOT = Path(__file__).parents[2]
 STUDY = """
 task = "teacher"
 steps = 8
@@ -91,3 +95,31 @@ def test_that_mistakes_are_one_clean_message(
     code, _, error = run(*(option.format(file=file) for option in options))
     assert code == 2
     assert all(word in " ".join(error.split()) for word in words), error
+
+
+def test_that_runs_end_with_the_study(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(STUDY.replace("steps = 8", "steps = 1000000"))
+    command = [sys.executable, "-m", "sdp_compile.cli.main", "study", str(tmp_path / "own.toml"), "--jobs", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 120
+    while len(workers := _running(children)) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    time.sleep(5)  # until their runs have begun
+    process.kill()
+    process.wait()
+    while any(_lives(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _running(children: Path) -> list[str]:
+    """The pool's processes, without that of Python's resource tracker."""
+    found = children.read_text().split()
+    return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def _lives(pid: str) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
