@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from itertools import count
 from typing import Any
 
@@ -72,12 +72,10 @@ def _checked_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str,
         closure = (*args[1:], *kwargs.values())
         check_elementwise(optimizer, device, closure=any(value is not None for value in closure))
     # A closure computes the gradients that the step applies, so they are checked when it has run.
-    if len(args) > 1 and callable(args[1]):
-        return (args[0], _checked(optimizer, args[1]), *args[2:]), kwargs
-    if callable(kwargs.get("closure")):
-        return args, {**kwargs, "closure": _checked(optimizer, kwargs["closure"])}
-    _check_gradients(optimizer)
-    return None
+    with_check = rates.with_closure(args, kwargs, partial(_checked, optimizer))
+    if with_check is None:
+        _check_gradients(optimizer)
+    return with_check
 
 
 def _checked(optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:

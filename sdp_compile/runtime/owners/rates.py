@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -17,10 +18,9 @@ from sdp_compile.policies import Schedule
 from sdp_compile.runtime.owners.division import Division
 
 Factors = Mapping[nn.Parameter, float]
-_CLOSURE = "closure"
 
 _models: WeakSet[Any] = WeakSet()
-_factors: WeakKeyDictionary[Any, dict[tuple[str, float], Mapping[str, float]]] = WeakKeyDictionary()
+_factors: WeakKeyDictionary[Any, tuple[tuple[str, float], Mapping[str, float]]] = WeakKeyDictionary()
 _divisions: WeakKeyDictionary[Optimizer, Division] = WeakKeyDictionary()
 _hooked: WeakKeyDictionary[Optimizer, tuple[RemovableHandle, RemovableHandle]] = WeakKeyDictionary()
 _exempt: WeakSet[Optimizer] = WeakSet()
@@ -53,12 +53,11 @@ def factors(model: Rated) -> Mapping[str, float]:
     power = 0.0 if model.schedule is None else model.schedule.rate_by_owners
     if not power:
         return {}
-    key = model.plan.digest, power
-    if key not in (known := _factors.setdefault(model, {})):
+    key, known = (model.plan.digest, power), _factors.get(model)
+    if known is None or known[0] != key:
         parameters = [name for name, tensor in model.plan.state.items() if tensor.kind == "parameter"]
-        known.clear()
-        known[key] = {name: owned_share(model.plan, name) ** power for name in parameters}
-    return known[key]
+        known = _factors[model] = key, {name: owned_share(model.plan, name) ** power for name in parameters}
+    return known[1]
 
 
 def powers(plans: Sequence[Plan]) -> str:
@@ -100,6 +99,23 @@ def prepare(optimizer: Optimizer) -> None:
     hooks[1].move_to_end(after.id, last=False)
 
 
+def with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Callable[[], Any]], Callable[[], Any]]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Returns the arguments of an optimizer's step, the optimizer first, with another closure; None without one.
+
+    Args:
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+        wrap: Returns what takes the place of the closure.
+    """
+    if len(args) > 1 and callable(args[1]):
+        return (args[0], wrap(args[1]), *args[2:]), kwargs
+    if callable(kwargs.get("closure")):
+        return args, {**kwargs, "closure": wrap(kwargs["closure"])}
+    return None
+
+
 @contextmanager
 def scaled(optimizer: Optimizer, known: Factors) -> Iterator[Optimizer]:
     """Within this context, another optimizer takes the place of one that was left alone.
@@ -124,7 +140,8 @@ def _division(optimizer: Optimizer, known: Factors) -> Division | None:
     """Returns how the groups of an optimizer are divided; None if all learning rates are as they are."""
     if "param_groups" not in vars(optimizer):  # those of another optimizer, which will step
         return None
-    layout = tuple(tuple(known.get(one, 1.0) for one in group["params"]) for group in optimizer.param_groups)
+    groups = optimizer.param_groups if known else ()
+    layout = tuple(tuple(known.get(one, 1.0) for one in group["params"]) for group in groups)
     if all(factor == 1.0 for of_group in layout for factor in of_group):
         _divisions.pop(optimizer, None)
         return None
@@ -139,10 +156,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     division = _divisions.get(optimizer)
     if division is None:
         return None
-    if len(args) > 1 and callable(args[1]):
-        args = (args[0], _filling(division, optimizer, args[1]), *args[2:])
-    elif callable(kwargs.get(_CLOSURE)):
-        kwargs = {**kwargs, _CLOSURE: _filling(division, optimizer, kwargs[_CLOSURE])}
+    args, kwargs = with_closure(args, kwargs, partial(_filling, division, optimizer)) or (args, kwargs)
     return (division.stand_in(optimizer), *args[1:]), kwargs
 
 
