@@ -14,6 +14,9 @@ from sdp_compile.structure.layout import Indices
 _View: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, bool]
 """Size, strides and offset of a view, and whether it lies in one run of memory, in order."""
 
+Steps: TypeAlias = tuple[int, tuple[tuple[int, int], ...]]
+"""A first index, and nested steps from there, the widest first: (number, distance) of each."""
+
 
 class Region:
     """The outer product of one index list per dimension; evenly spaced lists become slices, which cost nothing.
@@ -36,6 +39,7 @@ class Region:
             for dim, (positions, evenly) in enumerate(zip(lists, self._slices, strict=True))
             if evenly is None
         }
+        self._steps = tuple(map(_as_steps, lists))
         self._moved: dict[torch.device, dict[int, Tensor]] = {}
         self._strided: dict[tuple[tuple[int, ...], ...], _View] = {}
 
@@ -62,6 +66,28 @@ class Region:
         if not is_run:
             return None
         return tensor.as_strided((self.shape.numel(),), (1,), tensor.storage_offset() + start)
+
+    def window(self, strides: Sequence[int]) -> _View | None:
+        """Returns the elements in order as a view, with several dimensions for a list of equal runs at equal distances.
+
+        Such a list are the rows of some heads in a projection that has queries, keys and values one after the other.
+
+        Args:
+            strides: Those of the tensor.
+
+        Returns:
+            Size, strides, the offset from the tensor's own, and whether it is one run of memory; None if the elements
+            of some dimension have no such order.
+        """
+        size, distances, start = list[int](), list[int](), 0
+        for found, stride in zip(self._steps, strides, strict=True):
+            if found is None:
+                return None
+            first, steps = found
+            start += first * stride
+            size += [number for number, _ in steps]
+            distances += [distance * stride for _, distance in steps]
+        return tuple(size), tuple(distances), start, _is_run(size, distances)
 
     def copy(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
         """Returns a copy of the region of ``tensor``, in ``out`` if given. With one uneven list it copies once."""
@@ -168,6 +194,19 @@ def _as_slice(positions: Indices) -> slice | None:
     if len(positions) > 2 and not (np.diff(positions) == step).all():
         return None
     return slice(first, last + 1, step)
+
+
+def _as_steps(positions: Indices) -> Steps | None:
+    """Returns an ascending list as nested steps; None if it is no list of equal runs at equal distances."""
+    evenly = _as_slice(positions)
+    if evenly is not None:
+        return evenly.start, ((len(positions), evenly.step or 1),)
+    gaps = np.flatnonzero(np.diff(positions) != 1) + 1
+    runs, length = len(gaps) + 1, int(gaps[0])
+    starts = positions[::length]
+    if len(positions) != runs * length or (gaps % length).any() or _as_slice(starts) is None:
+        return None
+    return int(positions[0]), ((runs, int(starts[1] - starts[0])), (length, 1))
 
 
 def full(shape: Iterable[int]) -> Region:

@@ -31,6 +31,32 @@ def test_a_region_is_read_copied_and_written(index: tuple[np.ndarray, ...]) -> N
     assert (written.numpy() == wanted).all()
 
 
+@settings(deadline=None)
+@given(regions, st.permutations(range(3)))
+def test_the_window_of_a_region_has_its_elements_in_order(index: tuple[np.ndarray, ...], order: list[int]) -> None:
+    region, tensor = Region(index), torch.arange(float(np.prod(SIZES))).reshape([SIZES[dim] for dim in order])
+    tensor = tensor.permute([order.index(dim) for dim in range(3)])
+    found = region.window(tensor.stride())
+    if found is None:
+        assert not region.is_view
+        return
+    size, strides, offset, is_run = found
+    window = tensor.as_strided(size, strides, offset)
+    assert torch.equal(window.reshape(-1), region.read(tensor).reshape(-1))
+    if is_run:
+        assert torch.equal(tensor.as_strided((region.numel,), (1,), offset), window.reshape(-1))
+
+
+def test_equal_runs_at_equal_distances_are_a_window() -> None:
+    """The rows of two heads among the queries, keys and values of four; with one head less they are none."""
+    heads = [head + 8 * part for part in range(3) for head in (2, 3, 4, 5)]
+    found = Region([np.array(heads), np.arange(5)]).window((5, 1))
+    assert found == ((3, 4, 5), (40, 5, 1), 10, False)
+    assert Region([np.array(heads[:-1])]).window((1,)) is None
+    assert Region([np.array([0, 1, 3, 4, 7, 8])]).window((1,)) is None
+    assert Region([np.array([0, 1, 3])]).window((1,)) is None
+
+
 def test_evenly_spaced_regions_are_views() -> None:
     tensor = torch.arange(24.0).reshape(4, 6)
     view = Region([np.array([1, 3]), np.array([0, 2, 4])]).read(tensor)

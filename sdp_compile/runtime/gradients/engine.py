@@ -199,7 +199,7 @@ class GradientEngine:
             self.unused.arrived(name)
         if self.switch.is_on and self._take_part():
             for position in slots:
-                self._progress.complete(position)
+                self._progress.complete(position, name)
 
     def launch(self, number: int, gradients: Sequence[Tensor]) -> None:
         """Called by a compiled backward with the gradients of the parameters in bucket ``number``.
@@ -215,12 +215,12 @@ class GradientEngine:
         names = self._slots[position].names
         if len(names) != len(gradients):
             return  # the graph does not use all of the bucket
-        trainable = [
-            (name, gradient)
+        trainable = {
+            name: gradient
             for name, gradient in zip(names, gradients, strict=True)
             if self._parameters[name].requires_grad
-        ]
-        if not launches.admits(self._parameters[name] for name, _ in trainable) or not self._take_part():
+        }
+        if not launches.admits(self._parameters[name] for name in trainable) or not self._take_part():
             return
         if self.contract.watches:
             self._watch(lambda: True)
@@ -229,8 +229,8 @@ class GradientEngine:
         if self._progress.is_launched(position) or self._progress.is_issued(position):
             launches.arrivals.reject()  # a second forward call
             return
-        launches.arrivals.expect({self._parameters[name]: gradient for name, gradient in trainable})
-        self._progress.launch(position, dict(trainable))
+        launches.arrivals.expect({self._parameters[name]: gradient for name, gradient in trainable.items()})
+        self._progress.launch(position, trainable)
 
     def _watch(self, accumulates: Callable[[], bool]) -> None:
         """Begins the current backward, once, if it accumulates gradients."""

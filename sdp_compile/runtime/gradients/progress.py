@@ -62,14 +62,23 @@ class Progress:
         self._in_order = InOrder(len(self._slots), self._issue, may_issue)
         self._missing = [sum(parameter.requires_grad for parameter in members) for members in self._members]
         self._launched: set[int] = set()
+        self._unlaunched = {lot: len(lot.slots) for lot in self.lots}
+        self._given: dict[Lot, dict[nn.Parameter, Tensor]] = {lot: {} for lot in self.lots}
         self._waiting: list[int] = []
         self._after_failure = False
         self._packed: list[tuple[str, Tensor, int]] = []
         for lot in self.lots:
             lot.forget()
 
-    def complete(self, position: int) -> None:
-        """Notes that one more gradient of a bucket is in ``.grad``, and issues what is complete."""
+    def complete(self, position: int, name: str | None = None) -> None:
+        """Notes that one more gradient of a bucket is in ``.grad``, and issues what is complete.
+
+        Args:
+            position: The bucket's position.
+            name: The parameter's name.
+        """
+        if name is not None:  # what was launched of it is in ``.grad`` now
+            self._given[self._lot_of[position]].pop(self._parameters[name], None)
         self._missing[position] -= 1
         if not self._missing[position]:
             self._in_order.ready(position)
@@ -83,9 +92,16 @@ class Progress:
         return self._slots[position].bucket.number in self.issued
 
     def launch(self, position: int, gradients: Mapping[str, Tensor]) -> None:
-        """Packs a bucket with gradients that will be added to ``.grad``, and issues what is complete."""
-        self._pack([position], gradients)
+        """Takes a bucket's gradients, which will be added to ``.grad``, and issues what is complete.
+
+        A round is packed as soon as all of it was launched: autograd copies a gradient that others hold.
+        """
+        lot = self._lot_of[position]
+        self._given[lot].update((self._parameters[name], gradient) for name, gradient in gradients.items())
         self._launched.add(position)
+        self._unlaunched[lot] -= 1
+        if not self._unlaunched[lot]:
+            self._pack(lot)
         self._in_order.ready(position)
 
     def start_all(self, after_failure: bool = False) -> None:
@@ -151,10 +167,10 @@ class Progress:
         self._packed.clear()
 
     @torch.no_grad()
-    def _pack(self, positions: Sequence[int], given: Mapping[str, Tensor]) -> None:
-        """Packs buckets of one round."""
-        slots, lot = [self._slots[position] for position in positions], self._lot_of[positions[0]]
-        memory = lot.pack(slots, lambda: self._arranged(lot), self._parameters, given)
+    def _pack(self, lot: Lot) -> None:
+        """Packs the buckets of a round, and drops what was launched of it."""
+        memory = lot.pack(lambda: self._arranged(lot), self._parameters, self._given[lot])
+        self._given[lot].clear()
         scale = self._scale()
         if scale != 1:
             torch._foreach_mul_(memory, scale)
@@ -187,17 +203,18 @@ class Progress:
             del self._waiting[: len(waiting)]
 
     def _pack_round(self, lot: Lot, positions: Sequence[int]) -> None:
-        """Packs those buckets of a round that were not launched."""
-        unpacked = [at for at in positions if at not in self._launched]
+        """Packs a round that was not launched as a whole."""
+        if not self._unlaunched[lot]:
+            return
         try:
-            if unpacked:
-                self._pack(unpacked, {})
+            self._pack(lot)
         except Exception:
             if not self._after_failure:
                 raise
-            lot.clear([self._slots[at] for at in unpacked], lambda: self._arranged(lot), self._parameters)
+            lot.clear(lambda: self._arranged(lot), self._parameters)
+        unlaunched = [at for at in positions if at not in self._launched]
         with torch._C.DisableTorchFunctionSubclass():
-            for name in dict.fromkeys(name for at in unpacked for name in self._slots[at].names):
+            for name in dict.fromkeys(name for at in unlaunched for name in self._slots[at].names):
                 gradient = self._parameters[name].grad
                 if gradient is not None:
                     self._packed.append((name, gradient, gradient._version))

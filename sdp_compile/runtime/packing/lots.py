@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import chain, groupby
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from sdp_compile.errors import SDPError
 from sdp_compile.runtime.levels.room import Arrangement, Room
+from sdp_compile.runtime.packing.cuts import Cuts, Part, Piece, Views, cut
 from sdp_compile.runtime.packing.slots import Slot
-from sdp_compile.runtime.pairs import Pairs
+from sdp_compile.runtime.sharding.gradient import local_gradient
 
 Average: TypeAlias = tuple[Slot, Sequence[Tensor]]
 """A bucket, and the memory that holds its averages: vectors that it fills one after the other."""
 
-
-@dataclass(frozen=True)
-class _Packed:
-    """What was packed last, to be unpacked by the same views."""
-
-    gradients: Mapping[str, Tensor]
-    memory: Sequence[Tensor]
-    pairs: Pairs
-
-    def fits(self, averages: Sequence[Average], parameters: Mapping[str, nn.Parameter]) -> bool:
-        """Whether the views are of the memory of these averages and of the current gradients."""
-        memory = [stretch for _, own in averages for stretch in own]
-        return (
-            len(memory) == len(self.memory)
-            and all(one is packed for one, packed in zip(memory, self.memory, strict=True))
-            and all(parameters[name].grad is gradient for name, gradient in self.gradients.items())
-        )
+_REMEMBERED = 8
+"""Numbers of cuts that are kept; they differ in which gradients are missing."""
 
 
 class Lot:
@@ -41,87 +27,167 @@ class Lot:
 
     Args:
         slots: What it holds of each, in their order.
+
+    Attributes:
+        slots: The same.
+        names: The parameters of which it holds pieces.
     """
 
     def __init__(self, slots: Iterable[Slot]) -> None:
         self.slots = tuple(slots)
+        self.names = tuple(dict.fromkeys(name for slot in self.slots for name in slot.names))
         self._room: Room | None = None
-        self._stretches: Mapping[Slot, Sequence[Tensor]] = {}
+        self._stretches: list[Sequence[Tensor]] = []
         self._arrangement: Arrangement | None = None
-        self._packed: _Packed | None = None
+        self._cuts: dict[Hashable, Cuts] = {}
+        self._packed: tuple[list[Tensor | None], Views] | None = None
 
     def forget(self) -> None:
         """Drops the room."""
         self._room = self._packed = None
-        self._stretches = {}
+        self._stretches = []
 
+    @torch.no_grad()
     def pack(
         self,
-        slots: Sequence[Slot],
         arranged: Callable[[], Arrangement],
         parameters: Mapping[str, nn.Parameter],
-        given: Mapping[str, Tensor],
+        given: Mapping[nn.Parameter, Tensor],
     ) -> list[Tensor]:
-        """Packs the gradients of some of the buckets into the room, zeros where there are none.
+        """Packs the gradients of the buckets into a new room, zeros where there are none.
 
         Args:
-            slots: The buckets.
-            arranged: Says how the room is arranged if there is none yet.
+            arranged: Says how the room is arranged.
             parameters: The module's parameters by name, whose ``.grad`` is packed.
-            given: Gradients by name to add to ``.grad``.
+            given: Gradients to add to ``.grad``.
 
         Returns:
-            The memory of these buckets.
+            The memory of the buckets.
 
         Raises:
             SDPError: If a gradient is sparse.
         """
         with torch._C.DisableTorchFunctionSubclass():  # spares the way through Python that gradients go
-            memory, pairs = self._memory(slots, arranged, parameters), Pairs()
-            filled = [slot.fill(own, parameters, given, pairs) for slot, own in zip(slots, memory, strict=True)]
-            pairs.pack()
-        found = [gradients for gradients in filled if gradients is not None]
-        is_all = len(found) == len(self.slots)
-        stretches = [stretch for own in memory for stretch in own]
-        self._packed = _Packed({n: g for one in found for n, g in one.items()}, stretches, pairs) if is_all else None
-        return stretches
+            held = [parameters[name] for name in self.names]
+            gradients = [local_gradient(parameter) for parameter in held]
+            if given:
+                gradients = [_total(old, given.get(parameter)) for old, parameter in zip(gradients, held, strict=True)]
+            for name, gradient in zip(self.names, gradients, strict=True):
+                if gradient is not None and gradient.layout != torch.strided:
+                    raise SDPError(
+                        f"The gradient of {name!r} is sparse and cannot be averaged over slices. Build the "
+                        "embedding with sparse=False."
+                    )
+            room = self._make_room(arranged, parameters)
+            views = self._views(self.slots, room.stretches, gradients, room)
+            views.pack()
+        self._packed = None if given else (gradients, views)
+        return list(chain.from_iterable(self._stretches))
 
-    def clear(
-        self, slots: Sequence[Slot], arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]
-    ) -> None:
-        """Puts zeros in place of the gradients of some of the buckets; the arguments are those of `pack`."""
-        for own in self._memory(slots, arranged, parameters):
-            torch._foreach_zero_(list(own))
+    def clear(self, arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Puts zeros in place of all gradients; the arguments are those of `pack`."""
+        for memory in self._make_room(arranged, parameters).memory:
+            memory.zero_()
 
     def sent(self, device: torch.device) -> Room:
         """Returns the room on the device on which it travels, with all buckets packed."""
         assert self._room is not None and self._arrangement is not None
         (buffer,) = self._room.memory
         if buffer.device != device:
-            self._room, self._packed, self._stretches = self._arrangement.over(buffer.to(device)), None, {}
+            self._room, self._packed, self._stretches = self._arrangement.over(buffer.to(device)), None, []
         return self._room
 
+    @torch.no_grad()
     def unpack(self, averages: Sequence[Average], parameters: Mapping[str, nn.Parameter]) -> None:
-        """Writes averages into ``.grad``, which it creates if needed."""
-        packed = self._packed
+        """Writes averages into ``.grad``, which it creates if needed, and drops the room."""
+        room, packed = self._room if self._is_here(averages) else None, self._packed
         self.forget()
+        if not averages:
+            return
         with torch._C.DisableTorchFunctionSubclass():
-            if packed is not None and packed.fits(averages, parameters):
-                packed.pairs.unpack()
+            gradients = [_gradient(parameters[name]) for name in self.names]
+            if room is not None and packed is not None and all(map(_is, gradients, packed[0])):
+                packed[1].unpack()
                 return
-            for slot, memory in averages:
-                slot.unpack(memory, parameters)
+            slots, memory = [slot for slot, _ in averages], [own for _, own in averages]
+            self._views(slots, memory, gradients, room).unpack()
 
-    def _memory(
-        self, slots: Sequence[Slot], arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]
-    ) -> list[Sequence[Tensor]]:
-        if self._room is None:
-            self._arrangement = arranged()
-            self._room = self._arrangement.room(parameters[self.slots[0].names[0]].device)
-            self._stretches = dict(zip(self.slots, self._room.stretches, strict=True))
-        return [self._stretches[slot] for slot in slots]
+    def _make_room(self, arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]) -> Room:
+        arrangement = arranged()
+        if arrangement != self._arrangement:
+            self._arrangement = arrangement
+            self._cuts.clear()
+        self._room = arrangement.room(parameters[self.slots[0].names[0]].device)
+        self._stretches = self._room.stretches
+        return self._room
+
+    def _is_here(self, averages: Sequence[Average]) -> bool:
+        """Whether the averages of all buckets are where they were packed."""
+        return len(averages) == len(self._stretches) and all(
+            len(own) == len(packed) and all(map(_is, own, packed))
+            for (_, own), packed in zip(averages, self._stretches, strict=True)
+        )
+
+    def _views(
+        self,
+        slots: Sequence[Slot],
+        memory: Sequence[Sequence[Tensor]],
+        gradients: Sequence[Tensor | None],
+        room: Room | None,
+    ) -> Views:
+        """Returns the parts of some buckets' memory, which is that of a room if given, and of all gradients."""
+        geometries = tuple(None if one is None else (one.shape, one.stride()) for one in gradients)
+        stretches = list(chain.from_iterable(memory))
+        line = None if room is None else _line(room, stretches)
+        lines = stretches if line is None else [line]
+        key: Hashable = geometries
+        if line is None:
+            key = geometries, tuple(slot.bucket.number for slot in slots), tuple(map(len, stretches))
+        found = self._cuts.get(key)
+        if found is None:
+            if len(self._cuts) == _REMEMBERED:
+                self._cuts.clear()
+            pieces = [Piece(self.names.index(one.name), one.region) for slot in slots for one in slot.entries]
+            found = self._cuts[key] = cut([len(one) for one in lines], _parts(slots, memory, line), pieces, geometries)
+        return Views(found, lines, gradients)
 
 
 def lots_of(slots: Sequence[Slot]) -> tuple[Lot, ...]:
     """Returns the buckets of each round, given those of all rounds in their order."""
     return tuple(Lot(those) for _, those in groupby(slots, lambda slot: slot.bucket.round))
+
+
+def _parts(slots: Sequence[Slot], memory: Sequence[Sequence[Tensor]], line: Tensor | None) -> list[Part]:
+    """Returns what lies where: in one line that contains all memory, or in each vector for itself."""
+    parts, vectors, pieces = list[Part](), 0, 0
+    for slot, own in zip(slots, memory, strict=True):
+        starts = [0 if line is None else one.storage_offset() - line.storage_offset() for one in own]
+        for at, start, length, piece in slot.torn([len(one) for one in own]):
+            number = vectors + at if line is None else 0
+            parts.append(Part(number, starts[at] + start, length, None if piece is None else pieces + piece))
+        vectors += len(own)
+        pieces += len(slot.entries)
+    return parts
+
+
+def _line(room: Room, stretches: Sequence[Tensor]) -> Tensor | None:
+    """Returns all memory of a room as one vector, if it has one dtype."""
+    dtype = stretches[0].dtype
+    (buffer,) = room.memory
+    return buffer.view(dtype) if all(one.dtype == dtype for one in stretches) else None
+
+
+def _total(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    """Returns a gradient as autograd will have accumulated it, without changing either."""
+    return new if old is None else old if new is None else old + new
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor | None:
+    """Returns ``.grad``, which it creates if needed; None for what was frozen by the user since, on all ranks."""
+    if parameter.grad is None and parameter.requires_grad:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other

@@ -35,9 +35,10 @@ def packed(
 ) -> Tensor:
     """What lies in the chunks of so many owners after packing."""
     everyone = tuple(range(owners))
+    by_parameter = {parameters[name]: gradient for name, gradient in given.items()}
     for rank in everyone:  # which chunk is its own must not matter
         arranged = arranged_by_peers(everyone, rank, [everyone], [length], [made.dtype(parameters)])
-        chunks = Lot([made]).pack([made], lambda arranged=arranged: arranged, parameters, given)
+        chunks = Lot([made]).pack(lambda arranged=arranged: arranged, parameters, by_parameter)
         assert [len(chunk) for chunk in chunks] == [length // owners] * owners
     return torch.cat(chunks)
 
@@ -80,7 +81,7 @@ def test_complex_gradients_travel_as_they_are() -> None:
 def test_a_sparse_gradient_is_an_error(parameters: dict[str, nn.Parameter], is_given: bool) -> None:
     sparse, given = torch.ones(4).to_sparse(), {}
     if is_given:
-        given["vector"] = sparse
+        parameters["vector"].grad, given["vector"] = None, sparse
     else:
         parameters["vector"].grad = sparse
     with pytest.raises(SDPError, match=r"gradient of 'vector' is sparse .* sparse=False"):
@@ -101,7 +102,7 @@ def test_chunks_of_owners_tear_pieces_and_are_put_together_again(
     given = {"matrix": torch.full((2, 3), 100.0)}
     assert packed(made, parameters, 12, given, owners).tolist() == [101, 103, 104, 106, *wanted[4:]]
     memory = torch.tensor([10.0, 11, 12, 13, 14, 15, 16, 17, 18, 99, 99, 99]).view(owners, -1).unbind()
-    made.unpack(memory, parameters)
+    Lot([made]).unpack([(made, memory)], parameters)
     gradients = [parameter.grad for parameter in parameters.values()]
     assert [gradient.tolist() for gradient in gradients if gradient is not None] == [
         [[10, 2, 11], [12, 5, 13]],
@@ -115,7 +116,7 @@ def test_what_was_packed_is_unpacked_by_the_same_views(owners: int, parameters: 
     everyone = tuple(range(owners))
     made = slot(BUCKET)
     lot = Lot([made])
-    chunks = lot.pack([made], lambda: arranged_by_peers(everyone, 0, [everyone], [8], [torch.float32]), parameters, {})
+    chunks = lot.pack(lambda: arranged_by_peers(everyone, 0, [everyone], [8], [torch.float32]), parameters, {})
     torch._foreach_mul_(chunks, 10)
     kept = {name: parameter.grad for name, parameter in parameters.items()}
     lot.unpack([(made, chunks)], parameters)
@@ -127,10 +128,33 @@ def test_what_was_packed_is_unpacked_by_the_same_views(owners: int, parameters: 
     ]
 
 
+def test_buckets_of_several_dtypes_lie_in_one_room(parameters: dict[str, nn.Parameter]) -> None:
+    """Also with a gradient that is missing in one step, and of another layout in the next."""
+    parameters["vector"] = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    made = [slot(bucket(0, matrix=([0, 1], [0, 2]))), slot(bucket(1, vector=([1, 3],)))]
+    arranged = arranged_by_peers((0, 1), 0, [(0, 1), (0, 1)], [4, 4], [torch.float32, torch.float64])
+    lot = Lot(made)
+    for vector, transposed in ((None, False), (torch.arange(4.0), False), (torch.arange(4.0), True)):
+        matrix = torch.randn(3, 2).T if transposed else torch.randn(2, 3)
+        parameters["matrix"].grad = matrix
+        parameters["vector"].grad = None if vector is None else vector.double()
+        memory = lot.pack(lambda: arranged, parameters, {})
+        assert torch.cat(memory[:2]).tolist() == matrix[:, [0, 2]].reshape(-1).tolist()
+        assert torch.cat(memory[2:]).tolist() == ([0, 0, 0, 0] if vector is None else [1, 3, 0, 0])
+        torch._foreach_mul_(memory, 10)
+        wanted = matrix.clone()
+        wanted[:, [0, 2]] *= 10
+        lot.unpack([(made[0], memory[:2]), (made[1], memory[2:])], parameters)
+        gradients = parameters["matrix"].grad, parameters["vector"].grad
+        assert torch.equal(gradients[0], wanted) and gradients[1] is not None
+        assert gradients[1].tolist() == ([0, 0, 0, 0] if vector is None else [0, 10, 2, 30])
+
+
 def test_a_missing_gradient_is_made_but_not_that_of_a_frozen_parameter(parameters: dict[str, nn.Parameter]) -> None:
     parameters["matrix"].requires_grad_(False).grad = None
     parameters["vector"].grad = None
-    slot(BUCKET).unpack([torch.tensor([10.0, 11, 12, 13, 14, 15, 99])], parameters)
+    made = slot(BUCKET)
+    Lot([made]).unpack([(made, [torch.tensor([10.0, 11, 12, 13, 14, 15, 99])])], parameters)
     first, second = parameters["matrix"].grad, parameters["vector"].grad
     assert first is None and second is not None
     assert second.tolist() == [0, 14, 0, 15]
