@@ -248,9 +248,8 @@ def peers_are_fake(group: dist.ProcessGroup) -> bool:
     return str(dist.get_backend(group)).startswith("fake")  # with or without delays
 
 
-@contextmanager
-def explained(owners: OwnerSet, what: str, rank: int, doing: str = "") -> Iterator[None]:
-    """Turns an error of the communication library into one that names the workers and what each of them did.
+class explained:
+    """Context that turns an error of the communication library into one that names the workers and what each did.
 
     The other workers learn meanwhile that this one waits there; see `sdp_compile.runtime.waiting`.
 
@@ -263,20 +262,32 @@ def explained(owners: OwnerSet, what: str, rank: int, doing: str = "") -> Iterat
     Raises:
         DistributedError: If the collective fails, or cannot end.
     """
-    with waiting(what, doing or f"in the communication of {what}", owners, rank):
+
+    def __init__(self, owners: OwnerSet, what: str, rank: int, doing: str = "") -> None:
+        self._owners, self._what, self._rank = owners, what, rank
+        self._waiting = waiting(what, doing or f"in the communication of {what}", owners, rank)
+
+    def __enter__(self) -> None:
+        self._waiting.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
-            yield
-        except RuntimeError as error:
-            board = board_of(rank, owners)
-            verdict, report = ("", "") if board is None else _known(board)
-            if verdict:  # a worker that has raised it ended before this one looked
-                raise DistributedError(verdict) from error
-            first = (str(error).splitlines() or [""])[0]
-            shown = ", ".join(map(str, owners[:16])) + (", ..." if len(owners) > 16 else "")
-            raise DistributedError(
-                f"Communication of {what} among workers {shown} failed on worker {rank}: {first}\n{report}If a worker "
-                f"has ended, look at its output. {ADVICE}"
-            ) from error
+            if isinstance(error, RuntimeError):
+                raise self._error(error) from error
+        finally:
+            self._waiting.__exit__()
+
+    def _error(self, error: RuntimeError) -> DistributedError:
+        board = board_of(self._rank, self._owners)
+        verdict, report = ("", "") if board is None else _known(board)
+        if verdict:  # a worker that has raised it ended before this one looked
+            return DistributedError(verdict)
+        first = (str(error).splitlines() or [""])[0]
+        shown = ", ".join(map(str, self._owners[:16])) + (", ..." if len(self._owners) > 16 else "")
+        return DistributedError(
+            f"Communication of {self._what} among workers {shown} failed on worker {self._rank}: {first}\n{report}If a "
+            f"worker has ended, look at its output. {ADVICE}"
+        )
 
 
 def _known(board: Board) -> tuple[str, str]:

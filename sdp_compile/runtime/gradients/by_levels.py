@@ -60,14 +60,14 @@ class ByLevels(Reduction):
         self._pipeline.drain()
         self._is_over = True
 
-    def finish(self, number: int) -> Sequence[Sequence[Tensor]]:
+    def finish(self, number: int) -> Room:
         results = self._pipeline.results(number)
         self._pipeline.forget(number)
         return self._averages(number, results)
 
-    def _averages(self, number: int, results: Sequence[Tensor]) -> Sequence[Sequence[Tensor]]:
-        """Returns the averages of each bucket of a round, given the results of its errand."""
-        return self._rooms.pop(number).stretches
+    def _averages(self, number: int, results: Sequence[Tensor]) -> Room:
+        """Returns the room with the averages of a round, given the results of its errand."""
+        return self._rooms.pop(number)
 
     def _steps(self, errand: Errand) -> list[Step]:
         """Returns the steps of a round."""
@@ -98,10 +98,11 @@ class ByLevels(Reduction):
 
     def _division(self, room: Room, owners: Sequence[OwnerSet]) -> Callable[[Sequence[Tensor]], None]:
         """Divides what could overflow when it is added up. Returns what divides sums of the rest."""
-        is_half = [stretches[0].dtype == torch.float16 for stretches in room.stretches]
-        for stretches, those, half in zip(room.stretches, owners, is_half, strict=True):
-            if half:
-                torch._foreach_div_(list(stretches), float(len(those)))
+        is_half = [dtype == torch.float16 for dtype in room.dtypes]
+        if any(is_half):
+            for stretches, those, half in zip(room.stretches, owners, is_half, strict=True):
+                if half:
+                    torch._foreach_div_(list(stretches), float(len(those)))
 
         def divide(sums: Sequence[Tensor]) -> None:
             left = [number for number, half in enumerate(is_half) if not half]

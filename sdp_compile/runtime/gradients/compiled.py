@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 from torch._library.effects import EffectType
-from torch.library import custom_op
+from torch.library import Library
 
 from sdp_compile import ops
 
@@ -35,8 +35,6 @@ def launched_by(module: int, engine: Launching) -> None:
     _engines[module] = engine
 
 
-# Any layout will do: a copy would not be the tensor that autograd gets.
-@custom_op("sdp_compile::launch", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def _launch(gradients: list[Tensor], module: int, bucket: int) -> None:
     engine = _engines.get(module)
     # A replayed CUDA graph would repeat the copies and collectives of one call, and the engine would not hear of it.
@@ -46,15 +44,18 @@ def _launch(gradients: list[Tensor], module: int, bucket: int) -> None:
 
 def _is_recorded(gradients: list[Tensor]) -> bool:
     """Whether what is called now becomes part of a CUDA graph. Then gradients are averaged after backward."""
-    return any(gradient.is_cuda for gradient in gradients) and torch.cuda.is_current_stream_capturing()
+    return gradients[0].is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-@_launch.register_fake
-def _(gradients: list[Tensor], module: int, bucket: int) -> None:
-    return None
-
-
-_launch.register_effect(EffectType.ORDERED)
+# `torch.library.custom_op` wraps the function several times, for derivatives that this operator does not have. Any
+# layout will do: a copy would not be the tensor that autograd gets.
+_NAME = "sdp_compile::launch"
+_library = Library("sdp_compile", "FRAGMENT")
+_library.define("launch(Tensor[] gradients, int module, int bucket) -> ()", tags=(torch.Tag.flexible_layout,))
+# Disabled, so that a backward inside of a compiled function does not compile the engine.
+_library.impl("launch", torch.compiler.disable(_launch), "CompositeExplicitAutograd")
+torch.library.register_fake(_NAME, lambda gradients, module, bucket: None, lib=_library)
+_library._register_effectful_op(_NAME, EffectType.ORDERED)
 
 
 class _Mark(torch.autograd.Function):
@@ -65,7 +66,7 @@ class _Mark(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        _launch(list(gradients), ctx.module, ctx.bucket)
+        torch.ops.sdp_compile.launch(list(gradients), ctx.module, ctx.bucket)
         return (None, None, *gradients)
 
 

@@ -26,8 +26,8 @@ from sdp_compile.runtime.gradients.launch_state import LaunchState, Switch
 from sdp_compile.runtime.gradients.progress import Progress
 from sdp_compile.runtime.gradients.unused import Unused
 from sdp_compile.runtime.levels.refresh import Refresh
+from sdp_compile.runtime.levels.room import Room
 from sdp_compile.runtime.levels.route import Route
-from sdp_compile.runtime.packing.lots import Average
 from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.sharding.gradient import local_gradient
 from sdp_compile.runtime.tensors import NamedParameters
@@ -287,13 +287,13 @@ class GradientEngine:
             except SDPError:
                 self._progress.discard()
                 raise
-        rounds: Iterable[list[Average]] = self._progress.finished()
+        rooms: Iterable[Room] = self._progress.finished()
         if self.check_finite:
-            rounds = list(rounds)
-            self._check_finite([average for averages in rounds for average in averages])
+            rooms = list(rooms)
+            self._check_finite(rooms)
         multiply(self._own, self._parameters, self.contract.own_factor())
         missing = self.unused.missing(self._parameters, dict.fromkeys(n for slot in self._slots for n in slot.names))
-        self._progress.write(rounds, self.contract.factor, self.contract.kept)
+        self._progress.write(rooms, self.contract.factor, self.contract.kept)
         self.unused.fill(self._parameters, missing)
         self._hooks.mark()
         self.contract.end(self._parameters)
@@ -330,10 +330,12 @@ class GradientEngine:
             self._progress.start_all()
         launches.decide(not flags.no_graph_asked, self._parameters.values())
 
-    def _check_finite(self, averages: Sequence[Average]) -> None:
+    def _check_finite(self, rooms: Iterable[Room]) -> None:
         gradients = ((name, local_gradient(p)) for name, p in self._parameters.items())
         local = first_not_finite((name, gradient) for name, gradient in gradients if gradient is not None)
-        average = first_not_finite((slot.names[0], one) for slot, memory in averages for one in memory)
+        slots = (slot for lot in self._progress.lots for slot in lot.slots)
+        memory = (own for room in rooms for own in room.stretches)
+        average = first_not_finite((slot.names[0], one) for slot, own in zip(slots, memory, strict=True) for one in own)
         require_finite(local, average, self.groups)
 
 

@@ -12,8 +12,8 @@ from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.issuer import InOrder
 from sdp_compile.runtime.gradients.reduction import Reduction
-from sdp_compile.runtime.levels.room import Arrangement
-from sdp_compile.runtime.packing.lots import Average, Lot, lots_of
+from sdp_compile.runtime.levels.room import Arrangement, Room
+from sdp_compile.runtime.packing.lots import Lot, lots_of
 from sdp_compile.runtime.packing.slots import Slot
 
 
@@ -37,6 +37,7 @@ class Progress:
         self._slots, self._groups, self._reduction, self._scale = slots, groups, reduction, scale
         self.lots = lots_of(slots)
         self._lot_of = [lot for lot in self.lots for _ in lot.slots]
+        self._arrangements: dict[Lot, tuple[object, Arrangement]] = {}
         self._parameters: Mapping[str, nn.Parameter] = {}
         self._members: list[list[nn.Parameter]] = []
 
@@ -57,6 +58,8 @@ class Progress:
             reduction: How a bucket is averaged.
             may_issue: Whether a bucket may be issued before `start_all`.
         """
+        if reduction is not self._reduction:
+            self._arrangements.clear()
         self._reduction = reduction
         self.issued: list[int] = []
         self._in_order = InOrder(len(self._slots), self._issue, may_issue)
@@ -115,34 +118,32 @@ class Progress:
         self._flush()
         self._reduction.started_all()
 
-    def finished(self) -> Iterator[list[Average]]:
-        """Waits for one round after the other, and yields the averages of its buckets."""
+    def finished(self) -> Iterator[Room]:
+        """Waits for one round after the other, and yields the room with its averages."""
         for lot in self.lots:
-            yield list(zip(lot.slots, self._reduction.finish(_round(lot)), strict=True))
+            yield self._reduction.finish(_round(lot))
 
     def write(
-        self,
-        rounds: Iterable[Sequence[Average]],
-        factor: Callable[[OwnerSet], float],
-        kept: Callable[[OwnerSet], float],
+        self, rooms: Iterable[Room], factor: Callable[[OwnerSet], float], kept: Callable[[OwnerSet], float]
     ) -> None:
         """Writes what `finished` has yielded into ``.grad``, or where the reduction keeps it.
 
         Args:
-            rounds: The averages of each round.
+            rooms: The averages of each round.
             factor: Returns what averages over some owners are multiplied by.
             kept: Returns what earlier ones are multiplied by before these are added.
         """
-        for lot, averages in zip(self.lots, rounds, strict=True):
-            for slot, memory in averages:
-                if factor(slot.bucket.owners) != 1:
-                    torch._foreach_mul_(list(memory), factor(slot.bucket.owners))
-            left = [
-                (slot, memory)
-                for slot, memory in averages
-                if not self._reduction.keep(slot.bucket, memory, self._parameters, kept)
-            ]
-            lot.unpack(left, self._parameters)
+        for lot, room in zip(self.lots, rooms, strict=True):
+            for number, slot in enumerate(lot.slots):
+                by = factor(slot.bucket.owners)
+                if by != 1:
+                    torch._foreach_mul_(list(room.stretches[number]), by)
+            if not self._reduction.keeps:
+                lot.unpack(room, self._parameters)
+                continue
+            for slot, memory in zip(lot.slots, room.stretches, strict=True):
+                self._reduction.keep(slot.bucket, memory, self._parameters, kept)
+            lot.forget()
 
     def discard(self) -> None:
         """Waits for everything that was issued and drops the averages."""
@@ -169,16 +170,21 @@ class Progress:
     @torch.no_grad()
     def _pack(self, lot: Lot) -> None:
         """Packs the buckets of a round, and drops what was launched of it."""
-        memory = lot.pack(lambda: self._arranged(lot), self._parameters, self._given[lot])
+        room = lot.pack(lambda: self._arranged(lot), self._parameters, self._given[lot])
         self._given[lot].clear()
         scale = self._scale()
         if scale != 1:
-            torch._foreach_mul_(memory, scale)
+            torch._foreach_mul_([one for own in room.stretches for one in own], scale)
 
     def _arranged(self, lot: Lot) -> Arrangement:
         """Returns how the buckets of a round lie in its room."""
-        dtypes = [slot.dtype(self._parameters) for slot in lot.slots]
-        return self._reduction.arranged([slot.bucket for slot in lot.slots], dtypes, self._wire(lot))
+        wire, dtypes = self._wire(lot), tuple(self._parameters[name].dtype for name in lot.names)
+        known = self._arrangements.get(lot)
+        if known is None or known[0] != (wire, dtypes):
+            travel = [slot.dtype(self._parameters) for slot in lot.slots]
+            made = self._reduction.arranged([slot.bucket for slot in lot.slots], travel, wire)
+            known = self._arrangements[lot] = (wire, dtypes), made
+        return known[1]
 
     def _wire(self, lot: Lot) -> torch.device:
         """Returns the device on which the buckets of a round travel."""

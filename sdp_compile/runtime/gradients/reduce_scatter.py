@@ -15,6 +15,7 @@ from sdp_compile.runtime.comm.streams import Step
 from sdp_compile.runtime.full_results.norms import Engine
 from sdp_compile.runtime.gradients.by_levels import ByLevels
 from sdp_compile.runtime.gradients.shard_layout import ShardLayout
+from sdp_compile.runtime.levels.room import Room
 from sdp_compile.runtime.levels.route import Errand
 from sdp_compile.runtime.sharding.gradient import ShardedGradient, local_gradient
 from sdp_compile.runtime.sharding.shards import Shard
@@ -51,8 +52,8 @@ class ReduceScatter(ByLevels):
     def _steps(self, errand: Errand) -> list[Step]:
         return self.route.there(errand, wide=True)
 
-    def _averages(self, number: int, results: Sequence[Tensor]) -> Sequence[Sequence[Tensor]]:
-        return [(chunk,) for chunk in results]
+    def _averages(self, number: int, results: Sequence[Tensor]) -> Room:
+        return Room(results, (), results)
 
     def keep(
         self,
@@ -60,7 +61,7 @@ class ReduceScatter(ByLevels):
         averages: Sequence[Tensor],
         parameters: Mapping[str, nn.Parameter],
         kept: Callable[[OwnerSet], float] = lambda owners: 1.0,
-    ) -> bool:
+    ) -> None:
         """Puts this worker's chunk into the sharded gradients of its parameters."""
         own = self.layout.buckets[bucket.number]
         for name in dict.fromkeys(name for name, _ in own.pieces):
@@ -70,7 +71,6 @@ class ReduceScatter(ByLevels):
         for offset, shard in own.shards:
             part = chunk[offset : offset + shard.parameter.numel()]
             _add(shard, part, parameters[shard.name], kept(bucket.owners))
-        return True
 
     def end(self) -> None:
         """Drops the sharded gradients, which nobody can use any more."""

@@ -24,7 +24,7 @@ class Reduction(ABC):
     backward passes, on all workers.
 
     Attributes:
-        keeps: Whether `keep` stores the averages, so that ``.grad`` need not be written.
+        keeps: Whether `keep` stores the averages, so that ``.grad`` is not written.
     """
 
     keeps = False
@@ -50,8 +50,8 @@ class Reduction(ABC):
         """Called after the last ``start`` of a backward."""
 
     @abstractmethod
-    def finish(self, number: int) -> Sequence[Sequence[Tensor]]:
-        """Waits for a round. Returns the memory that holds the averages of each of its buckets."""
+    def finish(self, number: int) -> Room:
+        """Waits for a round. Returns the room that holds the averages of its buckets."""
 
     def keep(
         self,
@@ -59,13 +59,10 @@ class Reduction(ABC):
         averages: Sequence[Tensor],
         parameters: Mapping[str, nn.Parameter],
         kept: Callable[[OwnerSet], float] = lambda owners: 1.0,
-    ) -> bool:
+    ) -> None:
         """Stores the averages that ``finish`` returned, if the strategy keeps them elsewhere than in ``.grad``.
 
         Called for each bucket in the same order, once it is certain that this reduction holds. ``kept`` returns what
         earlier averages over some owners are multiplied by before these are added.
-
-        Returns:
-            Whether it has stored them.
         """
-        return False
+        raise NotImplementedError

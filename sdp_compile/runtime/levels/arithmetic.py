@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -32,35 +33,60 @@ class Copies:
             torch._foreach_copy_(self._to, self._from)
 
 
-def combined(parts: Sequence[Sequence[Tensor]], own: Sequence[int], operation: Operation, wide: bool) -> list[Tensor]:
-    """Returns the sum or maximum of the parts of each tensor, in their order, half precision in float32.
+@dataclass(frozen=True)
+class Combination:
+    """How rows are added up in the order of the workers, half precision in float32; tensors are named by number.
+
+    Attributes:
+        first: For each tensor the row into which the others are added.
+        halves: The tensors in half precision that have several rows.
+        others: In turn, tensors and the row that is added to each of them.
+    """
+
+    first: tuple[int, ...]
+    halves: tuple[int, ...]
+    others: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+    def of(self, rows: Sequence[Tensor], operation: Operation, wide: bool) -> list[Tensor]:
+        """Returns the sum or maximum of the rows of each tensor.
+
+        Args:
+            rows: The rows; they may be overwritten.
+            operation: What becomes of them.
+            wide: Whether results of half precision stay in float32.
+        """
+        totals = [rows[number] for number in self.first]
+        dtypes = [totals[number].dtype for number in self.halves]
+        for number in self.halves:
+            totals[number] = totals[number].float()
+        combine = torch._foreach_add_ if operation == "sum" else torch._foreach_maximum_
+        for into, added in self.others:
+            combine([totals[number] for number in into], [rows[number] for number in added])
+        if not wide:
+            for number, dtype in zip(self.halves, dtypes, strict=True):
+                totals[number] = totals[number].to(dtype)
+        return totals
+
+
+def combination(parts: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> Combination:
+    """Returns how rows are added up.
 
     Args:
-        parts: For each tensor its owners' parts, in the order of the workers; they may be overwritten.
-        own: Which of the parts is this worker's own, into which the result goes if that leaves the order as it is.
-        operation: What becomes of the parts.
-        wide: Whether results of half precision stay in float32.
+        parts: For each tensor its owners' rows, in the order of the workers; this worker's own has the tensor's number.
+        dtypes: The dtype of each tensor.
     """
-    several = [number for number, those in enumerate(parts) if len(those) > 1]
-    totals, left = dict[int, Tensor](), dict[int, list[Tensor]]()
-    for number in several:
-        first, second, *others = parts[number]
-        if first.dtype in _HALF:
-            totals[number], left[number] = first.float(), [second, *others]
-        elif own[number] == 1:  # the first two can change places
-            totals[number], left[number] = second, [first, *others]
-        else:
-            totals[number], left[number] = first, [second, *others]
-    for place in range(max(map(len, left.values()), default=0)):
-        numbers = [number for number in several if place < len(left[number])]
-        into, addends = [totals[number] for number in numbers], [left[number][place] for number in numbers]
-        if operation == "sum":
-            torch._foreach_add_(into, addends)
-        else:
-            torch._foreach_maximum_(into, addends)
-    if not wide:
-        totals.update({n: total.to(parts[n][0].dtype) for n, total in totals.items() if parts[n][0].dtype in _HALF})
-    return [totals.get(number, those[0]) for number, those in enumerate(parts)]
+    ordered = [list(those) for those in parts]
+    halves = []
+    for number, (those, dtype) in enumerate(zip(ordered, dtypes, strict=True)):
+        if dtype in _HALF and len(those) > 1:
+            halves.append(number)
+        elif len(those) > 1 and those[1] == number:  # the first two can change places, and the sum is where it belongs
+            those[0], those[1] = those[1], those[0]
+    others = []
+    for place in range(1, max(map(len, ordered), default=0)):
+        into = tuple(number for number, those in enumerate(ordered) if place < len(those))
+        others.append((into, tuple(ordered[number][place] for number in into)))
+    return Combination(tuple(those[0] for those in ordered), tuple(halves), tuple(others))
 
 
 def apart(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.comm.streams import Begun
 from sdp_compile.runtime.comm.traffic import CollectiveKind, Traffic
-from sdp_compile.runtime.levels.arithmetic import Copies, Operation, combined
+from sdp_compile.runtime.levels.arithmetic import Copies, Operation
 from sdp_compile.runtime.levels.room import Room, room_of
 from sdp_compile.runtime.levels.rows import Rows, rows
 
@@ -74,23 +74,16 @@ class Hop:
         """
         if self.has_library:
             return self._by_library("reduce_scatter", room.flats, operation, purpose)
-        chunks = room.chunks
-        layout = self._rows([own[self.rank] for own in chunks], owners)
-        outgoing = room.outgoing
-        if outgoing is None:
+        if room.rows is not None and room.outgoing is not None:
+            layout, own, outgoing = room.rows, room.own, room.outgoing
+        else:
+            chunks = room.chunks
+            own = [chunk[self.rank] for chunk in chunks]
+            layout = self._rows(own, owners)
             outgoing = self._copied(layout, [chunks[number][peer] for number, peer in layout.order])
         received = room.spare = layout.room(self.device)
         works = self._exchange(layout, outgoing, received, purpose)
-
-        def end() -> list[Tensor]:
-            came = layout.views(received)
-            parts = [
-                [own[self.rank] if member == self.rank else came[number, member] for member in those]
-                for number, (own, those) in enumerate(zip(chunks, owners, strict=True))
-            ]
-            return combined(parts, [those.index(self.rank) for those in owners], operation, wide)
-
-        return Begun(works, end)
+        return Begun(works, lambda: layout.combination.of([*own, *layout.sent.views(received)], operation, wide))
 
     def gather(
         self, chunks: Sequence[Tensor], owners: Sequence[OwnerSet], purpose: str, home: Room | None = None
@@ -108,10 +101,10 @@ class Hop:
         """
         if self.has_library:
             return self._by_library("all_gather", chunks, "sum", purpose, home)
-        layout = self._rows(chunks, owners)
         room = home or room_of(
             [chunk.new_empty(len(chunk) * len(those)) for chunk, those in zip(chunks, owners, strict=True)], owners
         )
+        layout = room.rows or self._rows(chunks, owners)
         spare, room.spare = room.spare, None
         outgoing = self._copied(layout, [chunks[number] for number, _ in layout.order], spare)
         received = layout.room(self.device) if room.outgoing is None else room.outgoing
@@ -119,11 +112,14 @@ class Hop:
 
         def end() -> list[Tensor]:
             copies = Copies()
-            for number, chunk in enumerate(chunks):
-                copies.add(room.chunks[number][self.rank], chunk)
             if room.outgoing is None:
-                for (number, member), came in layout.views(received).items():
+                for number, chunk in enumerate(chunks):
+                    copies.add(room.chunks[number][self.rank], chunk)
+                for (number, member), came in layout.by_row(received).items():
                     copies.add(room.chunks[number][member], came)
+            else:
+                for place, chunk in zip(room.own, chunks, strict=True):
+                    copies.add(place, chunk)
             copies.run()
             return list(room.memory)
 
@@ -140,10 +136,8 @@ class Hop:
     def _copied(self, layout: Rows, sent: Sequence[Tensor], into: Tensor | None = None) -> Tensor:
         """Returns a buffer with these rows, in the order of the layout."""
         outgoing = layout.room(self.device) if into is None else into
-        copies = Copies()
-        for place, chunk in zip(layout.views(outgoing).values(), sent, strict=True):
-            copies.add(place, chunk)
-        copies.run()
+        if sent:
+            torch._foreach_copy_(layout.sent.views(outgoing), list(sent))
         return outgoing
 
     def _exchange(self, layout: Rows, outgoing: Tensor, received: Tensor, purpose: str) -> Works:

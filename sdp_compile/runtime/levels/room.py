@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,30 +13,58 @@ from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.levels.rows import Rows, chunks_of, rows
 
 
-@dataclass
 class Room:
     """Tensors that their owners split evenly.
 
-    Attributes:
+    Args:
         memory: The tensors that hold everything.
-        chunks: For each tensor the chunk of each of its owners, in their order.
+        owners: For each tensor the owners of its chunks, in their order.
         flats: The tensors, if each of them lies in one run of memory.
+        rows: How chunks lie in the memory, if they lie as one all-to-all sends them.
+
+    Attributes:
+        memory: The same.
+        flats: The same.
+        rows: The same.
         outgoing: The chunks of the peers as one all-to-all sends them, in bytes; None if they do not lie so.
+        own: This worker's chunks, if they lie so.
         spare: As much memory as ``outgoing``, free between the two all-to-alls of a round trip.
     """
 
-    memory: Sequence[Tensor]
-    chunks: Sequence[Mapping[int, Tensor]]
-    flats: Sequence[Tensor] = ()
-    outgoing: Tensor | None = None
-    spare: Tensor | None = None
+    def __init__(
+        self, memory: Sequence[Tensor], owners: Sequence[OwnerSet], flats: Sequence[Tensor], rows: Rows | None = None
+    ) -> None:
+        self.memory, self.flats, self.rows, self._owners = memory, flats, rows, owners
+        self.spare: Tensor | None = None
+        self.outgoing: Tensor | None = None
+        self.own: Sequence[Tensor] = ()
+        if rows is not None:
+            (buffer,) = memory
+            self.outgoing = buffer[: rows.nbytes]
+            self.own = rows.kept.views(buffer[rows.nbytes :])
 
-    @property
-    def stretches(self) -> list[Sequence[Tensor]]:
+    @cached_property
+    def chunks(self) -> Sequence[Mapping[int, Tensor]]:
+        """For each tensor the chunk of each of its owners, in their order."""
+        if self.rows is None or self.outgoing is None:
+            return [chunks_of(flat, those) for flat, those in zip(self.flats, self._owners, strict=True)]
+        sent = self.rows.by_row(self.outgoing)
+        return [
+            {member: sent.get((number, member), own) for member in members}
+            for number, (own, members) in enumerate(zip(self.own, self._owners, strict=True))
+        ]
+
+    @cached_property
+    def stretches(self) -> Sequence[Sequence[Tensor]]:
         """For each tensor the runs of memory in which it lies, in order."""
-        if self.flats:
+        if self.rows is None:
             return [(flat,) for flat in self.flats]
         return [tuple(chunks.values()) for chunks in self.chunks]
+
+    @property
+    def dtypes(self) -> Sequence[torch.dtype]:
+        """The dtype of each tensor."""
+        return [flat.dtype for flat in self.flats] if self.rows is None else self.rows.kept.dtypes
 
 
 @dataclass(frozen=True)
@@ -58,21 +87,14 @@ class Arrangement:
 
     def over(self, buffer: Tensor) -> Room:
         """Returns the room that lies in a buffer, such as the copy of another one's on another device."""
-        outgoing = buffer[: self.rows.nbytes]
-        kept = self.rows.kept_views(buffer[self.rows.nbytes :])
-        if not self.is_split:
-            return Room([buffer], _chunks(kept, self.owners), kept)
-        came = self.rows.views(outgoing)
-        chunks = [
-            {member: came.get((number, member), own) for member in members}
-            for number, (own, members) in enumerate(zip(kept, self.owners, strict=True))
-        ]
-        return Room([buffer], chunks, outgoing=outgoing)
+        if self.is_split:
+            return Room([buffer], self.owners, (), self.rows)
+        return Room([buffer], self.owners, self.rows.kept.views(buffer[self.rows.nbytes :]))
 
 
 def room_of(flats: Sequence[Tensor], owners: Sequence[OwnerSet]) -> Room:
     """Returns a room of tensors that lie anywhere, each with its owners' chunks one after the other."""
-    return Room(flats, _chunks(flats, owners), flats)
+    return Room(flats, owners, flats)
 
 
 def arranged_by_peers(
@@ -95,7 +117,3 @@ def arranged_in_order(owners: Sequence[OwnerSet], lengths: Sequence[int], dtypes
     """Arranges tensors one after the other; the arguments are those of `arranged_by_peers`."""
     alone = ((0,),) * len(lengths)
     return Arrangement(rows((0,), 0, alone, tuple(lengths), tuple(dtypes)), tuple(owners), False)
-
-
-def _chunks(flats: Sequence[Tensor], owners: Sequence[OwnerSet]) -> list[Mapping[int, Tensor]]:
-    return [chunks_of(flat, those) for flat, those in zip(flats, owners, strict=True)]

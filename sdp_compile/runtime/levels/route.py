@@ -58,6 +58,7 @@ class Route:
     def __init__(self, levels: Levels, groups: Groups) -> None:
         self.levels, self.groups = levels, groups
         self._members = cache(self._find_members)
+        self._members_of = cache(lambda number, owners: tuple(self._members(number, those) for those in owners))
         self.chunk_order = cache(levels.in_chunk_order)
         """Returns owners in the order of their chunks; see `Levels.in_chunk_order`."""
 
@@ -208,7 +209,7 @@ class Route:
                 groups.peers_are_fake,
                 is_silent=level.kind == "exchange" and not exchanges,
             )
-            return act(hop, tensors, [self._members(number, those) for those in owners])
+            return act(hop, tensors, self._members_of(number, tuple(owners)))
 
         return Step(number, begin, lambda: explained(group, what, groups.rank))
 

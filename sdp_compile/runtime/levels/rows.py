@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from sdp_compile.ownership.owners import OwnerSet
+from sdp_compile.runtime.levels.arithmetic import Combination, combination
 
 ALIGNED = 16
 """Rows of different dtypes begin at multiples of this many bytes."""
@@ -54,16 +55,30 @@ class Rows:
     comes from it, lie together, in the order of the tensors. The rows that it keeps lie apart, one of each tensor.
 
     Attributes:
+        rank: This worker.
+        owners: The owners of each tensor.
         order: The rows in the order in which they lie in a buffer.
         sizes: How many bytes each member of the group gets, and sends.
         sent: Where the exchanged rows lie.
         kept: Where the rows lie that the worker keeps.
     """
 
+    rank: int
+    owners: tuple[OwnerSet, ...]
     order: tuple[Row, ...]
     sizes: tuple[int, ...]
     sent: Places
     kept: Places
+
+    @cached_property
+    def combination(self) -> Combination:
+        """Adds up rows: those that are kept, followed by those that have come."""
+        numbers = {row: len(self.owners) + at for at, row in enumerate(self.order)}
+        parts = [
+            [number if member == self.rank else numbers[number, member] for member in those]
+            for number, those in enumerate(self.owners)
+        ]
+        return combination(parts, self.kept.dtypes)
 
     @property
     def nbytes(self) -> int:
@@ -79,13 +94,9 @@ class Rows:
         """Returns a new buffer for what is exchanged, of bytes."""
         return torch.empty(self.nbytes, dtype=torch.uint8, device=device)
 
-    def views(self, buffer: Tensor) -> Mapping[Row, Tensor]:
+    def by_row(self, buffer: Tensor) -> Mapping[Row, Tensor]:
         """Returns each exchanged row in a buffer, as numbers."""
         return dict(zip(self.order, self.sent.views(buffer), strict=True))
-
-    def kept_views(self, buffer: Tensor) -> list[Tensor]:
-        """Returns the row of each tensor that the worker keeps, in another buffer."""
-        return self.kept.views(buffer)
 
 
 @lru_cache(maxsize=4096)
@@ -116,7 +127,8 @@ def rows(
     sent = _places([lengths[number] for number in numbers], [dtypes[number] for number in numbers], 0, step)
     # What is kept follows what is sent in one buffer, at a multiple of every element's size.
     first = -sent.nbytes % ALIGNED
-    return Rows(tuple(order), tuple(sizes), sent, _places(lengths, dtypes, first, step))
+    kept = _places(lengths, dtypes, first, step)
+    return Rows(rank, owners, tuple(order), tuple(sizes), sent, kept)
 
 
 def _places(lengths: Sequence[int], dtypes: Sequence[torch.dtype], first: int, step: int) -> Places:

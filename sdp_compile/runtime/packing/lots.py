@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from itertools import chain, groupby
-from typing import TypeAlias
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,6 @@ from sdp_compile.runtime.levels.room import Arrangement, Room
 from sdp_compile.runtime.packing.cuts import Cuts, Part, Piece, Views, cut
 from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.sharding.gradient import local_gradient
-
-Average: TypeAlias = tuple[Slot, Sequence[Tensor]]
-"""A bucket, and the memory that holds its averages: vectors that it fills one after the other."""
 
 _REMEMBERED = 8
 """Numbers of cuts that are kept; they differ in which gradients are missing."""
@@ -37,7 +33,6 @@ class Lot:
         self.slots = tuple(slots)
         self.names = tuple(dict.fromkeys(name for slot in self.slots for name in slot.names))
         self._room: Room | None = None
-        self._stretches: list[Sequence[Tensor]] = []
         self._arrangement: Arrangement | None = None
         self._cuts: dict[Hashable, Cuts] = {}
         self._packed: tuple[list[Tensor | None], Views] | None = None
@@ -45,7 +40,6 @@ class Lot:
     def forget(self) -> None:
         """Drops the room."""
         self._room = self._packed = None
-        self._stretches = []
 
     @torch.no_grad()
     def pack(
@@ -53,7 +47,7 @@ class Lot:
         arranged: Callable[[], Arrangement],
         parameters: Mapping[str, nn.Parameter],
         given: Mapping[nn.Parameter, Tensor],
-    ) -> list[Tensor]:
+    ) -> Room:
         """Packs the gradients of the buckets into a new room, zeros where there are none.
 
         Args:
@@ -62,7 +56,7 @@ class Lot:
             given: Gradients to add to ``.grad``.
 
         Returns:
-            The memory of the buckets.
+            The room, whose tensors are the buckets.
 
         Raises:
             SDPError: If a gradient is sparse.
@@ -79,10 +73,10 @@ class Lot:
                         "embedding with sparse=False."
                     )
             room = self._make_room(arranged, parameters)
-            views = self._views(self.slots, room.stretches, gradients, room)
+            views = self._views(room, gradients, True)
             views.pack()
         self._packed = None if given else (gradients, views)
-        return list(chain.from_iterable(self._stretches))
+        return room
 
     def clear(self, arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]) -> None:
         """Puts zeros in place of all gradients; the arguments are those of `pack`."""
@@ -94,23 +88,20 @@ class Lot:
         assert self._room is not None and self._arrangement is not None
         (buffer,) = self._room.memory
         if buffer.device != device:
-            self._room, self._packed, self._stretches = self._arrangement.over(buffer.to(device)), None, []
+            self._room, self._packed = self._arrangement.over(buffer.to(device)), None
         return self._room
 
     @torch.no_grad()
-    def unpack(self, averages: Sequence[Average], parameters: Mapping[str, nn.Parameter]) -> None:
-        """Writes averages into ``.grad``, which it creates if needed, and drops the room."""
-        room, packed = self._room if self._is_here(averages) else None, self._packed
+    def unpack(self, averages: Room, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Writes the averages of all buckets into ``.grad``, which it creates if needed, and drops the room."""
+        is_here, packed = averages is self._room, self._packed
         self.forget()
-        if not averages:
-            return
         with torch._C.DisableTorchFunctionSubclass():
             gradients = [_gradient(parameters[name]) for name in self.names]
-            if room is not None and packed is not None and all(map(_is, gradients, packed[0])):
+            if is_here and packed is not None and all(map(_is, gradients, packed[0])):
                 packed[1].unpack()
-                return
-            slots, memory = [slot for slot, _ in averages], [own for _, own in averages]
-            self._views(slots, memory, gradients, room).unpack()
+            else:
+                self._views(averages, gradients, is_here).unpack()
 
     def _make_room(self, arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]) -> Room:
         arrangement = arranged()
@@ -118,37 +109,21 @@ class Lot:
             self._arrangement = arrangement
             self._cuts.clear()
         self._room = arrangement.room(parameters[self.slots[0].names[0]].device)
-        self._stretches = self._room.stretches
         return self._room
 
-    def _is_here(self, averages: Sequence[Average]) -> bool:
-        """Whether the averages of all buckets are where they were packed."""
-        return len(averages) == len(self._stretches) and all(
-            len(own) == len(packed) and all(map(_is, own, packed))
-            for (_, own), packed in zip(averages, self._stretches, strict=True)
-        )
-
-    def _views(
-        self,
-        slots: Sequence[Slot],
-        memory: Sequence[Sequence[Tensor]],
-        gradients: Sequence[Tensor | None],
-        room: Room | None,
-    ) -> Views:
-        """Returns the parts of some buckets' memory, which is that of a room if given, and of all gradients."""
+    def _views(self, room: Room, gradients: Sequence[Tensor | None], is_here: bool) -> Views:
+        """Returns the parts of a room, which may be that of this lot, and of all gradients."""
         geometries = tuple(None if one is None else (one.shape, one.stride()) for one in gradients)
-        stretches = list(chain.from_iterable(memory))
-        line = None if room is None else _line(room, stretches)
-        lines = stretches if line is None else [line]
-        key: Hashable = geometries
-        if line is None:
-            key = geometries, tuple(slot.bucket.number for slot in slots), tuple(map(len, stretches))
+        line = _line(room) if is_here else None
+        lines = [one for own in room.stretches for one in own] if line is None else [line]
+        key: Hashable = geometries if line is not None else (geometries, tuple(map(len, lines)))
         found = self._cuts.get(key)
         if found is None:
             if len(self._cuts) == _REMEMBERED:
                 self._cuts.clear()
-            pieces = [Piece(self.names.index(one.name), one.region) for slot in slots for one in slot.entries]
-            found = self._cuts[key] = cut([len(one) for one in lines], _parts(slots, memory, line), pieces, geometries)
+            pieces = [Piece(self.names.index(one.name), one.region) for slot in self.slots for one in slot.entries]
+            parts = _parts(self.slots, room.stretches, line)
+            found = self._cuts[key] = cut([len(one) for one in lines], parts, pieces, geometries)
         return Views(found, lines, gradients)
 
 
@@ -161,7 +136,7 @@ def _parts(slots: Sequence[Slot], memory: Sequence[Sequence[Tensor]], line: Tens
     """Returns what lies where: in one line that contains all memory, or in each vector for itself."""
     parts, vectors, pieces = list[Part](), 0, 0
     for slot, own in zip(slots, memory, strict=True):
-        starts = [0 if line is None else one.storage_offset() - line.storage_offset() for one in own]
+        starts = [0 if line is None else int(one.storage_offset() - line.storage_offset()) for one in own]
         for at, start, length, piece in slot.torn([len(one) for one in own]):
             number = vectors + at if line is None else 0
             parts.append(Part(number, starts[at] + start, length, None if piece is None else pieces + piece))
@@ -170,11 +145,11 @@ def _parts(slots: Sequence[Slot], memory: Sequence[Sequence[Tensor]], line: Tens
     return parts
 
 
-def _line(room: Room, stretches: Sequence[Tensor]) -> Tensor | None:
+def _line(room: Room) -> Tensor | None:
     """Returns all memory of a room as one vector, if it has one dtype."""
-    dtype = stretches[0].dtype
+    first, *others = dict.fromkeys(room.dtypes)
     (buffer,) = room.memory
-    return buffer.view(dtype) if all(one.dtype == dtype for one in stretches) else None
+    return None if others else buffer.view(first)
 
 
 def _total(old: Tensor | None, new: Tensor | None) -> Tensor | None:

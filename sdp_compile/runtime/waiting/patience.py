@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
 from torch import Tensor
 
 from sdp_compile.errors import DistributedError
+from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.runtime.waiting.board import Board
 from sdp_compile.runtime.waiting.observer import LOOK_EVERY, board_of
 from sdp_compile.runtime.waiting.spans import WAIT, span
@@ -35,12 +34,11 @@ class Patience:
 
     Args:
         wait: The collective.
-        members: The workers that take part.
         rank: This worker.
     """
 
-    def __init__(self, wait: Wait, members: tuple[int, ...], rank: int) -> None:
-        self._wait, self._members, self._rank = wait, members, rank
+    def __init__(self, wait: Wait, rank: int) -> None:
+        self._wait, self._members, self._rank = wait, wait.members, rank
         self._window, self._has_warned = -1, False
 
     def step(self) -> None:
@@ -81,9 +79,8 @@ _patience: list[Patience] = []
 """That of each of `current_waits`."""
 
 
-@contextmanager
-def waiting(call: str, doing: str, members: tuple[int, ...], rank: int) -> Iterator[None]:
-    """Within this context, this worker waits in one collective.
+class waiting:
+    """Context in which this worker waits in one collective.
 
     Args:
         call: What identifies the collective: all members have the same text.
@@ -91,12 +88,17 @@ def waiting(call: str, doing: str, members: tuple[int, ...], rank: int) -> Itera
         members: The workers that take part.
         rank: This worker.
     """
-    wait = Wait(f"{call} {members}", doing, time.monotonic())
-    current_waits.append(wait)
-    _patience.append(Patience(wait, members, rank))
-    try:
-        yield
-    finally:
+
+    # A class, and no generator: each collective enters it twice.
+    def __init__(self, call: str, doing: str, members: OwnerSet, rank: int) -> None:
+        self._wait = Wait(call, members, doing, time.monotonic())
+        self._rank = rank
+
+    def __enter__(self) -> None:
+        current_waits.append(self._wait)
+        _patience.append(Patience(self._wait, self._rank))
+
+    def __exit__(self, *_: object) -> None:
         _patience.pop()
         current_waits.pop()
 

@@ -16,6 +16,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from sdp_compile.ownership.owners import OwnerSet
+
 _LIBRARIES = tuple(
     os.path.join(folder, "")
     for folder in (Path(torch.__file__).parent, Path(__file__).parents[2], sysconfig.get_path("stdlib"))
@@ -30,14 +32,21 @@ class Wait:
     """A collective of this package that this worker waits in.
 
     Attributes:
-        call: What identifies it: all members of one collective have the same text.
+        name: What it is called.
+        members: The workers that take part.
         doing: Where the worker is, for errors: "in an optimizer's step".
         began: When it began, by `time.monotonic`.
     """
 
-    call: str
+    name: str
+    members: OwnerSet
     doing: str
     began: float
+
+    @property
+    def call(self) -> str:
+        """What identifies it: all members of one collective have the same text."""
+        return f"{self.name} {self.members}"
 
 
 current_waits: list[Wait] = []

@@ -10,6 +10,7 @@ from torch import nn
 
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.gradients.progress import Progress
+from sdp_compile.runtime.levels.room import Room, room_of
 from tests.runtime.gradients.alone import Noted, bucket, groups, slot
 
 BUCKETS = [bucket(2, a=([0],), b=([0],)), bucket(5, b=([1],)), bucket(9, c=([0, 1],))]
@@ -124,8 +125,9 @@ def test_once_checked_the_averages_may_be_written(followed: Followed) -> None:
 class Elsewhere(Noted):
     """Returns averages in memory of its own."""
 
-    def finish(self, number: int) -> list[tuple[torch.Tensor, ...]]:
-        return [(10 * flat,) for flat in self.rooms.pop(number).flats]
+    def finish(self, number: int) -> Room:
+        flats = self.rooms.pop(number).flats
+        return room_of([10 * flat for flat in flats], [(0,)] * len(flats))
 
 
 def test_averages_in_other_memory_than_the_packed_one_are_written() -> None:

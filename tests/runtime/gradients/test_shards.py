@@ -90,7 +90,7 @@ class Scattered:
 
     def reduce(self) -> None:
         for number in self.layout.buckets:
-            assert self.reduction.keep(self.buckets[number], [self.averages(number)], self.parameters)
+            self.reduction.keep(self.buckets[number], [self.averages(number)], self.parameters)
 
     def averages(self, number: int) -> Tensor:
         return 100.0 * number + torch.arange(self.layout.buckets[number].chunk, dtype=torch.float64)

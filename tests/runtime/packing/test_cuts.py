@@ -98,7 +98,7 @@ def test_what_is_packed_and_unpacked(
 
 
 def test_a_step_calls_few_operators() -> None:
-    """However many pieces there are: those of a gradient that lies in one run of memory are cut, and copied, at once."""
+    """However many pieces there are: those of a gradient in one run of memory are cut, and copied, at once."""
     gradient, line, few = torch.randn(64, 3), torch.zeros(192), Calls()
     pieces = [Piece(0, Region([np.arange(8 * one, 8 * one + 8), np.arange(3)])) for one in range(8)]
     parts = [Part(0, 168 - 24 * number, 24, number) for number in range(8)]

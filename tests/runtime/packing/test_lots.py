@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdp_compile.errors import SDPError
-from sdp_compile.runtime.levels.room import arranged_by_peers
+from sdp_compile.runtime.levels.room import arranged_by_peers, room_of
 from sdp_compile.runtime.packing.lots import Lot
 from sdp_compile.runtime.packing.slots import Slot
 from tests.runtime.gradients.alone import bucket, slot
@@ -38,7 +38,7 @@ def packed(
     by_parameter = {parameters[name]: gradient for name, gradient in given.items()}
     for rank in everyone:  # which chunk is its own must not matter
         arranged = arranged_by_peers(everyone, rank, [everyone], [length], [made.dtype(parameters)])
-        chunks = Lot([made]).pack(lambda arranged=arranged: arranged, parameters, by_parameter)
+        (chunks,) = Lot([made]).pack(lambda arranged=arranged: arranged, parameters, by_parameter).stretches
         assert [len(chunk) for chunk in chunks] == [length // owners] * owners
     return torch.cat(chunks)
 
@@ -101,8 +101,8 @@ def test_chunks_of_owners_tear_pieces_and_are_put_together_again(
     assert packed(made, parameters, 12, {}, owners).tolist() == wanted
     given = {"matrix": torch.full((2, 3), 100.0)}
     assert packed(made, parameters, 12, given, owners).tolist() == [101, 103, 104, 106, *wanted[4:]]
-    memory = torch.tensor([10.0, 11, 12, 13, 14, 15, 16, 17, 18, 99, 99, 99]).view(owners, -1).unbind()
-    Lot([made]).unpack([(made, memory)], parameters)
+    memory = torch.tensor([10.0, 11, 12, 13, 14, 15, 16, 17, 18, 99, 99, 99])
+    Lot([made]).unpack(room_of([memory], [tuple(range(owners))]), parameters)
     gradients = [parameter.grad for parameter in parameters.values()]
     assert [gradient.tolist() for gradient in gradients if gradient is not None] == [
         [[10, 2, 11], [12, 5, 13]],
@@ -116,10 +116,10 @@ def test_what_was_packed_is_unpacked_by_the_same_views(owners: int, parameters: 
     everyone = tuple(range(owners))
     made = slot(BUCKET)
     lot = Lot([made])
-    chunks = lot.pack(lambda: arranged_by_peers(everyone, 0, [everyone], [8], [torch.float32]), parameters, {})
-    torch._foreach_mul_(chunks, 10)
+    room = lot.pack(lambda: arranged_by_peers(everyone, 0, [everyone], [8], [torch.float32]), parameters, {})
+    torch._foreach_mul_(list(room.stretches[0]), 10)
     kept = {name: parameter.grad for name, parameter in parameters.items()}
-    lot.unpack([(made, chunks)], parameters)
+    lot.unpack(room, parameters)
     for name, parameter in parameters.items():
         assert parameter.grad is kept[name]
     assert [parameter.grad.tolist() for parameter in parameters.values() if parameter.grad is not None] == [
@@ -138,13 +138,14 @@ def test_buckets_of_several_dtypes_lie_in_one_room(parameters: dict[str, nn.Para
         matrix = torch.randn(3, 2).T if transposed else torch.randn(2, 3)
         parameters["matrix"].grad = matrix
         parameters["vector"].grad = None if vector is None else vector.double()
-        memory = lot.pack(lambda: arranged, parameters, {})
-        assert torch.cat(memory[:2]).tolist() == matrix[:, [0, 2]].reshape(-1).tolist()
-        assert torch.cat(memory[2:]).tolist() == ([0, 0, 0, 0] if vector is None else [1, 3, 0, 0])
-        torch._foreach_mul_(memory, 10)
+        room = lot.pack(lambda: arranged, parameters, {})
+        assert torch.cat(list(room.stretches[0])).tolist() == matrix[:, [0, 2]].reshape(-1).tolist()
+        assert torch.cat(list(room.stretches[1])).tolist() == ([0, 0, 0, 0] if vector is None else [1, 3, 0, 0])
+        for memory in room.stretches:
+            torch._foreach_mul_(list(memory), 10)
         wanted = matrix.clone()
         wanted[:, [0, 2]] *= 10
-        lot.unpack([(made[0], memory[:2]), (made[1], memory[2:])], parameters)
+        lot.unpack(room, parameters)
         gradients = parameters["matrix"].grad, parameters["vector"].grad
         assert torch.equal(gradients[0], wanted) and gradients[1] is not None
         assert gradients[1].tolist() == ([0, 0, 0, 0] if vector is None else [0, 10, 2, 30])
@@ -154,7 +155,7 @@ def test_a_missing_gradient_is_made_but_not_that_of_a_frozen_parameter(parameter
     parameters["matrix"].requires_grad_(False).grad = None
     parameters["vector"].grad = None
     made = slot(BUCKET)
-    Lot([made]).unpack([(made, [torch.tensor([10.0, 11, 12, 13, 14, 15, 99])])], parameters)
+    Lot([made]).unpack(room_of([torch.tensor([10.0, 11, 12, 13, 14, 15, 99])], [(0,)]), parameters)
     first, second = parameters["matrix"].grad, parameters["vector"].grad
     assert first is None and second is not None
     assert second.tolist() == [0, 14, 0, 15]

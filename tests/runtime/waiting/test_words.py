@@ -58,7 +58,7 @@ def test_what_this_process_does() -> None:
         thread.join()
 
     look()
-    current_waits.append(Wait("a collective (0, 1)", "in an optimizer's step", 0.0))
+    current_waits.append(Wait("a collective", (0, 1), "in an optimizer's step", 0.0))
     try:
         look()
     finally:
