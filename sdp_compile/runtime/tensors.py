@@ -1,4 +1,4 @@
-"""The tensors that a module holds, by name."""
+"""The tensors that a module holds, by name; and operators without what costs time and is of no use here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -56,3 +57,23 @@ def replace_tensors(module: nn.Module, new: Mapping[str, Tensor]) -> None:
             for key, tensor in registry.items():
                 if tensor is not None and id(tensor) in by_identity:
                     registry[key] = by_identity[id(tensor)]  # type: ignore[assignment]
+
+
+class untracked:
+    """Context for copies between tensors: operators skip autograd, and Python where gradients would pass through it.
+
+    What is changed here needs `torch.autograd.graph.increment_version` if autograd knows it. Views that are made here
+    do not keep alive what they are views of, and so do not make autograd copy a gradient.
+    """
+
+    def __enter__(self) -> None:
+        self._contexts = torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd()
+        self._grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        for context in self._contexts:
+            context.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        for context in reversed(self._contexts):
+            context.__exit__(None, None, None)
+        torch._C._set_grad_enabled(self._grad)

@@ -15,6 +15,7 @@ from sdp_compile.runtime.gradients.reduction import Reduction
 from sdp_compile.runtime.levels.room import Arrangement, Room
 from sdp_compile.runtime.packing.lots import Lot, lots_of
 from sdp_compile.runtime.packing.slots import Slot
+from sdp_compile.runtime.tensors import untracked
 
 
 class Progress:
@@ -116,12 +117,15 @@ class Progress:
         self._after_failure = after_failure
         self._in_order.rest()
         self._flush()
-        self._reduction.started_all()
+        with untracked():
+            self._reduction.started_all()
 
     def finished(self) -> Iterator[Room]:
         """Waits for one round after the other, and yields the room with its averages."""
         for lot in self.lots:
-            yield self._reduction.finish(_round(lot))
+            with untracked():
+                room = self._reduction.finish(_round(lot))
+            yield room
 
     def write(
         self, rooms: Iterable[Room], factor: Callable[[OwnerSet], float], kept: Callable[[OwnerSet], float]
@@ -167,14 +171,14 @@ class Progress:
             )
         self._packed.clear()
 
-    @torch.no_grad()
     def _pack(self, lot: Lot) -> None:
         """Packs the buckets of a round, and drops what was launched of it."""
-        room = lot.pack(lambda: self._arranged(lot), self._parameters, self._given[lot])
-        self._given[lot].clear()
-        scale = self._scale()
-        if scale != 1:
-            torch._foreach_mul_([one for own in room.stretches for one in own], scale)
+        with untracked():
+            room = lot.pack(lambda: self._arranged(lot), self._parameters, self._given[lot])
+            self._given[lot].clear()
+            scale = self._scale()
+            if scale != 1:
+                torch._foreach_mul_([one for own in room.stretches for one in own], scale)
 
     def _arranged(self, lot: Lot) -> Arrangement:
         """Returns how the buckets of a round lie in its room."""
@@ -202,7 +206,8 @@ class Progress:
             lot = self._lot_of[self._waiting[0]]
             waiting = [position for position in self._waiting if self._lot_of[position] is lot]
             self._pack_round(lot, waiting)
-            self._reduction.start(_round(lot), lot.sent(self._wire(lot)))
+            with untracked():
+                self._reduction.start(_round(lot), lot.sent(self._wire(lot)))
             if self._reduction.keeps:
                 lot.forget()
             self.issued += [self._slots[position].bucket.number for position in waiting]

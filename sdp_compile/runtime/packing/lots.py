@@ -7,12 +7,14 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.levels.room import Arrangement, Room
 from sdp_compile.runtime.packing.cuts import Cuts, Part, Piece, Views, cut
 from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.sharding.gradient import local_gradient
+from sdp_compile.runtime.tensors import untracked
 
 _REMEMBERED = 8
 """Numbers of cuts that are kept; they differ in which gradients are missing."""
@@ -41,7 +43,6 @@ class Lot:
         """Drops the room."""
         self._room = self._packed = None
 
-    @torch.no_grad()
     def pack(
         self,
         arranged: Callable[[], Arrangement],
@@ -61,7 +62,7 @@ class Lot:
         Raises:
             SDPError: If a gradient is sparse.
         """
-        with torch._C.DisableTorchFunctionSubclass():  # spares the way through Python that gradients go
+        with untracked():
             held = [parameters[name] for name in self.names]
             gradients = [local_gradient(parameter) for parameter in held]
             if given:
@@ -91,17 +92,17 @@ class Lot:
             self._room, self._packed = self._arrangement.over(buffer.to(device)), None
         return self._room
 
-    @torch.no_grad()
     def unpack(self, averages: Room, parameters: Mapping[str, nn.Parameter]) -> None:
         """Writes the averages of all buckets into ``.grad``, which it creates if needed, and drops the room."""
         is_here, packed = averages is self._room, self._packed
         self.forget()
-        with torch._C.DisableTorchFunctionSubclass():
-            gradients = [_gradient(parameters[name]) for name in self.names]
+        gradients = [_gradient(parameters[name]) for name in self.names]
+        with untracked():
             if is_here and packed is not None and all(map(_is, gradients, packed[0])):
                 packed[1].unpack()
             else:
                 self._views(averages, gradients, is_here).unpack()
+        increment_version([gradient for gradient in gradients if gradient is not None])
 
     def _make_room(self, arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]) -> Room:
         arrangement = arranged()
