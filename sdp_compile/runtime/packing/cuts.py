@@ -114,20 +114,23 @@ class Cuts:
     alone: tuple[_Alone, ...]
     zeros: tuple[int, ...]
 
+    def places(self, lines: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the parts of the vectors."""
+        return [
+            place for line, lengths in zip(lines, self.lines, strict=True) for place in line.split_with_sizes(lengths)
+        ]
+
 
 class Views:
     """The parts of some vectors and gradients, ready to be copied.
 
     Args:
         cuts: Where they are cut.
-        lines: The vectors.
+        places: The parts of the vectors; see `Cuts.places`.
         tensors: The gradients; None for those that were missing when ``cuts`` was made.
     """
 
-    def __init__(self, cuts: Cuts, lines: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> None:
-        places: list[Tensor] = []
-        for line, lengths in zip(lines, cuts.lines, strict=True):
-            places += line.split_with_sizes(lengths)
+    def __init__(self, cuts: Cuts, places: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> None:
         parts: list[Tensor] = []
         for number, lengths in cuts.splits:
             parts += _present(tensors[number]).view(-1).split_with_sizes(lengths)

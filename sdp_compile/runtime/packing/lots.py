@@ -37,11 +37,12 @@ class Lot:
         self._room: Room | None = None
         self._arrangement: Arrangement | None = None
         self._cuts: dict[Hashable, Cuts] = {}
+        self._places: Sequence[Tensor] | None = None
         self._packed: tuple[list[Tensor | None], Views] | None = None
 
     def forget(self) -> None:
         """Drops the room."""
-        self._room = self._packed = None
+        self._room = self._packed = self._places = None
 
     def pack(
         self,
@@ -89,19 +90,19 @@ class Lot:
         assert self._room is not None and self._arrangement is not None
         (buffer,) = self._room.memory
         if buffer.device != device:
-            self._room, self._packed = self._arrangement.over(buffer.to(device)), None
+            self._room, self._packed, self._places = self._arrangement.over(buffer.to(device)), None, None
         return self._room
 
     def unpack(self, averages: Room, parameters: Mapping[str, nn.Parameter]) -> None:
         """Writes the averages of all buckets into ``.grad``, which it creates if needed, and drops the room."""
         is_here, packed = averages is self._room, self._packed
-        self.forget()
         gradients = [_gradient(parameters[name]) for name in self.names]
         with untracked():
             if is_here and packed is not None and all(map(_is, gradients, packed[0])):
                 packed[1].unpack()
             else:
                 self._views(averages, gradients, is_here).unpack()
+        self.forget()
         increment_version([gradient for gradient in gradients if gradient is not None])
 
     def _make_room(self, arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]) -> Room:
@@ -109,7 +110,7 @@ class Lot:
         if arrangement != self._arrangement:
             self._arrangement = arrangement
             self._cuts.clear()
-        self._room = arrangement.room(parameters[self.slots[0].names[0]].device)
+        self._room, self._places = arrangement.room(parameters[self.slots[0].names[0]].device), None
         return self._room
 
     def _views(self, room: Room, gradients: Sequence[Tensor | None], is_here: bool) -> Views:
@@ -125,7 +126,11 @@ class Lot:
             pieces = [Piece(self.names.index(one.name), one.region) for slot in self.slots for one in slot.entries]
             parts = _parts(self.slots, room.stretches, line)
             found = self._cuts[key] = cut([len(one) for one in lines], parts, pieces, geometries)
-        return Views(found, lines, gradients)
+        if not is_here:
+            return Views(found, found.places(lines), gradients)
+        if self._places is None:  # unpacking needs what packing has cut
+            self._places = found.places(lines)
+        return Views(found, self._places, gradients)
 
 
 def lots_of(slots: Sequence[Slot]) -> tuple[Lot, ...]:

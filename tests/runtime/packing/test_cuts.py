@@ -82,12 +82,12 @@ def test_what_is_packed_and_unpacked(
     cuts = cut(lengths, parts, pieces, [None if one is None else (one.shape, one.stride()) for one in gradients])
     lines = [torch.full((length,), -1.0, dtype=dtype) for length in lengths]
     wanted = [line.clone() for line in lines]
-    Views(cuts, lines, gradients).pack()
+    Views(cuts, cuts.places(lines), gradients).pack()
     by_element(gradients, pieces, parts, wanted)
     for line, other in zip(lines, wanted, strict=True):
         assert torch.equal(line, other)
     before = [None if one is None else one.clone() for one in gradients]
-    Views(cuts, [line * 10 for line in lines], gradients).unpack()
+    Views(cuts, cuts.places([line * 10 for line in lines]), gradients).unpack()
     for number, (one, old) in enumerate(zip(gradients, before, strict=True)):
         if one is None or old is None:
             continue
@@ -104,6 +104,6 @@ def test_a_step_calls_few_operators() -> None:
     parts = [Part(0, 168 - 24 * number, 24, number) for number in range(8)]
     cuts = cut([192], parts, pieces, [(gradient.shape, gradient.stride())])
     with few:
-        Views(cuts, [line], [gradient]).pack()
+        Views(cuts, cuts.places([line]), [gradient]).pack()
     assert (few.views, few.others) == (3, 1)
     assert torch.equal(line.view(8, -1), gradient.view(8, -1).flip(0))
