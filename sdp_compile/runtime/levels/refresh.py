@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,8 @@ from sdp_compile.planning.plan import Plan
 from sdp_compile.planning.regions import Region
 from sdp_compile.runtime.comm.groups import explained
 from sdp_compile.runtime.comm.transfer import batches
+from sdp_compile.runtime.cutting.stack import Stack
 from sdp_compile.runtime.levels.route import Errand, Route
-from sdp_compile.runtime.pairs import Pairs
 from sdp_compile.runtime.tensors import local_tensors
 from sdp_compile.runtime.waiting.patience import complete
 
@@ -39,8 +39,18 @@ class _Transfer:
     """
 
     names: tuple[str, ...]
-    sends: tuple[list[Place], ...]
-    receives: tuple[list[Place], ...]
+    sends: tuple[Stack, ...]
+    receives: tuple[Stack, ...]
+
+    @cached_property
+    def sent(self) -> Stack:
+        """All that it sends, one after the other."""
+        return Stack([place for stack in self.sends for place in stack.pieces])
+
+    @cached_property
+    def received(self) -> Stack:
+        """All that it receives."""
+        return Stack([place for stack in self.receives for place in stack.pieces])
 
 
 class Refresh:
@@ -84,8 +94,8 @@ class Refresh:
         held = [tensors[name] for name in transfer.names]
         like = torch.empty(0, dtype=reduce(torch.promote_types, {one.dtype for one in held}), device=held[0].device)
         wire, shares = groups.wire(like.device), len(self._sharers)
-        lengths = [-(-_length(places) // shares) for places in transfer.sends]
-        counts = [-(-_length(places) // shares) for places in transfer.receives]
+        lengths = [-(-stack.numel // shares) for stack in transfer.sends]
+        counts = [-(-stack.numel // shares) for stack in transfer.receives]
         sent = self._sent(transfer, tensors, like).to(wire)
         received = sent.new_empty(sum(counts))
         if not groups.peers_are_fake:
@@ -93,21 +103,21 @@ class Refresh:
                 work = dist.all_to_all_single(received, sent, counts, lengths, self._peer_group, async_op=True)
                 complete(work, sent)
         groups.traffic.add_sent("refresh", sent.nbytes)
-        joined, everything = self._joined(received), [place for places in transfer.receives for place in places]
+        joined = self._joined(received)
         if groups.peers_are_fake:  # they leave the values as they are
-            joined = _read(everything, tensors, like)
+            joined = _read(transfer.received, tensors, like)
         elif shares > 1:
             rows = joined.view(shares, -1).split(counts, dim=1)
-            whole = [row.reshape(-1)[: _length(places)] for places, row in zip(transfer.receives, rows, strict=True)]
+            whole = [row.reshape(-1)[: stack.numel] for stack, row in zip(transfer.receives, rows, strict=True)]
             joined = torch.cat(whole)
-        _pairs(joined, everything, tensors).unpack()
+        transfer.received.write(joined, tensors)
 
     def _sent(self, transfer: _Transfer, tensors: dict[str, Tensor], like: Tensor) -> Tensor:
         """Returns what this worker sends to its peers, one after the other: its share of what each of them needs."""
         share, shares = self._sharers.index(self._groups.rank), len(self._sharers)
         if shares == 1:
-            return _read([place for places in transfer.sends for place in places], tensors, like)
-        return torch.cat([_share(_read(places, tensors, like), share, shares) for places in transfer.sends])
+            return _read(transfer.sent, tensors, like)
+        return torch.cat([_share(_read(stack, tensors, like), share, shares) for stack in transfer.sends])
 
     @property
     def _peer_group(self) -> dist.ProcessGroup:
@@ -121,23 +131,10 @@ class Refresh:
         return self._route.run([self._route.join(0, errand)], [own])[0]
 
 
-def _length(places: Iterable[Place]) -> int:
-    return sum(region.numel for _, region in places)
-
-
-def _read(places: Sequence[Place], tensors: dict[str, Tensor], like: Tensor) -> Tensor:
-    flat = like.new_empty(_length(places))
-    _pairs(flat, places, tensors).pack()
+def _read(stack: Stack, tensors: dict[str, Tensor], like: Tensor) -> Tensor:
+    flat = like.new_empty(stack.numel)
+    stack.read(flat, tensors)
     return flat
-
-
-def _pairs(flat: Tensor, places: Sequence[Place], tensors: dict[str, Tensor]) -> Pairs:
-    """Returns all places, each with its part of the flat tensor."""
-    pairs = Pairs()
-    chunks = flat.split_with_sizes([region.numel for _, region in places])
-    for (name, region), chunk in zip(places, chunks, strict=True):
-        pairs.add(region, tensors[name], chunk)
-    return pairs
 
 
 def _share(flat: Tensor, number: int, shares: int) -> Tensor:
@@ -162,7 +159,7 @@ def _transfer(pieces: Sequence[tuple[int, Piece]], holdings: Holdings, peers: Ow
         for receiver, source in sources.items():
             if source == holdings.rank:
                 sends[peers.index(receiver)].append(mine)
-    return _Transfer(tuple(names), sends, receives)
+    return _Transfer(tuple(names), tuple(map(Stack, sends)), tuple(map(Stack, receives)))
 
 
 def _buckets(plan: Plan, bucket_bytes: int) -> Iterator[list[tuple[int, Piece]]]:

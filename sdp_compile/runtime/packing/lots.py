@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from sdp_compile.errors import SDPError
+from sdp_compile.runtime.cutting.cuts import Cuts, Part, Piece, Views, cut
 from sdp_compile.runtime.levels.room import Arrangement, Room
-from sdp_compile.runtime.packing.cuts import Cuts, Part, Piece, Views, cut
 from sdp_compile.runtime.packing.slots import Slot
 from sdp_compile.runtime.sharding.gradient import local_gradient
 from sdp_compile.runtime.tensors import untracked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from sdp_compile.ownership.owners import OwnerSet
 from sdp_compile.planning.buckets import Bucket
 from sdp_compile.planning.regions import Region
-from sdp_compile.runtime.pairs import Pairs
+from sdp_compile.runtime.cutting.stack import Stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +90,11 @@ class ShardedBucket:
 
     def write(self, flat: Tensor, tensors: Mapping[str, Tensor]) -> None:
         """Copies the chunks of all owners, one after the other, into those parameters' tensors that are given."""
-        sizes, pairs = [region.numel for _, region in self.pieces], Pairs()
-        parts = flat[: sum(sizes)].split_with_sizes(sizes)
-        for (name, region), part in zip(self.pieces, parts, strict=True):
-            if name in tensors and region.numel:
-                pairs.add(region, tensors[name], part)
-        pairs.unpack()
+        self._stack.write(flat, tensors)
+
+    @cached_property
+    def _stack(self) -> Stack:
+        return Stack(self.pieces)
 
 
 def split(

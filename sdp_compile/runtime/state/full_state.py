@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -235,7 +236,7 @@ def enter(
 
 def device_of(module: nn.Module) -> torch.device:
     """Returns the device of the module's first tensor."""
-    return next((tensor.device for tensor in local_tensors(module).values()), torch.device("cpu"))
+    return next((tensor.device for tensor in chain(module.parameters(), module.buffers())), torch.device("cpu"))
 
 
 def responsible(module: Subnetwork, name: str) -> int:

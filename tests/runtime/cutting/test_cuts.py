@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdp_compile.bench.one_of.calls import Calls
 from sdp_compile.planning.regions import Region
-from sdp_compile.runtime.packing.cuts import Part, Piece, Views, cut
+from sdp_compile.runtime.cutting.cuts import Part, Piece, Views, cut
 
 
 @st.composite

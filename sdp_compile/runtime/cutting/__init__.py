@@ -1,0 +1,1 @@
+"""Copies between many parts of tensors and flat vectors, by few calls."""
