@@ -215,11 +215,7 @@ class GradientEngine:
         names = self._slots[position].names
         if len(names) != len(gradients):
             return  # the graph does not use all of the bucket
-        trainable = {
-            name: gradient
-            for name, gradient in zip(names, gradients, strict=True)
-            if self._parameters[name].requires_grad
-        }
+        trainable = {n: one for n, one in zip(names, gradients, strict=True) if self._parameters[n].requires_grad}
         if not launches.admits(self._parameters[name] for name in trainable) or not self._take_part():
             return
         if self.contract.watches:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +100,36 @@ def test_a_launched_gradient_may_change_afterwards(followed: Followed) -> None:
     assert followed.progress.issued == [2]
     followed.parameters["a"].grad = None
     followed.progress.check_unchanged()
+
+
+@pytest.mark.parametrize("has_arrived", [True, False])
+def test_what_was_launched_of_a_round_counts_once(has_arrived: bool) -> None:
+    """Autograd accumulates it before the rest of the round is there, or after that."""
+    buckets = [replace(bucket(number, **{name: ([0, 1],)}), round=0) for number, name in enumerate("ab")]
+    parameters = {name: nn.Parameter(torch.zeros(2)) for name in "ab"}
+    progress, reduction = Progress([slot(one) for one in buckets], groups(), Noted()), Noted()
+    progress.follow(parameters)
+    for parameter in parameters.values():
+        parameter.grad = torch.ones(2)
+    progress.begin(reduction)
+    launched = torch.tensor([20.0, 30.0])
+    progress.launch(0, {"a": launched})
+    assert reduction.taken() == []
+    if has_arrived:
+        assert parameters["a"].grad is not None
+        parameters["a"].grad += launched
+        progress.complete(0, "a")
+    progress.complete(1, "b")
+    assert reduction.taken() == [("start", 0, [21, 31, 0], [1, 1, 0])]
+
+
+def test_a_launched_gradient_is_not_kept_once_its_round_is_packed(followed: Followed) -> None:
+    """Autograd copies a gradient that others hold."""
+    gradients = [torch.ones(2), torch.ones(2)]
+    held = [weakref.ref(gradient) for gradient in gradients]
+    followed.progress.launch(0, dict(zip("ab", gradients, strict=True)))
+    gradients.clear()
+    assert [one() for one in held] == [None, None]
 
 
 @pytest.mark.parametrize("change", ["in place", "replaced", "dropped"])
