@@ -81,7 +81,8 @@ def test_every_command_and_option_is_in_the_reference(site: Path) -> None:
 def test_commands_that_a_text_shows_can_be_given(text: Path) -> None:
     """Their arguments and options exist; nothing is run."""
     group: Any = typer.main.get_command(app)
-    for line in re.findall(r"^(?:\.venv/bin/)?sdp-compile (.+)$", text.read_text(encoding="utf-8"), re.MULTILINE):
+    joined = text.read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^(?:\.venv/bin/)?sdp-compile (.+)$", joined, re.MULTILINE):
         name, *arguments = shlex.split(line, comments=True)
         group.commands[name].make_context(name, arguments)  # raises where --help would not list it
 
