@@ -250,19 +250,20 @@ def _joined(
 def _lines(lengths: Sequence[int], parts: Iterable[Part]) -> tuple[list[list[int]], dict[Part, int]]:
     """Returns the lengths of the parts of each vector, gaps included, and the number of each part among them."""
     result: list[list[int]] = [[] for _ in lengths]
-    ends, place_of, count = [0] * len(lengths), dict[Part, int](), 0
-    ordered = sorted(parts, key=lambda part: part[:2])
-    for line, whole in enumerate(lengths):
-        for part in (part for part in ordered if part.line == line):
-            if part.start > ends[line]:
-                result[line].append(part.start - ends[line])
-            place_of[part] = count + len(result[line])
-            result[line].append(part.length)
-            ends[line] = part.start + part.length
-        if whole > ends[line]:
-            result[line].append(whole - ends[line])
-        count += len(result[line])
-    return result, place_of
+    ends = [0] * len(lengths)
+    places: list[tuple[Part, int]] = []  # each with its number in its vector
+    for part in sorted(parts, key=lambda part: part[:2]):
+        mine = result[part.line]
+        if part.start > ends[part.line]:
+            mine.append(part.start - ends[part.line])
+        places.append((part, len(mine)))
+        mine.append(part.length)
+        ends[part.line] = part.start + part.length
+    for mine, end, length in zip(result, ends, lengths, strict=True):
+        if length > end:
+            mine.append(length - end)
+    firsts = list(accumulate(map(len, result), initial=0))
+    return result, {part: firsts[part.line] + number for part, number in places}
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

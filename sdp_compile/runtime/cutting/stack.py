@@ -50,7 +50,8 @@ class Stack:
         return Views(cuts, cuts.places([flat]), given)
 
     def _cut(self, length: int, geometries: Sequence[Geometry | None]) -> Cuts:
-        pieces = [Piece(self._names.index(name), region) for name, region in self.pieces]
+        numbers = {name: number for number, name in enumerate(self._names)}
+        pieces = [Piece(numbers[name], region) for name, region in self.pieces]
         parts, start = [], 0
         for number, piece in enumerate(pieces):
             parts.append(Part(0, start, piece.region.numel, number))

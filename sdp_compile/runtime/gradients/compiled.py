@@ -44,7 +44,7 @@ def _launch(gradients: list[Tensor], module: int, bucket: int) -> None:
 
 def _is_recorded(gradients: list[Tensor]) -> bool:
     """Whether what is called now becomes part of a CUDA graph. Then gradients are averaged after backward."""
-    return gradients[0].is_cuda and torch.cuda.is_current_stream_capturing()
+    return any(one.is_cuda for one in gradients) and torch.cuda.is_current_stream_capturing()
 
 
 # `torch.library.custom_op` wraps the function several times, for derivatives that this operator does not have. Any

@@ -123,7 +123,8 @@ class Lot:
         if found is None:
             if len(self._cuts) == _REMEMBERED:
                 self._cuts.clear()
-            pieces = [Piece(self.names.index(one.name), one.region) for slot in self.slots for one in slot.entries]
+            numbers = {name: number for number, name in enumerate(self.names)}
+            pieces = [Piece(numbers[one.name], one.region) for slot in self.slots for one in slot.entries]
             parts = _parts(self.slots, room.stretches, line)
             found = self._cuts[key] = cut([len(one) for one in lines], parts, pieces, geometries)
         if not is_here:
