@@ -59,15 +59,22 @@ def replace_tensors(module: nn.Module, new: Mapping[str, Tensor]) -> None:
                     registry[key] = by_identity[id(tensor)]  # type: ignore[assignment]
 
 
+_VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+"""What relates views to each other, and counts changes."""
+
+
 class untracked:
     """Context for copies between tensors: operators skip autograd, and Python where gradients would pass through it.
 
-    What is changed here needs `torch.autograd.graph.increment_version` if autograd knows it. Views that are made here
-    do not keep alive what they are views of, and so do not make autograd copy a gradient.
+    What is changed here needs `torch.autograd.graph.increment_version` if autograd knows it.
     """
 
     def __enter__(self) -> None:
-        self._contexts = torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd()
+        self._contexts = (
+            torch._C.DisableTorchFunctionSubclass(),
+            torch._C._AutoDispatchBelowAutograd(),
+            torch._C._ExcludeDispatchKeyGuard(_VIEWS),
+        )
         self._grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         for context in self._contexts:

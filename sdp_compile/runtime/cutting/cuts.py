@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
@@ -167,7 +167,7 @@ def cut(
     Args:
         lengths: The number of elements of each vector.
         parts: What lies there, those of each piece in their order.
-        pieces: What is copied.
+        pieces: What is copied; they may overlap where they are only packed.
         geometries: The shape and the strides of each gradient; None for a missing one, whose places become zero.
     """
     parts = [part for part in parts if part.length]
@@ -215,9 +215,11 @@ def _joined(
     for number, (those, geometry) in enumerate(zip(runs, geometries, strict=True)):
         if geometry is None or not those:
             continue
-        if geometry[1] == _contiguous(geometry[0]):
+        ordered = sorted(those)
+        is_apart = all(start + length <= after for (start, length, _), (after, _, _) in pairwise(ordered))
+        if is_apart and geometry[1] == _contiguous(geometry[0]):
             lengths, at = [], 0
-            for start, length, place in sorted(those):
+            for start, length, place in ordered:
                 if start > at:
                     lengths.append(start - at)
                 in_splits.append((place, count + len(lengths)))

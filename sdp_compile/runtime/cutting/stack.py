@@ -16,7 +16,7 @@ class Stack:
     """Regions of tensors that lie one after the other in a vector, copied by few calls.
 
     Args:
-        pieces: The regions, each with the name of its tensor.
+        pieces: The regions, each with the name of its tensor; they may overlap where they are only read.
 
     Attributes:
         pieces: The same.
@@ -27,6 +27,7 @@ class Stack:
         self.pieces = tuple(pieces)
         self.numel = sum(region.numel for _, region in self.pieces)
         self._names = tuple(dict.fromkeys(name for name, _ in self.pieces))
+        self._written = tuple(dict.fromkeys(name for name, region in self.pieces if region.numel))
         self._cuts: tuple[object, Cuts] | None = None
 
     def read(self, flat: Tensor, tensors: Mapping[str, Tensor]) -> None:
@@ -38,7 +39,7 @@ class Stack:
         """Copies a vector, which may be longer, into the regions of those tensors that are given."""
         with untracked():
             self._views(flat, tensors).unpack()
-        increment_version([tensors[name] for name in self._names if name in tensors])
+        increment_version([tensors[name] for name in self._written if name in tensors])
 
     def _views(self, flat: Tensor, tensors: Mapping[str, Tensor]) -> Views:
         given = [tensors.get(name) for name in self._names]

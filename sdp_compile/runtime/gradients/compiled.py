@@ -51,7 +51,8 @@ def _is_recorded(gradients: list[Tensor]) -> bool:
 # layout will do: a copy would not be the tensor that autograd gets.
 _NAME = "sdp_compile::launch"
 _library = Library("sdp_compile", "FRAGMENT")
-_library.define("launch(Tensor[] gradients, int module, int bucket) -> ()", tags=(torch.Tag.flexible_layout,))
+_TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
+_library.define("launch(Tensor[] gradients, int module, int bucket) -> ()", tags=_TAGS)
 # Disabled, so that a backward inside of a compiled function does not compile the engine.
 _library.impl("launch", torch.compiler.disable(_launch), "CompositeExplicitAutograd")
 torch.library.register_fake(_NAME, lambda gradients, module, bucket: None, lib=_library)

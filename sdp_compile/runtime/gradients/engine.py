@@ -199,7 +199,7 @@ class GradientEngine:
             self.unused.arrived(name)
         if self.switch.is_on and self._take_part():
             for position in slots:
-                self._progress.complete(position, name)
+                self._progress.complete(position)
 
     def launch(self, number: int, gradients: Sequence[Tensor]) -> None:
         """Called by a compiled backward with the gradients of the parameters in bucket ``number``.
@@ -225,7 +225,8 @@ class GradientEngine:
         if self._progress.is_launched(position) or self._progress.is_issued(position):
             launches.arrivals.reject()  # a second forward call
             return
-        launches.arrivals.expect({self._parameters[name]: gradient for name, gradient in trainable.items()})
+        by_parameter = {self._parameters[name]: gradient for name, gradient in trainable.items()}
+        launches.arrivals.expect(by_parameter, self._progress.arrived)
         self._progress.launch(position, trainable)
 
     def _watch(self, accumulates: Callable[[], bool]) -> None:

@@ -67,22 +67,16 @@ class Progress:
         self._missing = [sum(parameter.requires_grad for parameter in members) for members in self._members]
         self._launched: set[int] = set()
         self._unlaunched = {lot: len(lot.slots) for lot in self.lots}
-        self._given: dict[Lot, dict[nn.Parameter, Tensor]] = {lot: {} for lot in self.lots}
+        self._given: dict[nn.Parameter, Tensor] = {}
+        self._done: set[Lot] = set()
         self._waiting: list[int] = []
         self._after_failure = False
         self._packed: list[tuple[str, Tensor, int]] = []
         for lot in self.lots:
             lot.forget()
 
-    def complete(self, position: int, name: str | None = None) -> None:
-        """Notes that one more gradient of a bucket is in ``.grad``, and issues what is complete.
-
-        Args:
-            position: The bucket's position.
-            name: The parameter's name.
-        """
-        if name is not None:  # what was launched of it is in ``.grad`` now
-            self._given[self._lot_of[position]].pop(self._parameters[name], None)
+    def complete(self, position: int) -> None:
+        """Notes that one more gradient of a bucket is in ``.grad``, and issues what is complete."""
         self._missing[position] -= 1
         if not self._missing[position]:
             self._in_order.ready(position)
@@ -96,17 +90,24 @@ class Progress:
         return self._slots[position].bucket.number in self.issued
 
     def launch(self, position: int, gradients: Mapping[str, Tensor]) -> None:
-        """Takes a bucket's gradients, which will be added to ``.grad``, and issues what is complete.
+        """Takes a bucket's gradients, which `arrived` says to be in ``.grad``, and issues what is complete.
 
-        A round is packed as soon as all of it was launched: autograd copies a gradient that others hold.
+        A round is packed as soon as all of it was launched.
         """
-        lot = self._lot_of[position]
-        self._given[lot].update((self._parameters[name], gradient) for name, gradient in gradients.items())
+        self._given.update((self._parameters[name], gradient) for name, gradient in gradients.items())
         self._launched.add(position)
+        lot = self._lot_of[position]
         self._unlaunched[lot] -= 1
         if not self._unlaunched[lot]:
             self._pack(lot)
         self._in_order.ready(position)
+
+    def arrived(self, parameter: nn.Parameter) -> None:
+        """Notes that what was launched of a parameter is added to ``.grad`` now, and drops it.
+
+        Autograd copies a gradient that others hold.
+        """
+        self._given.pop(parameter, None)
 
     def start_all(self, after_failure: bool = False) -> None:
         """Issues everything that is not issued yet.
@@ -151,6 +152,7 @@ class Progress:
 
     def discard(self) -> None:
         """Waits for everything that was issued and drops the averages."""
+        self._given.clear()
         for lot in self.lots:
             self._reduction.finish(_round(lot))
             lot.forget()
@@ -172,13 +174,21 @@ class Progress:
         self._packed.clear()
 
     def _pack(self, lot: Lot) -> None:
-        """Packs the buckets of a round, and drops what was launched of it."""
+        """Packs the buckets of a round."""
         with untracked():
-            room = lot.pack(lambda: self._arranged(lot), self._parameters, self._given[lot])
-            self._given[lot].clear()
+            room = lot.pack(lambda: self._arranged(lot), self._parameters, self._given_to(lot))
             scale = self._scale()
             if scale != 1:
                 torch._foreach_mul_([one for own in room.stretches for one in own], scale)
+        self._done.add(lot)
+
+    def _given_to(self, lot: Lot) -> Mapping[nn.Parameter, Tensor]:
+        """Returns what was launched of a round and has not arrived."""
+        if not self._unlaunched[lot]:
+            return self._given
+        slots = [self._slots[at] for at in self._launched if self._lot_of[at] is lot]
+        launched = dict.fromkeys(self._parameters[name] for slot in slots for name in slot.names)
+        return {parameter: self._given[parameter] for parameter in launched if parameter in self._given}
 
     def _arranged(self, lot: Lot) -> Arrangement:
         """Returns how the buckets of a round lie in its room."""
@@ -215,7 +225,7 @@ class Progress:
 
     def _pack_round(self, lot: Lot, positions: Sequence[int]) -> None:
         """Packs a round that was not launched as a whole."""
-        if not self._unlaunched[lot]:
+        if lot in self._done:
             return
         try:
             self._pack(lot)

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from sdp_compile.errors import SDPError
 from sdp_compile.runtime.cutting.cuts import Cuts, Part, Piece, Views, cut
 from sdp_compile.runtime.levels.room import Arrangement, Room
-from sdp_compile.runtime.packing.slots import Slot
+from sdp_compile.runtime.packing.slots import Entry, Slot
 from sdp_compile.runtime.sharding.gradient import local_gradient
 from sdp_compile.runtime.tensors import untracked
 
@@ -34,6 +34,7 @@ class Lot:
     def __init__(self, slots: Iterable[Slot]) -> None:
         self.slots = tuple(slots)
         self.names = tuple(dict.fromkeys(name for slot in self.slots for name in slot.names))
+        self._rows = _rows(entry for slot in self.slots for entry in slot.entries)
         self._room: Room | None = None
         self._arrangement: Arrangement | None = None
         self._cuts: dict[Hashable, Cuts] = {}
@@ -67,7 +68,10 @@ class Lot:
             held = [parameters[name] for name in self.names]
             gradients = [local_gradient(parameter) for parameter in held]
             if given:
-                gradients = [_total(old, given.get(parameter)) for old, parameter in zip(gradients, held, strict=True)]
+                gradients = [
+                    _total(old, given.get(parameter), self._rows.get(name))
+                    for name, old, parameter in zip(self.names, gradients, held, strict=True)
+                ]
             for name, gradient in zip(self.names, gradients, strict=True):
                 if gradient is not None and gradient.layout != torch.strided:
                     raise SDPError(
@@ -77,7 +81,7 @@ class Lot:
             room = self._make_room(arranged, parameters)
             views = self._views(room, gradients, True)
             views.pack()
-        self._packed = None if given else (gradients, views)
+        self._packed = None if any(parameter in given for parameter in held) else (gradients, views)
         return room
 
     def clear(self, arranged: Callable[[], Arrangement], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -159,9 +163,26 @@ def _line(room: Room) -> Tensor | None:
     return None if others else buffer.view(first)
 
 
-def _total(old: Tensor | None, new: Tensor | None) -> Tensor | None:
-    """Returns a gradient as autograd will have accumulated it, without changing either."""
-    return new if old is None else old if new is None else old + new
+def _rows(entries: Iterable[Entry]) -> dict[str, slice]:
+    """Returns from which index to which of its first dimension each parameter has pieces."""
+    result: dict[str, slice] = {}
+    for entry in entries:
+        first = entry.region.index[:1]
+        if first and len(first[0]):
+            known = result.get(entry.name, slice(int(first[0][0]), 0))
+            result[entry.name] = slice(min(known.start, int(first[0][0])), max(known.stop, int(first[0][-1]) + 1))
+    return result
+
+
+def _total(old: Tensor | None, new: Tensor | None, rows: slice | None) -> Tensor | None:
+    """Returns in these rows a gradient as autograd will have accumulated it; changes neither."""
+    if old is None or new is None:
+        return new if old is None else old
+    if rows is None:
+        return old + new
+    total = torch.empty_like(old)
+    torch.add(old[rows], new[rows], out=total[rows])
+    return total
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor | None:

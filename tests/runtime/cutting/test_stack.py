@@ -46,3 +46,12 @@ def test_autograd_notices_that_a_tensor_was_written() -> None:
     assert a.is_leaf and a.requires_grad
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_region_may_be_read_twice() -> None:
+    """Several workers get the same values."""
+    region = Region([np.array([0, 1]), np.arange(3)])
+    for a in (torch.randn(3, 3), torch.randn(3, 3).T):
+        flat = torch.zeros(12)
+        Stack([("a", region), ("a", region)]).read(flat, {"a": a})
+        assert torch.equal(flat, torch.cat([a[:2].reshape(-1)] * 2))

@@ -118,18 +118,49 @@ def test_what_was_launched_of_a_round_counts_once(has_arrived: bool) -> None:
     if has_arrived:
         assert parameters["a"].grad is not None
         parameters["a"].grad += launched
-        progress.complete(0, "a")
-    progress.complete(1, "b")
+        progress.arrived(parameters["a"])
+    progress.complete(1)
     assert reduction.taken() == [("start", 0, [21, 31, 0], [1, 1, 0])]
 
 
-def test_a_launched_gradient_is_not_kept_once_its_round_is_packed(followed: Followed) -> None:
+def test_what_was_launched_of_two_rounds_counts_once() -> None:
+    """The first round is completed by the gradient that the second one was launched with, and issues both."""
+    pieces: list[Any] = [(0, {"a": ([0],), "c": ([0],)}), (1, {"a": ([1],)}), (1, {"b": ([0, 1],)})]
+    buckets = [replace(bucket(number, **own), round=at) for number, (at, own) in enumerate(pieces)]
+    parameters = {name: nn.Parameter(torch.zeros(2)) for name in "abc"}
+    progress, reduction = Progress([slot(one) for one in buckets], groups(), Noted()), Noted()
+    progress.follow(parameters)
+    progress.begin(reduction)
+    progress.launch(1, {"a": torch.tensor([20.0, 30.0])})
+    for name, gradient, positions in (("b", 2.0, [2]), ("c", 3.0, [0]), ("a", None, [0, 1])):
+        progress.arrived(parameters[name])
+        parameters[name].grad = torch.tensor([20.0, 30.0]) if gradient is None else torch.full((2,), gradient)
+        for position in positions:
+            progress.complete(position)
+    assert reduction.taken() == [("start", 0, [20, 3, 0]), ("start", 1, [30, 0], [2, 2, 0])]
+
+
+def test_a_launched_gradient_is_not_kept_once_it_arrives(followed: Followed) -> None:
     """Autograd copies a gradient that others hold."""
     gradients = [torch.ones(2), torch.ones(2)]
     held = [weakref.ref(gradient) for gradient in gradients]
     followed.progress.launch(0, dict(zip("ab", gradients, strict=True)))
     gradients.clear()
-    assert [one() for one in held] == [None, None]
+    assert all(one() is not None for one in held)
+    followed.progress.arrived(followed.parameters["a"])
+    assert held[0]() is None
+    followed.progress.start_all()
+    followed.progress.discard()
+    assert held[1]() is None
+
+
+def test_a_round_that_cannot_be_packed_when_it_is_launched_is_sent_as_zeros(followed: Followed) -> None:
+    """Peers wait for it."""
+    followed.parameters["a"].grad = None
+    with pytest.raises(SDPError, match="sparse"):
+        followed.progress.launch(0, {"a": torch.ones(2).to_sparse(), "b": torch.ones(2)})
+    followed.progress.start_all(after_failure=True)
+    assert followed.reduction.taken() == [("start", 2, [0, 0, 0]), *STARTS[1:], "started all"]
 
 
 @pytest.mark.parametrize("change", ["in place", "replaced", "dropped"])

@@ -18,6 +18,7 @@ WORKERS = 4
 POLICIES: dict[str, Any] = {
     "neuron": lambda: NeuronPolicy(masking="backward"),
     "block": lambda: BlockPolicy(masking="backward"),
+    "one owner": lambda: NeuronPolicy(masking="backward", replicas=1),
     "all": lambda: NeuronPolicy(masking="backward", axes="all", scope="all", replicas=3),
 }
 
@@ -74,7 +75,12 @@ def training(rank: int, policy: str, lowering: Any, sharded: bool) -> Any:
         return module.eval()(batch("transformer", 3))
 
 
-CASES = [("neuron", "sliced", True), ("all", "sliced", False), ("block", "masked", False)]
+CASES = [
+    ("neuron", "sliced", True),
+    ("all", "sliced", False),
+    ("one owner", "sliced", True),
+    ("block", "masked", False),
+]
 
 
 @pytest.mark.parametrize(("policy", "lowering", "sharded"), CASES)
