@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -39,9 +40,12 @@ class Region:
             for dim, (positions, evenly) in enumerate(zip(lists, self._slices, strict=True))
             if evenly is None
         }
-        self._steps = tuple(map(_as_steps, lists))
         self._moved: dict[torch.device, dict[int, Tensor]] = {}
         self._strided: dict[tuple[tuple[int, ...], ...], _View] = {}
+
+    @cached_property
+    def _steps(self) -> tuple[Steps | None, ...]:
+        return tuple(map(_as_steps, self.index))
 
     def __reduce__(self) -> tuple[type[Region], tuple[tuple[Indices, ...]]]:
         return Region, (self.index,)  # a copy makes its own lists on devices
