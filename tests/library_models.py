@@ -14,6 +14,7 @@ Example = tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]
 def _vision(name: str, size: int = 64, **options: Any) -> Example:
     import torchvision
 
+    # Deep batch norms over two values, of two images of one pixel, magnify rounding errors: on some processors to 3e-9.
     model = getattr(torchvision.models, name)(weights=None, num_classes=10, **options)
     return model, (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),), {}
 
@@ -93,9 +94,9 @@ def _bert() -> Example:
 
 MODELS: Mapping[str, Callable[[], Example]] = {
     "resnet18": lambda: _vision("resnet18", 32),
-    "resnet50": lambda: _vision("resnet50", 32),
+    "resnet50": lambda: _vision("resnet50", 64),
     "vgg11_bn": _vgg,
-    "densenet121": lambda: _vision("densenet121", 32),
+    "densenet121": lambda: _vision("densenet121", 64),
     "mobilenet_v3_small": lambda: _vision("mobilenet_v3_small", 32),
     "convnext_tiny": lambda: _vision("convnext_tiny", 32),
     "vit_b_16": _vit,
