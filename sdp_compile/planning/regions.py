@@ -62,15 +62,6 @@ class Region:
             view = view.index_select(dim, positions)
         return view
 
-    def run(self, tensor: Tensor) -> Tensor | None:
-        """Returns the region of ``tensor`` as a vector if it lies in one run of memory, in order; None otherwise."""
-        if self._lists:
-            return None
-        _, _, start, is_run = self._layout(tensor)
-        if not is_run:
-            return None
-        return tensor.as_strided((self.shape.numel(),), (1,), tensor.storage_offset() + start)
-
     def window(self, strides: Sequence[int]) -> _View | None:
         """Returns the elements in order as a view, with several dimensions for a list of equal runs at equal distances.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import groupby
+from operator import is_
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class Lot:
         is_here, packed = averages is self._room, self._packed
         gradients = [_gradient(parameters[name]) for name in self.names]
         with untracked():
-            if is_here and packed is not None and all(map(_is, gradients, packed[0])):
+            if is_here and packed is not None and all(map(is_, gradients, packed[0])):
                 packed[1].unpack()
             else:
                 self._views(averages, gradients, is_here).unpack()
@@ -190,7 +191,3 @@ def _gradient(parameter: nn.Parameter) -> Tensor | None:
     if parameter.grad is None and parameter.requires_grad:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
