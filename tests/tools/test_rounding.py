@@ -85,7 +85,8 @@ def last_infinite(output: Tensor) -> Tensor:
 def test_a_gradient_that_is_only_rounding_may_deviate_as_far_as_the_originals(
     scale: float, dtype: str, tmp_path: Path
 ) -> None:
-    verdict = judge(noisy(scale, dtype), tmp_path)
+    # Kernels of some processors round a slice as they round the whole: the deviation is planted.
+    verdict = judge(noisy(scale, dtype), tmp_path, scale_gradient("up.bias", 2))
     assert (verdict.outcome, verdict.calls) == ("exact", 2)
     assert verdict.notes
     assert all("gradient: of up.bias" in note and note.endswith("by rounding") for note in verdict.notes)
