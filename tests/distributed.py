@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests import captures
+
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -97,6 +99,7 @@ def _worker(
     pipe: Connection, rank: int, workers: int, port: int, timeout: float, function: Callable[..., Any], args: Any
 ) -> None:
     torch.set_num_threads(1)
+    captures.share()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(workers), LOCAL_RANK=str(rank))
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)

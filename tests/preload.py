@@ -2,8 +2,12 @@
 
 # ruff: noqa: F401
 import torch._dynamo
+import torch._inductor.codecache
 import torch.distributed
-import torch.export
+import torch.export._trace
 
 import sdp_compile.compiler
 import tests.distributed
+from tests import captures
+
+captures.warm()
