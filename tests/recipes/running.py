@@ -1,4 +1,4 @@
-"""Runs recipes as their first lines say, and imports their parts."""
+"""Runs recipes, and imports their parts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tests.scripts import run_script
+
 ROOT = Path(__file__).parent.parent.parent
 RECIPES = ROOT / "examples" / "recipes"
 
 
-def run(recipe: str, *arguments: object, workers: int | None = 2) -> subprocess.CompletedProcess[str]:
-    """Runs a recipe under torchrun; with None, as a plain script."""
-    torchrun = [] if workers is None else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+def run(recipe: str, *arguments: object, workers: int | None = 2) -> Any:
+    """Runs a recipe in the environment that torchrun makes; with None, as a plain script."""
+    if workers is not None:
+        return run_script(RECIPES / recipe, *map(str, arguments), workers=workers)
     return subprocess.run(
-        [sys.executable, *torchrun, str(RECIPES / recipe), *map(str, arguments)],
+        [sys.executable, str(RECIPES / recipe), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
