@@ -1,6 +1,6 @@
-"""Runs a script in several processes as torchrun does, but as forks of a process that has imported torch already.
+"""Runs scripts as torchrun does, and the command line, in forks of a process that has imported torch already.
 
-What torchrun itself does with a script is tested where a test says so.
+What torchrun itself does, and what the command line imports, is tested elsewhere.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from tempfile import TemporaryDirectory
 
 import torch.distributed as dist
 
+from sdp_compile.cli.main import main
+
+_ROOT = Path(__file__).parent.parent
 _GRACE = 5.0
 """How long the others may go on after the first failure, in seconds."""
 
@@ -39,30 +42,43 @@ class Result:
     stderr: str
 
 
-def run_script(
-    script: Path, *arguments: str, workers: int, environment: Mapping[str, str] | None = None, limit: float = 450.0
-) -> Result:
+def run_script(script: Path, *arguments: str, workers: int, limit: float = 450.0) -> Result:
     """Runs a script with the environment variables that torchrun sets.
 
     Args:
         script: The script.
         arguments: Its arguments.
         workers: In how many processes.
-        environment: Further environment variables.
         limit: After how many seconds they are killed.
     """
+    return _run([str(script), *arguments], workers, limit)
+
+
+def run_command(*arguments: str, workers: int | None = None, limit: float = 450.0) -> Result:
+    """Runs ``sdp-compile``, in the folder of the repository.
+
+    Args:
+        arguments: Its arguments.
+        workers: In how many processes, with the environment variables that torchrun sets; None for one without them.
+        limit: After how many seconds they are killed.
+    """
+    return _run(["sdp-compile", *arguments], workers, limit)
+
+
+def _run(command: list[str], workers: int | None, limit: float) -> Result:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    number = workers or 1
     with TemporaryDirectory() as name:
         folder, processes = Path(name), list[ForkServerProcess]()
-        for rank in range(workers):
-            variables = {**(environment or {}), **_variables(rank, workers, store.port)}
-            process = context.Process(target=_run, args=(folder, script, arguments, variables, rank), daemon=False)
+        for rank in range(number):
+            variables = _variables(rank, workers, store.port) if workers else {}
+            process = context.Process(target=_process, args=(folder, command, variables, rank), daemon=False)
             process.start()
             processes.append(process)
         codes = _ended(processes, time.monotonic() + limit)
-        texts = ["".join((folder / f"{rank}.{kind}").read_text() for rank in range(workers)) for kind in ("out", "err")]
+        texts = ["".join((folder / f"{rank}.{kind}").read_text() for rank in range(number)) for kind in ("out", "err")]
     return Result(next((code for code in codes if code), 0) if None not in codes else None, *texts)
 
 
@@ -70,7 +86,7 @@ def _variables(rank: int, workers: int, port: int) -> dict[str, str]:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers, "GROUP_RANK": 0}
     variables = {name: str(number) for name, number in numbers.items()}
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    return variables | {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0", "OMP_NUM_THREADS": "1"}
+    return variables | {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0"}
 
 
 def _ended(processes: list[ForkServerProcess], deadline: float) -> list[int | None]:
@@ -91,16 +107,19 @@ def _ended(processes: list[ForkServerProcess], deadline: float) -> list[int | No
     return [0 if code is None and failed else code for code in codes]
 
 
-def _run(folder: Path, script: Path, arguments: tuple[str, ...], variables: Mapping[str, str], rank: int) -> None:
+def _process(folder: Path, command: list[str], variables: Mapping[str, str], rank: int) -> None:
     for number, kind in ((1, "out"), (2, "err")):
-        file = os.open(folder / f"{rank}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, number)
-    os.environ.update(variables)
-    sys.argv[:] = [str(script), *arguments]
-    sys.path.insert(0, str(script.parent))
+        os.dup2(os.open(folder / f"{rank}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ.update({"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120", **variables})
+    os.chdir(_ROOT)
+    sys.argv[:] = command
     code = 0
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        if command[0] == "sdp-compile":
+            main()
+        else:
+            sys.path.insert(0, str(Path(command[0]).parent))
+            runpy.run_path(command[0], run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):

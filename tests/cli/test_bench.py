@@ -15,6 +15,7 @@ from sdp_compile.policies import resolve_schedule
 from sdp_compile.structure.analysis import analyse
 from tests.bench.models import residual
 from tests.cli.interrupting import interrupted
+from tests.scripts import Result, run_command
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -24,9 +25,8 @@ MODEL = "tests/bench/models.py:residual"
 SMALL = ["--workers", "2", "--rounds", "2", "--steps", "1", "--batch", "6", "--no-compile"]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    return subprocess.run([*BENCH, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment)
+def bench(*arguments: str) -> Result:
+    return run_command("bench", *arguments)
 
 
 def test_one_run_measures_all_variants_side_by_side(tmp_path: Path) -> None:

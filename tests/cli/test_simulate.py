@@ -1,23 +1,19 @@
 """``sdp-compile simulate`` from the outside: a prediction, refusals, and one validation against measured workers."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.scripts import Result, run_command
+
 pytestmark = pytest.mark.timeout(240)
 
-ROOT = Path(__file__).parents[2]
 MODEL = "tests/bench/models.py:residual"
 
 
-def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from sdp_compile.cli.main import main; main()", "simulate", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+def simulate(*arguments: str) -> Result:
+    return run_command("simulate", *arguments)
 
 
 def test_many_workers_are_predicted_here(tmp_path: Path) -> None:

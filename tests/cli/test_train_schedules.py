@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.scripts import Result, run_command
+
 pytestmark = pytest.mark.timeout(400)
 
-ROOT = Path(__file__).parents[2]
-TRAIN = [sys.executable, "-m", "sdp_compile.cli.main", "train", "--workers", "2"]
 
 SCHEDULE = """
 rate_by_owners = 1.0
@@ -44,10 +42,8 @@ masking = "backward"
 """
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*TRAIN, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=580
-    )
+def train(*arguments: str | Path) -> Result:
+    return run_command("train", *map(str, arguments), workers=2)
 
 
 def test_that_a_run_goes_on_in_its_phase_bit_by_bit(tmp_path: Path) -> None:
@@ -55,7 +51,7 @@ def test_that_a_run_goes_on_in_its_phase_bit_by_bit(tmp_path: Path) -> None:
     file.write_text(SCHEDULE)
     options = ["--steps", "8", "--schedule", str(file)]
     saved = tmp_path / "saved"
-    whole = run(*options, "--output", tmp_path / "whole", "--checkpoint", saved, "--every", "1")
+    whole = train(*options, "--output", tmp_path / "whole", "--checkpoint", saved, "--every", "1")
     assert whole.returncode == 0, whole.stderr
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     phases = report["phases"]
@@ -70,7 +66,7 @@ def test_that_a_run_goes_on_in_its_phase_bit_by_bit(tmp_path: Path) -> None:
     expected = load_file(tmp_path / "whole" / "model.safetensors")
     for step in (3, 4, 7):  # within drawn owners, between two phases, in the last one
         part = tmp_path / f"from-{step}"
-        rest = run(*options, "--output", part, "--resume", saved / f"step-{step:08d}")
+        rest = train(*options, "--output", part, "--resume", saved / f"step-{step:08d}")
         assert rest.returncode == 0, rest.stderr
         found = load_file(part / "model.safetensors")
         assert all(torch.equal(value, expected[name]) for name, value in found.items()), step
@@ -83,14 +79,14 @@ def test_that_a_run_goes_on_in_its_phase_bit_by_bit(tmp_path: Path) -> None:
 def test_that_sharded_states_go_on_bit_by_bit_and_never_hold_what_data_parallelism_does(tmp_path: Path) -> None:
     options, saved = ["--steps", "4", "--schedule", "growing", "--sharded"], tmp_path / "saved"
     options += ["--rate-by-owners", "0.25"]
-    whole = run(*options, "--output", tmp_path / "whole", "--checkpoint", saved, "--every", "3")
+    whole = train(*options, "--output", tmp_path / "whole", "--checkpoint", saved, "--every", "3")
     assert whole.returncode == 0, whole.stderr
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     assert report["rate_by_owners"] == 0.25
     shares = [phase["state_share"] for phase in report["phases"]]
     # Two owners: all parameters, and half of gradients and AdamW's two moments.
     assert shares == sorted(shares) and shares[-1] == pytest.approx((1 + 0.5 + 1) / 4, abs=0.01)
-    rest = run(*options, "--output", tmp_path / "rest", "--resume", saved / "step-00000003")
+    rest = train(*options, "--output", tmp_path / "rest", "--resume", saved / "step-00000003")
     assert rest.returncode == 0, rest.stderr
     expected = load_file(tmp_path / "whole" / "model.safetensors")
     found = load_file(tmp_path / "rest" / "model.safetensors")
@@ -110,7 +106,7 @@ def test_that_sharded_states_go_on_bit_by_bit_and_never_hold_what_data_paralleli
     ],
 )
 def test_that_a_schedule_that_cannot_be_is_one_clean_message(options: list[str], words: list[str]) -> None:
-    result = run(*options)
+    result = run_command("train", "--workers", "2", *options)
     assert result.returncode == 2, result.stderr
     assert all(word in " ".join(result.stderr.split()) for word in words), result.stderr
     assert "Traceback" not in result.stderr
