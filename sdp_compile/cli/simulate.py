@@ -68,7 +68,9 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
     """Predicts, and measures with ``validate``; prints and writes. Returns the exit code."""
     from sdp_compile.policies import resolve_schedule
 
-    schedule = None if settings.schedule is None else resolve_schedule(settings.schedule)  # before torch is loaded
+    # What cannot be is refused before the model is captured.
+    schedule = None if settings.schedule is None else resolve_schedule(settings.schedule)
+    described = None if settings.validate else _cluster(settings)
     from sdp_compile.bench.sensitivity import sensitivity
     from sdp_compile.bench.simulated import Subject
     from sdp_compile.bench.work import make_work
@@ -89,12 +91,12 @@ def run(settings: SimulateSettings, debug: bool = False) -> int:
         changes = configuration.changes[len(named.settings) :]
         configuration = replace(configuration, source=named.source, changes=changes)
     measured: dict[str, Any] = {}
-    if settings.validate:
+    if described is None:
         cluster, measured = _measure(settings, bench, work, subject, debug)
         outcomes = subject.predict(bench.chosen, cluster, "ring", DEFAULT_BUCKET_BYTES)
         phases = _schedule(schedule, subject, bench, cluster, "ring", DEFAULT_BUCKET_BYTES)
     else:
-        cluster = _cluster(settings)
+        cluster = described
         outcomes = subject.predict(bench.chosen, cluster, settings.hardware.algorithm)
         phases = _schedule(schedule, subject, bench, cluster, settings.hardware.algorithm)
     ratios = sensitivity(subject, bench.chosen, cluster, settings.hardware.algorithm) if settings.sensitivity else []

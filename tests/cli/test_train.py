@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from sdp_compile.models.gpt import GPT, GPTConfig
 from sdp_compile.train.corpus import load_corpus
 from tests.cli.interrupting import commands, interrupted
+from tests.scripts import run_command
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [sys.executable, "-m", "sdp_compile.cli.main", "train"]
@@ -93,7 +94,7 @@ def test_a_worker_holds_less_than_half_in_every_phase(trained: tuple[str, Path, 
 
 def test_a_policy_has_a_single_phase(tmp_path: Path) -> None:
     for options, is_sharded in ((["--coverage", "0.5"], False), (["--policy", "neuron", "--sharded"], True)):
-        result = run(*TRAIN, *options, "--steps", "2", "--output", str(tmp_path))
+        result = run_command("train", *options, "--steps", "2", "--output", str(tmp_path), workers=4)
         assert result.returncode == 0, result.stderr
         report = json.loads((tmp_path / "report.json").read_text())
         assert report["run"]["schedule"] is None and len(report["phases"]) == 1 and not report["rate_by_owners"]
@@ -181,7 +182,8 @@ def test_all_reductions_agree_on_equal_batches(tmp_path: Path) -> None:
     losses = []
     for reduction in ("mean", "sum", "tokens"):
         folder = tmp_path / reduction
-        result = run(*TRAIN, "--reduction", reduction, "--workers", "2", "--steps", "4", "--output", str(folder))
+        options = ["--reduction", reduction, "--steps", "4", "--output", str(folder)]
+        result = run_command("train", *options, workers=2)
         assert result.returncode == 0, result.stderr
         report = json.loads((folder / "report.json").read_text())
         assert report["run"]["reduction"] == reduction

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.scripts import run_command
+
 ROOT = Path(__file__).parents[2]
 TRAIN = [sys.executable, "-m", "sdp_compile.cli.main", "train", "--workers", "2", "--steps", "6"]
 
@@ -41,7 +43,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_a_run_that_is_given_notice_saves_stops_and_goes_on(
     number: signal.Signals, how: list[str], tmp_path: Path
 ) -> None:
-    whole = run("--output", tmp_path / "whole")
+    whole = run_command("train", "--steps", "6", "--output", str(tmp_path / "whole"), workers=2)
     assert whole.returncode == 0, whole.stderr
     saved = tmp_path / "saved"
     options = ["--output", str(tmp_path / "parts"), "--checkpoint", str(saved), "--resume", "auto", "--keep", "2"]
@@ -64,7 +66,8 @@ def test_a_run_that_is_given_notice_saves_stops_and_goes_on(
     assert all(torch.equal(value, expected[2][key]) for key, value in found[2].items())
     assert found[3]["run"]["resumed_from_step"] == int(kept[-1].removeprefix("step-"))
 
-    other = run("--output", tmp_path / "other", "--workers", "3", "--policy", "block", "--resume", saved / kept[-1])
+    changed = ["--policy", "block", "--resume", str(saved / kept[-1])]
+    other = run_command("train", "--steps", "6", "--output", str(tmp_path / "other"), *changed, workers=3)
     assert other.returncode == 0, other.stderr
     losses = result_of(tmp_path / "other")[0]
     assert len(losses) == 6 and losses[: int(kept[-1][5:])] == expected[0][: int(kept[-1][5:])]
