@@ -21,6 +21,7 @@ from sdp_compile.planning.nodes import Launch, launched
 from sdp_compile.planning.phases import planned_parts
 from sdp_compile.planning.plan import Plan
 from sdp_compile.policies import Policy, Schedule, is_schedule, resolve_policy, resolve_schedule
+from sdp_compile.runtime.comm.default_group import keep_no_default_group
 from sdp_compile.runtime.comm.groups import Groups
 from sdp_compile.runtime.comm.handshake import Handshake, fingerprint
 from sdp_compile.runtime.module.connecting import connect
@@ -136,6 +137,7 @@ def sdp_compile(
         values = _values(model)
         handshake.agree(plan.digest, (*fingerprint(analysis.capture, values), *options))
     if base is not None:
+        keep_no_default_group()
         connect(
             module, Groups(base), bucket_bytes_of(pipeline), comm_dtype, check_finite, reduction, broadcast_from, values
         )
