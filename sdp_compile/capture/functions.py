@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
@@ -51,10 +50,14 @@ class FunctionNotes:
 
     def of_class(self, kind: type, names: Collection[str]) -> None:
         """Notes the methods and properties that a class has under some names, itself or, for a part's, inherited."""
-        for name in names if kind in self._leaves else names & vars(kind).keys():
-            value = bare(inspect.getattr_static(kind, name, None)) if name != "__init__" else None
-            if isinstance(value, _KINDS) and not _is_own(value) and value is not vars(nn.Module).get(name):
-                self._note(Read("function", owner_of_class(kind), name, frozen(value)))
+        left = {*names} - {"__init__"}
+        for home in kind.__mro__ if kind in self._leaves else (kind,):
+            found = left & vars(home).keys()
+            left -= found
+            for name in found if home is not nn.Module else ():
+                value = bare(vars(home)[name])
+                if isinstance(value, _KINDS) and not _is_own(value):
+                    self._note(Read("function", owner_of_class(kind), name, frozen(value)))
 
     def add_leaf(self, kind: type) -> None:
         """Notes that objects of a class are used, and so what the class inherits."""
