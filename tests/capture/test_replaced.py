@@ -53,6 +53,28 @@ class Holding(outside_models.Small):
         return out
 
 
+class Mixed:
+    def doubled(self, h: torch.Tensor) -> torch.Tensor:
+        return h * 2
+
+
+class Mixing(outside_models.Small, Mixed):
+    """`Mixed` comes after `nn.Module` in the order in which attributes are looked up."""
+
+    def between(self, h: torch.Tensor) -> torch.Tensor:
+        return self.doubled(h)
+
+
+class Derived(Unit):
+    """Inherits all that it does."""
+
+
+class Deriving(Holding):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = Derived()
+
+
 def assert_same(model: nn.Module, module: nn.Module) -> None:
     for rows in (4, 6):
         x = torch.randn(rows, 5)
@@ -69,9 +91,26 @@ def assert_same(model: nn.Module, module: nn.Module) -> None:
         (Calling, Calling, "factor", property(lambda _: 3.0)),
         (Calling, Calling, "between", lambda _, h: h * 7),
         (Holding, Unit, "forward", lambda _, h: h * 3),
+        (Mixing, Mixed, "doubled", lambda _, h: h * 3),
+        (Mixing, Mixing, "doubled", lambda _, h: h * 3),
+        (Deriving, Unit, "forward", lambda _, h: h * 3),
+        (Deriving, Derived, "forward", lambda _, h: h * 3),
         (Holding, nn.Linear, "forward", lambda self, x: x @ self.weight.T),
     ],
-    ids=["function", "default", "code", "torch's", "property", "method", "part", "layer"],
+    ids=[
+        "function",
+        "default",
+        "code",
+        "torch's",
+        "property",
+        "method",
+        "part",
+        "mixed",
+        "mixing",
+        "base",
+        "derived",
+        "layer",
+    ],
 )
 def test_replaced_functions_count(
     kind: type[nn.Module], owner: Any, name: str, value: Any, monkeypatch: pytest.MonkeyPatch
