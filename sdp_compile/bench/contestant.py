@@ -87,6 +87,8 @@ def _ddp(variant: Variant, work: Work, settings: BenchSettings) -> tuple[nn.Modu
         for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     megabytes = None if settings.bucket_bytes is None else settings.bucket_bytes / 2**20
+    if variant.compiled and megabytes is not None:
+        megabytes = max(megabytes, 1.0)  # TorchDynamo's bucketing fails with buckets below DDP's first one
     module = DistributedDataParallel(
         work.model, gradient_as_bucket_view=True, static_graph=not variant.compiled, bucket_cap_mb=megabytes
     )

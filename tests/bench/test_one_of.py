@@ -108,6 +108,17 @@ def test_one_worker_trains_without_its_peers() -> None:
     assert memory["fsdp2"]["parameters"] < dense / 2
 
 
+def compiled_with_small_buckets() -> dict[str, Any]:
+    from sdp_compile.bench.one_of.worker import measured
+
+    settings = OneOfSettings(4, MODEL, "cpu", batch=6, rounds=1, steps=1, warmup=1, bucket_bytes=1000)
+    return measured(settings, VARIANTS["ddp+compile"], None)
+
+
+def test_that_compiled_ddp_has_buckets_of_any_size() -> None:
+    assert alone(compiled_with_small_buckets)["status"] == "ok"
+
+
 def test_rows_are_made_one_by_one_and_compared_with_ddp(tmp_path: Path) -> None:
     settings = OneOfSettings(4, MODEL, "cpu", batch=6, rounds=1, steps=1, warmup=1, compile=False)
     settings = replace(settings, coverages=(1.0, 0.5), variants=("ddp", "sdp-neuron"), links=("nvlink", "10gbe"))

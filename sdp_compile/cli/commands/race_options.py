@@ -14,7 +14,10 @@ Variants = Annotated[
     str | None, typer.Option(metavar="NAMES", help="Variants to include, such as 'ddp,fsdp2,sdp-*'. Default: all.")
 ]
 BucketBytes = Annotated[
-    int | None, typer.Option(min=1, help="Bytes of a gradient bucket, DDP's too. Default: each library's own.")
+    int | None,
+    typer.Option(
+        min=1, help="Bytes of a gradient bucket, DDP's too: compiled, at least 1 MiB. Default: each library's own."
+    ),
 ]
 Rounds = Annotated[int, typer.Option(min=1, help="Number of measured turns of each variant.")]
 Steps = Annotated[int, typer.Option(min=1, help="Number of timed steps per turn.")]
