@@ -57,7 +57,13 @@ class PhasePart:
 
 @dataclass(frozen=True)
 class PhasesView(View):
-    """The parts of a schedule in the order of their steps; ``steps`` is None if the schedule does not know them."""
+    """The parts of a schedule in the order of their steps.
+
+    Attributes:
+        steps: The number of steps; None if the schedule does not know it.
+        rate_by_owners: The power of a parameter's share of owners by which its learning rate is multiplied.
+        parts: The parts.
+    """
 
     model: str
     workers: int
@@ -65,6 +71,7 @@ class PhasesView(View):
     steps: int | None
     dense_state: int
     dense_sent: float
+    rate_by_owners: float
     parts: tuple[PhasePart, ...]
 
 
@@ -105,6 +112,7 @@ def view_of(subject: Subject, schedule: Schedule, parts: Sequence[PlannedPart]) 
         steps=schedule.steps,
         dense_state=plan.memory().total,
         dense_sent=plan.communication(0).dense,
+        rate_by_owners=schedule.rate_by_owners,
         parts=tuple(_row(schedule, one) for one in parts),
     )
 

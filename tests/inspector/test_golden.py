@@ -38,6 +38,7 @@ ALTERNATING = Schedule(
         Phase(NeuronPolicy(coverage=1.0), share=0.25),
     ],
     steps=400,
+    rate_by_owners=0.5,
 )
 
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

@@ -32,5 +32,8 @@ def render_phases(view: PhasesView) -> RenderableType:
         moved = size(part.moved) if number else ""
         table.add_row(steps if part.share else "", Text(part.words), *figures, moved)
     table.caption = f"Of the worker that has most; {view.optimizer}. Moved: what it sends where the plan changes."
+    if view.rate_by_owners:
+        share = "the share of the workers that own a parameter"
+        table.caption += f"\nLearning rates: times {share}, to the power {view.rate_by_owners:g}."
     table.caption_justify = "left"
     return table
