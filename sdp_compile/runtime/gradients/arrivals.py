@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
@@ -38,20 +38,13 @@ class Arrivals:
         nodes = [self._nodes.get(id(parameter)) for parameter in parameters]
         return all(node is not None and _is_accumulating(node) for node in nodes)
 
-    def expect(
-        self, gradients: Mapping[nn.Parameter, Tensor], arrived: Callable[[nn.Parameter], None] = lambda _: None
-    ) -> None:
-        """Watches for these gradients, of parameters for which `are_certain` holds.
-
-        Args:
-            gradients: The gradients.
-            arrived: Called with each parameter right before its gradient is added to ``.grad``.
-        """
+    def expect(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+        """Watches for these gradients, of parameters for which `are_certain` holds."""
         for parameter, gradient in gradients.items():
             if id(parameter) not in self._expected:
                 self._expected[id(parameter)] = StorageWeakRef(gradient.untyped_storage()), gradient._version
                 # A hook of the node and not of the tensor: it sees what all hooks of the tensor have made of it.
-                noticed = partial(self._arrived, parameter, arrived)
+                noticed = partial(self._arrived, id(parameter))
                 self._handles.append(self._nodes[id(parameter)].register_prehook(noticed))
 
     def reject(self) -> None:
@@ -72,14 +65,8 @@ class Arrivals:
         self._expected.clear()
         self._differs = False
 
-    def _arrived(
-        self,
-        parameter: nn.Parameter,
-        arrived: Callable[[nn.Parameter], None],
-        gradients: tuple[Tensor | None, ...],
-    ) -> None:
-        arrived(parameter)
-        expected = self._expected.pop(id(parameter), None)
+    def _arrived(self, key: int, gradients: tuple[Tensor | None, ...]) -> None:
+        expected = self._expected.pop(key, None)
         (gradient,) = gradients
         found = None if gradient is None else (StorageWeakRef(gradient.untyped_storage()), gradient._version)
         if found is None or found != expected:

@@ -23,7 +23,7 @@ class Launching(Protocol):
     """What compiled graphs hand gradients to: a gradient engine."""
 
     def launch(self, number: int, gradients: Sequence[Tensor]) -> None:
-        """Called by a compiled backward with the gradients of the parameters in bucket ``number``."""
+        """Called by a compiled backward with the gradients of the parameters in round ``number``."""
 
 
 _engines: WeakValueDictionary[int, Launching] = WeakValueDictionary()
@@ -35,11 +35,11 @@ def launched_by(module: int, engine: Launching) -> None:
     _engines[module] = engine
 
 
-def _launch(gradients: list[Tensor], module: int, bucket: int) -> None:
+def _launch(gradients: list[Tensor], module: int, number: int) -> None:
     engine = _engines.get(module)
     # A replayed CUDA graph would repeat the copies and collectives of one call, and the engine would not hear of it.
     if engine is not None and not _is_recorded(gradients):
-        engine.launch(bucket, gradients)
+        engine.launch(number, gradients)
 
 
 def _is_recorded(gradients: list[Tensor]) -> bool:
@@ -52,36 +52,36 @@ def _is_recorded(gradients: list[Tensor]) -> bool:
 _NAME = "sdp_compile::launch"
 _library = Library("sdp_compile", "FRAGMENT")
 _TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
-_library.define("launch(Tensor[] gradients, int module, int bucket) -> ()", tags=_TAGS)
+_library.define("launch(Tensor[] gradients, int module, int round) -> ()", tags=_TAGS)
 # Disabled, so that a backward inside of a compiled function does not compile the engine.
 _library.impl("launch", torch.compiler.disable(_launch), "CompositeExplicitAutograd")
-torch.library.register_fake(_NAME, lambda gradients, module, bucket: None, lib=_library)
+torch.library.register_fake(_NAME, lambda gradients, module, round: None, lib=_library)
 _library._register_effectful_op(_NAME, EffectType.ORDERED)
 
 
 class _Mark(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, module: int, bucket: int, *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.module, ctx.bucket = module, bucket
+    def forward(ctx: Any, module: int, number: int, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.module, ctx.number = module, number
         return tuple(parameter.view_as(parameter) for parameter in parameters)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        torch.ops.sdp_compile.launch(list(gradients), ctx.module, ctx.bucket)
+        torch.ops.sdp_compile.launch(list(gradients), ctx.module, ctx.number)
         return (None, None, *gradients)
 
 
 def with_launches(names: Mapping[str, Any], module: int) -> dict[str, Any]:
     """Returns the global names of a graph's code, with marks that launch reductions of ``module`` when compiled."""
     mark = _mark(module)
-    return {name: mark if value is ops.all_reduce_mean else value for name, value in names.items()}
+    return {name: mark if value is ops.complete_round else value for name, value in names.items()}
 
 
 def _mark(module: int) -> Callable[..., tuple[Tensor, ...]]:
-    def all_reduce_mean(*parameters: Tensor, bucket: int, owners: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def complete_round(*parameters: Tensor, round: int) -> tuple[Tensor, ...]:
         if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled():
-            result: tuple[Tensor, ...] = _Mark.apply(module, bucket, *parameters)
+            result: tuple[Tensor, ...] = _Mark.apply(module, round, *parameters)
             return result
-        return ops.all_reduce_mean(*parameters, bucket=bucket, owners=owners)
+        return ops.complete_round(*parameters, round=round)
 
-    return all_reduce_mean
+    return complete_round

@@ -92,7 +92,6 @@ class GradientEngine:
         self.contract = contract or Contract()
         self._slots = [Slot(bucket, holdings, comm_dtype) for bucket in buckets if any(p.numel for p in bucket.pieces)]
         self.reduction = ByLevels(route, [slot.bucket for slot in self._slots], exchanges)
-        self._positions = {slot.bucket.number: position for position, slot in enumerate(self._slots)}
         self._progress = Progress(self._slots, self.groups, self.reduction, self.contract.scale)
         self._own = own_regions(holdings, self._slots) if self.contract.watches else {}
         state = holdings.plan.state.items()
@@ -202,32 +201,29 @@ class GradientEngine:
                 self._progress.complete(position)
 
     def launch(self, number: int, gradients: Sequence[Tensor]) -> None:
-        """Called by a compiled backward with the gradients of the parameters in bucket ``number``.
+        """Called by a compiled backward with the gradients of the parameters in round ``number``.
 
         The same gradients arrive in ``.grad`` at its end, unless the parameters have other uses in this backward, which
         the graph cannot see. Then the launch was too early, and everything is reduced once more at the end.
         """
         launches = self._launches
         launches.graph_asked = True
-        position = self._positions.get(number)
-        if position is None or not self.switch.is_on or not launches.graphs_launch:
-            return
-        names = self._slots[position].names
-        if len(names) != len(gradients):
-            return  # the graph does not use all of the bucket
+        names = self._progress.names(number)
+        if not self.switch.is_on or not launches.graphs_launch or len(names) != len(gradients):
+            return  # the last: the graph does not use all of the round
         trainable = {n: one for n, one in zip(names, gradients, strict=True) if self._parameters[n].requires_grad}
-        if not launches.admits(self._parameters[name] for name in trainable) or not self._take_part():
+        by_parameter = {self._parameters[name]: gradient for name, gradient in trainable.items()}
+        if not launches.admits(by_parameter) or not self._take_part():
             return
         if self.contract.watches:
             self._watch(lambda: True)
             if self._ignores:
                 return
-        if self._progress.is_launched(position) or self._progress.is_issued(position):
+        if self._progress.has_packed(number):
             launches.arrivals.reject()  # a second forward call
             return
-        by_parameter = {self._parameters[name]: gradient for name, gradient in trainable.items()}
-        launches.arrivals.expect(by_parameter, self._progress.arrived)
-        self._progress.launch(position, trainable)
+        launches.arrivals.expect(by_parameter)
+        self._progress.launch(number, trainable)
 
     def _watch(self, accumulates: Callable[[], bool]) -> None:
         """Begins the current backward, once, if it accumulates gradients."""

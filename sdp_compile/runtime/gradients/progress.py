@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class Progress:
         self._slots, self._groups, self._reduction, self._scale = slots, groups, reduction, scale
         self.lots = lots_of(slots)
         self._lot_of = [lot for lot in self.lots for _ in lot.slots]
+        self._of_round = {_round(lot): lot for lot in self.lots}
         self._arrangements: dict[Lot, tuple[object, Arrangement]] = {}
         self._parameters: Mapping[str, nn.Parameter] = {}
         self._members: list[list[nn.Parameter]] = []
@@ -65,9 +67,7 @@ class Progress:
         self.issued: list[int] = []
         self._in_order = InOrder(len(self._slots), self._issue, may_issue)
         self._missing = [sum(parameter.requires_grad for parameter in members) for members in self._members]
-        self._launched: set[int] = set()
-        self._unlaunched = {lot: len(lot.slots) for lot in self.lots}
-        self._given: dict[nn.Parameter, Tensor] = {}
+        self._launched: set[Lot] = set()
         self._done: set[Lot] = set()
         self._waiting: list[int] = []
         self._after_failure = False
@@ -81,33 +81,26 @@ class Progress:
         if not self._missing[position]:
             self._in_order.ready(position)
 
-    def is_launched(self, position: int) -> bool:
-        """Whether a bucket was launched since `begin`."""
-        return position in self._launched
+    def names(self, number: int) -> Sequence[str]:
+        """Returns the parameters of a round; none if this worker has no bucket in it."""
+        lot = self._of_round.get(number)
+        return () if lot is None else lot.names
 
-    def is_issued(self, position: int) -> bool:
-        """Whether a bucket was issued since `begin`: its memory travels."""
-        return self._slots[position].bucket.number in self.issued
+    def has_packed(self, number: int) -> bool:
+        """Whether a round was launched or issued since `begin`."""
+        return self._of_round[number] in self._done
 
-    def launch(self, position: int, gradients: Mapping[str, Tensor]) -> None:
-        """Takes a bucket's gradients, which `arrived` says to be in ``.grad``, and issues what is complete.
+    def launch(self, number: int, gradients: Mapping[str, Tensor]) -> None:
+        """Packs a round with these gradients, given by name, added to those in ``.grad``, and issues what is complete.
 
-        A round is packed as soon as all of it was launched.
+        They are not kept: autograd copies a gradient that others hold.
         """
-        self._given.update((self._parameters[name], gradient) for name, gradient in gradients.items())
-        self._launched.add(position)
-        lot = self._lot_of[position]
-        self._unlaunched[lot] -= 1
-        if not self._unlaunched[lot]:
-            self._pack(lot)
-        self._in_order.ready(position)
-
-    def arrived(self, parameter: nn.Parameter) -> None:
-        """Notes that what was launched of a parameter is added to ``.grad`` now, and drops it.
-
-        Autograd copies a gradient that others hold.
-        """
-        self._given.pop(parameter, None)
+        lot = self._of_round[number]
+        self._launched.add(lot)
+        self._pack(lot, {self._parameters[name]: gradient for name, gradient in gradients.items()})
+        for position, one in enumerate(self._lot_of):
+            if one is lot:
+                self._in_order.ready(position)
 
     def start_all(self, after_failure: bool = False) -> None:
         """Issues everything that is not issued yet.
@@ -152,7 +145,6 @@ class Progress:
 
     def discard(self) -> None:
         """Waits for everything that was issued and drops the averages."""
-        self._given.clear()
         for lot in self.lots:
             self._reduction.finish(_round(lot))
             lot.forget()
@@ -173,22 +165,14 @@ class Progress:
             )
         self._packed.clear()
 
-    def _pack(self, lot: Lot) -> None:
+    def _pack(self, lot: Lot, given: Mapping[nn.Parameter, Tensor] = MappingProxyType({})) -> None:
         """Packs the buckets of a round."""
         with untracked():
-            room = lot.pack(lambda: self._arranged(lot), self._parameters, self._given_to(lot))
+            room = lot.pack(lambda: self._arranged(lot), self._parameters, given)
             scale = self._scale()
             if scale != 1:
                 torch._foreach_mul_([one for own in room.stretches for one in own], scale)
         self._done.add(lot)
-
-    def _given_to(self, lot: Lot) -> Mapping[nn.Parameter, Tensor]:
-        """Returns what was launched of a round and has not arrived."""
-        if not self._unlaunched[lot]:
-            return self._given
-        slots = [self._slots[at] for at in self._launched if self._lot_of[at] is lot]
-        launched = dict.fromkeys(self._parameters[name] for slot in slots for name in slot.names)
-        return {parameter: self._given[parameter] for parameter in launched if parameter in self._given}
 
     def _arranged(self, lot: Lot) -> Arrangement:
         """Returns how the buckets of a round lie in its room."""
@@ -215,7 +199,7 @@ class Progress:
         while self._waiting:
             lot = self._lot_of[self._waiting[0]]
             waiting = [position for position in self._waiting if self._lot_of[position] is lot]
-            self._pack_round(lot, waiting)
+            self._pack_unless_done(lot)
             with untracked():
                 self._reduction.start(_round(lot), lot.sent(self._wire(lot)))
             if self._reduction.keeps:
@@ -223,8 +207,8 @@ class Progress:
             self.issued += [self._slots[position].bucket.number for position in waiting]
             del self._waiting[: len(waiting)]
 
-    def _pack_round(self, lot: Lot, positions: Sequence[int]) -> None:
-        """Packs a round that was not launched as a whole."""
+    def _pack_unless_done(self, lot: Lot) -> None:
+        """Packs a round that was not launched."""
         if lot in self._done:
             return
         try:
@@ -233,9 +217,8 @@ class Progress:
             if not self._after_failure:
                 raise
             lot.clear(lambda: self._arranged(lot), self._parameters)
-        unlaunched = [at for at in positions if at not in self._launched]
         with torch._C.DisableTorchFunctionSubclass():
-            for name in dict.fromkeys(name for at in unlaunched for name in self._slots[at].names):
+            for name in lot.names if lot not in self._launched else ():
                 gradient = self._parameters[name].grad
                 if gradient is not None:
                     self._packed.append((name, gradient, gradient._version))

@@ -27,6 +27,7 @@ from sdp_compile.ir.numbers import Place
 from sdp_compile.ir.program import Capture, Precision, Program, copy_program
 from sdp_compile.ir.reads import Read, changed_read, changed_reads
 from sdp_compile.lowering import Lowered
+from sdp_compile.passes.sync_gradients import by_rounds
 from sdp_compile.runtime.gradients.compiled import with_launches
 from sdp_compile.runtime.lowerings import Lowerings
 from sdp_compile.runtime.module.calls import Caller, Shapes, Wanted, like_cause
@@ -106,7 +107,7 @@ class Programs:
             program = self.programs[name]
             if not hidden_parts(program.graph, module):  # lint looks them up as attributes
                 program.graph.owning_module = module  # type: ignore[assignment]  # SDPModule is a GraphModule
-            graph, recomputed = executable(program.graph)
+            graph, recomputed = executable(by_rounds(program).graph)
             codes[name] = code = graph.python_code(root_module="self")
             code.src = reading_parts(code.src, graph, module)
             # Every generated function has its own file name, and so its own code object.
@@ -180,10 +181,7 @@ class Programs:
         self.state.kept.add(program.kept)
 
     def _found(self, call: Wanted) -> str | None:
-        for name, program in self.programs.items():
-            if not self._differs(call, name, program):
-                return name
-        return None
+        return next((name for name, program in self.programs.items() if not self._differs(call, name, program)), None)
 
     def _differs(self, call: Wanted, name: str, program: Program) -> str:
         """Returns in what a call differs from those that a program is right for, or ``""``."""

@@ -35,16 +35,6 @@ def test_the_only_use_of_a_parameter_completes_its_gradient(arrivals: Arrivals, 
         assert not arrivals.differ()
 
 
-def test_whoever_launched_a_gradient_hears_of_it_before_it_is_accumulated(
-    arrivals: Arrivals, parameter: nn.Parameter
-) -> None:
-    seen: list[tuple[nn.Parameter, Tensor | None]] = []
-    heard = lambda arrived: seen.append((arrived, arrived.grad))  # noqa: E731
-    (result,) = Launch.apply(lambda gradient: arrivals.expect({parameter: gradient}, heard), parameter)
-    result.sum().backward()
-    assert seen == [(parameter, None)] and parameter.grad is not None
-
-
 def test_another_use_makes_another_gradient(arrivals: Arrivals, parameter: nn.Parameter) -> None:
     run(arrivals, parameter, penalty=0.5)
     assert arrivals.differ()

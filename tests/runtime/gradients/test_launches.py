@@ -14,7 +14,7 @@ from tests.runtime.gradients.one_engine import AT_THE_END, BY_A_GRAPH, BY_A_HOOK
 
 
 def launching(engine: Engine, number: int, *names: str, times: int = 1) -> Any:
-    """A term of the loss: in backward, a graph with these parameters launches a bucket."""
+    """A term of the loss: in backward, a graph with these parameters launches a round."""
     total = torch.zeros(2, dtype=torch.float64)
     for _ in range(times):
         parameters = [engine.three.get_parameter(name) for name in names]
@@ -44,11 +44,11 @@ def test_a_graph_launches_after_the_workers_have_agreed(engine: Engine, seen: li
     assert not any(flags.launch_was_incomplete for flags in seen)
 
 
-def test_launches_that_are_not_of_a_whole_bucket_are_left_to_the_end(engine: Engine, seen: list[Flags]) -> None:
+def test_launches_that_are_not_of_a_whole_round_are_left_to_the_end(engine: Engine, seen: list[Flags]) -> None:
     only(engine, launching(engine, 2, "a", "b"))
     for number, names in ((2, ("a",)), (4, ("a",)), (9, ("a", "b"))):
         only(engine, launching(engine, number, *names))
-        assert not engine._progress.is_launched(0) and engine.gradients()[0] == [10, 1]
+        assert BY_A_GRAPH not in engine.during and engine.gradients()[0] == [10, 1]
     engine.three.zero_grad()
     engine.noted.taken()
     with engine.no_sync():
@@ -56,7 +56,7 @@ def test_launches_that_are_not_of_a_whole_bucket_are_left_to_the_end(engine: Eng
     assert engine.noted.taken() == [] and engine.gradients() == [[1, 1], [1, 1], None]
 
 
-def test_a_frozen_parameter_does_not_keep_a_bucket_from_its_launch(engine: Engine, seen: list[Flags]) -> None:
+def test_a_frozen_parameter_does_not_keep_a_round_from_its_launch(engine: Engine, seen: list[Flags]) -> None:
     engine.three.b.requires_grad_(False)
     for expected in (AT_THE_END, BY_A_GRAPH):
         only(engine, launching(engine, 2, "a", "b"))

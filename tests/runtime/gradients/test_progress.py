@@ -79,86 +79,67 @@ def test_the_end_issues_the_rest_once(followed: Followed) -> None:
     assert followed.progress.issued == []
 
 
-def test_a_launched_bucket_is_packed_at_once_and_issued_in_its_turn(followed: Followed) -> None:
+def test_a_launched_round_is_packed_at_once_and_issued_in_its_turn(followed: Followed) -> None:
     b = followed.parameters["b"]
-    followed.progress.launch(1, {"b": torch.tensor([20.0, 30.0])})
-    assert [followed.progress.is_launched(position) for position in range(3)] == [False, True, False]
+    followed.progress.launch(5, {"b": torch.tensor([20.0, 30.0])})
+    assert [followed.progress.has_packed(number) for number in (2, 5, 9)] == [False, True, False]
     assert b.grad is not None
     b.grad += torch.tensor([20.0, 30.0])
     followed.progress.start_all()
     assert followed.reduction.taken() == [("start", 2, [1, 22, 0]), ("start", 5, [32, 0]), STARTS[2], "started all"]
     followed.progress.check_unchanged()
     followed.progress.begin(followed.reduction)
-    assert not followed.progress.is_launched(1)
+    assert not followed.progress.has_packed(5)
 
 
 def test_a_launched_gradient_may_change_afterwards(followed: Followed) -> None:
     followed.progress.start_all()
     followed.reduction.taken()
     followed.progress.begin(followed.reduction)
-    followed.progress.launch(0, {})
+    followed.progress.launch(2, {})
     assert followed.progress.issued == [2]
     followed.parameters["a"].grad = None
     followed.progress.check_unchanged()
 
 
-@pytest.mark.parametrize("has_arrived", [True, False])
-def test_what_was_launched_of_a_round_counts_once(has_arrived: bool) -> None:
-    """Autograd accumulates it before the rest of the round is there, or after that."""
-    buckets = [replace(bucket(number, **{name: ([0, 1],)}), round=0) for number, name in enumerate("ab")]
-    parameters = {name: nn.Parameter(torch.zeros(2)) for name in "ab"}
-    progress, reduction = Progress([slot(one) for one in buckets], groups(), Noted()), Noted()
-    progress.follow(parameters)
-    for parameter in parameters.values():
-        parameter.grad = torch.ones(2)
-    progress.begin(reduction)
-    launched = torch.tensor([20.0, 30.0])
-    progress.launch(0, {"a": launched})
-    assert reduction.taken() == []
-    if has_arrived:
-        assert parameters["a"].grad is not None
-        parameters["a"].grad += launched
-        progress.arrived(parameters["a"])
-    progress.complete(1)
-    assert reduction.taken() == [("start", 0, [21, 31, 0], [1, 1, 0])]
-
-
-def test_what_was_launched_of_two_rounds_counts_once() -> None:
-    """The first round is completed by the gradient that the second one was launched with, and issues both."""
-    pieces: list[Any] = [(0, {"a": ([0],), "c": ([0],)}), (1, {"a": ([1],)}), (1, {"b": ([0, 1],)})]
+def test_what_was_launched_of_a_round_counts_once() -> None:
+    """A parameter lies in two buckets of a round, and in the round before, which is packed once all is in ``.grad``."""
+    pieces: list[Any] = [(0, {"a": ([0],), "c": ([0],)}), (1, {"a": ([1],)}), (1, {"a": ([0],), "b": ([0, 1],)})]
     buckets = [replace(bucket(number, **own), round=at) for number, (at, own) in enumerate(pieces)]
     parameters = {name: nn.Parameter(torch.zeros(2)) for name in "abc"}
     progress, reduction = Progress([slot(one) for one in buckets], groups(), Noted()), Noted()
     progress.follow(parameters)
+    assert [*progress.names(0)] == ["a", "c"] and [*progress.names(1)] == ["a", "b"] and [*progress.names(2)] == []
+    for parameter in parameters.values():
+        parameter.grad = torch.ones(2)
     progress.begin(reduction)
-    progress.launch(1, {"a": torch.tensor([20.0, 30.0])})
-    for name, gradient, positions in (("b", 2.0, [2]), ("c", 3.0, [0]), ("a", None, [0, 1])):
-        progress.arrived(parameters[name])
-        parameters[name].grad = torch.tensor([20.0, 30.0]) if gradient is None else torch.full((2,), gradient)
+    launched = {"a": torch.tensor([20.0, 30.0]), "b": torch.tensor([40.0, 50.0])}
+    progress.launch(1, launched)
+    assert reduction.taken() == []
+    for name, positions in (("a", [0, 1, 2]), ("b", [2]), ("c", [0])):
+        held = parameters[name].grad
+        assert held is not None
+        held += launched.get(name, torch.ones(2))
         for position in positions:
             progress.complete(position)
-    assert reduction.taken() == [("start", 0, [20, 3, 0]), ("start", 1, [30, 0], [2, 2, 0])]
+    assert reduction.taken() == [("start", 0, [21, 2, 0]), ("start", 1, [31, 0], [21, 41, 51, 0])]
 
 
-def test_a_launched_gradient_is_not_kept_once_it_arrives(followed: Followed) -> None:
+def test_a_launched_gradient_is_not_kept(followed: Followed) -> None:
     """Autograd copies a gradient that others hold."""
     gradients = [torch.ones(2), torch.ones(2)]
     held = [weakref.ref(gradient) for gradient in gradients]
-    followed.progress.launch(0, dict(zip("ab", gradients, strict=True)))
+    followed.progress.launch(2, dict(zip("ab", gradients, strict=True)))
     gradients.clear()
-    assert all(one() is not None for one in held)
-    followed.progress.arrived(followed.parameters["a"])
-    assert held[0]() is None
-    followed.progress.start_all()
-    followed.progress.discard()
-    assert held[1]() is None
+    assert all(one() is None for one in held)
 
 
-def test_a_round_that_cannot_be_packed_when_it_is_launched_is_sent_as_zeros(followed: Followed) -> None:
+def test_a_round_that_cannot_be_packed_when_it_is_launched_is_sent_all_the_same(followed: Followed) -> None:
     """Peers wait for it."""
     followed.parameters["a"].grad = None
     with pytest.raises(SDPError, match="sparse"):
-        followed.progress.launch(0, {"a": torch.ones(2).to_sparse(), "b": torch.ones(2)})
+        followed.progress.launch(2, {"a": torch.ones(2).to_sparse(), "b": torch.ones(2)})
+    followed.parameters["a"].grad = torch.ones(2).to_sparse()
     followed.progress.start_all(after_failure=True)
     assert followed.reduction.taken() == [("start", 2, [0, 0, 0]), *STARTS[1:], "started all"]
 
