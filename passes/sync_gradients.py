@@ -49,7 +49,7 @@ class SyncGradients(Pass):
         marks = []
         for bucket in context.plan.buckets(context.rank, self.bucket_bytes):
             names = [name for name in dict.fromkeys(piece.name for piece in bucket.pieces) if name in used]
-            if names:
+            if names and any(piece.numel for piece in bucket.pieces):
                 kwargs = {"bucket": bucket.number, "owners": bucket.owners}
                 marks.append(_Mark(ops.all_reduce_mean, names, kwargs, {_ROUND: bucket.round}))
         _insert(graph, marks)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sdp_compile import NeuronPolicy
 from sdp_compile.passes import SyncGradients
+from sdp_compile.passes.sync_gradients import by_rounds
+from tests.graph_text import text_of
 from tests.passes.programs import context_of, lines, rewritten
 
 MLP = """
@@ -96,3 +98,48 @@ def test_inputs_and_state_move_before_the_first_computation() -> None:
 
 def test_one_worker_has_nothing_to_average() -> None:
     assert rewritten(context_of(MLP, NeuronPolicy(), workers=1), SyncGradients()) == lines(MLP)
+
+
+def executed(bucket_bytes: int) -> str:
+    """What worker 0 of four executes of the program, after checking that the marked one stays as it is."""
+    context = context_of(MLP, NeuronPolicy(replicas=2), workers=4)
+    marked = SyncGradients(bucket_bytes=bucket_bytes).run(context.analysis.programs["train"], context)
+    before = text_of(marked.graph)
+    result = by_rounds(marked)
+    assert text_of(marked.graph) == before and by_rounds(result) is result
+    return text_of(result.graph)
+
+
+def test_a_round_is_executed_with_one_mark_for_all_of_its_buckets() -> None:
+    assert executed(2**20) == lines("""
+        x: f32[3, 4] = placeholder
+        up: f32[8, 4] = get_attr[up.weight]
+        down: f32[4, 8] = get_attr[down.weight]
+        bias: f32[4] = get_attr[down.bias]
+        complete_round = marks.complete_round(bias, down, up, round=0)
+        getitem_5: f32[4] = getitem(complete_round, 0)
+        getitem_6: f32[4, 8] = getitem(complete_round, 1)
+        getitem_7: f32[8, 4] = getitem(complete_round, 2)
+        linear: f32[3, 8] = aten.linear(x, getitem_7)
+        relu: f32[3, 8] = aten.relu(linear)
+        linear_1: f32[3, 4] = aten.linear(relu, getitem_6, getitem_5)
+        return linear_1""")
+
+
+def test_rounds_are_passed_in_their_order() -> None:
+    """Backward passes the last mark first, and each as soon as the gradients of its round are complete."""
+    assert executed(64) == lines("""
+        x: f32[3, 4] = placeholder
+        up: f32[8, 4] = get_attr[up.weight]
+        down: f32[4, 8] = get_attr[down.weight]
+        bias: f32[4] = get_attr[down.bias]
+        complete_round = marks.complete_round(up, round=2)
+        getitem_5: f32[8, 4] = getitem(complete_round, 0)
+        linear: f32[3, 8] = aten.linear(x, getitem_5)
+        relu: f32[3, 8] = aten.relu(linear)
+        complete_round_1 = marks.complete_round(down, round=1)
+        getitem_6: f32[4, 8] = getitem(complete_round_1, 0)
+        complete_round_2 = marks.complete_round(bias, round=0)
+        getitem_7: f32[4] = getitem(complete_round_2, 0)
+        linear_1: f32[3, 4] = aten.linear(relu, getitem_6, getitem_7)
+        return linear_1""")
