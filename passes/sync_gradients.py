@@ -75,12 +75,11 @@ def by_rounds(program: Program) -> Program:
     graph = program.graph
     buckets: list[tuple[int, int, list[str]]] = []
     for node in [node for node in graph.nodes if node.target is ops.all_reduce_mean]:
-        parameters = list(node.all_input_nodes)  # those of earlier marks have been taken out
+        names = [str(parameter.target) for parameter in node.all_input_nodes]  # earlier marks have been taken out
         for item in list(node.users):
             item.replace_all_uses_with(node.args[item.args[1]])
             graph.erase_node(item)
         graph.erase_node(node)
-        names = [str(parameter.target) for parameter in parameters]
         buckets.append((int(node.kwargs["bucket"]), node.meta[_ROUND], names))
     rounds: dict[int, dict[str, None]] = {}
     for _, number, names in sorted(buckets):

@@ -40,6 +40,9 @@ class Progress:
         self.lots = lots_of(slots)
         self._lot_of = [lot for lot in self.lots for _ in lot.slots]
         self._of_round = {_round(lot): lot for lot in self.lots}
+        self._positions: dict[Lot, list[int]] = {lot: [] for lot in self.lots}
+        for position, lot in enumerate(self._lot_of):
+            self._positions[lot].append(position)
         self._arrangements: dict[Lot, tuple[object, Arrangement]] = {}
         self._parameters: Mapping[str, nn.Parameter] = {}
         self._members: list[list[nn.Parameter]] = []
@@ -67,7 +70,6 @@ class Progress:
         self.issued: list[int] = []
         self._in_order = InOrder(len(self._slots), self._issue, may_issue)
         self._missing = [sum(parameter.requires_grad for parameter in members) for members in self._members]
-        self._launched: set[Lot] = set()
         self._done: set[Lot] = set()
         self._waiting: list[int] = []
         self._after_failure = False
@@ -96,11 +98,9 @@ class Progress:
         They are not kept: autograd copies a gradient that others hold.
         """
         lot = self._of_round[number]
-        self._launched.add(lot)
         self._pack(lot, {self._parameters[name]: gradient for name, gradient in gradients.items()})
-        for position, one in enumerate(self._lot_of):
-            if one is lot:
-                self._in_order.ready(position)
+        for position in self._positions[lot]:
+            self._in_order.ready(position)
 
     def start_all(self, after_failure: bool = False) -> None:
         """Issues everything that is not issued yet.
@@ -218,7 +218,7 @@ class Progress:
                 raise
             lot.clear(lambda: self._arranged(lot), self._parameters)
         with torch._C.DisableTorchFunctionSubclass():
-            for name in lot.names if lot not in self._launched else ():
+            for name in lot.names:
                 gradient = self._parameters[name].grad
                 if gradient is not None:
                     self._packed.append((name, gradient, gradient._version))
